@@ -1,0 +1,82 @@
+"""Package description of agent_jax; the tools are configured in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """`__version__` of agent_jax/__init__.py, read without importing jax."""
+    text = (HERE / "agent_jax" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    if match is None:
+        raise ValueError('agent_jax/__init__.py: found no line `__version__ = "..."`, expected one')
+    return match.group(1)
+
+
+def readme() -> str:
+    """The long description."""
+    path = HERE / "README.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+# Python 3.11 resolves to jax 0.10.2, the last for it, and 3.12 to jax 0.11 or later. Upper bounds stop where a package
+# may break its users: a minor version before 1.0, a major one after.
+REQUIRED = [
+    "jax>=0.10.2,<0.13",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "chex>=0.1.92,<0.2",
+    "ml_collections>=1.1,<2",
+    "transformers>=5,<6",  # 5 dropped the Flax models; ours never used them
+    "tokenizers>=0.22.2,<0.24",
+    "safetensors>=0.8,<1",
+    "tensorflow-datasets>=4.9.10,<5",  # reads array_record without TensorFlow
+    "array_record>=0.8.3,<0.9",
+    "grain>=0.2.18,<0.3",
+    "numpy>=2.1,<3",
+    "scipy>=1.14,<2",
+    "pillow>=11,<14",
+    "absl-py>=2.1,<3",
+    "etils[epath]>=1.9,<2",  # paths on local disk and in buckets alike
+]
+
+BABYAI = ["minigrid>=3.2.0,<3.3"]
+TORCH = ["torch==2.13.0"]  # parity is held to 1e-5, so to one version
+LINT = ["ruff>=0.14,<0.18", "pyright[nodejs]>=1.1.400,<1.2"]  # with a Node.js of its own
+TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *BABYAI, *TORCH, *LINT]
+
+setup(
+    name="agent_jax",
+    version=version(),
+    description="The Interactive Agent Foundation Model (arXiv 2402.05929) in JAX and Flax",
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+    author="The agent_jax authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["agent_jax", "agent_jax.*"]),
+    package_data={"agent_jax": ["py.typed"]},
+    install_requires=REQUIRED,
+    extras_require={
+        "babyai": BABYAI,  # the simulator of configs/babyai.py
+        "torch": TORCH,  # the weight converter's parity checks
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
+        "test": TEST,
+        "dev": [*TEST, "pytest-xdist>=3.6,<4"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
