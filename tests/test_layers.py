@@ -1,0 +1,328 @@
+"""The layers of the package, and who may import what: a table, and the test that holds the code to it.
+
+    4 entry      train, the __main__ files        command lines
+    3 acting     policy, envs, evaluate, view
+    2 assembly   train_state, train_step, checkpoint, convert
+    1 parts      models, losses, optimizer, metrics, data
+    0 contracts  batch, config, actions, vocabulary, sharding
+
+A module may import from its own layer and from those below. It is read, not imported: an import inside a function or
+under TYPE_CHECKING counts as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import graphlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "agent_jax"
+
+# The first row that fits decides: a module's name, or a package's for all that is in it.
+LAYERS = {
+    "agent_jax": 0,  # __init__.py alone: it imports nothing
+    "agent_jax.batch": 0,
+    "agent_jax.config": 0,
+    "agent_jax.presets": 0,
+    "agent_jax.actions": 0,
+    "agent_jax.action_parts": 0,
+    "agent_jax.action_controls": 0,
+    "agent_jax.action_codec": 0,
+    "agent_jax.action_specs": 0,
+    "agent_jax.automaton": 0,
+    "agent_jax.vocabulary": 0,
+    "agent_jax.text_tokenizer": 0,
+    "agent_jax.sharding": 0,
+    "agent_jax.models": 1,
+    "agent_jax.losses": 1,
+    "agent_jax.optimizer": 1,
+    "agent_jax.metrics": 1,
+    "agent_jax.data": 1,
+    "agent_jax.fingerprint": 2,
+    "agent_jax.train_state": 2,
+    "agent_jax.train_step": 2,
+    "agent_jax.checkpoint": 2,
+    "agent_jax.checkpoint_meta": 2,
+    "agent_jax.checkpoint_retention": 2,
+    "agent_jax.convert": 2,
+    "agent_jax.policy": 3,
+    "agent_jax.envs": 3,
+    "agent_jax.evaluate": 3,
+    "agent_jax.view": 3,
+    "agent_jax.train": 4,
+}
+ENTRY = 4  # every __main__ file, in whatever package
+
+# Libraries that only some modules may import.
+ALLOWED = {
+    "flax": ["agent_jax.models"],
+    "orbax": ["agent_jax.checkpoint", "agent_jax.checkpoint_retention"],
+    "torch": ["agent_jax.convert.verify", "agent_jax.convert.torch_model"],
+    "minigrid": ["agent_jax.envs.babyai"],
+    "gymnasium": ["agent_jax.envs"],
+    "grain": ["agent_jax.data"],
+    "array_record": ["agent_jax.data"],
+    "tensorflow_datasets": ["agent_jax.data"],
+    "safetensors": ["agent_jax.convert"],
+    "tokenizers": ["agent_jax.text_tokenizer"],
+    "transformers": ["agent_jax.convert"],
+    "ml_collections": ["agent_jax.config", "agent_jax.presets", "agent_jax.convert.from_huggingface", "agent_jax.train"],
+    # Not dependencies, or not safe: nowhere.
+    "tensorflow": [],
+    "matplotlib": [],
+    "pickle": [],
+    "cloudpickle": [],
+    "dill": [],
+    "joblib": [],
+    "marshal": [],
+    "shelve": [],
+}
+# What describes the data and the rows is NumPy alone: a machine that only prepares data needs no accelerator library.
+NUMPY_ALONE = [
+    "agent_jax.config",
+    "agent_jax.presets",
+    "agent_jax.actions",
+    "agent_jax.action_parts",
+    "agent_jax.action_controls",
+    "agent_jax.action_codec",
+    "agent_jax.action_specs",
+    "agent_jax.automaton",
+    "agent_jax.vocabulary",
+    "agent_jax.text_tokenizer",
+    "agent_jax.envs",
+]
+TESTS_MAY_NOT = ["tensorflow", "matplotlib", "cloudpickle", "dill", "joblib", "marshal", "shelve"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """One imported module: where, what, and when it is executed."""
+
+    importer: str
+    line: int
+    name: str
+    at_runtime: bool  # not under TYPE_CHECKING
+    at_once: bool  # when the importer is imported, not when one of its functions is called
+
+    def __str__(self) -> str:
+        return f"{self.importer}, line {self.line}: imports {self.name}"
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def layer_of(module: str) -> int | None:
+    if module.rpartition(".")[2] == "__main__":
+        return ENTRY
+    rows = [package for package in LAYERS if within(module, package) and (package != PACKAGE or module == PACKAGE)]
+    return LAYERS[max(rows, key=len)] if rows else None
+
+
+def read_imports(source: str, module: str, *, is_package: bool, known: frozenset[str] = frozenset()) -> list[Import]:
+    """Every import of a source text; `from package import name` names the module where there is one of that name."""
+
+    def names(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")
+                parents = parents[: len(parents) - node.level + is_package]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield inner if inner in known else base
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("importlib.import_module", "import_module", "__import__") and node.args:
+                argument = node.args[0]
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    yield argument.value
+
+    def visit(node: ast.AST, *, at_runtime: bool, at_once: bool) -> Iterator[Import]:
+        for name in names(node):
+            yield Import(module, getattr(node, "lineno", 0), name, at_runtime, at_once)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for child in node.body:
+                yield from visit(child, at_runtime=False, at_once=False)
+            children: list[ast.AST] = list(node.orelse)
+        else:
+            children = list(ast.iter_child_nodes(node))
+            at_once = at_once and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in children:
+            yield from visit(child, at_runtime=at_runtime, at_once=at_once)
+
+    return list(visit(ast.parse(source), at_runtime=True, at_once=True))
+
+
+def read_package(root: Path) -> dict[str, list[Import]]:
+    """The imports of every module of agent_jax, by the module's name."""
+    files = {}
+    for path in sorted((root / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    known = frozenset(files)
+    return {
+        module: read_imports(
+            path.read_text(encoding="utf-8"), module, is_package=path.name == "__init__.py", known=known
+        )
+        for module, path in files.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def imports(root: Path) -> dict[str, list[Import]]:
+    return read_package(root)
+
+
+def test_every_module_has_a_layer(imports: dict[str, list[Import]]) -> None:
+    homeless = [module for module in imports if layer_of(module) is None]
+    assert not homeless, f"add a row to LAYERS in {__file__} for {homeless}"
+
+
+def test_every_row_of_the_tables_is_about_a_module_or_a_library_there_is(imports: dict[str, list[Import]]) -> None:
+    rows = [*LAYERS, *NUMPY_ALONE, *(module for allowed in ALLOWED.values() for module in allowed)]
+    gone = sorted({row for row in rows if not any(within(module, row) for module in imports)})
+    assert not gone, f"no such module: {gone}"
+
+
+def upward(imports: dict[str, list[Import]]) -> list[str]:
+    wrong = []
+    for module, found in imports.items():
+        for item in found:
+            if within(item.name, PACKAGE):
+                mine, theirs = layer_of(module), layer_of(item.name)
+                if mine is not None and theirs is not None and theirs > mine:
+                    wrong.append(f"{item} (layer {theirs}) from layer {mine}")
+    return wrong
+
+
+def test_imports_run_downwards_only(imports: dict[str, list[Import]]) -> None:
+    assert upward(imports) == []
+
+
+def test_no_module_imports_itself_by_a_detour(imports: dict[str, list[Import]]) -> None:
+    graph = {
+        module: {item.name for item in found if item.at_runtime and item.at_once and item.name in imports} - {module}
+        for module, found in imports.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def forbidden(imports: dict[str, list[Import]]) -> list[str]:
+    wrong = []
+    for module, found in imports.items():
+        for item in found:
+            allowed = ALLOWED.get(item.name.partition(".")[0])
+            is_entry = layer_of(module) == ENTRY and item.name.partition(".")[0] == "ml_collections"
+            if allowed is not None and not is_entry and not any(within(module, package) for package in allowed):
+                wrong.append(f"{item}, which only {allowed or 'nobody'} may")
+    return wrong
+
+
+def test_libraries_are_imported_only_where_they_may_be(imports: dict[str, list[Import]]) -> None:
+    assert forbidden(imports) == []
+
+
+def imported_at_once(imports: dict[str, list[Import]], module: str) -> dict[str, str]:
+    """Libraries that importing `module` imports through our own modules, each with the import that does it."""
+    libraries, seen, waiting = {}, set(), [module]
+    while waiting:
+        current = waiting.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        parents = current.split(".")
+        waiting += [".".join(parents[:i]) for i in range(1, len(parents))]
+        for item in imports.get(current, []):
+            if not (item.at_runtime and item.at_once):
+                continue
+            if within(item.name, PACKAGE):
+                waiting.append(item.name)
+            else:
+                libraries.setdefault(item.name.partition(".")[0], str(item))
+    return libraries
+
+
+def test_simulators_and_torch_are_imported_only_when_they_are_used(imports: dict[str, list[Import]]) -> None:
+    optional = {"minigrid", "gymnasium", "torch"}
+    own = [module for library in optional for module in ALLOWED[library]]
+    for module in imports:
+        if any(within(module, package) for package in own):
+            continue
+        found = imported_at_once(imports, module)
+        assert not optional & set(found), [found[library] for library in optional & set(found)]
+
+
+@pytest.mark.parametrize("contract", NUMPY_ALONE)
+def test_contracts_of_the_host_do_not_import_jax(imports: dict[str, list[Import]], contract: str) -> None:
+    for module in imports:
+        if within(module, contract):
+            found = imported_at_once(imports, module)
+            assert not {"jax", "flax", "optax"} & set(found), found
+
+
+def test_tests_and_configs_import_nothing_that_is_not_a_dependency(root: Path) -> None:
+    files = [*(root / "tests").rglob("*.py"), *(root / "configs").rglob("*.py")]
+    assert files
+    for path in files:
+        for item in read_imports(path.read_text(encoding="utf-8"), path.stem, is_package=False):
+            assert item.name.partition(".")[0] not in TESTS_MAY_NOT, str(item)
+
+
+def test_the_reader_of_imports_sees_every_way_to_import() -> None:
+    source = """
+from __future__ import annotations
+import a.b, c as d
+from . import near
+from ..models import agent
+from agent_jax.data import store, Nothing
+if TYPE_CHECKING:
+    import typed
+def function():
+    import inside
+    importlib.import_module("by_name")
+class Body:
+    import in_class
+"""
+    found = read_imports(source, "agent_jax.convert.x", is_package=False, known=frozenset({"agent_jax.data.store"}))
+    assert [item.name for item in found] == [
+        "__future__", "a.b", "c", "agent_jax.convert", "agent_jax.models", "agent_jax.data.store", "agent_jax.data",
+        "typed", "inside", "by_name", "in_class",
+    ]  # fmt: skip
+    assert [item.name for item in found if not item.at_runtime] == ["typed"]
+    assert [item.name for item in found if item.at_runtime and not item.at_once] == ["inside", "by_name"]
+    package = read_imports("from .agent import Agent", "agent_jax.models", is_package=True)
+    assert [item.name for item in package] == ["agent_jax.models.agent"]
+
+
+def test_an_upward_and_a_forbidden_import_are_found() -> None:
+    def one(module: str, source: str) -> dict[str, list[Import]]:
+        return {module: read_imports(source, module, is_package=False)}
+
+    assert upward(one("agent_jax.losses", "def f():\n    from agent_jax.train_step import x"))
+    assert not upward(one("agent_jax.train_step", "from agent_jax.losses import x"))
+    assert upward(one("agent_jax.data.store", "import agent_jax.data.__main__"))
+    assert forbidden(one("agent_jax.losses", "import flax.linen as nn"))
+    assert not forbidden(one("agent_jax.models.agent", "import flax.linen as nn"))
+    assert forbidden(one("agent_jax.data.store", "import tensorflow as tf"))
+    assert not forbidden(one("agent_jax.data.store", "import tensorflow_datasets as tfds"))
+    assert forbidden(one("agent_jax.checkpoint", "import pickle"))
+    assert not forbidden(one("agent_jax.data.__main__", "from ml_collections import config_flags"))
+
+
+def test_every_library_that_is_imported_is_a_declared_dependency(root: Path, imports: dict[str, list[Import]]) -> None:
+    declared = (root / "setup.py").read_text(encoding="utf-8").lower().replace("-", "_")
+    names = {"orbax": "orbax_checkpoint", "pil": "pillow", "absl": "absl_py", "gymnasium": "minigrid"}
+    for found in imports.values():
+        for item in found:
+            library = item.name.partition(".")[0].lower()
+            if library != PACKAGE and library not in sys.stdlib_module_names:
+                assert f'"{names.get(library, library)}' in declared, f"{item}, which setup.py does not name"
