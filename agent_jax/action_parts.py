@@ -1,0 +1,166 @@
+"""Parts of an action or a state that are always said: a binned number, a choice of one in n.
+
+A part turns its share of the values into symbols, and symbols back into bin centres. A symbol is the number of a token
+within `part.tokens`; which vocabulary id that is, only `action_codec` knows.
+
+    part      value                      symbols
+    Bins      one number                 always one of `count`
+    Choice    one of n given numbers     always one of n
+    (action_controls.py)
+    Buttons   n booleans                 any subset, in vocabulary order
+    Camera    (pitch, yaw)               both or, when neither turns, none
+    Stick     (x, y)                     rotation and magnitude or, when neutral, none
+
+Every part is exactly invertible: `symbols(value(s)) == s`, also when the values in between are stored as float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from agent_jax.automaton import Transitions
+
+MakeState = Callable[[Transitions], int]  # AutomatonBuilder.state
+Limits = tuple[tuple[float, float], ...]
+
+
+_LARGEST = 1e38  # values must fit in float32
+
+
+def stored(value: float) -> float:
+    """`value` as it comes back from a float32 array."""
+    return float(np.float32(value))
+
+
+def not_a_number(place: str) -> ValueError:
+    """The error for a NaN at `place`."""
+    return ValueError(f"{place}: found nan, expected a number; repair or drop this step")
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedPart:
+    """What `Bins` and `Choice` share: exactly one token, for one component of values[key]."""
+
+    key: str
+    index: int | None  # component of values[key]; None: the key is a scalar
+    fixed: ClassVar[bool] = True
+    sorts: ClassVar[bool] = False  # whether its ids are said in ascending order rather than in the order of the symbols
+
+    @property
+    def place(self) -> str:
+        """How errors name the value."""
+        return self.key if self.index is None else f"{self.key}[{self.index}]"
+
+    def grammar(self, ids: Sequence[int], follow: Transitions, make_state: MakeState) -> Transitions:
+        """Ways into this part, `follow` being the ways out of it."""
+        return dict.fromkeys(ids, make_state(follow))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bins(FixedPart):
+    """A number in `count - 1` equal bins over [low, high], and one more index for the top edge itself.
+
+    k = int((clip(x, low, high) - low) / w), w = (high - low) / (count - 1); decodes to low + (k + 0.5) w
+    (arXiv 2402.05929: 21 indices; -0.0285 + 0.003 k in Language-Table). The top edge decodes half a bin above `high`.
+    """
+
+    prefix: str  # the token of bin k is f"{prefix}{k}"
+    low: float
+    high: float
+    count: int = 21
+    name: str = ""
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "low", float(self.low))
+        object.__setattr__(self, "high", float(self.high))
+        if not -_LARGEST < self.low < self.high < _LARGEST:
+            raise ValueError(f"{self.place}: found bounds low={self.low}, high={self.high}, expected finite low < high")
+        if self.count < 2:
+            raise ValueError(f"{self.place}: found count={self.count}, expected at least 2 (one bin and the top edge)")
+        if not all(self.symbols(stored(self.value([k]))) == [k] for k in range(self.count)):
+            raise ValueError(f"{self.place}: {self.count} bins over [{self.low}, {self.high}] are narrower than "
+                             "float32 can tell apart; widen the bounds")
+
+    @functools.cached_property
+    def width(self) -> float:
+        """w, the width of a bin."""
+        return (self.high - self.low) / (self.count - 1)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Tokens by symbol."""
+        return tuple(f"{self.prefix}{k}" for k in range(self.count))
+
+    @property
+    def limits(self) -> Limits:
+        """(low, high) of each component."""
+        return ((self.low, self.high),)
+
+    def symbols(self, value: float) -> list[int]:
+        """The bin of `value`; beyond the bounds, the nearest."""
+        if self.low < value < self.high:
+            k = int((value - self.low) / self.width)
+            return [k if k < self.count - 1 else self.count - 2]  # rounding must not reach the top edge
+        if value != value:
+            raise not_a_number(self.place)
+        return [0 if value <= self.low else self.count - 1]
+
+    def value(self, symbols: Sequence[int]) -> float:
+        """The centre of the bin."""
+        return self.low + (symbols[0] + 0.5) * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice(FixedPart):
+    """One of n tokens; `values` are the numbers they stand for, 0..n-1 unless given."""
+
+    tokens: tuple[str, ...]
+    values: tuple[float, ...] = ()
+    name: str = ""
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", tuple(self.tokens))
+        object.__setattr__(self, "values", tuple(float(value) for value in self.values))
+        if not self.tokens or len(set(self.tokens)) != len(self.tokens):
+            raise ValueError(f"{self.place}: found tokens {self.tokens}, expected at least one and no repetition")
+        if self.values and len(self.values) != len(self.tokens):
+            raise ValueError(f"{self.place}: found {len(self.values)} values for {len(self.tokens)} tokens")
+        finite = all(-_LARGEST < value < _LARGEST for value in self.numbers)
+        if not finite or len({stored(value) for value in self.numbers}) != len(self.tokens):
+            raise ValueError(f"{self.place}: found values {self.values}, expected finite ones that float32 tells apart")
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The number of each token."""
+        return self.values or tuple(range(len(self.tokens)))
+
+    @property
+    def limits(self) -> Limits:
+        """(low, high) of each component."""
+        return ((min(self.numbers), max(self.numbers)),)
+
+    @functools.cached_property
+    def _symbol_of(self) -> dict[float, int]:
+        exact = {number: symbol for symbol, number in enumerate(self.numbers)}
+        return {stored(number): symbol for number, symbol in exact.items()} | exact
+
+    def symbols(self, value: float) -> list[int]:
+        """The token of `value`, which must be one of the numbers: a choice has no neighbours to clip to."""
+        symbol = self._symbol_of.get(value)
+        if symbol is None:
+            pairs = list(zip(self.numbers, self.tokens, strict=True))
+            meant = ", ".join(f"{number} ({token})" for number, token in pairs[:12])
+            more = f", ... ({len(pairs)} in all)" if len(pairs) > 12 else ""
+            raise ValueError(f"{self.place}: found {value}, expected one of {meant}{more}")
+        return [symbol]
+
+    def value(self, symbols: Sequence[int]) -> float:
+        """The number of the token."""
+        return self.numbers[symbols[0]]

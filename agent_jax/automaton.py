@@ -1,0 +1,114 @@
+"""The legal token sequences of an action, as a finite automaton.
+
+    state 0 --[STARTACTION]--> 1 --[left] [right] ...--> 2 --[ENDOFACTION]--> 3 = accept
+
+It is acyclic, deterministic and minimal; states are numbered so that every transition goes upwards. `next_QA` is a
+plain table, so the same automaton runs on the host and inside a jitted decoding loop:
+
+    logits_A = logits_K[ids_A]; a = argmax(where(next_QA[state] >= 0, logits_A, -inf)); state = next_QA[state, a]
+
+Dimensions: Q states, A ids of the alphabet, K vocabulary rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+Transitions = dict[int, int]  # id -> state that follows
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Automaton:
+    """Legal ids in every state; state `accept` is the end and has none."""
+
+    ids_A: np.ndarray  # int32, ascending: the ids that occur anywhere
+    next_QA: np.ndarray  # int32: the state after id A in state Q; -1 where it is illegal
+    accept: int
+    max_length: int  # tokens of the longest sequence
+    start: int = 0
+
+    def legal(self, state: int) -> np.ndarray:
+        """int32 ids that may follow in `state`, ascending; none in `accept`."""
+        return self.ids_A[self.next_QA[state] >= 0]
+
+    def mask(self, state: int, size: int) -> np.ndarray:
+        """Bool [size], True at the legal ids of `state`, for logits over `size` vocabulary rows.
+
+        Raises:
+            ValueError: an id of the automaton lies beyond `size`.
+        """
+        if size <= self.ids_A[-1]:
+            raise ValueError(f"size={size}: the automaton has ids up to {self.ids_A[-1]}, so pass all vocabulary rows")
+        mask_K = np.zeros(size, bool)
+        mask_K[self.legal(state)] = True
+        return mask_K
+
+    def advance(self, state: int, token: int) -> int:
+        """The state after `token` in `state`, or -1 if it is illegal there."""
+        column = int(np.searchsorted(self.ids_A, token))
+        if column == len(self.ids_A) or self.ids_A[column] != token:
+            return -1
+        return int(self.next_QA[state, column])
+
+    def accepts(self, ids: Sequence[int] | np.ndarray) -> bool:
+        """Whether `ids` is a complete legal sequence."""
+        state = self.start
+        for token in ids:
+            state = self.advance(state, int(token))
+            if state < 0:
+                return False
+        return state == self.accept
+
+
+class AutomatonBuilder:
+    """Builds an automaton from its end: what follows a state is known before the state itself.
+
+    Equal states are made once, which leaves the minimal automaton, since there are no cycles.
+    """
+
+    def __init__(self) -> None:
+        self._transitions: list[Transitions] = []
+        self._known: dict[tuple[tuple[int, int], ...], int] = {}
+        self.state({})  # accept
+
+    def state(self, transitions: Transitions) -> int:
+        """The state with these ways out; the empty dict is `accept`."""
+        key = tuple(sorted(transitions.items()))
+        if key not in self._known:
+            self._known[key] = len(self._transitions)
+            self._transitions.append(dict(transitions))
+        return self._known[key]
+
+    def build(self, start: Transitions) -> Automaton:
+        """The automaton whose first state has the ways out `start`."""
+        first = self.state(start)
+        reachable = self._reachable(first)
+        order = sorted(reachable, reverse=True)  # what follows a state was made before it, so transitions go upwards
+        number = {state: i for i, state in enumerate(order)}
+        ids_A = np.array(sorted({token for state in order for token in self._transitions[state]}), np.int32)
+        next_QA = np.full((len(order), len(ids_A)), -1, np.int32)
+        longest: dict[int, int] = {}
+        for state in reversed(order):
+            ways = self._transitions[state]
+            for token, after in ways.items():
+                next_QA[number[state], np.searchsorted(ids_A, token)] = number[after]
+            longest[state] = 1 + max((longest[after] for after in ways.values()), default=-1)
+        return Automaton(ids_A, next_QA, accept=number[0], max_length=longest[first])
+
+    def _reachable(self, first: int) -> set[int]:
+        seen, open_states = {first}, [first]
+        while open_states:
+            for after in self._transitions[open_states.pop()].values():
+                if after not in seen:
+                    seen.add(after)
+                    open_states.append(after)
+        return seen
+
+
+def join(one: Transitions, other: Transitions) -> Transitions:
+    """Both ways out of one state; they share no id (`BoundSpec` has checked the user's spec)."""
+    assert not one.keys() & other.keys(), "ambiguous ways out of a state"
+    return one | other

@@ -1,0 +1,209 @@
+"""Text to ids and back: bytes, or byte-level BPE from Hugging Face files.
+
+The first four ids are OPT's in every tokenizer: 0 <s>, 1 <pad>, 2 </s>, 3 <unk>. `encode` adds nothing of its own; what
+opens a row (`EOS`) is the row layout's business. A tokenizer is embedded whole in `to_json()`, so that a checkpoint
+needs no files beside it, in a form that does not depend on the version of any library.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+EOS = 2  # </s>, which opens every row and ends captions and answers
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # by id, as in OPT
+
+
+class TextTokenizer(Protocol):
+    """What the package asks of a tokenizer."""
+
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, with nothing added."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; special tokens are left out."""
+        ...
+
+    def token(self, token_id: int) -> str:
+        """One id, for display."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole tokenizer; `tokenizer_from_json` reads it."""
+        ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes after the four special ids: id = 4 + byte."""
+
+    size = 4 + 256
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, with nothing added."""
+        return [4 + byte for byte in text.encode()]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; special tokens are left out, broken UTF-8 becomes U+FFFD."""
+        return bytes(i - 4 for i in _checked(ids, self.size) if i >= 4).decode(errors="replace")
+
+    def token(self, token_id: int) -> str:
+        """One id, for display."""
+        if token_id < 4:
+            return SPECIAL_TOKENS[token_id]
+        character = chr(token_id - 4)
+        return character if character.isascii() and character.isprintable() else f"\\x{token_id - 4:02x}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole tokenizer; `tokenizer_from_json` reads it."""
+        return {"kind": "bytes"}
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer run by the `tokenizers` library, described by plain JSON."""
+
+    def __init__(self, description: Mapping[str, Any], where: str):
+        """From `to_json()`'s form; `where` names its origin in errors.
+
+        Raises:
+            ValueError: the special tokens do not stand at OPT's ids, or vocabulary and merges contradict each other.
+        """
+        self._description = dict(description)
+        kind = description["kind"]
+        self._tokenizer = _byte_level_bpe(description, where) if kind == "bpe" else _from_file(description, where)
+        for token, expected in (("<pad>", 1), ("</s>", 2)):
+            found = self._tokenizer.token_to_id(token)
+            if found != expected:
+                raise ValueError(f"{where}: found {token!r} at id {found}, expected {expected} as in OPT's tokenizer; "
+                                 "use OPT's files, or files with the same first four tokens")
+        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, with nothing added; a `</s>` written in the text is read as the token, as in transformers."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; special tokens are left out, broken UTF-8 becomes U+FFFD."""
+        return self._tokenizer.decode(_checked(ids, self.size), skip_special_tokens=True)
+
+    def token(self, token_id: int) -> str:
+        """One id, for display."""
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole tokenizer; `tokenizer_from_json` reads it."""
+        return self._description
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Loader processes get the description, not the library's object."""
+        return HuggingFaceTokenizer, (self._description, "tokenizer")
+
+
+def load_tokenizer(path: str) -> TextTokenizer:
+    """The tokenizer at `path`: "bytes", a folder with OPT's vocab.json and merges.txt, or a tokenizer.json.
+
+    Raises:
+        FileNotFoundError: nothing there, or none of the files.
+        ValueError: a file is not what its name says, or the special tokens do not stand at OPT's ids.
+    """
+    if path == "bytes":
+        return ByteTokenizer()
+    place = pathlib.Path(path)
+    vocab, merges, single = place / "vocab.json", place / "merges.txt", place / "tokenizer.json"
+    if place.is_file():
+        single = place
+    elif vocab.is_file() and merges.is_file():
+        lines = merges.read_text(encoding="utf-8").split("\n")
+        pairs = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
+        return HuggingFaceTokenizer({"kind": "bpe", "tokens": _tokens_by_id(vocab), "merges": pairs}, str(place))
+    if not single.is_file():
+        found = sorted(item.name for item in place.iterdir())[:10] if place.is_dir() else "nothing"
+        raise FileNotFoundError(f"tokenizer={path!r}: found {found}, expected a folder with vocab.json and merges.txt, "
+                                'a tokenizer.json or the folder that holds it, or the word "bytes"')
+    return HuggingFaceTokenizer({"kind": "tokenizer.json", "content": _read_json(single)}, str(single))
+
+
+def tokenizer_from_json(description: Mapping[str, Any]) -> TextTokenizer:
+    """The tokenizer that `to_json()` described.
+
+    Raises:
+        ValueError: the description is of no known kind.
+    """
+    kind = description.get("kind")
+    if kind == "bytes":
+        return ByteTokenizer()
+    if kind in ("bpe", "tokenizer.json"):
+        return HuggingFaceTokenizer(description, "stored tokenizer")
+    raise ValueError(f"stored tokenizer: found kind {kind!r}, expected bytes, bpe or tokenizer.json")
+
+
+def _checked(ids: Iterable[int], size: int) -> list[int]:
+    plain = [int(i) for i in ids]
+    for i in plain:
+        if not 0 <= i < size:
+            raise ValueError(f"text id {i} is none of the {size} text ids; action ids are read by the ActionSpec")
+    return plain
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also UnicodeDecodeError
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _tokens_by_id(vocab: pathlib.Path) -> list[str]:
+    tokens = _read_json(vocab)
+    by_id = sorted(tokens, key=tokens.__getitem__) if all(type(i) is int for i in tokens.values()) else []
+    if not by_id or [tokens[token] for token in by_id] != list(range(len(tokens))):
+        raise ValueError(f"{vocab}: expected an object token -> id with every id from 0 to {len(tokens) - 1} once")
+    return by_id
+
+
+def _byte_level_bpe(description: Mapping[str, Any], where: str) -> Tokenizer:
+    """GPT-2's byte-level BPE as OPT uses it: no prefix space, no normalisation."""
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers  # not paid for where bytes will do
+    from tokenizers.models import BPE
+
+    tokens: Sequence[str] = description["tokens"]
+    ids = {token: i for i, token in enumerate(tokens)}
+    merges: list[tuple[str, str]] = []
+    for line in description["merges"]:
+        left, _, right = line.partition(" ")
+        if not {left, right, left + right} <= ids.keys():
+            raise ValueError(f"{where}: the merge {line!r} makes a token that is not in the vocabulary; merges.txt and "
+                             "vocab.json must come from the same tokenizer")
+        merges.append((left, right))
+    tokenizer = Tokenizer(BPE(vocab=ids, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    # OPT's own special tokens; "<s>" and "<unk>" have ids, but are spelled out when they stand in a text.
+    specials = [AddedToken(token, special=True, normalized=False) for token in ("</s>", "<pad>") if token in ids]
+    tokenizer.add_special_tokens(specials)
+    return tokenizer
+
+
+def _from_file(description: Mapping[str, Any], where: str) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    content = description["content"]
+    model = content.get("model")
+    if not isinstance(model, dict) or "vocab" not in model:
+        raise ValueError(f"{where}: found fields {sorted(content)[:10]}, expected a tokenizer.json with a vocabulary")
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.no_padding()  # rows are laid out by us
+    tokenizer.no_truncation()
+    return tokenizer
