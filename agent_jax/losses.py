@@ -1,0 +1,134 @@
+"""The three losses (arXiv 2402.05929, eq. 2-5) as weighted sums and their weights, by domain.
+
+    language, action: cross-entropy of a target, in nats         mae: squared error of a hidden patch, mean over X values
+
+A sum and its weight are kept apart until everything is added up: over microbatches, over devices. Weights depend on the
+batch alone, so those of the whole global batch are known before its first microbatch, and accumulation and sharding
+change nothing. Two forms join the losses:
+
+    mean: sum over domains of  token * (weighted mean over language and action targets)  +  mae * (mean over hidden patches)
+    eq5:  mean over samples of (L_lang + L_mae + L_act) / (|W| + sum_t (|V_t| + |A_t|)), with L_mae summed over pixel values
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from agent_jax.batch import Batch
+from agent_jax.config import LossConfig
+from agent_jax.models.agent import AgentOutput
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossSums:
+    """Sums by domain, each of shape (domains,), f32. The same class holds weights: what each sum is to be divided by."""
+
+    language: jax.Array  # of NLL; weight: of targets
+    action: jax.Array
+    mae: jax.Array  # of the mean squared error of a patch; weight: hidden patches
+    language_share: jax.Array  # of NLL / denominator of its sample; weight: samples
+    action_share: jax.Array
+    mae_share: jax.Array  # of the summed squared error / denominator
+    language_correct: jax.Array  # targets whose best logit is right; weight: of targets
+    action_correct: jax.Array
+
+    def __add__(self, other: LossSums) -> LossSums:
+        return jax.tree.map(jnp.add, self, other)
+
+
+def token_nll(logits_BTK: jax.Array, target_BT: jax.Array, weight_BT: jax.Array) -> jax.Array:
+    """nll_BT = -log softmax(logits)[target], in nats; 0 where the weight is 0, whatever the target there."""
+    target_BT = jnp.where(weight_BT > 0, target_BT, 0)
+    best_BT = jnp.take_along_axis(logits_BTK, target_BT[..., None], axis=-1)[..., 0]
+    return jnp.where(weight_BT > 0, jax.nn.logsumexp(logits_BTK, axis=-1) - best_BT, 0.0)
+
+
+def _by_domain(values: jax.Array, domain: jax.Array, domains: int) -> jax.Array:
+    """Sum of `values` for each domain, (domains,)."""
+    member = domain[..., None] == jnp.arange(domains).reshape((1,) * domain.ndim + (-1,))
+    return jnp.sum(jnp.where(member, values[..., None], 0.0), axis=tuple(range(values.ndim)))
+
+
+def _frame_weight(batch: Batch) -> jax.Array:
+    """Weight of every image in the MAE loss, (B, F): 0 for padding, whatever is written there."""
+    return jnp.where(batch.clip_BF >= 0, batch.frame_weight_BF, 0.0)
+
+
+def loss_sums(output: AgentOutput, batch: Batch, domains: int) -> LossSums:
+    """The weighted sums of a batch or microbatch.
+
+    Args:
+        output: of the agent; without a mask the MAE sums are 0.
+        batch: the rows it was computed from.
+        domains: number of domains.
+    """
+    language_BT, action_BT = batch.language_weight_BT, batch.action_weight_BT
+    nll_BT = token_nll(output.logits_BTK, batch.target_BT, language_BT + action_BT)
+    right_BT = (jnp.argmax(output.logits_BTK, axis=-1) == batch.target_BT).astype(nll_BT.dtype)
+    share_BT = nll_BT / jnp.where(language_BT + action_BT > 0, batch.denominator_BT, 1.0)
+    of_target = lambda value_BT, weight_BT: _by_domain(value_BT * weight_BT, batch.domain_BT, domains)  # noqa: E731
+    if output.predicted_BFIX is None or output.pixels_BFIX is None:
+        mae = mae_share = jnp.zeros(domains, nll_BT.dtype)
+    else:
+        square_BFIX = jnp.square(output.predicted_BFIX - output.pixels_BFIX)
+        error_BF = jnp.sum(jnp.mean(square_BFIX, axis=-1), axis=-1)  # sum over hidden patches
+        values = square_BFIX.shape[-1]
+        weight_BF = _frame_weight(batch)
+        mae = _by_domain(error_BF * weight_BF, batch.domain_BF, domains)
+        share_BF = values * error_BF / jnp.where(weight_BF > 0, batch.denominator_BF, 1.0)
+        mae_share = _by_domain(share_BF * weight_BF, batch.domain_BF, domains)
+    return LossSums(
+        language=of_target(nll_BT, language_BT),
+        action=of_target(nll_BT, action_BT),
+        mae=mae,
+        language_share=of_target(share_BT, language_BT),
+        action_share=of_target(share_BT, action_BT),
+        mae_share=mae_share,
+        language_correct=of_target(right_BT, language_BT),
+        action_correct=of_target(right_BT, action_BT),
+    )
+
+
+def loss_weights(batch: Batch, domains: int, hidden_patches: int) -> LossSums:
+    """What the sums of the whole global batch are to be divided by.
+
+    Args:
+        batch: all rows of the optimizer step.
+        domains: number of domains.
+        hidden_patches: I, patches hidden in each image.
+    """
+    language = _by_domain(batch.language_weight_BT, batch.domain_BT, domains)
+    action = _by_domain(batch.action_weight_BT, batch.domain_BT, domains)
+    mae = _by_domain(_frame_weight(batch) * hidden_patches, batch.domain_BF, domains)
+    samples = _samples(batch, domains)
+    return LossSums(language, action, mae, samples, samples, samples, language, action)
+
+
+def _samples(batch: Batch, domains: int) -> jax.Array:
+    """Number of samples of each domain, (domains,): slots at position 0 of a segment."""
+    first_BS = ((batch.segment_BS > 0) & (batch.position_BS == 0)).astype(jnp.float32)
+    return _by_domain(first_BS, batch.domain_BS, domains)
+
+
+def total(sums: LossSums, weights: LossSums, config: LossConfig) -> jax.Array:
+    """The scalar loss. Linear in `sums`, so the totals of microbatches add up to the total of the batch."""
+    if config.form == "eq5":
+        joint = config.language * sums.language_share + config.action * sums.action_share + config.mae * sums.mae_share
+        return jnp.sum(joint) / jnp.maximum(jnp.sum(weights.language_share), 1.0)
+    token_weight = config.language * weights.language + config.action * weights.action
+    token = (config.language * sums.language + config.action * sums.action) * _reciprocal(token_weight)
+    return jnp.sum(config.token * token + config.mae * sums.mae * _reciprocal(weights.mae))
+
+
+def means(sums: LossSums, weights: LossSums) -> LossSums:
+    """Each loss as a mean by domain, for the log; 0 where a domain has no targets of the kind."""
+    return jax.tree.map(lambda value, weight: value * _reciprocal(weight), sums, weights)
+
+
+def _reciprocal(weight: jax.Array) -> jax.Array:
+    """1 / weight, and 0 where the weight is 0: a batch may lack a domain or a loss."""
+    return jnp.where(weight > 0, 1.0 / jnp.where(weight > 0, weight, 1.0), 0.0)

@@ -1,0 +1,75 @@
+"""Softmax attention, written once: queries, keys and values per head, f32 softmax, and nothing else.
+
+    out_BSNH = softmax(q_BSNH . k_BZNH / sqrt(H), where visible) . v_BZNH
+
+A masked score becomes the least finite number, so that its weight is exactly zero after the softmax: what stands in a
+masked place can change no bit of the result. Heads are moved to the front (B, N, S, H) and the division by the softmax's
+sum is done on the output, which is Z / H times smaller than the weights: on a CPU that halves the time of the step.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# Causal queries are attended in blocks, each over the keys up to its own end: with 4 blocks 5/8 of the scores are made.
+BLOCK_SLOTS = 64  # least queries a block: below it a CPU's matrix product loses more than the saved scores gain
+MAX_BLOCKS = 8  # more save little (8 blocks: 9/16) and cost compile time
+
+
+def _attend_heads(q_BNSH: jax.Array, k_BNZH: jax.Array, v_BNZH: jax.Array, mask: jax.Array | None) -> jax.Array:
+    scores_BNSZ = jnp.einsum("BNSH,BNZH->BNSZ", q_BNSH, k_BNZH)
+    scores_BNSZ = scores_BNSZ.astype(jnp.promote_types(scores_BNSZ.dtype, jnp.float32))  # softmax in f32
+    if mask is not None:
+        scores_BNSZ = jnp.where(mask, scores_BNSZ, jnp.finfo(scores_BNSZ.dtype).min)
+    peak_BNS1 = jax.lax.stop_gradient(jnp.max(scores_BNSZ, axis=-1, keepdims=True))
+    weights_BNSZ = jnp.exp(scores_BNSZ - peak_BNS1)
+    sum_BNS1 = jnp.sum(weights_BNSZ, axis=-1, keepdims=True)
+    out_BNSH = jnp.einsum("BNSZ,BNZH->BNSH", weights_BNSZ.astype(v_BNZH.dtype), v_BNZH)
+    return (out_BNSH / sum_BNS1).astype(v_BNZH.dtype)
+
+
+def attend(q_BSNH: jax.Array, k_BZNH: jax.Array, v_BZNH: jax.Array, mask_BSZ: jax.Array | None = None) -> jax.Array:
+    """Attention of every query over the keys it may see (Vaswani et al., 2017, eq. 1).
+
+    Args:
+        q_BSNH: queries, in the compute dtype.
+        k_BZNH: keys.
+        v_BZNH: values.
+        mask_BSZ: True where a query may see a key; None: everywhere. Every query must see at least one key.
+
+    Returns:
+        out_BSNH, in the dtype of the values.
+    """
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BSNH * q_BSNH.shape[-1] ** -0.5, k_BZNH, v_BZNH))
+    return _attend_heads(q, k, v, None if mask_BSZ is None else mask_BSZ[:, None]).transpose(0, 2, 1, 3)
+
+
+def causal_segment_mask(segment_BS: jax.Array, first: int = 0, end: int | None = None) -> jax.Array:
+    """mask_BSZ of the queries first .. end - 1 over the keys 0 .. end - 1: earlier slots of the same sample."""
+    end = segment_BS.shape[1] if end is None else end
+    causal_1SZ = jnp.arange(first, end)[None, :, None] >= jnp.arange(end)[None, None, :]
+    return causal_1SZ & (segment_BS[:, first:end, None] == segment_BS[:, None, :end])
+
+
+def attend_causally(q_BSNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, segment_BS: jax.Array) -> jax.Array:
+    """Attention within a packed row: a slot sees itself and the earlier slots of its own sample.
+
+    Args:
+        q_BSNH: queries, in the compute dtype.
+        k_BSNH: keys.
+        v_BSNH: values.
+        segment_BS: the sample each slot belongs to.
+
+    Returns:
+        out_BSNH, in the dtype of the values.
+    """
+    slots = q_BSNH.shape[1]
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BSNH * q_BSNH.shape[-1] ** -0.5, k_BSNH, v_BSNH))
+    blocks = min(max(slots // BLOCK_SLOTS, 1), MAX_BLOCKS)
+    edges = [slots * i // blocks for i in range(blocks + 1)]
+    out = []
+    for first, end in zip(edges, edges[1:], strict=False):
+        mask_BSZ = causal_segment_mask(segment_BS, first, end)
+        out.append(_attend_heads(q[:, :, first:end], k[:, :, :end], v[:, :, :end], mask_BSZ[:, None]))
+    return jnp.concatenate(out, axis=2).transpose(0, 2, 1, 3)

@@ -1,0 +1,85 @@
+"""The stack of blocks: the scan is a plain loop, and remat changes memory, not gradients."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agent_jax.models.attention import causal_segment_mask
+from agent_jax.models.transformer import Block, BlockConfig, run_blocks
+
+CONFIG = BlockConfig(width=16, heads=2, mlp_width=24, activation="gelu", layer_norm_eps=1e-5,
+                     dtype=jnp.dtype("float32"), dropout=0.3)
+DEPTH = 3
+
+
+class Stack(nn.Module):
+    """`run_blocks` needs a calling module."""
+
+    config: BlockConfig
+
+    @nn.compact
+    def __call__(self, x, mask, keys):
+        return run_blocks(self.config, DEPTH, x, mask, keys, collect=True)
+
+
+def inputs():
+    x = np.random.default_rng(0).standard_normal((2, 5, CONFIG.width), np.float32)
+    mask = causal_segment_mask(jnp.asarray([[1, 1, 2, 2, 0], [1, 1, 1, 1, 1]]))
+    return x, mask, jax.random.split(jax.random.key(1), 2)
+
+
+def random_params():
+    shapes = jax.eval_shape(Stack(CONFIG).init, jax.random.key(0), *inputs())["params"]
+    rng = np.random.default_rng(2)
+    return jax.tree.map(lambda leaf: np.asarray(0.3 * rng.standard_normal(leaf.shape), np.float32), shapes)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_the_scan_over_layers_equals_a_plain_loop(dropout):
+    x, mask, keys = inputs()
+    params, keys = random_params(), keys if dropout else None
+    out, states = jax.jit(Stack(CONFIG).apply)({"params": params}, x, mask, keys)
+    block = jax.jit(lambda params, x, layer: Block(CONFIG).apply({"params": params}, x, layer, mask, keys)[0])
+    expected = []
+    for layer in range(DEPTH):
+        mine = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
+        x = block(mine, x, layer)
+        expected.append(x)
+    np.testing.assert_allclose(states, jnp.stack(expected), atol=1e-5)
+    np.testing.assert_array_equal(out, states[-1])
+
+
+def test_dropout_differs_between_layers_rows_and_keys_and_is_off_without_a_key():
+    x, mask, keys = inputs()
+    x = jnp.broadcast_to(x[:1], x.shape)
+    mask = jnp.broadcast_to(mask[:1], mask.shape)
+    params = random_params()
+    apply = jax.jit(Stack(CONFIG).apply)
+    _, states = apply({"params": params}, x, mask, keys)
+    assert not np.allclose(states[:, 0], states[:, 1])
+    _, again = apply({"params": params}, x, mask, keys)
+    np.testing.assert_array_equal(states, again)
+    _, swapped = apply({"params": params}, x, mask, keys[::-1])
+    np.testing.assert_array_equal(states[:, 0], swapped[:, 1])
+    _, plain = apply({"params": params}, x, mask, None)
+    np.testing.assert_array_equal(plain[:, 0], plain[:, 1])
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_gives_the_gradients_of_the_plain_stack(remat):
+    x, mask, keys = inputs()
+    params = random_params()
+
+    def gradients(config):
+        def loss(params, x):
+            return jnp.sum(jnp.sin(Stack(config).apply({"params": params}, x, mask, keys)[0]))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
+
+    plain, recomputed = gradients(CONFIG), gradients(dataclasses.replace(CONFIG, remat=remat))
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed)
