@@ -1,0 +1,262 @@
+"""Writing the canonical store: shard by shard, by one process or several, resumable, visible only when whole.
+
+    begin_store(DIR) -> .DIR.partial/ --ShardWriter, in any process--> shards --finish_store(DIR)--> DIR
+
+A shard is written under a temporary name and renamed. `finish_store` writes dataset_info.json last and renames the
+whole directory. What was interrupted is begun again with the shards that are there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from PIL import Image
+
+from agent_jax.data.store import METADATA_FILE, STEPS, Example, Field, Store, features_fields, open_store
+from agent_jax.data.transforms import encode_png
+
+Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # shape and dtype by key, as ActionSpec.fields gives them
+
+# One record a chunk, or random access decompresses its neighbours too. The images are compressed already.
+_OPTIONS = "group_size:1,uncompressed"
+
+
+def episode_features(image_shape: tuple[int, int, int], actions: Shapes, observations: Shapes | None = None,
+                     encoding: Literal["png", "jpeg"] = "png") -> tfds.features.FeaturesDict:
+    """The schema of a record: an episode or a segment of one.
+
+    Args:
+        image_shape: height, width, 3.
+        actions: fields of steps/.
+        observations: fields of steps/observation/ beside the image `rgb`.
+        encoding: of the images; PNG is exact.
+    """
+
+    def arrays(shapes: Shapes) -> dict[str, Any]:
+        tensor = tfds.features.Tensor
+        return {key: tensor(shape=shape, dtype=np.dtype(dtype).type) for key, (shape, dtype) in shapes.items()}
+
+    image = tfds.features.Image(shape=image_shape, encoding_format=encoding)
+    return tfds.features.FeaturesDict({
+        "episode_id": tfds.features.Text(),
+        "recording_id": tfds.features.Text(),  # splits are by recording
+        "start": np.int64,  # step of the episode at which this record begins
+        "instruction": tfds.features.Text(),
+        STEPS: tfds.features.Dataset({
+            "observation": {"rgb": image, **arrays(observations or {})},
+            **arrays(actions),
+            "action_weight": np.float32,  # 0: a step not to be imitated; it is laid out as history
+            "reward": np.float32,
+            "is_first": np.bool_,
+            "is_last": np.bool_,
+            "is_terminal": np.bool_,
+        }),
+    })
+
+
+def begin_store(directory: str | os.PathLike[str], metadata: Mapping[str, Any]) -> Path:
+    """The sibling directory to write shards into.
+
+    Args:
+        directory: where the finished data set is to appear.
+        metadata: JSON, kept in agent_jax.json: `action_spec`, `state_spec`, and how the data is made. Shards of an
+            interrupted attempt are kept only if they were made with equal metadata.
+
+    Raises:
+        FileExistsError: `directory` exists; nothing is overwritten.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        raise FileExistsError(f"{directory}: exists; expected a new directory for the data set. Remove it to make the "
+                              "data anew")
+    build = _build_directory(directory)
+    content = json.dumps(metadata, indent=2, sort_keys=True)
+    own = build / METADATA_FILE
+    if build.exists() and not (own.is_file() and own.read_text() == content):
+        shutil.rmtree(build)
+    build.mkdir(parents=True, exist_ok=True)
+    own.write_text(content)
+    return build
+
+
+def shard_path(directory: Path, name: str, split: str, index: int, count: int) -> Path:
+    """The file of shard `index` of `count`, as TFDS names it."""
+    return directory / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+class ShardWriter:
+    """Writes one shard; the file appears under its name when the `with` block ends without an error.
+
+    Several processes may write different shards at a time.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], features: tfds.features.FeaturesDict):
+        """Begin the shard at `path`, with records of the schema `features`."""
+        self._path = Path(path)
+        self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        self._serialize = record_serializer(features)
+        self._writer = ArrayRecordWriter(str(self._temporary), _OPTIONS)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a record: its fields nested as in the schema, `steps` a sequence of such mappings.
+
+        Raises:
+            ValueError: a field is missing or has another shape or type; names it.
+        """
+        self._writer.write(self._serialize(record))
+
+    def __enter__(self) -> Self:
+        """The writer itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """Rename the shard into place, or drop it after an error."""
+        self._writer.close()
+        if kind is None:
+            self._temporary.rename(self._path)
+        else:
+            self._temporary.unlink()
+
+
+def finish_store(directory: str | os.PathLike[str], name: str, features: tfds.features.FeaturesDict) -> Store:
+    """Turn the shards written since `begin_store` into the data set at `directory`, in one rename.
+
+    Raises:
+        ValueError: shards are missing, or there is none.
+    """
+    directory = Path(directory)
+    build = _build_directory(directory)
+    for leftover in build.glob(".*.tmp"):  # of a writer that was killed
+        leftover.unlink()
+    shards: dict[str, list[Path]] = {}
+    for path in sorted(build.glob(f"{name}-*.array_record-*-of-*")):
+        shards.setdefault(path.name.removeprefix(f"{name}-").split(".array_record-")[0], []).append(path)
+    if not shards:
+        raise ValueError(f"{build}: no shards of {name!r}, expected those of at least one split")
+    splits = []
+    for split, paths in shards.items():
+        count = int(paths[0].name.rsplit("-", 1)[1])
+        expected = [shard_path(build, name, split, index, count) for index in range(count)]
+        if paths != expected:
+            missing = [path.name for path in expected if path not in paths]
+            raise ValueError(f"{build}: split {split!r} has {len(paths)} shards, expected {count}; missing: "
+                             f"{', '.join(missing)}")
+        lengths = []
+        for path in paths:
+            reader = ArrayRecordReader(str(path))
+            lengths.append(str(reader.num_records()))
+            reader.close()
+        size = sum(path.stat().st_size for path in paths)
+        splits.append({"name": split, "shardLengths": lengths, "numBytes": str(size),
+                       "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"})
+    features.save_config(str(build))
+    info = {"name": name, "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
+    (build / "dataset_info.json").write_text(json.dumps(info, indent=2))
+    build.rename(directory)
+    return open_store(directory)
+
+
+def write_store(directory: str | os.PathLike[str], name: str, features: tfds.features.FeaturesDict,
+                episodes: Mapping[str, Iterable[Mapping[str, Any]]], metadata: Mapping[str, Any]) -> Store:
+    """The whole data set from one process, one shard a split; a split that is finished already is not drawn again.
+
+    Args:
+        directory: where the data set is to appear.
+        name: of the data set.
+        features: schema of a record.
+        episodes: records by split.
+        metadata: see `begin_store`.
+
+    Raises:
+        FileExistsError: `directory` exists.
+        ValueError: a record does not follow the schema.
+    """
+    build = begin_store(directory, metadata)
+    for split, records in episodes.items():
+        path = shard_path(build, name, split, 0, 1)
+        if not path.exists():
+            with ShardWriter(path, features) as writer:
+                for record in records:
+                    writer.write(record)
+    return finish_store(directory, name, features)
+
+
+def record_serializer(features: tfds.features.FeaturesDict) -> Callable[[Mapping[str, Any]], bytes]:
+    """A function from a record to the tf.train.Example that TFDS's own serializer makes of it, without its overhead."""
+    fields = list(features_fields(features).values())
+
+    def serialize(record: Mapping[str, Any]) -> bytes:
+        example = Example()
+        for field in fields:
+            keys = field.path.split("/")
+            holders = record[STEPS] if field.per_step else (record,)
+            values = [_at(holder, keys[1:] if field.per_step else keys, field.path) for holder in holders]
+            _fill(example.features.feature[field.path], field, values)
+        return example.SerializeToString()
+
+    return serialize
+
+
+def _build_directory(directory: Path) -> Path:
+    return directory.parent / f".{directory.name}.partial"
+
+
+def _at(holder: Mapping[str, Any], keys: list[str], path: str) -> Any:
+    """The value at nested keys."""
+    value: Any = holder
+    for key in keys:
+        if key not in value:
+            raise ValueError(f"record: no field {path!r}, which the schema declares; found {sorted(value)} where "
+                             f"{key!r} was expected")
+        value = value[key]
+    return value
+
+
+def _fill(feature: Any, field: Field, values: list[Any]) -> None:
+    """Put the values of one field, over all steps, into a feature of the Example as TFDS lays them out."""
+    if field.kind == "array":
+        array = np.asarray(values)
+        if array.shape != (len(values), *field.shape):
+            raise ValueError(f"record: field {field.path!r} has shape {array.shape[1:]}, expected {field.shape}")
+        if not np.can_cast(array.dtype, field.dtype, "same_kind"):
+            raise ValueError(f"record: field {field.path!r} has dtype {array.dtype}, expected {field.dtype}")
+        numbers = array.astype(field.dtype).ravel()
+        if field.dtype.kind == "f":
+            feature.float_list.value.extend(numbers.tolist())
+        else:
+            feature.int64_list.value.extend(numbers.astype(np.int64).tolist())
+    else:
+        encode = _image_bytes if field.kind == "image" else _text_bytes
+        feature.bytes_list.value.extend([encode(field, value) for value in values])
+
+
+def _text_bytes(field: Field, value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError(f"record: field {field.path!r} holds {type(value).__name__}, expected text")
+    return value.encode("utf-8")
+
+
+def _image_bytes(field: Field, value: Any) -> bytes:
+    """Encoded bytes as they are, or an array encoded as the schema says."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.shape != field.shape:
+        found = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise ValueError(f"record: field {field.path!r} holds {found}, expected uint8{list(field.shape)} or encoded "
+                         "bytes")
+    if field.encoding == "png":
+        return encode_png(value)
+    buffer = io.BytesIO()
+    Image.fromarray(value).save(buffer, "jpeg", quality=95)
+    return buffer.getvalue()

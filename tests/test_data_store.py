@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from data_stores import BABYAI_FEATURES, babyai_episodes, babyai_store, language_table_store
+
+from agent_jax.data.store import Example, open_store
+from agent_jax.data.transforms import encode_png
+from agent_jax.data.writer import ShardWriter, begin_store, finish_store, record_serializer, shard_path, write_store
+
+
+def as_dict(serialized: bytes) -> dict[str, list]:
+    features = Example.FromString(serialized).features.feature
+    return {key: list(getattr(value, value.WhichOneof("kind")).value) for key, value in features.items()}
+
+
+def test_plain_tfds_opens_what_we_write(tmp_path):
+    babyai_store(tmp_path / "set")
+    builder = tfds.builder_from_directory(str(tmp_path / "set"))
+    records = list(babyai_episodes((6, 1, 4, 5, 9, 2)))
+    source = builder.as_data_source("train")
+    assert len(source) == 6
+    for found, record in zip(source, records, strict=True):
+        assert found["instruction"].decode() == record["instruction"]
+        steps = list(found["steps"])
+        assert len(steps) == len(record["steps"])
+        for step, expected in zip(steps, record["steps"], strict=True):
+            np.testing.assert_array_equal(step["observation"]["rgb"], expected["observation"]["rgb"])
+            assert step["action"] == expected["action"]
+            assert step["is_last"] == expected["is_last"]
+            assert step["reward"] == expected["reward"]
+
+
+def test_our_serializer_writes_the_example_of_tfds():
+    for record in babyai_episodes((3, 1)):
+        found = as_dict(record_serializer(BABYAI_FEATURES)(record))
+        for step in record["steps"]:  # without TensorFlow, tfds takes images only as bytes
+            step["observation"]["rgb"] = encode_png(step["observation"]["rgb"])
+        assert found == as_dict(BABYAI_FEATURES.serialize_example(BABYAI_FEATURES.encode_example(record)))
+
+
+def test_steps_are_read_by_range_with_dtype_and_shape(tmp_path):
+    store = language_table_store(tmp_path / "set")
+    builder = tfds.builder_from_directory(str(tmp_path / "set"))
+    for episode, expected in zip(store.split("train"), builder.as_data_source("train"), strict=True):
+        steps = list(expected["steps"])
+        assert episode.steps == len(steps)
+        action = episode.values("steps/action", 1, 3)
+        assert action.dtype == np.float32
+        np.testing.assert_array_equal(action, [step["action"] for step in steps[1:3]])
+        np.testing.assert_array_equal(episode.values("steps/is_last", 0, 99), [step["is_last"] for step in steps])
+        assert len(episode.values("steps/observation/rgb", 1, 3)) == 2
+        assert episode.value("episode_id") == expected["episode_id"]
+
+
+def test_instructions_come_from_codes_of_each_step_and_from_texts_of_the_record(tmp_path):
+    table = language_table_store(tmp_path / "table").split("train")[1]
+    assert table.texts("steps/observation/instruction") == ["push block 1 left \N{RIGHTWARDS ARROW}"] * 8
+    tiles = babyai_store(tmp_path / "tiles").split("train")[1]
+    assert tiles.texts("instruction") == ["go to blue"]
+
+
+def test_the_real_language_table_set_opens(language_table_data):
+    store = open_store(language_table_data)
+    assert store.splits == {"train": 198, "test": 22}
+    assert store.metadata == {}
+    episode = store.split("train")[0]
+    assert episode.texts("steps/observation/instruction")[0].isprintable()
+    assert episode.values("steps/observation/rgb", 0, 1)[0][:2] == b"\xff\xd8"  # JPEG
+
+
+def test_several_writers_fill_one_store(tmp_path):
+    records = list(babyai_episodes((2, 3, 4)))
+    build = begin_store(tmp_path / "set", {"seed": 1})
+    paths = [shard_path(build, "tiles", "train", index, 2) for index in range(2)]
+    with ShardWriter(paths[0], BABYAI_FEATURES) as one, ShardWriter(paths[1], BABYAI_FEATURES) as two:
+        one.write(records[0])
+        two.write(records[2])
+        one.write(records[1])
+    store = finish_store(tmp_path / "set", "tiles", BABYAI_FEATURES)
+    assert [episode.steps for episode in store.split("train")] == [2, 3, 4]
+    assert store.metadata == {"seed": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_an_interrupted_write_shows_nothing_and_goes_on_with_finished_shards(tmp_path):
+    drawn = []
+
+    def episodes(seed, fail):
+        for record in babyai_episodes((2, 3), seed):
+            drawn.append(record["episode_id"])
+            yield record
+            if fail:
+                raise KeyboardInterrupt
+
+    def write(*, fail, metadata):
+        splits = {"train": episodes(0, fail=False), "test": episodes(1, fail=fail)}
+        return write_store(tmp_path / "set", "tiles", BABYAI_FEATURES, splits, metadata)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(fail=True, metadata={"seed": 1})
+    assert not (tmp_path / "set").exists()
+    drawn.clear()
+    with pytest.raises(KeyboardInterrupt):
+        write(fail=True, metadata={"seed": 2})
+    assert drawn == ["0-0", "0-1", "1-0"]  # made otherwise: nothing is kept
+    drawn.clear()
+    store = write(fail=False, metadata={"seed": 2})
+    assert drawn == ["1-0", "1-1"]
+    assert store.splits == {"train": 2, "test": 2}
+
+
+def test_an_existing_directory_is_never_written_over(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "mine").write_text("x")
+    with pytest.raises(FileExistsError, match="expected a new directory"):
+        babyai_store(tmp_path / "set")
+    assert (tmp_path / "set" / "mine").read_text() == "x"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_missing_shard_is_named_when_finishing(tmp_path):
+    build = begin_store(tmp_path / "set", {})
+    with ShardWriter(shard_path(build, "tiles", "train", 1, 2), BABYAI_FEATURES) as writer:
+        writer.write(next(babyai_episodes((1,))))
+    with pytest.raises(ValueError, match=r"expected 2; missing: tiles-train.array_record-00000-of-00002"):
+        finish_store(tmp_path / "set", "tiles", BABYAI_FEATURES)
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda record: record.pop("instruction"), "no field 'instruction'"),
+    (lambda record: record["steps"][0].pop("action"), "no field 'steps/action'"),
+    (lambda record: record["steps"][0].update(action=1.5), "'steps/action' has dtype float64, expected int32"),
+    (lambda record: record["steps"][0].update(action=[1, 2]), r"'steps/action' has shape \(2,\), expected \(\)"),
+    (lambda record: record.update(instruction=3), "'instruction' holds int, expected text"),
+    (lambda record: record["steps"][0]["observation"].update(rgb=np.zeros((8, 8, 3), np.uint8)),
+     r"'steps/observation/rgb' holds uint8\[8, 8, 3\], expected uint8\[16, 16, 3\]"),
+])
+def test_a_record_that_breaks_the_schema_is_refused_by_field(change, message):
+    record = next(babyai_episodes((1,)))
+    change(record)
+    with pytest.raises(ValueError, match=message):
+        record_serializer(BABYAI_FEATURES)(record)
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere'?: not found; expected a directory with dataset_info.json"):
+        open_store(tmp_path / "nowhere")
+
+
+def test_a_foreign_directory_is_refused_and_a_data_set_inside_it_suggested(tmp_path):
+    (tmp_path / "photo.jpg").write_text("")
+    missing = r"not a TFDS data set, dataset_info.json and features.json missing; found 'photo.jpg'"
+    with pytest.raises(ValueError, match=missing):
+        open_store(tmp_path)
+    babyai_store(tmp_path / "tiles" / "1.0.0")
+    with pytest.raises(ValueError, match=r"did you mean '.*/tiles/1.0.0'"):
+        open_store(tmp_path)
+
+
+def test_tfrecord_is_refused_with_the_command_that_converts_it(tmp_path):
+    babyai_store(tmp_path / "set")
+    info = tmp_path / "set" / "dataset_info.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "fileFormat": "tfrecord"}))
+    with pytest.raises(ValueError, match=r"file format 'tfrecord', expected 'array_record'.*tfds convert_format"):
+        open_store(tmp_path / "set")
+
+
+def test_a_set_without_steps_is_refused(tmp_path):
+    features = tfds.features.FeaturesDict({"label": np.int64})
+    with pytest.raises(ValueError, match=r"no 'steps' field .* it has 'label'"):
+        write_store(tmp_path / "set", "flat", features, {"train": [{"label": 1}]}, {})
+
+
+def test_unknown_splits_and_fields_are_answered_with_the_known(tmp_path):
+    store = babyai_store(tmp_path / "set")
+    with pytest.raises(ValueError, match="no split 'valid'; it has 'test', 'train'"):
+        store.split("valid")
+    with pytest.raises(ValueError, match="no field 'steps/observation/rbg'; nearest: 'steps/observation/rgb'"):
+        store.field("steps/observation/rbg")
+
+
+def test_a_shard_that_is_gone_is_named(tmp_path):
+    store = babyai_store(tmp_path / "set")
+    store.files("test")[0].unlink()
+    with pytest.raises(FileNotFoundError, match=r"tiles-test.array_record-00000-of-00001: missing"):
+        store.split("test")
+    assert len(store.split("train")) == 6
+
+
+def test_a_key_of_a_spec_is_found_in_the_steps_or_their_observations(tmp_path):
+    store = language_table_store(tmp_path / "set")
+    assert store.step_field("action").path == "steps/action"
+    assert store.step_field("effector_translation").path == "steps/observation/effector_translation"
+    with pytest.raises(ValueError, match="no field 'steps/effector'"):
+        store.step_field("effector")
+
+
+def test_a_record_without_a_declared_field_is_named(tmp_path):
+    directory = tmp_path / "set"
+    babyai_store(directory)
+    features = json.loads((directory / "features.json").read_text())
+    inner = features["featuresDict"]["features"]
+    inner["other_id"] = inner["episode_id"]
+    (directory / "features.json").write_text(json.dumps(features))
+    episode = open_store(directory).split("train")[0]
+    with pytest.raises(ValueError, match="split 'train', record 0: the record lacks 'other_id'"):
+        episode.value("other_id")

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agent_jax.data.transforms import encode_png, prepare_image
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """A smooth gradient with noise: filters of every kind pay off somewhere."""
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 200, height * width * 3).reshape(height, width, 3)
+    return (ramp + rng.integers(0, 50, ramp.shape)).astype(np.uint8)
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def triangle_weights(source: int, target: int) -> np.ndarray:
+    """Bilinear antialiased resize from its definition: a triangle as wide as the reduction, normalised."""
+    scale = source / target
+    centre = (np.arange(target)[:, None] + 0.5) * scale
+    weight = np.maximum(0, 1 - np.abs(np.arange(source)[None] + 0.5 - centre) / max(scale, 1))
+    return weight / weight.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("shape", [(180, 320), (10, 7), (56, 224)])
+def test_resize_is_the_antialiased_triangle_filter_without_crop(shape):
+    image = picture(*shape)
+    expected = np.einsum("yh,xw,hwc->yxc", triangle_weights(shape[0], 56), triangle_weights(shape[1], 56), image)
+    found = prepare_image(image, 56)
+    assert found.shape == (56, 56, 3)
+    assert found.dtype == np.uint8
+    assert np.abs(found - expected).max() <= 1.01  # Pillow rounds after each axis
+
+
+def test_an_image_of_the_right_size_keeps_its_very_pixels():
+    image = picture(24, 24)
+    np.testing.assert_array_equal(prepare_image(image, 24), image)
+    np.testing.assert_array_equal(prepare_image(encode_png(image), 24), image)
+
+
+def test_an_array_and_its_file_give_the_same_image():
+    image = picture(30, 41)
+    np.testing.assert_array_equal(prepare_image(encoded(Image.fromarray(image), "png"), 16), prepare_image(image, 16))
+    np.testing.assert_array_equal(prepare_image(encode_png(image), 16), prepare_image(image, 16))
+
+
+def test_our_png_is_read_by_pillow_and_pillows_by_us():
+    image = picture(9, 13)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode_png(image)))), image)
+    square = picture(13, 13)
+    np.testing.assert_array_equal(prepare_image(encoded(Image.fromarray(square), "png"), 13), square)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
+def test_other_colour_modes_become_rgb(mode):
+    image = Image.fromarray(picture(8, 8)).convert(mode)
+    np.testing.assert_array_equal(prepare_image(encoded(image, "png"), 8), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["ours", "png", "jpeg"])
+def test_a_cut_off_image_is_refused(kind):
+    image = picture(40, 40)
+    whole = encode_png(image) if kind == "ours" else encoded(Image.fromarray(image), kind)
+    for length in (0, 1, 20, 40, 45, len(whole) // 2):
+        with pytest.raises(ValueError, match="expected a whole JPEG or PNG"):
+            prepare_image(whole[:length], 8)
+
+
+def test_a_damaged_png_of_ours_is_refused():
+    whole = bytearray(encode_png(picture(20, 20)))
+    whole[len(whole) // 2] ^= 1
+    with pytest.raises(ValueError, match="cannot read"):
+        prepare_image(bytes(whole), 20)
+    taller = bytearray(encode_png(picture(20, 20)))
+    taller[23] = 21  # the height in its header
+    with pytest.raises(ValueError, match="cannot read"):
+        prepare_image(bytes(taller), 20)
+
+
+@pytest.mark.parametrize("image", [
+    np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)])
+def test_arrays_of_another_kind_are_refused_with_what_was_found(image):
+    with pytest.raises(ValueError, match=r"found .*, expected uint8\[height, width, 3\]"):
+        prepare_image(image, 4)
