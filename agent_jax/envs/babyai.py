@@ -1,0 +1,272 @@
+"""BabyAI (Chevalier-Boisvert et al. 2019, arXiv 1810.08272) as packaged in minigrid: instructions in a grid world.
+
+The agent sees the 7 x 7 cells in front of it, itself in the middle of the last row, as an RGB picture:
+
+    image_size 56: 8 pixels a cell, so that one 8-pixel patch is one cell
+
+The picture equals `RGBImgPartialObsWrapper(env, tile_size=image_size // 7)` to the pixel (tests/test_envs_babyai.py).
+That wrapper computes the visible cells twice a step and draws them one by one, and the bot does so a third time; here
+they are computed once, and the picture is gathered from a table of drawn tiles. Where that matters: gathering
+demonstrations on a CPU is bound by it.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import difflib
+import functools
+import importlib.metadata
+import io
+import os
+from typing import Any
+
+import numpy as np
+
+from agent_jax.actions import BABYAI
+from agent_jax.envs import Action, Observation
+
+try:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # minigrid imports pygame, which greets on stdout.
+    import gymnasium
+    import minigrid  # noqa: F401 (registers the levels)
+    from minigrid.core.grid import Grid
+    from minigrid.core.world_object import Wall
+    from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
+except ModuleNotFoundError as error:
+    if error.name not in ("gymnasium", "minigrid"):
+        raise
+    raise ModuleNotFoundError(
+        f'the environment "babyai" needs {error.name}, which is not installed: pip install "agent_jax[babyai]"',
+        name=error.name,
+    ) from error
+
+NAME = "babyai"
+ACTION_SPEC = BABYAI
+ACTION_NAMES = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
+RANDOM = {
+    "random": tuple({"action": index} for index in range(7)),
+    "random_moves": tuple({"action": index} for index in range(3)),
+}
+# Noise must be reversible by walking: a random toggle would open a box and destroy it.
+NOISE = RANDOM["random_moves"]
+_DONE = ACTION_NAMES.index("done")
+
+_VIEW = 7  # cells on a side of the agent's view, in every BabyAI level
+_AGENT = _VIEW * (_VIEW - 1) + _VIEW // 2  # the agent's own cell: middle of the last row
+_WALL = Wall()  # what lies outside of the grid
+# World offset from the agent of each cell of its view, row by row; by the agent's direction (right, down, left, up).
+_OFFSETS = tuple(
+    tuple(
+        ((_VIEW - 1 - row) * fx + (column - _VIEW // 2) * -fy, (_VIEW - 1 - row) * fy + (column - _VIEW // 2) * fx)
+        for row in range(_VIEW)
+        for column in range(_VIEW)
+    )
+    for fx, fy in ((1, 0), (0, 1), (-1, 0), (0, -1))
+)
+
+
+def version() -> str:
+    """The simulator's name and version."""
+    return f"minigrid {importlib.metadata.version('minigrid')}"
+
+
+def action_name(action: Action) -> str:
+    """`left`, `right`, `forward`, `pickup`, `drop`, `toggle` or `done`."""
+    return ACTION_NAMES[int(action["action"])]
+
+
+def make(level: str, image_size: int = 56) -> BabyAI:
+    """An environment of a level, e.g. "GoToLocal" (BabyAI-GoToLocal-v0); reset it before use.
+
+    Raises:
+        ValueError: minigrid has no such level, or `image_size` is not a multiple of 7.
+    """
+    return BabyAI(level, image_size)
+
+
+def _level_id(level: str) -> str:
+    known = {name.removeprefix("BabyAI-"): name for name in gymnasium.registry if name.startswith("BabyAI-")}
+    for name in (level.removeprefix("BabyAI-"), f"{level}-v0", f"{level}-v1"):
+        if name in known:
+            return known[name]
+    names = sorted(name.rpartition("-")[0] for name in known)
+    near = difflib.get_close_matches(level, names, n=3) or names[:5]
+    raise ValueError(f"level: found {level!r}, which {version()} lacks; near it: {', '.join(near)}")
+
+
+class BabyAI:
+    """One BabyAI level. Observations are {"rgb": uint8 (image_size, image_size, 3)}."""
+
+    def __init__(self, level: str, image_size: int) -> None:
+        if image_size <= 0 or image_size % _VIEW:
+            raise ValueError(
+                f"image_size={image_size} must be a multiple of {_VIEW}: the agent sees {_VIEW} x {_VIEW} cells; "
+                f"try {max(1, round(image_size / _VIEW)) * _VIEW}"
+            )
+        self.level = level
+        # Typed Any: minigrid's classes add to gymnasium.Env what is used here.
+        self.simulator: Any = gymnasium.make(_level_id(level), disable_env_checker=True).unwrapped
+        # minigrid encodes its own view after every step; nobody reads it here.
+        self.simulator.gen_obs = lambda: {}
+        self._tiles = _tile_table(image_size // _VIEW)
+        self.seen: tuple[tuple[int, int], ...] = ()  # world coordinates of the cells in view
+
+    @property
+    def instruction(self) -> str:
+        """The mission of the current episode, e.g. "go to the red ball"."""
+        return self.simulator.mission
+
+    @property
+    def max_steps(self) -> int:
+        """The episode's limit: 64 in one room of 8 x 8, more in larger levels."""
+        return self.simulator.max_steps
+
+    def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
+        """Begin the episode of `seed`."""
+        with contextlib.redirect_stdout(io.StringIO()):  # "Sampling rejected: ..."
+            self.simulator.reset(seed=seed)
+        return self._observe(), {"success": False}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Take {"action": 0..6}; success is a reward above 0."""
+        _, reward, terminated, truncated, _ = self.simulator.step(int(action["action"]))
+        return self._observe(), float(reward), terminated, truncated, {"success": reward > 0}
+
+    def _observe(self) -> Observation:
+        simulator = self.simulator
+        grid = simulator.grid
+        width, height, cells = grid.width, grid.height, grid.grid
+        x, y = map(int, simulator.agent_pos)
+        places = [(x + dx, y + dy) for dx, dy in _OFFSETS[simulator.agent_dir]]
+        view = [
+            cells[row * width + column] if 0 <= column < width and 0 <= row < height else _WALL
+            for column, row in places
+        ]
+        visible = _visible(view)
+        self.seen = tuple(
+            (column, row)
+            for (column, row), shown in zip(places, visible, strict=True)
+            if shown and 0 <= column < width and 0 <= row < height
+        )
+        view[_AGENT] = simulator.carrying  # the agent is drawn over what it carries, or over an empty cell
+        return {"rgb": self._tiles.picture(view, visible)}
+
+
+def _visible(view: list[Any]) -> list[bool]:
+    """Which cells of the view the agent sees: minigrid's `Grid.process_vis`, on a flat list."""
+    shown = [False] * (_VIEW * _VIEW)
+    shown[_AGENT] = True
+    for start in range(_VIEW * (_VIEW - 1), -1, -_VIEW):
+        for step, indices in ((1, range(start, start + _VIEW - 1)), (-1, range(start + _VIEW - 1, start, -1))):
+            for index in indices:
+                if shown[index]:
+                    cell = view[index]
+                    if cell is None or cell.see_behind():
+                        shown[index + step] = True
+                        if start:
+                            shown[index - _VIEW] = shown[index - _VIEW + step] = True
+    return shown
+
+
+class _TileTable:
+    """Drawn tiles of one size, by what they show; minigrid draws each once."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._row: dict[tuple[Any, ...], int] = {}
+        self._tiles = np.zeros((0, size, size, 3), np.uint8)
+        self._unseen = self._find(None, agent=False, shown=False)
+        self._empty = self._find(None, agent=False, shown=True)
+
+    def picture(self, view: list[Any], visible: list[bool]) -> np.ndarray:
+        """uint8 (7 size, 7 size, 3)."""
+        rows = [
+            (self._empty if cell is None else self._find(cell, agent=False, shown=True)) if shown else self._unseen
+            for cell, shown in zip(view, visible, strict=True)
+        ]
+        rows[_AGENT] = self._find(view[_AGENT], agent=True, shown=True)
+        size = self._size
+        tiles = self._tiles[rows].reshape(_VIEW, _VIEW, size, size, 3)
+        return tiles.transpose(0, 2, 1, 3, 4).reshape(_VIEW * size, _VIEW * size, 3)
+
+    def _find(self, cell: Any, *, agent: bool, shown: bool) -> int:
+        key = (agent, shown) if cell is None else (agent, shown, *cell.encode())
+        if key not in self._row:
+            tile = Grid.render_tile(cell, agent_dir=3 if agent else None, highlight=shown, tile_size=self._size)
+            self._row[key] = len(self._tiles)
+            # The cast cuts off fractions, as minigrid's does when it places a tile in its picture.
+            self._tiles = np.concatenate([self._tiles, tile.astype(np.uint8)[None]])
+        return self._row[key]
+
+
+@functools.cache
+def _tile_table(size: int) -> _TileTable:
+    return _TileTable(size)
+
+
+class _Bot(BabyAIBot):
+    """minigrid's bot, action for action, with its two slowest parts replaced."""
+
+    def __init__(self, environment: BabyAI) -> None:
+        self._environment = environment
+        super().__init__(environment.simulator)
+
+    def _process_obs(self) -> None:
+        for place in self._environment.seen:
+            self.vis_mask[place] = True
+
+    def _breadth_first_search(self, initial_states: Any, accept_fn: Any, ignore_blockers: bool) -> Any:
+        # The order of visits decides between paths of equal length: straight on, then the turns, then back. minigrid
+        # copies its queue for every cell, and counts in NumPy scalars.
+        grid, seen = self._environment.simulator.grid, self.vis_mask
+        queue: collections.deque[tuple[tuple[int, ...], tuple[int, int] | None]] = collections.deque()
+        queue.extend((tuple(map(int, state)), None) for state in initial_states)
+        came_from: dict[tuple[int, int], tuple[int, int] | None] = {}
+        while queue:
+            (x, y, dx, dy), before = queue.popleft()
+            place = (x, y)
+            if place in came_from:
+                continue
+            came_from[place] = before
+            cell = grid.get(x, y)
+            if accept_fn(place, cell):
+                path: list[tuple[int, int]] = []
+                step: tuple[int, int] | None = place
+                while step is not None:
+                    path.append(step)
+                    step = came_from[step]
+                return path, place, came_from
+            if seen[place] and (cell is None or _passable(cell, ignore_blockers=ignore_blockers)):
+                for kx, ky in ((dx, dy), (dy, dx), (-dy, -dx), (-dx, -dy)):
+                    queue.append(((x + kx, y + ky, kx, ky), place))
+        return None, None, came_from
+
+
+def _passable(cell: Any, *, ignore_blockers: bool) -> bool:
+    if cell.type == "door":
+        return cell.is_open
+    return ignore_blockers and cell.type != "wall"
+
+
+class Expert:
+    """BabyAI's own bot: solves the current episode of an environment that was just reset."""
+
+    def __init__(self, environment: BabyAI) -> None:
+        self._bot = _Bot(environment)
+        self.failed = False
+
+    def act(self, taken: Action | None = None) -> dict[str, int]:
+        """The bot's next action; `done` once it has failed.
+
+        Args:
+            taken: the action of the step before, where it was not the bot's own.
+        """
+        if not self.failed:
+            try:
+                suggested: Any = self._bot.replan(None if taken is None else int(taken["action"]))
+                return {"action": int(suggested)}
+            except (AssertionError, DisappearedBoxError):
+                # Its plan broke: it says so by assertions, or by this error when a box was opened.
+                self.failed = True
+        return {"action": _DONE}

@@ -1,0 +1,1 @@
+"""How good a trained agent is: acting in a simulator, with intervals."""

@@ -1,0 +1,1 @@
+"""Pictures: what an agent did, and what its encoder's masked autoencoder sees."""

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from agent_jax.evaluate.statistics import success_summary
+
+
+def wilson(successes: int, episodes: int) -> tuple[float, float]:
+    """The roots p of (rate - p)^2 = z^2 p (1 - p) / n (Wilson 1927), by the quadratic formula."""
+    z, rate = 1.959963984540054, successes / episodes
+    a, b, c = 1 + z**2 / episodes, -(2 * rate + z**2 / episodes), rate**2
+    root = math.sqrt(max(b * b - 4 * a * c, 0))
+    return (-b - root) / (2 * a), (-b + root) / (2 * a)
+
+
+@pytest.mark.parametrize(("successes", "episodes"), [(8, 10), (0, 200), (200, 200), (1, 1), (149, 200)])
+def test_the_interval_is_wilsons(successes: int, episodes: int) -> None:
+    summary = success_summary(np.arange(episodes) < successes)
+    assert summary["success"] == successes / episodes
+    assert summary["episodes"] == episodes
+    assert summary["ci95"] == pytest.approx(wilson(successes, episodes), abs=1e-12)
+
+
+def test_the_interval_of_8_in_10_is_the_published_one() -> None:
+    # Brown, Cai and DasGupta (2001) and any table: 0.490 to 0.943.
+    assert success_summary(np.arange(10) < 8)["ci95"] == pytest.approx([0.4902, 0.9433], abs=5e-5)
+
+
+def test_no_episodes_and_things_that_are_not_booleans_are_refused() -> None:
+    for wrong in (np.zeros(0, bool), np.ones(3), np.zeros((2, 2), bool)):
+        with pytest.raises(ValueError, match="successes: found"):
+            success_summary(wrong)

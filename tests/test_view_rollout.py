@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from agent_jax.view.rollout import draw_rollout, write_gif
+
+ACTIONS = ("left", "forward", "forward")
+INSTRUCTION = "go to the red ball, then put the yellow box next to the purple key on your left"
+
+
+def episode() -> np.ndarray:
+    """Flat pictures; the third and the fourth are the same, as after a bump against a wall."""
+    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [40, 40, 200]], np.uint8)
+    return np.broadcast_to(colours[:, None, None], (4, 56, 56, 3)).copy()
+
+
+def colour_near(picture: Image.Image, x: int, y: int) -> np.ndarray:
+    return np.asarray(picture.convert("RGB")).astype(int)[y, x]
+
+
+def test_a_gif_has_a_picture_a_step_with_its_colours_and_lasts(tmp_path: Path) -> None:
+    write_gif(tmp_path / "a.gif", episode(), INSTRUCTION, ACTIONS, success=True, title="GoToLocal, greedy")
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.info["loop"] == 0
+        pictures = [(picture.convert("RGB"), picture.info["duration"]) for picture in ImageSequence.Iterator(gif)]
+    assert [duration for _, duration in pictures] == [500, 500, 500, 2000]
+    for (picture, _), frame in zip(pictures, episode(), strict=True):
+        assert np.abs(colour_near(picture, picture.width // 2, picture.height // 2) - frame[0, 0]).max() <= 4
+
+
+def test_the_outcome_frames_the_last_picture_alone() -> None:
+    for success, channel in ((True, 1), (False, 0)):
+        *before, last = draw_rollout(episode(), INSTRUCTION, ACTIONS, success=success)
+        border = colour_near(last, 5, last.height // 2)
+        assert border.argmax() == channel
+        assert border.max() > border.min() + 100
+        for picture in before:
+            assert np.ptp(colour_near(picture, 5, picture.height // 2)) == 0
+
+
+def test_instruction_action_and_step_are_drawn() -> None:
+    def drawn(instruction: str = INSTRUCTION, actions: tuple[str, ...] = ACTIONS, title: str = "a") -> np.ndarray:
+        return np.asarray(draw_rollout(episode(), instruction, actions, success=True, title=title)[0])
+
+    base = drawn()
+    assert (drawn(title="b") != base)[:30].any()
+    assert (drawn(instruction=INSTRUCTION.replace("red", "tan")) != base)[30:80].any()
+    assert not (drawn(actions=("right", *ACTIONS[1:])) != base)[:-40].any()
+    assert (drawn(actions=("right", *ACTIONS[1:])) != base)[-40:].any()
+
+
+def test_a_long_instruction_is_wrapped_and_stays_inside() -> None:
+    short, long = (draw_rollout(episode(), text, ACTIONS, success=True)[0] for text in ("go", INSTRUCTION))
+    assert long.width == short.width
+    assert long.height > short.height
+    assert (np.asarray(long)[:60, -4:] == 250).all()
+
+
+def test_frames_that_do_not_fit_the_actions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"found uint8 of shape \(3, 56, 56, 3\) for 3 actions, expected uint8 \(4,"):
+        draw_rollout(episode()[:3], INSTRUCTION, ACTIONS, success=True)
+    with pytest.raises(ValueError, match="frames: found float64"):
+        draw_rollout(episode() / 255, INSTRUCTION, ACTIONS, success=True)
