@@ -1,0 +1,362 @@
+"""Checkpoints: everything a run or a policy needs in one Orbax step, and what is done when one is damaged.
+
+    workdir/checkpoints/
+        1000/state/...          every array of the state, by path
+        1000/meta/data.json     everything else (checkpoint_meta.py lists it)
+        2000.damaged/           set aside by `Checkpoints.restore`; not counted, never deleted
+
+Reading (`read_meta`, `restore_parameters`) changes no file, so it is safe beside a run that is still training. Only
+JSON and arrays are read: nothing in a checkpoint is executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from agent_jax import checkpoint_meta
+from agent_jax.checkpoint_meta import FORMAT_VERSION, DamagedCheckpointError
+from agent_jax.checkpoint_retention import Retention, rank, set_aside
+from agent_jax.fingerprint import fingerprint, flat
+
+__all__ = ["FORMAT_VERSION", "Checkpoints", "DamagedCheckpointError", "best_steps", "locate", "read_meta",
+           "restore_parameters", "steps"]
+
+_WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # of Orbax; a full disk is a ValueError of tensorstore
+_REASON_LENGTH = 300  # of tensorstore's messages, which run to pages
+
+
+class Checkpoints:
+    """The checkpoints of one run, which alone writes to their directory. All processes call every method together.
+
+    A save is certain to be on disk only after `wait` or `close`; as a context manager it closes itself. A process
+    killed in a save leaves the steps before it as they were; the next save removes what it left behind.
+    """
+
+    def __init__(self, directory: epath.PathLike, *, keep_latest: int, keep_best: int,
+                 best_metric: str = "validation/loss"):
+        """Nothing is read or written yet.
+
+        Args:
+            directory: of the steps; made by the first save.
+            keep_latest: newest steps kept.
+            keep_best: steps kept besides, of the lowest finite `best_metric`; steps saved without it do not count.
+            best_metric: key of `metrics`.
+
+        Raises:
+            ValueError: if nothing would be kept.
+        """
+        if keep_latest < 1 or keep_best < 0:
+            raise ValueError(f"keep_latest={keep_latest} must be at least 1, and keep_best={keep_best} at least 0")
+        self.directory = _absolute(directory)
+        self._keep = {"keep_latest": keep_latest, "keep_best": keep_best, "metric": best_metric}
+        self._checkpointer: ocp.training.Checkpointer | None = None
+        self._retention = Retention((), **self._keep)
+        self._current: int | None = None  # the step this object saved or restored last
+        self._failed = False  # the last save did not reach the disk
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        """Save a step; returns once the arrays are copied, so that they may be donated.
+
+        The step that was saved or restored last is not saved again. A save that failed in the background (a full
+        disk) is logged when the next one starts, and that one goes ahead; two in a row raise.
+
+        Args:
+            step: greater than any step in the directory.
+            state: pytree of `jax.Array`s.
+            meta: JSON dict, see checkpoint_meta.py.
+            metrics: of a validation of these very parameters, or None.
+
+        Raises:
+            ValueError: if the directory holds a step not before this one, or meta a reserved key.
+            OSError: if two saves in a row failed.
+        """
+        try:
+            self.wait()
+            self._failed = False
+        except OSError as error:
+            if self._failed:
+                raise
+            self._failed = True
+            logging.error("%s Going on with step %d; if that fails too, the run ends.", error, step)
+        if step == self._current:
+            logging.info("Step %d is already saved in %s.", step, self.directory)
+            return
+        present = self.steps()
+        if present and step <= present[-1]:
+            raise ValueError(f"cannot save step {step}: {self.directory} already holds step {present[-1]}. Restore it "
+                             "before training on, or train in a new workdir")
+        content = checkpoint_meta.sealed(meta, step, metrics, state)
+        checkpointables = {"state": _nested(flat(state)), "meta": content}
+        checkpointer = self._opened()
+        self._retention.note(content)
+        checkpointer.save_checkpointables_async(step, checkpointables, force=True)
+        self._current = step
+
+    def restore(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """The newest undamaged step.
+
+        Damaged steps after it are renamed to `<step>.damaged`, with the reason in the log.
+
+        Args:
+            abstract_state: the state as `jax.ShapeDtypeStruct`s with the shardings it is to have now.
+
+        Returns:
+            (step, state, meta), or None if the directory holds no step.
+
+        Raises:
+            ValueError: if the state has other paths, shapes or dtypes than the checkpoint. Files stay as they were.
+            DamagedCheckpointError: if every step is damaged. Files stay as they were: whether to start afresh, which
+                in the end replaces them, is for the user to say.
+        """
+        self.wait()
+        found, damaged = _newest_undamaged(self.directory, abstract_state, subtree="")
+        if found is None:
+            return None
+        if damaged:
+            self._drop()  # it still lists the damaged steps
+            set_aside(self.directory, damaged)
+        state, meta = found
+        self._current = meta["step"]
+        return meta["step"], state, meta
+
+    def steps(self) -> list[int]:
+        """The steps on disk, oldest first, damaged ones not yet set aside included."""
+        return steps(self.directory)
+
+    def wait(self) -> None:
+        """Wait for the save in progress.
+
+        Raises:
+            OSError: if it failed; once.
+        """
+        if self._checkpointer is None:
+            return
+        try:
+            self._checkpointer.wait()
+        except _WRITE_ERRORS as error:
+            failed, self._current = self._current, None
+            self._drop()
+            raise OSError(f"Saving step {failed} in {self.directory} failed: {error}") from error
+
+    def close(self) -> None:
+        """Wait, and release Orbax's threads.
+
+        Raises:
+            OSError: if the last save failed.
+        """
+        self.wait()
+        self._drop()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except OSError as error:
+            if kind is None:
+                raise
+            logging.error("%s", error)  # the exception on its way is the cause to show
+
+    def _opened(self) -> ocp.training.Checkpointer:
+        """Orbax's Checkpointer, made anew after every failure: it keeps stale errors and lists of steps."""
+        if self._checkpointer is None:
+            self._retention = Retention(_readable_metas(self.directory), **self._keep)
+            self._checkpointer = ocp.training.Checkpointer(
+                self.directory, context=_context(), preservation_policy=self._retention, cleanup_tmp_directories=True)
+        return self._checkpointer
+
+    def _drop(self) -> None:
+        checkpointer, self._checkpointer = self._checkpointer, None
+        if checkpointer is not None:
+            try:
+                checkpointer.close()
+            except _WRITE_ERRORS as error:
+                logging.info("Orbax repeats on closing: %s", error)  # `wait` has raised it already
+
+
+def steps(directory: epath.PathLike) -> list[int]:
+    """The finished steps of a checkpoint directory, oldest first, without what is half written or set aside."""
+    found = ocp.path.step.standard_name_format().find_all(_absolute(directory))
+    return sorted(metadata.step for metadata in found if metadata.path.is_dir())
+
+
+def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
+    """The checkpoint directory that a user's path means: a workdir, its checkpoints directory, or one step in it.
+
+    Returns:
+        (checkpoint directory, step), the step None if the path does not name one.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+    """
+    path = _absolute(path)
+    for directory in (path / "checkpoints", path):
+        if steps(directory):
+            return directory, None
+    if path.name.isdecimal() and int(path.name) in steps(path.parent):
+        return path.parent, int(path.name)
+    raise FileNotFoundError(f"no checkpoint in {path}: expected a workdir with checkpoints/<step>, a directory with "
+                            "<step> directories, or one of those")
+
+
+def read_meta(directory: epath.PathLike, step: int | None = None) -> dict[str, Any]:
+    """The meta dict of a step, without its arrays; by default of the newest step whose meta is undamaged.
+
+    Raises:
+        FileNotFoundError: if there is no such step, or none at all.
+        DamagedCheckpointError: if the step's meta is damaged, or that of every step.
+        ValueError: if a newer version of this package wrote it.
+    """
+    directory = _absolute(directory)
+    if step is not None:
+        return checkpoint_meta.read(directory / str(step))
+    for meta in _readable_metas(directory):
+        return meta
+    if steps(directory):
+        raise _all_damaged(directory, "the log names the reasons")
+    raise FileNotFoundError(f"no checkpoint in {directory}")
+
+
+def best_steps(directory: epath.PathLike, metric: str = "validation/loss") -> list[int]:
+    """The steps saved with a finite value of the metric, the lowest value first."""
+    return rank(_readable_metas(_absolute(directory)), metric)
+
+
+def restore_parameters(directory: epath.PathLike, abstract: Any, *, step: int | None = None,
+                       subtree: str = "params") -> tuple[Any, dict[str, Any]]:
+    """One subtree of the state: the parameters, for acting, export or a new run. Changes no file.
+
+    Args:
+        directory: of the steps.
+        abstract: the subtree as `jax.ShapeDtypeStruct`s; without shardings it goes to the first local device.
+        step: by default the newest undamaged one.
+        subtree: its path in the state, such as "params", or meta["ema"] for averaged parameters.
+
+    Returns:
+        (the subtree as `jax.Array`s, meta).
+
+    Raises:
+        FileNotFoundError: if there is no such step, or none at all.
+        DamagedCheckpointError: if the step is damaged, or every step.
+        ValueError: if the subtree has other paths, shapes or dtypes than the checkpoint.
+    """
+    directory = _absolute(directory)
+    if step is not None:
+        return _load(directory / str(step), abstract, subtree)
+    found, _ = _newest_undamaged(directory, abstract, subtree)
+    if found is None:
+        raise FileNotFoundError(f"no checkpoint in {directory}")
+    return found
+
+
+def _newest_undamaged(directory: epath.Path, abstract: Any,
+                      subtree: str) -> tuple[tuple[Any, dict[str, Any]] | None, list[int]]:
+    """((tree, meta), the damaged steps after it); (None, []) if there is no step at all."""
+    damaged, reasons = [], []
+    for step in reversed(steps(directory)):
+        try:
+            return _load(directory / str(step), abstract, subtree), damaged
+        except DamagedCheckpointError as error:
+            logging.warning("%s", error)
+            damaged.append(step)
+            reasons.append(str(error))
+    if reasons:
+        raise _all_damaged(directory, "\n  ".join(reasons))
+    return None, []
+
+
+def _load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any, dict[str, Any]]:
+    """(tree, meta) of one step, every array checked against its fingerprint."""
+    meta = checkpoint_meta.read(step_directory)
+    prefix = f"{subtree}/" if subtree else ""
+    recorded = {path: entry for path, entry in meta["fingerprint"].items() if path.startswith(prefix)}
+    wanted = {prefix + path: _placed(leaf) for path, leaf in flat(abstract).items()}
+    checkpoint_meta.check_structure(recorded, wanted, step_directory)
+    loaded: dict[str, Any] = {}
+    failure = ""
+    try:
+        with _context(partial=True):
+            loaded = flat(ocp.load(step_directory, _nested(wanted), checkpointable_name="state"))
+        if absent := [path for path in wanted if not isinstance(loaded.get(path), jax.Array)]:
+            raise KeyError(", ".join(absent))  # a partial load passes over what it does not find
+    except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
+        raise  # says nothing about the files
+    except Exception as error:  # noqa: BLE001 - Orbax raises a bare Exception for a chunk that it cannot decode
+        reason = " ".join(f"{type(error).__name__}: {error}".split())  # tensorstore prints its whole specification
+        failure = f"checkpoint {step_directory} is damaged: {reason[:_REASON_LENGTH]}"
+    if not _all_processes(not failure):
+        raise DamagedCheckpointError(failure or f"checkpoint {step_directory} is damaged: another process says why")
+    sums = fingerprint(loaded)
+    if altered := [path for path, entry in recorded.items() if sums[path] != entry["sum"]]:
+        raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: values do not match the fingerprint of "
+                                     f"{', '.join(altered[:3])}{' and others' if len(altered) > 3 else ''}")
+    structure = jax.tree.structure(abstract)
+    return jax.tree.unflatten(structure, [loaded[path] for path in wanted]), meta
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The leaf with a sharding that fits. Raises ValueError where an axis does not divide, before a file is read."""
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding.shard_shape(leaf.shape)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain nested dicts: what is on disk does not depend on the classes of a TrainState or of optax."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def _context(*, partial: bool = False) -> ocp.Context:
+    """Orbax's settings; `partial` for loading, which may ask for less than there is."""
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    context.array_options.saving.use_compression = False  # zstd makes weights 8% smaller, for twice the CPU time
+    if partial:
+        context.pytree.loading.partial_load = True
+        # Each process reads its own shards without waiting for the others, so that a file that only one of them finds
+        # damaged does not leave the rest at a barrier.
+        context.multiprocessing_options.active_processes = {jax.process_index()}
+        context.multiprocessing_options.primary_host = jax.process_index()
+    return context
+
+
+def _all_processes(value: bool) -> bool:
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
+
+
+def _readable_metas(directory: epath.Path) -> Iterator[dict[str, Any]]:
+    """The undamaged meta dicts, newest first; damaged ones are logged."""
+    for step in reversed(steps(directory)):
+        try:
+            yield checkpoint_meta.read(directory / str(step))
+        except (DamagedCheckpointError, FileNotFoundError) as error:  # a run beside us may have removed an old step
+            logging.warning("%s", error)
+
+
+def _all_damaged(directory: epath.Path, reasons: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"every checkpoint in {directory} is damaged; all were left as they are. To start "
+                                  f"afresh, move the directory away.\n  {reasons}")
+
+
+def _absolute(directory: epath.PathLike) -> epath.Path:
+    return epath.Path(directory).expanduser().absolute()

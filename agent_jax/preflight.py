@@ -1,0 +1,106 @@
+"""Before anything is built: does this machine have what the config asks for? All that is missing, in one message."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import jax
+from etils import epath
+
+from agent_jax.config import Config
+from agent_jax.models.agent import training_visual_tokens
+from agent_jax.run_data import with_vocabulary
+from agent_jax.train_state import abstract_params
+from agent_jax.vocabulary import Vocabulary
+
+
+def set_platform(config: Config) -> None:
+    """Make the CPU backend what `config.mesh` asks for, fake devices included; call it before JAX's first computation."""
+    mesh = config.mesh
+    if mesh.platform == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+        if -1 not in (mesh.data, mesh.fsdp, mesh.tensor):
+            jax.config.update("jax_num_cpu_devices", mesh.data * mesh.fsdp * mesh.tensor)
+
+
+def check_machine(config: Config) -> None:
+    """Refuse a run that cannot begin here.
+
+    Raises:
+        ValueError: one line for each thing that is missing, with the flag that gives it, and what the run would be.
+    """
+    missing = [*_missing_devices(config), *_missing_files(config)]
+    if missing:
+        lines = "\n".join(f"  - {line}" for line in missing)
+        raise ValueError(f"this run cannot begin on this machine:\n{lines}\n{describe(config)}")
+
+
+def describe(config: Config) -> str:
+    """What the run would be, from its config alone."""
+    mesh, train = config.mesh, config.train
+    axes = ", ".join(f"{axis} {'all that is left' if size == -1 else size}"
+                     for axis, size in (("data", mesh.data), ("fsdp", mesh.fsdp), ("tensor", mesh.tensor)))
+    vision, language = config.model.vision, config.model.language
+    domains = ", ".join(f"{name} (window {entry.window})" for name, entry in sorted(config.data.domains.items()))
+    lines = [
+        "the plan of this run:",
+        f"  mesh      {axes}; platform {mesh.platform or 'any'}, {config.model.dtype}, remat {config.model.remat}",
+        f"  model     vision {vision.depth} x {vision.width}, language {language.depth} x {language.width}, MAE decoder "
+        f"{config.model.mae.depth} x {config.model.mae.width}; {training_visual_tokens(config.model)} visual tokens an "
+        f"image in training ({config.model.visual_tokens}){_parameters(config)}",
+        f"  data      {domains or 'none'}",
+        f"  training  {train.steps:,} steps of {train.batch_size} rows in {train.accumulation} microbatch(es)",
+    ]
+    return "\n".join(lines)
+
+
+def _parameters(config: Config) -> str:
+    tokenizer = config.vocabulary.tokenizer
+    if tokenizer != "bytes" and not epath.Path(tokenizer).exists():
+        return ""
+    vocabulary = Vocabulary.build(tokenizer, config.vocabulary.blocks)
+    shapes = abstract_params(with_vocabulary(config, vocabulary).model)
+    return f"; {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} parameters"
+
+
+def _missing_devices(config: Config) -> list[str]:
+    wanted, found = config.mesh.platform, jax.default_backend()
+    if not wanted or wanted == found:
+        return []
+    extra = {"tpu": "tpu", "gpu": "cuda"}.get(wanted)
+    install = f'; there, install it with pip install "agent_jax[{extra}]"' if extra else ""
+    return [f"config.mesh.platform={wanted!r}, but JAX finds {jax.device_count()} device(s) of {found!r} here. Start it "
+            f"on such a machine{install}; or pass --config.mesh.platform={found} to try it on this one, or the variant "
+            ":smoke where the config has it"]
+
+
+def _missing_files(config: Config) -> list[str]:
+    lines = []
+    gathered = bool(config.data.demonstrations.environment)
+    for name, entry in sorted(config.data.domains.items()):
+        flag = f"--config.data.domains.{name}.path=DIR"
+        if not entry.path and not gathered:
+            lines.append(f"no data for domain {name!r}: pass {flag}, the directory that holds its dataset_info.json")
+        elif entry.path and not epath.Path(entry.path).exists():
+            lines.append(f"config.data.domains.{name}.path={entry.path}: not found; pass another {flag}")
+    named = {"config.vocabulary.tokenizer": config.vocabulary.tokenizer.removeprefix("bytes"),
+             "config.init.checkpoint": config.init.checkpoint,
+             "config.init.pretrained.vision": config.init.pretrained.vision,
+             "config.init.pretrained.language": config.init.pretrained.language}
+    lines += [f"{field}={path}: not found; pass another --{field}=PATH" for field, path in named.items()
+              if path and not epath.Path(path).exists()]
+    simulators = {config.data.demonstrations.environment, config.closed_loop.environment} - {""}
+    if "babyai" in simulators and importlib.util.find_spec("minigrid") is None:
+        lines.append(f'the simulator of {", ".join(sorted(simulators))} is not installed: pip install "agent_jax[babyai]"')
+    if gathered and not os.access(_existing_parent(config.data.directory), os.W_OK):
+        lines.append(f"config.data.directory={config.data.directory} cannot be written to; pass another "
+                     "--config.data.directory=DIR")
+    return lines
+
+
+def _existing_parent(directory: str) -> epath.Path:
+    path = epath.Path(directory).expanduser()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path

@@ -1,0 +1,145 @@
+"""What a run leaves for a reader: pictures, a rollout to watch, and report.json with every figure it printed.
+
+report.json: {"closed_loop": {LEVEL: {POLICY: {"success", "episodes", "ci95", "mean_steps"}}}, "losses": {...},
+"accuracy": {...}, "steps", "parameters", "seconds": {PHASE: ...}, "peak_rss_bytes", "machine": {...}, "config", ...}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from agent_jax.batch import Batch
+from agent_jax.config import Config
+from agent_jax.evaluate.closed_loop import Recording, closed_loop
+from agent_jax.models.agent import Agent, Params
+from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
+from agent_jax.policy import Policy
+from agent_jax.train_state import VALIDATION_KEY, purpose_key
+from agent_jax.train_step import MASK_KEY, row_keys
+from agent_jax.view.reconstruction import write_reconstruction
+from agent_jax.view.rollout import write_gif
+
+PICTURED_IMAGES = 6
+
+
+class Phases:
+    """Wall seconds by phase of the run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {"import": time.time() - _process_start()}
+
+    @contextlib.contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Add what passes inside to a phase."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - begun)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add seconds to a phase."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process or of one of its ended children, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB on Linux
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def write_picture(path: Path, config: Config, params: Params, batch: Batch) -> None:
+    """PNG of the first images of a validation batch: input, masked input, reconstruction.
+
+    Args:
+        path: of the PNG; its directory is made.
+        config: of the run.
+        params: of the agent.
+        batch: on the host, laid out for all visual tokens.
+    """
+    rows = jax.tree.map(lambda leaf: leaf[:PICTURED_IMAGES], batch)
+    key = purpose_key(config.seed, VALIDATION_KEY)
+    output: Any = jax.jit(lambda params, rows: Agent(config.model).apply(
+        {"params": params}, rows, mask_keys_B=row_keys(key, rows.seed_B, MASK_KEY)))(params, rows)
+    shown = np.flatnonzero(np.asarray(rows.clip_BF).reshape(-1) >= 0)[:PICTURED_IMAGES]
+    flat = lambda array: np.asarray(array).reshape(-1, *array.shape[2:])[shown]  # noqa: E731
+    hidden_FI, painted_FIX = flat(output.mask.hide_BFI), flat(output.predicted_BFIX)
+    hidden_FP = np.zeros((len(shown), config.model.vision.patches), bool)
+    painted_FPX = np.zeros((*hidden_FP.shape, painted_FIX.shape[-1]), np.float32)
+    np.put_along_axis(hidden_FP, hidden_FI, True, axis=1)
+    np.put_along_axis(painted_FPX, hidden_FI[..., None], painted_FIX, axis=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_reconstruction(path, flat(rows.frames_BFHWC), hidden_FP, painted_FPX, mean=PIXEL_MEAN, std=PIXEL_STD)
+
+
+def act_in_simulator(config: Config, workdir: Path) -> dict[str, Any]:
+    """Load the newest checkpoint as a user would, act on the levels of `config.closed_loop`, and write rollouts.
+
+    Returns:
+        The report of the levels: {LEVEL: {POLICY: figures}}.
+    """
+    greedy = Policy.load(workdir)
+    sampled = greedy.with_temperature(config.closed_loop.temperature, seed=config.seed)
+    result = closed_loop(config.closed_loop, {"greedy": greedy, "sampled": sampled},
+                         image_size=config.data.demonstrations.image_size)
+    for recording in result.recordings:
+        _write_rollout(workdir / "rollouts", recording)
+    return result.report
+
+
+def _write_rollout(directory: Path, recording: Recording) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    write_gif(directory / f"{recording.level}-{recording.policy}.gif", recording.frames, recording.instruction,
+              recording.actions, success=recording.success, title=f"{recording.level}, {recording.policy}")
+
+
+def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) -> None:
+    """Write the figures with time, memory and machine, to each path in one rename."""
+    content = {
+        **figures,
+        "seconds": {name: round(seconds, 2) for name, seconds in phases.seconds.items()},
+        "peak_rss_bytes": peak_rss_bytes(),
+        "command": " ".join(sys.argv),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                    else os.cpu_count(), "devices": [device.device_kind for device in jax.devices()],
+                    "python": platform.python_version(),
+                    **{package: version(package) for package in ("agent_jax", "jax", "flax", "optax")}},
+    }
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _process_start() -> float:
+    """Seconds since the epoch at which this process began; now, where the system does not say."""
+    try:
+        ticks = float(Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
+        uptime = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
+        return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.time()

@@ -1,0 +1,166 @@
+"""Where a run's first state comes from: a ladder, written here and nowhere else. The log says which rung it was.
+
+    1. the newest undamaged checkpoint of the workdir      state, and position in the data
+    2. config.init.checkpoint                              parameters of another run
+    3. config.init.pretrained                              CLIP and OPT, the rest fresh
+    4. fresh parameters, by config.seed
+
+A workdir goes on with the config it was begun with: what would make it another run is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from agent_jax import checkpoint
+from agent_jax.checkpoint import Checkpoints
+from agent_jax.config import Config
+from agent_jax.convert.huggingface import pretrained_params
+from agent_jax.data.domains import Domain
+from agent_jax.fingerprint import flat
+from agent_jax.models.agent import Params
+from agent_jax.optimizer import make_optimizer
+from agent_jax.train_state import INIT_KEY, TrainState, abstract_params, abstract_state, init_state, purpose_key
+from agent_jax.vocabulary import Vocabulary
+
+# Fields that may change when a run is resumed: they decide how it is carried out, not what it computes.
+FREE_FIELDS = (
+    "mesh", "checkpoint", "closed_loop", "init", "data.workers", "data.prefetch", "data.demonstrations.processes",
+    "train.accumulation", "train.log_every", "train.validate_every", "train.validation_batches", "train.picture_every",
+    "model.remat",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The state a run starts from."""
+
+    state: TrainState
+    data_state: dict[str, Any] | None  # position in the data; None: its beginning
+    rung: str  # for the log
+
+
+def checkpoint_meta(config: Config, vocabulary: Vocabulary, domains: Sequence[Domain], state: Any,
+                    data_state: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a checkpoint holds beside the arrays: all that resuming and acting need (agent_jax/checkpoint_meta.py)."""
+    return {
+        "config": dataclasses.asdict(config),
+        "vocabulary": vocabulary.to_json(),
+        "domains": {domain.name: domain.to_meta() for domain in domains},
+        "data_state": dict(data_state) if data_state is not None else None,
+        "ema": _average_path(state),
+    }
+
+
+def start(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, vocabulary: Vocabulary,
+          domains: Sequence[Domain], checkpoints: Checkpoints) -> Start:
+    """The state of the first rung of the ladder that holds.
+
+    Raises:
+        ValueError: a workdir of another run, another vocabulary or ActionSpec, weights that do not fit the model.
+        DamagedCheckpointError: every checkpoint of the workdir is damaged.
+        FileNotFoundError: config.init names what is not there.
+    """
+    if checkpoints.steps():
+        _check_same_run(checkpoint.read_meta(checkpoints.directory), config, vocabulary, domains, checkpoints.directory)
+    resumed = checkpoints.restore(abstract_state(config, mesh, optimizer))
+    if resumed is not None:
+        step, state, meta = resumed
+        return Start(state, meta["data_state"], f"resumed from step {step} in {checkpoints.directory}")
+    init = config.init
+    if init.checkpoint:
+        params, source = _params_of_checkpoint(config, mesh, optimizer, vocabulary)
+        return Start(init_state(config, mesh, optimizer, params), None, f"parameters from {source} (init.checkpoint)")
+    if init.pretrained.vision or init.pretrained.language:
+        params, report = pretrained_params(config, vocabulary, purpose_key(config.seed, INIT_KEY))
+        state = init_state(config, mesh, optimizer, params)
+        return Start(state, None, f"pretrained weights, the rest fresh (init.pretrained)\n{report}")
+    return Start(init_state(config, mesh, optimizer), None, f"fresh parameters, seed {config.seed}")
+
+
+def restore_acting_parameters(directory: Any, config: Config, step: int | None = None) -> Params:
+    """The parameters of a checkpoint to evaluate, act or export with: the averaged ones where the run kept some.
+
+    Raises:
+        FileNotFoundError, DamagedCheckpointError, ValueError: as `checkpoint.restore_parameters`.
+    """
+    shapes = abstract_params(config.model)
+    params, meta = checkpoint.restore_parameters(directory, shapes, step=step)
+    if not meta["ema"]:
+        return params
+    # Frozen parameters have no average.
+    optimizer = make_optimizer(config.optimizer, config.train.steps, shapes)
+    opt_state = {"opt_state": jax.eval_shape(optimizer.init, shapes)}
+    prefix = meta["ema"] + "/"
+    held = {path.removeprefix(prefix): leaf for path, leaf in flat(opt_state).items() if path.startswith(prefix)}
+    average, _ = checkpoint.restore_parameters(directory, held, step=meta["step"], subtree=meta["ema"])
+    leaves = [average.get(path, leaf) for path, leaf in flat(params).items()]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _average_path(state: Any) -> str:
+    """Path of the averaged parameters in the state, "" without them."""
+    marker = "/average/"
+    found = {path.split(marker)[0] + marker.rstrip("/") for path in flat(state) if marker in path}
+    return found.pop() if found else ""
+
+
+def _params_of_checkpoint(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation,
+                          vocabulary: Vocabulary) -> tuple[Params, Any]:
+    """The parameters of config.init.checkpoint, on the mesh."""
+    directory, step = checkpoint.locate(config.init.checkpoint)
+    meta = checkpoint.read_meta(directory, step)
+    if difference := vocabulary.difference(Vocabulary.from_json(meta["vocabulary"])):
+        raise ValueError(f"config.init.checkpoint={config.init.checkpoint}: its vocabulary (there) differs from "
+                         f"config.vocabulary (here): {difference}")
+    shapes = abstract_state(config, mesh, optimizer).params
+    params, _ = checkpoint.restore_parameters(directory, shapes, step=step)
+    return params, directory / str(meta["step"])
+
+
+def _check_same_run(meta: Mapping[str, Any], config: Config, vocabulary: Vocabulary, domains: Sequence[Domain],
+                    directory: Any) -> None:
+    """Refuse to continue a workdir as another run; nothing has been touched yet."""
+    advice = "use the config it was begun with, or another --workdir (config.init.checkpoint takes over the parameters)"
+    if difference := vocabulary.difference(Vocabulary.from_json(meta["vocabulary"])):
+        raise ValueError(f"{directory} was trained with another vocabulary (there) than this run's (here): "
+                         f"{difference}; {advice}")
+    for domain in domains:
+        if domain.name not in meta["domains"]:
+            continue  # the comparison of the configs names it
+        saved = Domain.from_meta(meta["domains"][domain.name], vocabulary)
+        for kind, here, there in (("ActionSpec", domain.spec, saved.spec), ("StateSpec", domain.state, saved.state)):
+            difference = (here.spec.difference(there.spec) if here and there
+                          else "" if here is there else f"one of them has no {kind}")
+            if difference:
+                raise ValueError(f"{directory}: domain {domain.name!r} was trained with another {kind} (there) than "
+                                 f"its data set's now (here): {difference}; {advice}")
+    changes = config_changes(meta["config"], dataclasses.asdict(config))
+    if changes:
+        lines = "\n".join(f"  {field}: {there!r} there, {here!r} here" for field, (there, here) in changes.items())
+        raise ValueError(f"{directory} belongs to another run; {advice}. Fields that differ:\n{lines}")
+
+
+def config_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields that differ between two configs as JSON, less those that may: {field: (there, here)}."""
+    one, two = _plain(there), _plain(here)
+    differing = {field: (one.get(field), two.get(field)) for field in sorted(one.keys() | two.keys())
+                 if one.get(field) != two.get(field)}
+    return {f"config.{field}": values for field, values in differing.items()
+            if not any(field == free or field.startswith(f"{free}.") for free in FREE_FIELDS)}
+
+
+def _plain(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings by dotted name, tuples as lists."""
+    if isinstance(value, Mapping):
+        found: dict[str, Any] = {}
+        for name, item in value.items():
+            found |= _plain(item, f"{prefix}.{name}" if prefix else name)
+        return found
+    return {prefix: list(value) if isinstance(value, tuple) else value}

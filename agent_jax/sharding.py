@@ -1,0 +1,194 @@
+"""Where every array lives: a mesh of three axes and one ordered table of (path pattern, PartitionSpec).
+
+    axis      the rows of a batch     parameters and both Adam moments
+    data      split                   copied
+    fsdp      split                   split along a width; gathered layer by layer where they are used
+    tensor    copied                  split along heads, MLP width and vocabulary; activations are summed over it
+
+The table is read from the top and the first pattern that ends a path decides, so `params/language/token_embedding` and
+`opt_state/.../mu/language/token_embedding` go the same way. The last row is the default: copied to every device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from agent_jax.config import Config, MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = PartitionSpec(("data", "fsdp"))  # of a batch: every leaf is split along its first dimension
+
+# Leaves under `blocks` carry a leading axis of layers, which the scan walks over and which is never split.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    # By vocabulary only: split along the width as well, a lookup makes XLA copy its result whole to every device.
+    (r"token_embedding", PartitionSpec("tensor", None)),
+    (r"position_embedding", PartitionSpec()),  # 197 and 2,050 rows divide by nothing, and they are small
+    (r"blocks/.*/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor")),
+    (r"blocks/.*/qkv/bias", PartitionSpec(None, None, "tensor")),
+    (r"blocks/.*/out/kernel", PartitionSpec(None, "tensor", "fsdp")),
+    (r"blocks/mlp/up/kernel", PartitionSpec(None, "fsdp", "tensor")),
+    (r"blocks/mlp/up/bias", PartitionSpec(None, "tensor")),
+    (r"blocks/mlp/down/kernel", PartitionSpec(None, "tensor", "fsdp")),
+    (r"patch_embedding/kernel", PartitionSpec(None, "fsdp")),
+    (r"(connector|mae/input|mae/prediction)/kernel", PartitionSpec("fsdp", None)),
+    (r".*", PartitionSpec()),  # default: norms, remaining biases, single tokens, counters
+)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh (data, fsdp, tensor) over all devices of all processes, or over those given.
+
+    Raises:
+        ValueError: if the axes do not multiply to the number of devices, naming them.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [config.data, config.fsdp, config.tensor]
+    said = ", ".join(f"config.mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if shape.count(-1) > 1 or any(size != -1 and size < 1 for size in shape):
+        raise ValueError(f"{said}: each must be at least 1, and one of them may be -1 to take what is left")
+    known = math.prod(size for size in shape if size != -1)
+    shape = [len(devices) // known if size == -1 else size for size in shape]
+    if math.prod(shape) != len(devices):
+        raise ValueError(f"{said} ask for {'a multiple of ' if -1 in (config.data, config.fsdp, config.tensor) else ''}"
+                         f"{known} devices, but there are {len(devices)} ({devices[0].platform}); change them so that "
+                         f"they multiply to {len(devices)}")
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def check_divides(config: Config, mesh: Mesh) -> None:
+    """Refuse a model or a batch that does not divide over the mesh, all reasons in one message.
+
+    Raises:
+        ValueError: one line per field that does not divide, with its value and the axis.
+    """
+    model, train = config.model, config.train
+    tensor, fsdp, shards = mesh.shape["tensor"], mesh.shape["fsdp"], mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = "config.train.batch_size", train.batch_size, shards * train.accumulation
+    rules = [(*rows, f"mesh data {mesh.shape['data']} x fsdp {fsdp} x config.train.accumulation {train.accumulation}")]
+    for name, part in (("vision", model.vision), ("language", model.language), ("mae", model.mae)):
+        rules += [(f"config.model.{name}.heads", part.heads, tensor, f"mesh tensor {tensor}"),
+                  (f"config.model.{name}.mlp_width", part.mlp_width, tensor, f"mesh tensor {tensor}"),
+                  (f"config.model.{name}.width", part.width, fsdp, f"mesh fsdp {fsdp}")]
+    multiple = model.language.vocabulary_multiple
+    table = model.language.vocabulary_rows or multiple  # 0 until the vocabulary is known
+    rules.append(("config.model.language.vocabulary_multiple", table, tensor, f"table rows; mesh tensor {tensor}"))
+    wrong = [f"{name}={value} does not divide by {divisor} ({reason})"
+             for name, value, divisor, reason in rules if value % divisor]
+    if wrong:
+        raise ValueError("the run does not divide over the mesh:\n  " + "\n  ".join(wrong))
+
+
+def rule_for(path: str) -> int:
+    """The index in `RULES` of the row that decides for a path such as `vision/blocks/mlp/up/kernel`."""
+    return next(i for i, (pattern, _) in enumerate(RULES) if re.search(rf"(?:^|/)(?:{pattern})$", path))
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A key path of `jax.tree_util` as names joined by slashes."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def tree_shardings(mesh: Mesh, tree: Any) -> Any:
+    """A NamedSharding for each leaf of parameters, optimizer state or train state.
+
+    Args:
+        mesh: with the axes `AXES`.
+        tree: arrays or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        ValueError: if a leaf does not divide over the axes that its rule names.
+    """
+
+    def sharding(key_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        path = path_name(key_path)
+        spec = RULES[rule_for(path)][1]
+        if len(spec) > len(leaf.shape):
+            raise ValueError(f"{path} of shape {leaf.shape}: its sharding rule {spec} is for {len(spec)} dimensions")
+        for size, axis in zip(leaf.shape, spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise ValueError(f"{path} of shape {leaf.shape}: {size} does not divide by mesh {axis} "
+                                 f"{mesh.shape[axis]}; choose another config.mesh.{axis}")
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of every leaf of a Batch: rows over (data, fsdp)."""
+    return NamedSharding(mesh, ROWS)
+
+
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """`x` split by rows as the batch is and whole in its other dimensions; `x` itself where no mesh is set.
+
+    The residual stream is pinned by it: else XLA may take over the split of a kernel's width, and copy activations to
+    every device to get back.
+    """
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, ROWS)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """A Batch of NumPy arrays, this process's rows of it, as global arrays on the mesh.
+
+    Raises:
+        ValueError: if the rows do not divide over this process's share of the mesh.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
+    if rows % shards:
+        raise ValueError(f"a batch of {rows} rows does not divide over mesh data {mesh.shape['data']} x fsdp "
+                         f"{mesh.shape['fsdp']} = {shards}; choose a batch size that is a multiple of {shards}")
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartBytes:
+    """The size of one part of a state, e.g. `params/vision`."""
+
+    part: str
+    elements: int
+    bytes: int
+    bytes_per_device: int
+
+
+def bytes_by_part(tree: Any, shardings: Any, depth: int = 2) -> list[PartBytes]:
+    """Sizes by the first `depth` names of the path, in the order of the tree.
+
+    Args:
+        tree: arrays or `jax.ShapeDtypeStruct`s.
+        shardings: a sharding for each leaf.
+        depth: how many names make a part.
+    """
+    parts: dict[str, tuple[int, int, int]] = {}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for (key_path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        part = "/".join(path_name(key_path).split("/")[:depth])
+        elements, width = math.prod(leaf.shape), np.dtype(leaf.dtype).itemsize
+        local = math.prod(sharding.shard_shape(leaf.shape)) * width
+        before = parts.get(part, (0, 0, 0))
+        parts[part] = (before[0] + elements, before[1] + elements * width, before[2] + local)
+    return [PartBytes(part, *sizes) for part, sizes in parts.items()]
+
+
+def bytes_table(parts: Sequence[PartBytes]) -> str:
+    """`bytes_by_part` as lines to print, with a total."""
+    total = PartBytes("total", sum(part.elements for part in parts), sum(part.bytes for part in parts),
+                      sum(part.bytes_per_device for part in parts))
+    lines = [f"{'part':<28}{'elements':>16}{'MiB':>12}{'MiB a device':>14}"]
+    lines += [f"{row.part:<28}{row.elements:>16,}{row.bytes / 2**20:>12,.1f}{row.bytes_per_device / 2**20:>14,.1f}"
+              for row in (*parts, total)]
+    return "\n".join(lines)

@@ -1,0 +1,245 @@
+"""Train the agent: python -m agent_jax.train --config configs/babyai.py [--config.FIELD=VALUE ...] [--workdir DIR]
+
+Mesh, data, start (restart.py has the ladder), then the loop: validate if due, save if due, step, log the step before;
+in the end save, act in the simulator, report. The same command starts a run and resumes it. In the workdir:
+
+    checkpoints/  metrics.jsonl  tensorboard/  pictures/  rollouts/  report.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from agent_jax import report
+from agent_jax.checkpoint import Checkpoints, DamagedCheckpointError
+from agent_jax.config import Config, from_config_dict
+from agent_jax.data.loader import Loader
+from agent_jax.envs.collect import ensure_demonstrations
+from agent_jax.host_memory import keep_freed_memory
+from agent_jax.losses import total
+from agent_jax.metrics import MetricsLog, Record, mean_losses, progress_line, rates
+from agent_jax.optimizer import averaged_params, make_optimizer
+from agent_jax.preemption import StopRequest
+from agent_jax.preflight import check_machine, describe, set_platform
+from agent_jax.restart import Start, checkpoint_meta, start
+from agent_jax.run_data import RunData, open_data, with_vocabulary
+from agent_jax.sharding import bytes_by_part, bytes_table, check_divides, make_mesh, shard_batch
+from agent_jax.train_state import TrainState, abstract_params, state_shardings
+from agent_jax.train_step import StepMetrics, make_eval_step, make_train_step
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A config file, FILE.py or FILE.py:VARIANT.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; by default runs/NAME of the config file.")
+_JSON = flags.DEFINE_string("json", "", "Also write the report to this file.")
+
+
+class Run:
+    """What the loop holds on to; everything in it is made before the first step."""
+
+    def __init__(self, config: Config, workdir: Path, phases: report.Phases):
+        """Open the data, build the step, find the first state. Raises ValueError or OSError for what the user must mend."""
+        self.workdir, self.phases = workdir, phases
+        check_machine(config)
+        self.mesh = make_mesh(config.mesh)
+        check_divides(config, self.mesh)
+        print(describe(config), flush=True)
+        with phases.time("demonstrations"):
+            gathered = (ensure_demonstrations(config.data.demonstrations, Path(config.data.directory).expanduser())
+                        if config.data.demonstrations.environment else None)
+        with phases.time("start"):
+            self.data: RunData = open_data(config, gathered)
+            self.config = config = with_vocabulary(config, self.data.vocabulary)
+            print(self.data.summary(), flush=True)
+            self.optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
+            self.train_step = make_train_step(config, self.mesh, self.optimizer)
+            self.eval_step = make_eval_step(config, self.mesh)
+            self.checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest,
+                                           keep_best=config.checkpoint.keep_best)
+            self.first: Start = start(config, self.mesh, self.optimizer, self.data.vocabulary, self.data.domains,
+                                      self.checkpoints)
+            print(self._head(), flush=True)
+
+    def _head(self) -> str:
+        """Mesh, batch arithmetic, parameters and rung, for the top of the log."""
+        shape, train, size = dict(self.mesh.shape), self.config.train, self.data.size
+        devices, shards = math.prod(shape.values()), shape["data"] * shape["fsdp"]
+        state = self.first.state
+        return "\n".join([
+            f"mesh: {shape} over {devices} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)",
+            f"batch: {train.batch_size} rows = {shards} shard(s) x {train.batch_size // shards // train.accumulation} rows x "
+            f"{train.accumulation} microbatch(es); a row: {size.slots} slots, {size.frames} images, {size.targets} targets",
+            bytes_table(bytes_by_part(state, state_shardings(state))),
+            f"start: {self.first.rung}",
+            f"workdir: {self.workdir}",
+        ])
+
+    def params_to_use(self, state: TrainState) -> Any:
+        """The parameters to evaluate: averaged ones where the run keeps some."""
+        return averaged_params(state.opt_state, state.params)
+
+    def validate(self, state: TrainState) -> Record:
+        """Losses of the held-out rows."""
+        with self.phases.time("validation"):
+            params, sums = self.params_to_use(state), None
+            for batch in self.data.validation_batches(self.config, jax.process_index(), jax.process_count()):
+                found = self.eval_step(params, shard_batch(batch, self.mesh))
+                sums = found if sums is None else jax.tree.map(jax.numpy.add, sums, found)
+            loss = jax.device_get(total(*sums, self.config.loss)) if sums else math.nan
+            means = mean_losses(*jax.device_get(sums), self._domain_names()) if sums else ({}, {})
+        return Record(int(jax.device_get(state.step)), "validation", time.time(), float(loss), *means)
+
+    def record(self, step: int, interval: list[StepMetrics], seconds: float, waited: float) -> Record:
+        """The log record of some steps, the last of which ended with `step` updates done. Waits for them."""
+        found = jax.device_get(interval)
+        sums, weights = (jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *[getattr(m, name) for m in found])
+                         for name in ("sums", "weights"))
+        speed = rates(steps=len(found), frames=sum(int(m.frames) for m in found), slots=sum(int(m.slots) for m in found),
+                      seconds=seconds, waited=waited, left=self.config.train.steps - step)
+        return Record(step, "train", time.time(), float(np.mean([m.loss for m in found])),
+                      *mean_losses(sums, weights, self._domain_names()), float(found[-1].gradient_norm),
+                      float(found[-1].learning_rate), speed)
+
+    def save(self, state: TrainState, data_state: dict[str, Any] | None, record: Record | None) -> None:
+        """Save this step, with its validation where there is one."""
+        metrics = None if record is None else {"validation/loss": record.loss}
+        meta = checkpoint_meta(self.config, self.data.vocabulary, self.data.domains, state, data_state)
+        self.checkpoints.save(int(jax.device_get(state.step)), state, meta, metrics)
+
+    def _domain_names(self) -> list[str]:
+        return [domain.name for domain in self.data.domains]
+
+
+def train(run: Run) -> tuple[TrainState, Record | None]:
+    """The loop. Returns the last state and its validation; None if a SIGTERM ended it early."""
+    config, state, data_state = run.config, run.first.state, run.first.data_state
+    steps, every = config.train.steps, config.checkpoint.every
+    begun = step = int(jax.device_get(state.step))
+    loader = Loader(run.data.train, config.train.batch_size, process_index=jax.process_index(),
+                    process_count=jax.process_count(), workers=config.data.workers, prefetch=config.data.prefetch,
+                    state=data_state)
+    log = MetricsLog(run.workdir, step)
+    interval: list[StepMetrics] = []
+    logged_at, waited, validation = time.perf_counter(), 0.0, None
+
+    def say(record: Record) -> None:
+        log.write(record)
+        print(progress_line(record, steps), flush=True)
+
+    with StopRequest() as stop, jax.transfer_guard("disallow"):
+        while True:
+            stopped = stop.requested and step > begun
+            paused = time.perf_counter()
+            last, validation = step == steps, None
+            if last or (step > begun and _due(step, config.train.validate_every) and not stopped):
+                with jax.transfer_guard("allow"):
+                    validation = run.validate(state)
+                say(validation)
+            if _due(step, config.train.picture_every) and step > begun or last:
+                with jax.transfer_guard("allow"), run.phases.time("pictures"):
+                    report.write_picture(run.workdir / "pictures" / f"reconstruction-{step}.png", config,
+                                         run.params_to_use(state), next(run.data.validation_batches(config)))
+            if last or stopped or (step > begun and _due(step, every)):
+                with jax.transfer_guard("allow"):
+                    run.save(state, data_state, validation)
+            if last or stopped:
+                break
+            logged_at += time.perf_counter() - paused  # validating and saving are no part of the step's speed
+
+            asked = time.perf_counter()
+            batch, data_state = next(loader)
+            waited += time.perf_counter() - asked
+            previous = list(interval)
+            state, metrics = run.train_step(state, shard_batch(batch, run.mesh))
+            step += 1
+            if step == begun + 1:  # the first step compiles
+                jax.block_until_ready(metrics)
+                run.phases.add("first step", time.perf_counter() - asked)
+                logged_at, waited = time.perf_counter(), 0.0
+            # The steps before this one are read while it computes.
+            if previous and (_due(step - 1, config.train.log_every) or step == begun + 2 or stop.requested):
+                now = time.perf_counter()
+                record = run.record(step - 1, previous, now - logged_at, waited)
+                say(record)
+                if not math.isfinite(record.loss):
+                    raise FloatingPointError(f"the loss is {record.loss} at step {step - 1}; the last checkpoint in "
+                                             f"{run.workdir / 'checkpoints'} is from before it: resume with a lower "
+                                             "config.optimizer.learning_rate in another workdir (config.init.checkpoint)")
+                interval, logged_at, waited = [], now, 0.0
+            interval.append(metrics)
+    with run.phases.time("last save"):
+        run.checkpoints.close()
+    loader.close()
+    if interval:
+        say(run.record(step, interval, time.perf_counter() - logged_at, waited))
+    log.close()
+    return state, validation if step == steps else None
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def finish(run: Run, validation: Record, json_path: str) -> None:
+    """Act in the simulator with the saved agent, and write the report."""
+    levels: dict[str, Any] = {}
+    if run.config.closed_loop.environment:
+        with run.phases.time("closed loop"):
+            levels = report.act_in_simulator(run.config, run.workdir)
+    figures = {
+        "closed_loop": levels,
+        "losses": {"total": validation.loss, **validation.losses},
+        "steps": run.config.train.steps,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.first.state.params)),
+        "start": run.first.rung,
+        "config": dataclasses.asdict(run.config),
+    }
+    paths = [run.workdir / "report.json", *([Path(json_path)] if json_path else [])]
+    report.write_report(paths, figures, run.phases)
+    seconds = ", ".join(f"{name} {spent:.0f} s" for name, spent in run.phases.seconds.items())
+    print(f"time: {seconds}\nmemory: {report.peak_rss_bytes() / 2**30:.2f} GiB at most\nreport: {paths[0]}", flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, check, train, report. What the user must mend ends with one message and exit code 2."""
+    phases = report.Phases()
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(arguments[1:])}; fields are given as --config.FIELD=VALUE")
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells dozens of lines of every save
+    keep_freed_memory()
+    try:
+        config = from_config_dict(_CONFIG.value)
+        set_platform(config)
+        workdir = Path(_WORKDIR.value or _default_workdir()).expanduser()
+        run = Run(config, workdir, phases)
+    except (ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError) as error:
+        logging.debug("where it was found:", exc_info=True)
+        print(f"agent_jax.train: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    with phases.time("training"):
+        state, validation = train(run)
+    if validation is None:
+        print(f"stopped by SIGTERM after step {int(state.step)}; the same command goes on from there", flush=True)
+        return
+    finish(run, validation, _JSON.value)
+
+
+def _default_workdir() -> str:
+    """runs/babyai for configs/babyai.py, runs/babyai-long for configs/babyai.py:long."""
+    file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "/".join(["runs", "-".join(itertools.filterfalse(lambda part: not part, [Path(file).stem, variant]))])
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

@@ -1,0 +1,175 @@
+"""One optimizer step: a global batch in, the next state and what the log needs out.
+
+    weights of the whole batch ---------------------------------------.
+    rows 0, A, 2A, ... -> loss sums / weights -> gradients --.         |
+    rows 1, A+1, ...   -> loss sums / weights -> gradients --+-- sum --+--> optimizer -> state
+    ... (A microbatches, one after another)                --'
+
+Microbatches are interleaved rows, so each device keeps its rows, and the loss is linear in the sums, so their gradients
+add up to that of the batch. Keys are made for each row from its own seed: masks and dropout do not know how rows were
+spread over devices and microbatches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from agent_jax.batch import Batch
+from agent_jax.config import Config
+from agent_jax.losses import LossSums, loss_sums, loss_weights, total
+from agent_jax.models.agent import Agent, Params
+from agent_jax.models.mae import kept_patches
+from agent_jax.optimizer import learning_rate_schedule, trained_mask
+from agent_jax.sharding import ROWS, batch_sharding, check_divides, replicated
+from agent_jax.train_state import STEP_KEY, VALIDATION_KEY, TrainState, abstract_state, purpose_key, state_shardings
+
+MASK_KEY, DROPOUT_KEY = range(2)  # purposes of a row's keys
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepMetrics:
+    """What one step has to tell, as scalars and (domains,) vectors on the device; metrics.py makes a record of it."""
+
+    loss: jax.Array  # before the update
+    sums: LossSums
+    weights: LossSums
+    gradient_norm: jax.Array  # of trained parameters, before clipping
+    learning_rate: jax.Array
+    rows: jax.Array  # int32, rows that hold anything
+    frames: jax.Array  # int32, images less padding
+    slots: jax.Array  # int32, slots less padding
+
+
+def domain_count(config: Config) -> int:
+    """How many domains the losses are kept apart for."""
+    return max(1, len(config.data.domains))
+
+
+def hidden_patches(config: Config) -> int:
+    """I, patches hidden in each image by the mask."""
+    patches = config.model.vision.patches
+    return patches - kept_patches(patches, config.model.mae.mask_ratio)
+
+
+def row_keys(key: jax.Array, seed_B: jax.Array, purpose: int) -> jax.Array:
+    """A key for each row, from the step's key, the purpose and the row's own seed."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, purpose), seed_B)
+
+
+def microbatches(batch: Batch, count: int, mesh: Mesh) -> Batch:
+    """Leaves (B, ...) as (count, B / count, ...): microbatch i holds rows i, count + i, ..., each on its own device."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, *ROWS))
+
+    def split(leaf: jax.Array) -> jax.Array:
+        interleaved = leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(interleaved, sharding)
+
+    return jax.tree.map(split, batch)
+
+
+def make_train_step(
+    config: Config, mesh: Mesh, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """The jitted train step.
+
+    Args:
+        config: of the run; `model.language.vocabulary_size` is set.
+        mesh: of `make_mesh`.
+        optimizer: of `make_optimizer`, or any other transformation.
+
+    Returns:
+        step(state, batch) -> (state, metrics). The state given is donated: its arrays are gone afterwards. The batch is
+        on the mesh (`shard_batch`) with `config.train.batch_size` rows.
+
+    Raises:
+        ValueError: if model or batch do not divide over the mesh.
+    """
+    check_divides(config, mesh)
+    agent, domains, hidden = Agent(config.model), domain_count(config), hidden_patches(config)
+    schedule = learning_rate_schedule(config.optimizer, config.train.steps)
+    state = abstract_state(config, mesh, optimizer)
+    shardings = state_shardings(state)
+    trained = trained_mask(state.params, config.optimizer.freeze)
+
+    def loss_of(params: Params, batch: Batch, weights: LossSums, key: jax.Array) -> tuple[jax.Array, LossSums]:
+        # No gradient is computed for what is frozen, nor counted in the norm.
+        params = jax.tree.map(lambda leaf, train: leaf if train else jax.lax.stop_gradient(leaf), params, trained)
+        output: Any = agent.apply({"params": params}, batch, mask_keys_B=row_keys(key, batch.seed_B, MASK_KEY),
+                             dropout_keys_B=row_keys(key, batch.seed_B, DROPOUT_KEY),
+                             visual_tokens=config.model.visual_tokens)
+        sums = loss_sums(output, batch, domains)
+        return total(sums, weights, config.loss), sums
+
+    @_on_mesh(mesh)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(purpose_key(config.seed, STEP_KEY), state.step)
+        weights = loss_weights(batch, domains, hidden)
+
+        def add_microbatch(carry: tuple[Params, Any], batch: Batch) -> tuple[tuple[Params, Any], None]:
+            (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch, weights, key)
+            gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
+            return jax.tree.map(jnp.add, carry, (gradients, (loss, sums))), None
+
+        rows = microbatches(batch, config.train.accumulation, mesh)
+        first = jax.tree.map(lambda leaf: leaf[0], rows)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+                             (state.params, jax.eval_shape(loss_of, state.params, first, weights, key)))
+        (gradients, (loss, sums)), _ = jax.lax.scan(add_microbatch, zeros, rows)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(loss, sums, weights, optax.tree.norm(gradients), schedule(state.step), *_counts(batch))
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh)),
+                   donate_argnums=0)
+
+
+def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], tuple[LossSums, LossSums]]:
+    """The jitted validation step: no dropout, every patch shown to the language model, masks that are always the same.
+
+    Args:
+        config: of the run.
+        mesh: of `make_mesh`.
+
+    Returns:
+        step(params, batch) -> (sums, weights), to be added up over batches before `losses.total` or `losses.means`. The
+        batch is laid out for V = 1 + P visual tokens, whatever the training sees.
+    """
+    agent, domains, hidden = Agent(config.model), domain_count(config), hidden_patches(config)
+
+    @_on_mesh(mesh)
+    def step(params: Params, batch: Batch) -> tuple[LossSums, LossSums]:
+        keys_B = row_keys(purpose_key(config.seed, VALIDATION_KEY), batch.seed_B, MASK_KEY)
+        output: Any = agent.apply({"params": params}, batch, mask_keys_B=keys_B, visual_tokens="all")
+        return loss_sums(output, batch, domains), loss_weights(batch, domains, hidden)
+
+    return jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+
+
+def _on_mesh(mesh: Mesh) -> Callable[[Callable], Callable]:
+    """A decorator: trace the function with the mesh set, for `constrain_rows` in the model."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def traced(*arguments: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return function(*arguments)
+
+        return traced
+
+    return decorate
+
+
+def _counts(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rows, images and slots that are not padding."""
+    real_BS, real_BF = batch.segment_BS > 0, batch.clip_BF >= 0
+    return jnp.sum(jnp.any(real_BS, axis=1)), jnp.sum(real_BF), jnp.sum(real_BS)

@@ -1,0 +1,157 @@
+"""The mesh, the rule table and the batch on the mesh."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from agent_jax import sharding
+from agent_jax.batch import Batch, RowSize
+from agent_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig, VisionConfig
+from agent_jax.models.agent import init_params
+from agent_jax.optimizer import make_optimizer
+from agent_jax.sharding import RULES, make_mesh, path_name, rule_for, tree_shardings
+
+LARGE = 65_536  # elements
+
+
+def full_model():
+    """The paper's model with every optional array: temporal attention and trainable positions."""
+    vision = VisionConfig(positions="clip", temporal_attention=True)
+    config = ModelConfig(vision=vision)
+    return dataclasses.replace(config, language=dataclasses.replace(config.language, vocabulary_size=51_578))
+
+
+@pytest.fixture(scope="module")
+def full_params():
+    return jax.eval_shape(lambda: init_params(full_model(), jax.random.key(0)))
+
+
+def paths(tree):
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    assert dict(make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(make_mesh(MeshConfig(), jax.devices()[:3]).shape) == {"data": 3, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    (MeshConfig(data=4, fsdp=1, tensor=1), r"config.mesh.data=4, .*ask for 4 devices, but there are 8 \(cpu\)"),
+    (MeshConfig(data=-1, fsdp=3, tensor=1), r"config.mesh.fsdp=3, .*a multiple of 3 devices, but there are 8"),
+    (MeshConfig(data=-1, fsdp=16, tensor=1), r"a multiple of 16 devices, but there are 8"),
+    (MeshConfig(data=-1, fsdp=-1, tensor=1), r"one of them may be -1"),
+    (MeshConfig(data=8, fsdp=0, tensor=1), r"config.mesh.fsdp=0.*at least 1"),
+])
+def test_a_mesh_that_does_not_fit_the_devices_is_refused_by_name(config, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(config)
+
+
+def test_everything_that_does_not_divide_is_named_in_one_message():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
+    config = Config(model=full_model(), train=TrainConfig(batch_size=10, accumulation=4))
+    with pytest.raises(ValueError, match="does not divide over the mesh") as error:
+        sharding.check_divides(config, mesh)
+    text = str(error.value)
+    assert "config.train.batch_size=10 does not divide by 4" in text
+    assert "config.model.vision.heads=12 does not divide by 8 (mesh tensor 8)" in text
+    assert "config.model.language.heads=12" in text
+    assert "mae.heads" not in text  # 16 heads
+    assert "mlp_width" not in text
+    sharding.check_divides(dataclasses.replace(config, train=TrainConfig(batch_size=16, accumulation=4)),
+                           make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+
+
+def test_a_vocabulary_table_that_does_not_divide_is_refused():
+    language = dataclasses.replace(full_model().language, vocabulary_size=261, vocabulary_multiple=1)
+    config = Config(model=dataclasses.replace(full_model(), language=language))
+    with pytest.raises(ValueError, match=r"vocabulary_multiple=261 does not divide by 2 \(table rows; mesh tensor 2\)"):
+        sharding.check_divides(config, make_mesh(MeshConfig(data=4, fsdp=1, tensor=2)))
+
+
+def test_every_large_array_of_the_full_model_matches_a_row_above_the_default(full_params):
+    large = {path: leaf.shape for path, leaf in paths(full_params).items() if math.prod(leaf.shape) > LARGE}
+    assert len(large) > 15
+    unmatched = {path: shape for path, shape in large.items() if rule_for(path) == len(RULES) - 1}
+    assert not unmatched
+
+
+def test_every_row_of_the_table_is_the_rule_of_some_array(full_params):
+    assert {rule_for(path) for path in paths(full_params)} == set(range(len(RULES)))
+
+
+def test_every_rule_has_as_many_dimensions_as_its_arrays(full_params):
+    for path, leaf in paths(full_params).items():
+        spec = RULES[rule_for(path)][1]
+        assert not spec or len(spec) in (len(leaf.shape), len(leaf.shape) - 1), path
+        assert "blocks/" not in path or not spec or spec[0] is None, path  # the axis of layers is never split
+
+
+def test_both_adam_moments_and_the_average_follow_their_parameter(full_params):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    opt_state = jax.eval_shape(make_optimizer(OptimizerConfig(ema=0.99), 10, full_params).init, full_params)
+    specs = paths(tree_shardings(mesh, {"params": full_params, "opt_state": opt_state}))
+    for path in paths(full_params):
+        held = [name for name in specs if re.search(rf"opt_state/.*/(mu|nu|average)/{path}$", name)]
+        assert len(held) == 3
+        for name in held:
+            assert specs[name] == specs[f"params/{path}"]
+
+
+def test_an_array_that_does_not_divide_is_refused_by_path():
+    tree = {"language": {"token_embedding": jax.ShapeDtypeStruct((7, 4), np.float32)}}
+    with pytest.raises(ValueError, match=r"token_embedding of shape \(7, 4\): 7 does not divide by mesh tensor 2"):
+        tree_shardings(make_mesh(MeshConfig(data=4, fsdp=1, tensor=2)), tree)
+
+
+def test_an_array_with_too_few_dimensions_for_its_rule_is_refused_by_path():
+    tree = {"connector": {"kernel": jax.ShapeDtypeStruct((8,), np.float32)}}
+    with pytest.raises(ValueError, match=r"connector/kernel of shape \(8,\): its sharding rule"):
+        tree_shardings(make_mesh(MeshConfig()), tree)
+
+
+def test_each_device_holds_an_eighth_of_the_full_models_kernels(full_params):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    parts = {part.part: part for part in sharding.bytes_by_part(full_params, tree_shardings(mesh, full_params))}
+    assert sum(part.elements for part in parts.values()) == sum(leaf.size for leaf in jax.tree.leaves(full_params))
+    assert parts["mae/blocks"].bytes == 4 * parts["mae/blocks"].elements
+    assert parts["mae/blocks"].bytes_per_device == pytest.approx(parts["mae/blocks"].bytes / 8, rel=0.01)
+    table = parts["language/token_embedding"]
+    assert table.bytes_per_device == table.bytes // 2  # by vocabulary only
+
+
+def test_the_printed_table_ends_in_the_sums_of_its_lines():
+    tree = {"a": {"x": jax.ShapeDtypeStruct((8, 2), np.float32)}, "b": jax.ShapeDtypeStruct((3,), np.int32)}
+    mesh = make_mesh(MeshConfig())
+    shardings = {"a": {"x": sharding.batch_sharding(mesh)}, "b": sharding.replicated(mesh)}
+    parts = sharding.bytes_by_part(tree, shardings, depth=1)
+    assert parts == [sharding.PartBytes("a", 16, 64, 8), sharding.PartBytes("b", 3, 12, 12)]
+    assert sharding.bytes_table(parts).splitlines()[-1].split() == ["total", "19", "0.0", "0.0"]
+
+
+def test_rows_are_split_over_data_and_fsdp_and_keep_their_order():
+    batch = Batch.fake(RowSize(1, 8, 8, 2), 8, visual_tokens=5, vocabulary_size=9)
+    placed = sharding.shard_batch(batch, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    for host, device in zip(jax.tree.leaves(batch), jax.tree.leaves(placed), strict=True):
+        np.testing.assert_array_equal(host, device)
+        assert device.sharding.spec == PartitionSpec(("data", "fsdp"))
+        assert device.addressable_shards[0].data.shape[0] == 2
+
+
+def test_a_batch_that_does_not_divide_over_the_mesh_is_refused():
+    batch = Batch.fake(RowSize(1, 8, 8, 2), 6, visual_tokens=5, vocabulary_size=9)
+    with pytest.raises(ValueError, match=r"6 rows does not divide over mesh data 2 x fsdp 2 = 4"):
+        sharding.shard_batch(batch, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+
+
+def test_rows_are_pinned_only_where_a_mesh_is_set():
+    x = jax.numpy.ones((8, 2))
+    assert sharding.constrain_rows(x) is x
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2, tensor=1))
+    with jax.set_mesh(mesh):
+        assert jax.jit(sharding.constrain_rows)(x).sharding.spec == PartitionSpec(("data", "fsdp"))
