@@ -40,6 +40,7 @@ REQUIRED = [
     "grain>=0.2.18,<0.3",
     "numpy>=2.1,<3",
     "scipy>=1.14,<2",
+    "tensorboardX>=2.6,<3",  # writes TensorBoard's files without TensorFlow
     "pillow>=11,<14",
     "absl-py>=2.1,<3",
     "etils[epath]>=1.9,<2",  # paths on local disk and in buckets alike

@@ -64,7 +64,7 @@ class Batch:
     domain_BS: Array  # int32. Index of the domain, for losses and metrics by domain.
     domain_BF: Array  # int32.
     domain_BT: Array  # int32.
-    seed_B: Array  # uint32. Derived from the sample: masks and augmentation follow it and the step, not the host.
+    seed_B: Array  # uint32. Derived from the sample: its masks and dropout follow it and the step, not the host.
     label_B: Array  # int32. Class label of a clip, -1 for none.
 
     @property
@@ -75,8 +75,9 @@ class Batch:
     @classmethod
     def spec(cls, size: RowSize, rows: int) -> Batch:
         """A Batch of `jax.ShapeDtypeStruct`, for `jax.eval_shape` and ahead-of-time compilation."""
-        B, F, S, T = rows, size.frames, size.slots, size.targets  # noqa: N806 - the legend's letters
-        shapes = {"BFHWC": (B, F, size.image_size, size.image_size, 3), "BF": (B, F), "BS": (B, S), "BT": (B, T), "B": (B,)}
+        B, F, S, T = rows, size.frames, size.slots, size.targets
+        image = (size.image_size, size.image_size, 3)
+        shapes = {"BFHWC": (B, F, *image), "BF": (B, F), "BS": (B, S), "BT": (B, T), "B": (B,)}
         fields = {}
         for field in dataclasses.fields(cls):
             stem, dims = field.name.rsplit("_", 1)
@@ -89,13 +90,13 @@ class Batch:
     def padding(cls, size: RowSize, rows: int) -> Batch:
         """A Batch of NumPy arrays in which every place is padding, to be filled in by the layout."""
         blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), cls.spec(size, rows))
-        one = {"denominator_BT": np.ones_like(blank.denominator_BT), "denominator_BF": np.ones_like(blank.denominator_BF)}
+        one = {name: np.ones_like(getattr(blank, name)) for name in ("denominator_BT", "denominator_BF")}
         none = {name: np.full_like(getattr(blank, name), -1) for name in ("clip_BF", "visual_BS", "label_B")}
         return dataclasses.replace(blank, **one, **none)
 
     @classmethod
-    def fake(cls, size: RowSize, rows: int, *, visual_tokens: int, vocabulary_size: int, clip_length: int = 1, domains: int = 1,
-             seed: int = 0) -> Batch:
+    def fake(cls, size: RowSize, rows: int, *, visual_tokens: int, vocabulary_size: int, clip_length: int = 1,
+             domains: int = 1, seed: int = 0) -> Batch:
         """A valid random batch of one sample a row, for tests, benchmarks and compilation.
 
         Args:

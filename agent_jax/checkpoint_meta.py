@@ -9,7 +9,7 @@
     checksum        SHA-256 of all the rest
     config          the Config, as plain JSON
     vocabulary      Vocabulary.to_json()
-    domains         {domain: {"action_spec", "state_spec", "layout", "preprocessing"}}
+    domains         {domain: Domain.to_meta()}: specs, window, layout, image field and size
     data_state      position in the data
     ema             path of the subtree with averaged parameters, "" if there is none
 """

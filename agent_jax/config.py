@@ -85,6 +85,7 @@ class ModelConfig:
     visual_tokens: Literal["all", "visible"] = "all"  # all: eq. 1, a second, unmasked encoder pass; visible: one pass
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matmuls; parameters, softmax, norms and losses are f32
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but matmuls, all
+    unroll: int = 1  # layers compiled as one piece of the scan: a small model on a CPU gains a sixth by all of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +112,16 @@ class DomainConfig:
     """One data set: where it lies, what its fields are called, how it is cut into windows."""
 
     path: str = ""  # directory of the data set: the one that holds dataset_info.json and features.json
-    weight: float = 1.0  # share of this domain's windows in the mixture, relative to the others
+    weight: float = 1.0  # how many times each of its windows is seen in an epoch; 1: plain concatenation (paper)
     image: str = "steps/observation/rgb"
-    instruction: str = "instruction"  # field of an episode or, below steps/, of a step: text, or UTF-8 codes padded with 0
+    instruction: str = "instruction"  # of an episode or, below steps/, of a step: text, or UTF-8 codes padded with 0
     action_spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # ActionSpec.to_dict(); {}: the data's own
     state_spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # StateSpec.to_dict(); {}: the data's own
     window: int = 4  # M, time steps of a sample: 4 in robotics, 9 in games (paper)
     stride: int = 4  # steps between the starts of windows; equal to `window`: consecutive chunks (paper)
     max_text: int = 32  # longest instruction in tokens, </s> included
+    video: bool = False  # a window's images form one clip: temporal attention, tube masks, one CLS
+    fixed_positions: bool = False  # steps take the positions from max_text on, however long the instruction is
     train_split: str = "train"
     validation_split: str = "test"
 
@@ -335,6 +338,7 @@ def validate(config: Config) -> None:
         _check(part.depth > 0, f"config.model.{name}.depth={part.depth} must be at least 1")
     for name, width in (("vision", vision.width), ("mae", model.mae.width)):
         _check(width % 4 == 0, f"config.model.{name}.width={width} must be a multiple of 4 for 2-D sin-cos positions")
+    _check(model.unroll >= 1, f"config.model.unroll={model.unroll} must be at least 1")
     _check(0 < model.mae.mask_ratio < 1, f"config.model.mae.mask_ratio={model.mae.mask_ratio} must lie between 0 and 1")
     _check(0 <= model.language.dropout < 1,
            f"config.model.language.dropout={model.language.dropout} must lie in [0, 1)")

@@ -30,4 +30,5 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(name), "mallopt", None) if name else None
     if mallopt is None:
         return False
-    return all([mallopt(parameter, value) == 1 for parameter, value in _SETTINGS.items()])
+    taken = [mallopt(parameter, value) for parameter, value in _SETTINGS.items()]
+    return all(result == 1 for result in taken)

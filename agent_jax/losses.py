@@ -1,13 +1,13 @@
 """The three losses (arXiv 2402.05929, eq. 2-5) as weighted sums and their weights, by domain.
 
-    language, action: cross-entropy of a target, in nats         mae: squared error of a hidden patch, mean over X values
+    language, action: cross-entropy of a target, in nats        mae: squared error of a hidden patch, mean over X values
 
 A sum and its weight are kept apart until everything is added up: over microbatches, over devices. Weights depend on the
 batch alone, so those of the whole global batch are known before its first microbatch, and accumulation and sharding
 change nothing. Two forms join the losses:
 
-    mean: sum over domains of  token * (weighted mean over language and action targets)  +  mae * (mean over hidden patches)
-    eq5:  mean over samples of (L_lang + L_mae + L_act) / (|W| + sum_t (|V_t| + |A_t|)), with L_mae summed over pixel values
+    mean: sum over domains of  token * (weighted mean over language and action targets) + mae * (mean of hidden patches)
+    eq5:  mean over samples of (L_lang + L_mae + L_act) / (|W| + sum_t (|V_t| + |A_t|)), L_mae summed over pixel values
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agent_jax.models.agent import AgentOutput
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LossSums:
-    """Sums by domain, each of shape (domains,), f32. The same class holds weights: what each sum is to be divided by."""
+    """Sums by domain, each of shape (domains,), f32. The same class holds weights: what a sum is to be divided by."""
 
     language: jax.Array  # of NLL; weight: of targets
     action: jax.Array

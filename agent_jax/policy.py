@@ -107,7 +107,8 @@ class Policy:
     def with_temperature(self, temperature: float, seed: int = 0) -> Policy:
         """The same parameters, acting otherwise; histories are not shared."""
         other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__ | {"temperature": temperature, "_random": np.random.default_rng(seed), "_episodes": {}}
+        random = np.random.default_rng(seed)
+        other.__dict__ |= self.__dict__ | {"temperature": temperature, "_random": random, "_episodes": {}}
         return other
 
     def reset(self, env_ids: Sequence[Any]) -> None:
@@ -183,7 +184,8 @@ class Policy:
     def _window(self, episode: _Episode, step: Step, ids: Sequence[int]) -> Window:
         newest = dataclasses.replace(step, action_ids=np.asarray(ids, np.int32))
         text_ids = episode.text_ids if episode.text_ids is not None else _NO_IDS
-        return Window(self.domain.index, text_ids, (*episode.steps, newest), seed=0, video=self.domain.video)
+        return Window(self.domain.index, text_ids, (*episode.steps, newest), seed=0, video=self.domain.video,
+                      first_position=self.domain.first_position)
 
     def _ask(self, windows: Sequence[Window]) -> np.ndarray:
         """logits (n, A) of the next id of each window, over the ids of the automaton."""

@@ -16,12 +16,15 @@ from agent_jax.vocabulary import Vocabulary
 
 
 def set_platform(config: Config) -> None:
-    """Make the CPU backend what `config.mesh` asks for, fake devices included; call it before JAX's first computation."""
+    """Make the CPU backend what `config.mesh` asks for, fake devices included; call it before the first computation."""
     mesh = config.mesh
     if mesh.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
         if -1 not in (mesh.data, mesh.fsdp, mesh.tensor):
-            jax.config.update("jax_num_cpu_devices", mesh.data * mesh.fsdp * mesh.tensor)
+            devices = mesh.data * mesh.fsdp * mesh.tensor
+            jax.config.update("jax_num_cpu_devices", devices)
+            if devices > 1:  # each computes in its own thread; a pool shared among them costs more than it gives
+                os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
 
 
 def check_machine(config: Config) -> None:
@@ -46,10 +49,10 @@ def describe(config: Config) -> str:
     lines = [
         "the plan of this run:",
         f"  mesh      {axes}; platform {mesh.platform or 'any'}, {config.model.dtype}, remat {config.model.remat}",
-        f"  model     vision {vision.depth} x {vision.width}, language {language.depth} x {language.width}, MAE decoder "
-        f"{config.model.mae.depth} x {config.model.mae.width}; {training_visual_tokens(config.model)} visual tokens an "
-        f"image in training ({config.model.visual_tokens}){_parameters(config)}",
-        f"  data      {domains or 'none'}",
+        f"  model     vision {vision.depth} x {vision.width}, language {language.depth} x {language.width}, MAE "
+        f"decoder {config.model.mae.depth} x {config.model.mae.width}; {training_visual_tokens(config.model)} visual "
+        f"tokens an image in training ({config.model.visual_tokens}){_parameters(config)}",
+        f"  data      {domains or 'none'}; text by config.vocabulary.tokenizer={config.vocabulary.tokenizer}",
         f"  training  {train.steps:,} steps of {train.batch_size} rows in {train.accumulation} microbatch(es)",
     ]
     return "\n".join(lines)
@@ -70,9 +73,9 @@ def _missing_devices(config: Config) -> list[str]:
         return []
     extra = {"tpu": "tpu", "gpu": "cuda"}.get(wanted)
     install = f'; there, install it with pip install "agent_jax[{extra}]"' if extra else ""
-    return [f"config.mesh.platform={wanted!r}, but JAX finds {jax.device_count()} device(s) of {found!r} here. Start it "
-            f"on such a machine{install}; or pass --config.mesh.platform={found} to try it on this one, or the variant "
-            ":smoke where the config has it"]
+    return [f"config.mesh.platform={wanted!r}, but JAX finds {jax.device_count()} device(s) of {found!r} here. Start "
+            f"it on such a machine{install}; or pass --config.mesh.platform={found} to try it on this one, or the "
+            "variant :smoke where the config has it"]
 
 
 def _missing_files(config: Config) -> list[str]:
@@ -92,7 +95,7 @@ def _missing_files(config: Config) -> list[str]:
               if path and not epath.Path(path).exists()]
     simulators = {config.data.demonstrations.environment, config.closed_loop.environment} - {""}
     if "babyai" in simulators and importlib.util.find_spec("minigrid") is None:
-        lines.append(f'the simulator of {", ".join(sorted(simulators))} is not installed: pip install "agent_jax[babyai]"')
+        lines.append('the simulator of babyai is not installed: pip install "agent_jax[babyai]"')
     if gathered and not os.access(_existing_parent(config.data.directory), os.W_OK):
         lines.append(f"config.data.directory={config.data.directory} cannot be written to; pass another "
                      "--config.data.directory=DIR")

@@ -76,7 +76,8 @@ def small_model(config: Draft, *, image_size: int, patch_size: int, width: int, 
         config: changed in place.
         image_size: pixels.
         patch_size: pixels.
-        width: of encoder, language model and decoder; MLPs are four times as wide.
+        width: of encoder, language model and decoder; MLPs are twice as wide, which learns as well per image here, and
+            faster per second, than four times.
         heads: of all three.
         vision_depth: blocks of the encoder.
         language_depth: blocks of the language model.
@@ -85,7 +86,7 @@ def small_model(config: Draft, *, image_size: int, patch_size: int, width: int, 
     vision, language, mae = config.model.vision, config.model.language, config.model.mae
     vision.image_size, vision.patch_size = image_size, patch_size
     for part, depth in ((vision, vision_depth), (language, language_depth), (mae, 1)):
-        part.width, part.heads, part.mlp_width, part.depth = width, heads, 4 * width, depth
+        part.width, part.heads, part.mlp_width, part.depth = width, heads, 2 * width, depth
         part.activation = "relu"  # twice as fast as GELU on a CPU, and no worse at this size
     language.positions = positions
     language.dropout = 0.0

@@ -1,7 +1,7 @@
 """What a run leaves for a reader: pictures, a rollout to watch, and report.json with every figure it printed.
 
 report.json: {"closed_loop": {LEVEL: {POLICY: {"success", "episodes", "ci95", "mean_steps"}}}, "losses": {...},
-"accuracy": {...}, "steps", "parameters", "seconds": {PHASE: ...}, "peak_rss_bytes", "machine": {...}, "config", ...}
+"steps", "parameters", "seconds": {PHASE: ...}, "peak_rss_bytes", "machine": {...}, "config", ...}
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from agent_jax import __version__
 from agent_jax.batch import Batch
 from agent_jax.config import Config
 from agent_jax.evaluate.closed_loop import Recording, closed_loop
@@ -118,7 +119,8 @@ def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) 
         "machine": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
                     else os.cpu_count(), "devices": [device.device_kind for device in jax.devices()],
                     "python": platform.python_version(),
-                    **{package: version(package) for package in ("agent_jax", "jax", "flax", "optax")}},
+                    "agent_jax": __version__,
+                    **{package: version(package) for package in ("jax", "flax", "optax")}},
     }
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)

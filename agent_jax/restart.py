@@ -11,6 +11,7 @@ A workdir goes on with the config it was begun with: what would make it another 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,11 +30,11 @@ from agent_jax.optimizer import make_optimizer
 from agent_jax.train_state import INIT_KEY, TrainState, abstract_params, abstract_state, init_state, purpose_key
 from agent_jax.vocabulary import Vocabulary
 
-# Fields that may change when a run is resumed: they decide how it is carried out, not what it computes.
-FREE_FIELDS = (
-    "mesh", "checkpoint", "closed_loop", "init", "data.workers", "data.prefetch", "data.demonstrations.processes",
-    "train.accumulation", "train.log_every", "train.validate_every", "train.validation_batches", "train.picture_every",
-    "model.remat",
+# Fields that may change when a run is resumed: they decide how and where it is carried out, not what it computes.
+# Data may have moved: it is told by the number of its windows, which is checked too (data/loader.py).
+FREE_FIELDS = re.compile(
+    r"(mesh|checkpoint|closed_loop|init)\..*|data\.(workers|prefetch|directory|demonstrations\.processes|domains\.\w+\.path)"
+    r"|train\.(accumulation|log_every|validate_every|validation_batches|picture_every)|model\.(remat|unroll)"
 )
 
 
@@ -153,7 +154,7 @@ def config_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[st
     differing = {field: (one.get(field), two.get(field)) for field in sorted(one.keys() | two.keys())
                  if one.get(field) != two.get(field)}
     return {f"config.{field}": values for field, values in differing.items()
-            if not any(field == free or field.startswith(f"{free}.") for free in FREE_FIELDS)}
+            if not FREE_FIELDS.fullmatch(field)}
 
 
 def _plain(value: Any, prefix: str = "") -> dict[str, Any]:

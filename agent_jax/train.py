@@ -1,4 +1,6 @@
-"""Train the agent: python -m agent_jax.train --config configs/babyai.py [--config.FIELD=VALUE ...] [--workdir DIR]
+"""Train the agent.
+
+    python -m agent_jax.train --config configs/babyai.py [--config.FIELD=VALUE ...] [--workdir DIR] [--json FILE]
 
 Mesh, data, start (restart.py has the ladder), then the loop: validate if due, save if due, step, log the step before;
 in the end save, act in the simulator, report. The same command starts a run and resumes it. In the workdir:
@@ -9,9 +11,7 @@ in the end save, act in the simulator, report. The same command starts a run and
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from agent_jax import report
 from agent_jax.checkpoint import Checkpoints, DamagedCheckpointError
+from agent_jax.command_line import config_name, define_config, parse_flags, refuse
 from agent_jax.config import Config, from_config_dict
 from agent_jax.data.loader import Loader
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.host_memory import keep_freed_memory
-from agent_jax.losses import total
+from agent_jax.losses import LossSums, total
 from agent_jax.metrics import MetricsLog, Record, mean_losses, progress_line, rates
 from agent_jax.optimizer import averaged_params, make_optimizer
 from agent_jax.preemption import StopRequest
@@ -38,7 +38,7 @@ from agent_jax.sharding import bytes_by_part, bytes_table, check_divides, make_m
 from agent_jax.train_state import TrainState, abstract_params, state_shardings
 from agent_jax.train_step import StepMetrics, make_eval_step, make_train_step
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A config file, FILE.py or FILE.py:VARIANT.", lock_config=True)
+_CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; by default runs/NAME of the config file.")
 _JSON = flags.DEFINE_string("json", "", "Also write the report to this file.")
 
@@ -47,7 +47,11 @@ class Run:
     """What the loop holds on to; everything in it is made before the first step."""
 
     def __init__(self, config: Config, workdir: Path, phases: report.Phases):
-        """Open the data, build the step, find the first state. Raises ValueError or OSError for what the user must mend."""
+        """Open the data, build the step, find the first state.
+
+        Raises:
+            ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError: what the user must mend, in one message.
+        """
         self.workdir, self.phases = workdir, phases
         check_machine(config)
         self.mesh = make_mesh(config.mesh)
@@ -76,8 +80,9 @@ class Run:
         state = self.first.state
         return "\n".join([
             f"mesh: {shape} over {devices} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)",
-            f"batch: {train.batch_size} rows = {shards} shard(s) x {train.batch_size // shards // train.accumulation} rows x "
-            f"{train.accumulation} microbatch(es); a row: {size.slots} slots, {size.frames} images, {size.targets} targets",
+            f"batch: {train.batch_size} rows = {shards} shard(s) x {train.batch_size // shards // train.accumulation} "
+            f"rows x {train.accumulation} microbatch(es)",
+            f"row: {size.slots} slots, {size.frames} images, {size.targets} targets",
             bytes_table(bytes_by_part(state, state_shardings(state))),
             f"start: {self.first.rung}",
             f"workdir: {self.workdir}",
@@ -90,24 +95,24 @@ class Run:
     def validate(self, state: TrainState) -> Record:
         """Losses of the held-out rows."""
         with self.phases.time("validation"):
-            params, sums = self.params_to_use(state), None
-            for batch in self.data.validation_batches(self.config, jax.process_index(), jax.process_count()):
-                found = self.eval_step(params, shard_batch(batch, self.mesh))
-                sums = found if sums is None else jax.tree.map(jax.numpy.add, sums, found)
-            loss = jax.device_get(total(*sums, self.config.loss)) if sums else math.nan
-            means = mean_losses(*jax.device_get(sums), self._domain_names()) if sums else ({}, {})
-        return Record(int(jax.device_get(state.step)), "validation", time.time(), float(loss), *means)
+            params = self.params_to_use(state)
+            batches = self.data.validation_batches(self.config, jax.process_index(), jax.process_count())
+            found = [self.eval_step(params, shard_batch(batch, self.mesh)) for batch in batches]
+            sums, weights = _added(jax.device_get(found))
+            loss = float(total(sums, weights, self.config.loss))
+        losses, domains = mean_losses(sums, weights, self._domain_names())
+        return Record(int(jax.device_get(state.step)), "validation", time.time(), loss, losses, domains)
 
     def record(self, step: int, interval: list[StepMetrics], seconds: float, waited: float) -> Record:
         """The log record of some steps, the last of which ended with `step` updates done. Waits for them."""
         found = jax.device_get(interval)
-        sums, weights = (jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *[getattr(m, name) for m in found])
-                         for name in ("sums", "weights"))
-        speed = rates(steps=len(found), frames=sum(int(m.frames) for m in found), slots=sum(int(m.slots) for m in found),
-                      seconds=seconds, waited=waited, left=self.config.train.steps - step)
-        return Record(step, "train", time.time(), float(np.mean([m.loss for m in found])),
-                      *mean_losses(sums, weights, self._domain_names()), float(found[-1].gradient_norm),
-                      float(found[-1].learning_rate), speed)
+        sums, weights = _added([(metrics.sums, metrics.weights) for metrics in found])
+        speed = rates(steps=len(found), frames=sum(int(m.frames) for m in found),
+                      slots=sum(int(m.slots) for m in found), seconds=seconds, waited=waited,
+                      left=self.config.train.steps - step)
+        losses, domains = mean_losses(sums, weights, self._domain_names())
+        return Record(step, "train", time.time(), float(np.mean([m.loss for m in found])), losses, domains,
+                      float(found[-1].gradient_norm), float(found[-1].learning_rate), speed)
 
     def save(self, state: TrainState, data_state: dict[str, Any] | None, record: Record | None) -> None:
         """Save this step, with its validation where there is one."""
@@ -144,7 +149,7 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
                 with jax.transfer_guard("allow"):
                     validation = run.validate(state)
                 say(validation)
-            if _due(step, config.train.picture_every) and step > begun or last:
+            if last or (step > begun and _due(step, config.train.picture_every)):
                 with jax.transfer_guard("allow"), run.phases.time("pictures"):
                     report.write_picture(run.workdir / "pictures" / f"reconstruction-{step}.png", config,
                                          run.params_to_use(state), next(run.data.validation_batches(config)))
@@ -171,9 +176,10 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
                 record = run.record(step - 1, previous, now - logged_at, waited)
                 say(record)
                 if not math.isfinite(record.loss):
-                    raise FloatingPointError(f"the loss is {record.loss} at step {step - 1}; the last checkpoint in "
-                                             f"{run.workdir / 'checkpoints'} is from before it: resume with a lower "
-                                             "config.optimizer.learning_rate in another workdir (config.init.checkpoint)")
+                    raise FloatingPointError(
+                        f"the loss is {record.loss} at step {step - 1}; the last checkpoint in "
+                        f"{run.workdir / 'checkpoints'} is from before it: go on from there in another workdir "
+                        "(config.init.checkpoint), with a lower config.optimizer.learning_rate")
                 interval, logged_at, waited = [], now, 0.0
             interval.append(metrics)
     with run.phases.time("last save"):
@@ -183,6 +189,11 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
         say(run.record(step, interval, time.perf_counter() - logged_at, waited))
     log.close()
     return state, validation if step == steps else None
+
+
+def _added(found: list[tuple[LossSums, LossSums]]) -> tuple[LossSums, LossSums]:
+    """The sums and the weights of several batches, each added up."""
+    return jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *found)
 
 
 def _due(step: int, every: int) -> bool:
@@ -211,21 +222,19 @@ def finish(run: Run, validation: Record, json_path: str) -> None:
 
 def main(arguments: list[str]) -> None:
     """Parse, check, train, report. What the user must mend ends with one message and exit code 2."""
+    del arguments
     phases = report.Phases()
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(arguments[1:])}; fields are given as --config.FIELD=VALUE")
-    if flags.FLAGS["verbosity"].using_default_value:
+    if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells dozens of lines of every save
     keep_freed_memory()
     try:
         config = from_config_dict(_CONFIG.value)
         set_platform(config)
-        workdir = Path(_WORKDIR.value or _default_workdir()).expanduser()
+        workdir = Path(_WORKDIR.value or f"runs/{config_name()}").expanduser()
         run = Run(config, workdir, phases)
     except (ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError) as error:
         logging.debug("where it was found:", exc_info=True)
-        print(f"agent_jax.train: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        refuse(str(error))
     with phases.time("training"):
         state, validation = train(run)
     if validation is None:
@@ -234,12 +243,5 @@ def main(arguments: list[str]) -> None:
     finish(run, validation, _JSON.value)
 
 
-def _default_workdir() -> str:
-    """runs/babyai for configs/babyai.py, runs/babyai-long for configs/babyai.py:long."""
-    file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return "/".join(["runs", "-".join(itertools.filterfalse(lambda part: not part, [Path(file).stem, variant]))])
-
-
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

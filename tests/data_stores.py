@@ -39,10 +39,11 @@ def babyai_store(directory: Path, lengths: Sequence[int] = (6, 1, 4, 5, 9, 2), t
     return write_store(directory, "tiles", BABYAI_FEATURES, episodes, {"action_spec": BABYAI.to_dict()})
 
 
-def language_table_store(directory: Path, lengths: Sequence[int] = (6, 8, 3), *, whole: bool = True) -> Store:
+def language_table_store(directory: Path, lengths: Sequence[int] = (6, 8, 3), *, whole: bool = True,
+                         change: int = 999) -> Store:
     """A foreign store in the public Language-Table schema: instructions as 0-padded codes, no specs of its own.
 
-    Records are whole episodes, or else segments without an end.
+    Records are whole episodes, or else segments without an end. From step `change` on, the instruction is "stop".
     """
     rng = np.random.default_rng(0)
     features = tfds.features.FeaturesDict({
@@ -63,11 +64,13 @@ def language_table_store(directory: Path, lengths: Sequence[int] = (6, 8, 3), *,
         codes = np.zeros(512, np.int32)
         text = f"push block {number} left \N{RIGHTWARDS ARROW}".encode()
         codes[: len(text)] = list(text)
+        stop = np.asarray([*b"stop", *[0] * 508], np.int32)
         steps = [
             {"action": rng.uniform(-0.03, 0.03, 2).astype(np.float32), "is_first": t == 0,
              "is_last": whole and t == length - 1, "is_terminal": whole and t == length - 1, "reward": 0.0,
              "observation": {"effector_target_translation": rng.uniform(0.2, 0.3, 2).astype(np.float32),
-                             "effector_translation": rng.uniform(0.2, 0.3, 2).astype(np.float32), "instruction": codes,
+                             "effector_translation": rng.uniform(0.2, 0.3, 2).astype(np.float32),
+                             "instruction": codes if t < change else stop,
                              "rgb": rng.integers(0, 256, (18, 32, 3), dtype=np.uint8)}}
             for t in range(length)
         ]

@@ -86,8 +86,8 @@ def with_garbage(batch: Batch, seed: int) -> Batch:
     """The same batch with anything at all where batch.py says that nothing counts. Padding marks and seeds stay."""
     rng = np.random.default_rng(seed)
     batch = jax.tree.map(np.copy, batch)
-    places = {"BS": batch.segment_BS == 0, "BF": batch.clip_BF == -1,
-              "BT": (batch.language_weight_BT == 0) & (batch.action_weight_BT == 0), "B": ~np.any(batch.segment_BS, axis=1)}
+    places = {"BS": batch.segment_BS == 0, "BF": batch.clip_BF == -1, "B": ~np.any(batch.segment_BS, axis=1),
+              "BT": (batch.language_weight_BT == 0) & (batch.action_weight_BT == 0)}
     marks = {"segment_BS", "clip_BF", "language_weight_BT", "action_weight_BT", "seed_B"}
     for field in dataclasses.fields(batch):
         dims = field.name.rsplit("_", 1)[1]

@@ -34,9 +34,11 @@ from agent_jax.checkpoint import (
 )
 from agent_jax.fingerprint import fingerprint
 
-# Orbax 0.12 abandons coroutines when it fails to read a damaged file; nothing of ours is left unfinished.
-pytestmark = [pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine:pytest.PytestUnraisableExceptionWarning"),
-              pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")]
+# Orbax 0.12 abandons coroutines, and with uvloop their event loop, when it fails to read a damaged file.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+]
 
 META = {"config": {"seed": 3, "window": [1, 2]}, "data_state": {"index": 7}, "ema": ""}
 

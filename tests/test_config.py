@@ -232,6 +232,7 @@ def test_a_config_file_that_is_not_there_is_named() -> None:
         ("model.language.depth", 0, "config.model.language.depth=0 must be at least 1"),
         ("model.mae.depth", 0, "config.model.mae.depth=0 must be at least 1"),
         ("model.vision.width", 378, "config.model.vision.width=378 must be a multiple of 4"),
+        ("model.unroll", 0, "config.model.unroll=0 must be at least 1"),
         ("model.mae.mask_ratio", 1.0, "mask_ratio=1.0 must lie between 0 and 1"),
         ("model.mae.mask_ratio", 0.0, "mask_ratio=0.0 must lie between 0 and 1"),
         ("model.language.dropout", 1.0, "dropout=1.0 must lie in [0, 1)"),

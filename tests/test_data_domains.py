@@ -14,6 +14,7 @@ from agent_jax.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.build("bytes", ("babyai", "iafm"))
 TILES = DomainConfig(instruction="instruction")
+TABLE = DomainConfig(instruction="steps/observation/instruction")
 
 
 def from_config(config: DomainConfig, store) -> Domain:
@@ -31,7 +32,7 @@ def test_the_data_sets_own_spec_is_taken_where_the_config_has_none(tmp_path):
 
 
 def test_the_configs_specs_describe_a_foreign_data_set(tmp_path):
-    config = DomainConfig(action_spec=LANGUAGE_TABLE.to_dict(), state_spec=LANGUAGE_TABLE_STATE.to_dict())
+    config = dataclasses.replace(TABLE, action_spec=LANGUAGE_TABLE.to_dict(), state_spec=LANGUAGE_TABLE_STATE.to_dict())
     domain = from_config(config, language_table_store(tmp_path / "set"))
     assert domain.spec.spec == LANGUAGE_TABLE
     assert domain.state is not None
@@ -49,7 +50,7 @@ def test_a_spec_given_twice_must_be_the_same(tmp_path):
 
 def test_a_spec_given_nowhere_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r"domains.mine.action_spec: empty, and .* none of its own"):
-        from_config(DomainConfig(), language_table_store(tmp_path / "set"))
+        from_config(TABLE, language_table_store(tmp_path / "set"))
 
 
 @pytest.mark.parametrize(("config", "message"), [
@@ -67,7 +68,7 @@ def test_a_field_of_another_shape_than_the_spec_is_named(tmp_path):
     wider = dataclasses.replace(CALVIN, groups=(dataclasses.replace(CALVIN.groups[0], parts=parts),))
     message = r"expects numbers of shape \(7,\) for 'action'; found an array of shape \(2,\)"
     with pytest.raises(ValueError, match=message):
-        from_config(DomainConfig(action_spec=wider.to_dict()), language_table_store(tmp_path / "set"))
+        from_config(dataclasses.replace(TABLE, action_spec=wider.to_dict()), language_table_store(tmp_path / "set"))
 
 
 @pytest.mark.parametrize("domain", [babyai_domain(), language_table_domain(video=True, weight=0.25)],

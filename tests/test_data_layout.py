@@ -190,3 +190,16 @@ def test_a_window_of_more_images_than_a_row_is_refused():
 def test_domains_of_different_image_sizes_are_refused():
     with pytest.raises(ValueError, match=r"image sizes \[16, 32\], expected one"):
         row_size([babyai_domain(), dataclasses.replace(babyai_domain(), image_size=32)], V, frames_per_row=4)
+
+
+def test_with_a_fixed_first_position_the_steps_stand_where_they_would_after_the_longest_text():
+    def positions(text, first_position):
+        steps = (step(1, (), (9,)), step(2, (), (9,)))
+        window = Window(0, np.arange(2, 2 + text, dtype=np.int32), steps, seed=0, first_position=first_position)
+        row = lay_out([window], SIZE, V, P)
+        return row["position_BS"][row["segment_BS"] > 0]
+
+    short, long = positions(3, 8), positions(8, 8)
+    np.testing.assert_array_equal(short[:3], [0, 1, 2])
+    np.testing.assert_array_equal(short[3:], long[8:])
+    np.testing.assert_array_equal(long, positions(8, 0))

@@ -37,10 +37,13 @@ def test_company_is_found_for_windows_that_leave_room():
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_each_of_images_slots_and_targets_is_a_limit(place):
-    need = np.ones((10, 3), np.int64)
-    need[:, place] = (2, 50, 20)[place]
+    room = (4, 100, 40)[place]
+    need = np.ones((40, 3), np.int64)
+    need[:, place] = np.where(np.arange(40) % 2, room // 4, room * 3 // 4)
+    need[:, 0] = need[:, 0] if place == 0 else 0
     plan = plan_rows(need, SIZE, 0)
-    assert [len(plan.row(number)) for number in range(len(plan))] == [2] * 5
+    used = [need[plan.row(number), place].sum() for number in range(len(plan))]
+    assert max(used) == room
 
 
 def test_the_plan_follows_from_the_seed_alone():

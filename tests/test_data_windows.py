@@ -107,17 +107,15 @@ def test_the_plan_counts_what_the_windows_take(tmp_path, kind):
         lay_out([window], RowSize(need[0], 16, need[1], need[2]), 5, 4)
 
 
-def test_instructions_change_within_a_record_where_the_data_says_so(tmp_path):
-    store = language_table_store(tmp_path / "set", (8,))
+def test_a_window_takes_the_instruction_of_its_first_step(tmp_path):
+    store = language_table_store(tmp_path / "set", (3, 8), change=4)
     index = split_index(store, "train", "steps/observation/instruction")
-    assert index.texts == ("push block 0 left \N{RIGHTWARDS ARROW}",)
-    codes = np.zeros((8, 512), np.int32)
-    codes[:5, :2] = list(b"up")
-    codes[5:, :4] = list(b"down")
-    episode = store.split("train")[0]
-    del episode._features["steps/observation/instruction"]
-    episode._features["steps/observation/instruction"].int64_list.value.extend(codes.ravel().tolist())
-    assert episode.texts("steps/observation/instruction") == ["up"] * 5 + ["down"] * 3
+    assert index.texts == ("push block 0 left \N{RIGHTWARDS ARROW}", "push block 1 left \N{RIGHTWARDS ARROW}", "stop")
+    assert index.text_of_step.tolist() == [0] * 3 + [1] * 4 + [2] * 4
+    domain = language_table_domain()
+    windows = Windows(domain, store, "train")
+    for number, text in enumerate(index.texts):
+        np.testing.assert_array_equal(windows.read(number, 0).text_ids, domain.text_ids(text))
 
 
 def test_an_instruction_longer_than_the_domain_allows_is_refused_at_once(tmp_path):

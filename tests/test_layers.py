@@ -1,8 +1,8 @@
 """The layers of the package, and who may import what: a table, and the test that holds the code to it.
 
-    4 entry      train, the __main__ files        command lines
+    4 entry      train and what only it needs, the __main__ files
     3 acting     policy, envs, evaluate, view
-    2 assembly   train_state, train_step, checkpoint, convert
+    2 assembly   train_state, train_step, checkpoint, convert, restart, run_data
     1 parts      models, losses, optimizer, metrics, data
     0 contracts  batch, config, actions, vocabulary, sharding
 
@@ -50,10 +50,16 @@ LAYERS = {
     "agent_jax.checkpoint_meta": 2,
     "agent_jax.checkpoint_retention": 2,
     "agent_jax.convert": 2,
+    "agent_jax.restart": 2,
+    "agent_jax.run_data": 2,
     "agent_jax.policy": 3,
     "agent_jax.envs": 3,
     "agent_jax.evaluate": 3,
     "agent_jax.view": 3,
+    "agent_jax.host_memory": 4,
+    "agent_jax.preemption": 4,
+    "agent_jax.preflight": 4,
+    "agent_jax.report": 4,
     "agent_jax.train": 4,
 }
 ENTRY = 4  # every __main__ file, in whatever package
@@ -62,16 +68,23 @@ ENTRY = 4  # every __main__ file, in whatever package
 ALLOWED = {
     "flax": ["agent_jax.models"],
     "orbax": ["agent_jax.checkpoint", "agent_jax.checkpoint_retention"],
-    "torch": ["agent_jax.convert.verify", "agent_jax.convert.torch_model"],
+    "torch": ["agent_jax.convert.verify"],
     "minigrid": ["agent_jax.envs.babyai"],
     "gymnasium": ["agent_jax.envs"],
     "grain": ["agent_jax.data"],
     "array_record": ["agent_jax.data"],
     "tensorflow_datasets": ["agent_jax.data"],
     "safetensors": ["agent_jax.convert"],
+    "tensorboardX": ["agent_jax.metrics"],
+    "scipy": ["agent_jax.evaluate"],
     "tokenizers": ["agent_jax.text_tokenizer"],
     "transformers": ["agent_jax.convert"],
-    "ml_collections": ["agent_jax.config", "agent_jax.presets", "agent_jax.convert.from_huggingface", "agent_jax.train"],
+    "ml_collections": [
+        "agent_jax.config",
+        "agent_jax.presets",
+        "agent_jax.convert.from_huggingface",
+        "agent_jax.train",
+    ],
     # Not dependencies, or not safe: nowhere.
     "tensorflow": [],
     "matplotlib": [],

@@ -110,7 +110,7 @@ def mean_form(output, batch, config):
         sums, weights = {"token": 0.0, "mae": 0.0}, {"token": 0.0, "mae": 0.0}
         for b, t in used_targets(batch):
             if batch.domain_BT[b, t] == domain:
-                weight = (config.language * batch.language_weight_BT[b, t] + config.action * batch.action_weight_BT[b, t])
+                weight = config.language * batch.language_weight_BT[b, t] + config.action * batch.action_weight_BT[b, t]
                 sums["token"] += weight * nll(output, b, t, batch.target_BT[b, t])
                 weights["token"] += weight
         for b, f in used_images(batch):
@@ -176,6 +176,17 @@ def test_the_pixels_to_be_painted_are_clip_normalised_and_of_hidden_patches_only
         np.testing.assert_allclose(square, patch_errors(output, batch, b, f), rtol=1e-4, atol=1e-4)
 
 
+def test_hidden_patches_are_hidden_from_the_painter_but_not_from_an_agent_that_reads_all_tokens(output, batch):
+    changed = jax.tree.map(np.copy, batch)
+    hidden_BFP = np.zeros((*batch.clip_BF.shape, PATCHES), bool)
+    np.put_along_axis(hidden_BFP, np.asarray(output.mask.hide_BFI), values=True, axis=2)
+    changed.frames_BFHWC[hidden_BFP.reshape(*batch.clip_BF.shape, 4, 4).repeat(4, axis=2).repeat(4, axis=3)] ^= 255
+    (_, again), _ = gradient_step(FRAME_ALL)(random_params(FRAME_ALL), changed, 1.0, 0.0)
+    np.testing.assert_array_equal(again.predicted_BFIX, output.predicted_BFIX)
+    differs_BT = (np.asarray(again.logits_BTK) != np.asarray(output.logits_BTK)).any(axis=-1)
+    assert differs_BT[batch.action_weight_BT > 0].all()  # every action follows an image
+
+
 def test_what_is_logged_is_each_loss_by_domain(output, batch):
     _, logged, _, _ = both_forms(output, batch, 2.0, 1.0, 1.0, 1.0)
     for domain in range(DOMAINS):
@@ -185,9 +196,9 @@ def test_what_is_logged_is_each_loss_by_domain(output, batch):
             weights = np.array([weight_BT[b, t] for b, t in places])
             losses = np.array([nll(output, b, t, batch.target_BT[b, t]) for b, t in places])
             right = np.array([np.argmax(output.logits_BTK[b, t]) == batch.target_BT[b, t] for b, t in places])
-            mean = lambda values, weights=weights: np.sum(values * weights) / weights.sum() if len(weights) else 0.0
-            np.testing.assert_allclose(getattr(logged, name)[domain], mean(losses), rtol=1e-5)
-            np.testing.assert_allclose(getattr(logged, f"{name}_correct")[domain], mean(right), rtol=1e-5)
+            for values, of in ((losses, name), (right, f"{name}_correct")):
+                expected = np.sum(values * weights) / weights.sum() if len(weights) else 0.0
+                np.testing.assert_allclose(getattr(logged, of)[domain], expected, rtol=1e-5)
         errors = [patch_errors(output, batch, b, f).mean() for b, f in used_images(batch)
                   if batch.domain_BF[b, f] == domain and batch.frame_weight_BF[b, f] > 0]
         np.testing.assert_allclose(logged.mae[domain], np.mean(errors) if errors else 0.0, rtol=1e-5)
@@ -247,7 +258,7 @@ def test_a_batch_without_any_target_or_image_has_loss_zero(output, batch):
 
 def test_without_a_mask_there_is_no_mae_loss_and_the_others_stay(output, batch):
     blind = AgentOutput(output.logits_BTK)
-    sums = loss_sums(blind, batch, DOMAINS)
+    sums = quick_jit(lambda blind: loss_sums(blind, batch, DOMAINS))(blind)
     full = both_forms(output, batch, 2.0, 1.0, 1.0, 1.0)[2]
     assert not sums.mae.any()
     assert not sums.mae_share.any()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from packed_rows import TINY, beside, below, mixed_batch, quick_jit, random_params
+from packed_rows import TINY, below, beside, mixed_batch, quick_jit, random_params
 
 from agent_jax.batch import Batch, RowSize
 from agent_jax.config import LossConfig, ModelConfig, from_config_dict
@@ -196,12 +196,6 @@ def test_hidden_pixels_reach_neither_the_words_nor_the_painting(masked):
     assert (np.asarray(again.logits_BTK) != np.asarray(output.logits_BTK))[used].any(axis=-1).all()
 
 
-def test_the_mask_does_not_touch_an_agent_that_reads_all_tokens(rows, logits):
-    keys_B = jax.vmap(jax.random.key)(rows.seed_B)
-    found = quick_jit(lambda params: Agent(VIDEO).apply({"params": params}, rows, mask_keys_B=keys_B).logits_BTK)
-    np.testing.assert_allclose(real(found(random_params(VIDEO))), real(logits), atol=1e-5)
-
-
 def test_visible_tokens_without_a_mask_are_refused(rows):
     with pytest.raises(ValueError, match='visual_tokens="visible" needs mask_keys_B'):
         jax.eval_shape(lambda: Agent(VISIBLE).apply({"params": random_params(VISIBLE)}, rows, visual_tokens="visible"))
@@ -248,8 +242,9 @@ def test_bf16_compute_gives_f32_outputs_close_to_those_of_f32(masked):
     chex.assert_trees_all_equal(coarse.mask, output.mask)
     # bf16 rounds by up to 2^-9. Errors of the dozen roundings on the way add up like a random walk, and values are of
     # order 1: 1% of the standard deviation on average, and no single one beyond 10%.
-    for fine, found in ((real(output.logits_BTK), real(coarse.logits_BTK)), (output.predicted_BFIX, coarse.predicted_BFIX)):
-        error = np.abs(np.asarray(fine) - np.asarray(found)) / np.std(fine)
+    for name in ("logits_BTK", "predicted_BFIX"):
+        fine, found = (np.asarray(getattr(of, name))[..., :REAL] for of in (output, coarse))  # a patch has 48 values
+        error = np.abs(fine - found) / np.std(fine)
         assert 0 < error.mean() < 0.01
         assert error.max() < 0.1
 

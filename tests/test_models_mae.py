@@ -18,7 +18,7 @@ ROWS = 256
 CAMERAS, VIDEO, PADDED = (0, 1, 2, 3), (0, 0, 0, 1), (0, 1, -1, -1)
 
 
-@quick_jit
+@jax.jit
 def mask_rows(keys_B, clip_BF):
     return random_mask(keys_B, clip_BF, PATCHES, 0.75)
 

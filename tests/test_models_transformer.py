@@ -53,20 +53,27 @@ def test_the_scan_over_layers_equals_a_plain_loop(dropout):
     np.testing.assert_array_equal(out, states[-1])
 
 
-def test_dropout_differs_between_layers_rows_and_keys_and_is_off_without_a_key():
+def test_dropout_draws_a_mask_of_its_own_for_every_row_layer_and_place_and_none_without_a_key():
     x, mask, keys = inputs()
-    x = jnp.broadcast_to(x[:1], x.shape)
-    mask = jnp.broadcast_to(mask[:1], mask.shape)
-    params = random_params()
+    params = jax.tree.map(np.zeros_like, random_params())
+    params["blocks"]["attention"]["out"]["bias"][:] = 1  # so that what a block adds shows both of its masks
+    params["blocks"]["mlp"]["down"]["bias"][:] = 100
     apply = jax.jit(Stack(CONFIG).apply)
-    _, states = apply({"params": params}, x, mask, keys)
-    assert not np.allclose(states[:, 0], states[:, 1])
-    _, again = apply({"params": params}, x, mask, keys)
-    np.testing.assert_array_equal(states, again)
-    _, swapped = apply({"params": params}, x, mask, keys[::-1])
-    np.testing.assert_array_equal(states[:, 0], swapped[:, 1])
-    _, plain = apply({"params": params}, x, mask, None)
-    np.testing.assert_array_equal(plain[:, 0], plain[:, 1])
+
+    def added(keys):
+        _, states = apply({"params": params}, x, mask, keys)
+        return np.diff(np.concatenate([x[None], states]), axis=0)
+
+    rate = CONFIG.dropout
+    np.testing.assert_allclose(added(None), 101, atol=1e-3)
+    both = added(keys)
+    places = [both > 50, (both + 0.1) % (100 / (1 - rate)) > 0.7]  # after the MLP, after the attention
+    np.testing.assert_allclose(both, (100 * places[0] + places[1]) / (1 - rate), atol=1e-3)
+    masks = [place[layer, row] for place in places for layer in range(DEPTH) for row in range(2)]
+    assert all((one != other).any() for i, one in enumerate(masks) for other in masks[:i])
+    assert abs(np.mean(masks) - (1 - rate)) < 0.07
+    np.testing.assert_array_equal(added(keys), both)
+    np.testing.assert_allclose(added(keys[::-1]), both[:, ::-1], atol=1e-3)  # a mask follows its row's key
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

@@ -1,6 +1,7 @@
 """Where patches are: raster order, fixed and trainable positions, and what a mask does to both."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -92,6 +93,7 @@ def test_only_clip_positions_are_parameters():
     for positions in ("sincos", "clip"):
         encoder = VisionEncoder(dataclasses.replace(CONFIG, positions=positions), jnp.dtype("float32"))
         arguments = jnp.zeros((1, 2, 9, 48)), jnp.zeros((1, 2), jnp.int32)
-        names[positions] = jax.eval_shape(lambda encoder=encoder, a=arguments: encoder.init(jax.random.key(0), *a))["params"]
+        init = functools.partial(encoder.init, jax.random.key(0))
+        names[positions] = jax.eval_shape(init, *arguments)["params"]
     assert names["clip"].keys() - names["sincos"].keys() == {"position_embedding"}
     assert names["clip"]["position_embedding"].shape == (10, 16)

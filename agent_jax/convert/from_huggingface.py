@@ -48,9 +48,10 @@ def config_of(vision: str, language: str, overrides: Sequence[str] = ()) -> Conf
     config = Config(model=model, vocabulary=VocabularyConfig(tokenizer=language),
                     init=InitConfig(pretrained=PretrainedConfig(vision, language)))
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_dict("config", to_config_dict(config), flag_values=values)
+    line = ["from-hf", *overrides]
     try:
-        rest = values(["from-hf", *overrides])[1:]
+        holder = config_flags.DEFINE_config_dict("config", to_config_dict(config), flag_values=values, sys_argv=line)
+        rest = values(line)[1:]
     except (flags.Error, AttributeError, TypeError) as error:
         raise ValueError(f"{' '.join(overrides)}: {error}") from error
     if rest:

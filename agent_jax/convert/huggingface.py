@@ -8,7 +8,9 @@ not fit is said in one error, before a tensor is read.
 
 from __future__ import annotations
 
+import functools
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -189,10 +191,11 @@ def pretrained_params(config: Config, vocabulary: Vocabulary, fresh: Params | ja
     return _nested({path: leaves[path] for path in shapes}), Report(tuple(accounts), others)
 
 
-def _shapes(config: ModelConfig) -> dict[str, Shape]:
+@functools.cache
+def _shapes(config: ModelConfig) -> Mapping[str, Shape]:
     """Shapes of all leaves by path; nothing is computed."""
     leaves = flat(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
-    return {path: leaf.shape for path, leaf in leaves.items()}
+    return types.MappingProxyType({path: leaf.shape for path, leaf in leaves.items()})
 
 
 def _part_shapes(config: ModelConfig, part: str) -> dict[str, Shape]:

@@ -85,8 +85,9 @@ def filled(folder: SafetensorsFolder, rule: Rule, layers: Sequence[tuple[str, ..
 
 def check_tied(folder: SafetensorsFolder, head: str, table: str) -> None:
     """Refuse an output head that differs from the token table. Raises ValueError."""
-    for start in range(0, folder.shapes[table][0], CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
+    end = folder.shapes[table][0]
+    for start in range(0, end, CHUNK_ROWS):
+        rows = slice(start, min(start + CHUNK_ROWS, end))  # safetensors refuses what NumPy would clip
         if not np.array_equal(folder.read(head, rows), folder.read(table, rows), equal_nan=True):
             raise ValueError(f"{folder.directory}: {head} differs from {table}; only an output head that is tied to "
                              "the token table is supported")

@@ -36,6 +36,7 @@ class Domain:
     image_size: int  # pixels; images are resized to it
     weight: float = 1.0  # times each of its windows is seen in an epoch
     video: bool = False  # a window's images form one clip (temporal attention, one CLS)
+    fixed_positions: bool = False  # steps take the positions from `max_text` on, however long the instruction is
 
     @property
     def action_length(self) -> int:
@@ -46,6 +47,11 @@ class Domain:
     def state_length(self) -> int:
         """The most ids of a state; 0 without one."""
         return self.state.max_length if self.state else 0
+
+    @property
+    def first_position(self) -> int:
+        """Position of the first step's first slot in its sample; 0: it follows the instruction."""
+        return self.max_text if self.fixed_positions else 0
 
     @property
     def has_terminal(self) -> bool:
@@ -95,7 +101,8 @@ class Domain:
             _check_fields(where, bound, store)
         return cls(name=name, index=index, spec=spec, state=state_spec, vocabulary=vocabulary, window=config.window,
                    stride=config.stride, max_text=config.max_text, image=config.image, instruction=config.instruction,
-                   image_size=image_size, weight=config.weight)
+                   image_size=image_size, weight=config.weight,
+                   video=config.video, fixed_positions=config.fixed_positions)
 
     def to_meta(self) -> dict[str, Any]:
         """Everything but the vocabulary, as JSON."""

@@ -46,6 +46,7 @@ class Window:
     steps: tuple[Step, ...]
     seed: int  # uint32; from which recording and step, and which pass over the data
     video: bool = False  # the images of a camera form one clip, whose CLS token stands once
+    first_position: int = 0  # of the first step's first slot; 0: it follows the instruction
     label: int = -1
 
 
@@ -192,6 +193,8 @@ def _lay_out_window(row: Row, window: Window, need: Need, visual_tokens: int, pa
     targets = slice(target, target + need.targets)
     row["segment_BS"][slots] = segment
     row["position_BS"][slots] = np.arange(need.slots)
+    if window.first_position:
+        row["position_BS"][slot + len(window.text_ids) : slots.stop] += window.first_position - len(window.text_ids)
     row["domain_BS"][slots], row["domain_BF"][frames], row["domain_BT"][targets] = (window.domain_index,) * 3
 
     text = window.text_ids

@@ -134,7 +134,8 @@ class Windows:
         name = bytes(episode.value(self._id_path)) if self._id_path else f"{self.split_name}/{record}".encode()
         first = start + (int(episode.value("start")) if self._has_start else 0)
         seed = window_seed(domain.name, name, first, turn)
-        return Window(domain.index, self._texts[self.text[number]], tuple(steps), seed, video=domain.video)
+        return Window(domain.index, self._texts[self.text[number]], tuple(steps), seed, video=domain.video,
+                      first_position=domain.first_position)
 
 
 def window_seed(domain: str, recording: bytes, start: int, turn: int) -> int:

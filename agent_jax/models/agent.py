@@ -1,4 +1,4 @@
-"""The agent: encode the images, gather the row, attend causally, read the targets.
+r"""The agent: encode the images, gather the row, attend causally, read the targets.
 
     frames -> patches -> vision(all or visible) -> connector -> gather by visual_BS \\
                                                    tokens -> embed by token_BS    --> language -> slot_BT -> logits_BTK
@@ -53,10 +53,10 @@ class Agent(nn.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
         grid = c.vision.image_size // c.vision.patch_size
-        self.vision = VisionEncoder(c.vision, dtype, c.remat)
+        self.vision = VisionEncoder(c.vision, dtype, c.remat, c.unroll)
         self.connector = Dense((c.language.width,), dtype)
-        self.language = LanguageModel(c.language, dtype, c.remat)
-        self.mae = MaeDecoder(c.mae, c.vision.patch_size**2 * 3, grid, dtype, c.remat)
+        self.language = LanguageModel(c.language, dtype, c.remat, c.unroll)
+        self.mae = MaeDecoder(c.mae, c.vision.patch_size**2 * 3, grid, dtype, c.remat, c.unroll)
 
     def __call__(
         self,
@@ -72,8 +72,8 @@ class Agent(nn.Module):
             batch: rows laid out for V = 1 + P visual tokens, or 1 + the visible patches if `visual_tokens="visible"`.
             mask_keys_B: a key for each row's patch masks; None: no MAE pass.
             dropout_keys_B: a key for each row's dropout; None: none.
-            visual_tokens: what the language model sees: "all" encodes every patch in a pass of its own, "visible" shares
-                the masked pass and so needs `mask_keys_B`.
+            visual_tokens: what the language model sees: "all" encodes every patch in a pass of its own, "visible"
+                shares the masked pass and so needs `mask_keys_B`.
         """
         c = self.config.vision
         patches_BFPX = patchify(batch.frames_BFHWC, c.patch_size).astype(self.config.dtype)
@@ -110,8 +110,9 @@ class Agent(nn.Module):
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
     """Fresh f32 parameters as a plain nested dict; pure, so it can be shape-evaluated or jitted with shardings."""
-    V = 1 + config.vision.patches  # noqa: N806 - the legend's letter
+    V = 1 + config.vision.patches
     size = RowSize(frames=1, image_size=config.vision.image_size, slots=V + 2, targets=1)
     batch = Batch.fake(size, 1, visual_tokens=V, vocabulary_size=1)
     keys_B = key[None]
-    return Agent(config).init(key, batch, mask_keys_B=keys_B)["params"]
+    variables: Any = Agent(config).init(key, batch, mask_keys_B=keys_B)
+    return variables["params"]

@@ -3,11 +3,13 @@
     out_BSNH = softmax(q_BSNH . k_BZNH / sqrt(H), where visible) . v_BZNH
 
 A masked score becomes the least finite number, so that its weight is exactly zero after the softmax: what stands in a
-masked place can change no bit of the result. Heads are moved to the front (B, N, S, H) and the division by the softmax's
-sum is done on the output, which is Z / H times smaller than the weights: on a CPU that halves the time of the step.
+masked place can change no bit of the result. Heads are moved to the front (B, N, S, H), and the division by the sum of
+the softmax is done on the output, which is Z / H times smaller than the weights: on a CPU that halves attention's time.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +71,7 @@ def attend_causally(q_BSNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, seg
     blocks = min(max(slots // BLOCK_SLOTS, 1), MAX_BLOCKS)
     edges = [slots * i // blocks for i in range(blocks + 1)]
     out = []
-    for first, end in zip(edges, edges[1:], strict=False):
+    for first, end in itertools.pairwise(edges):
         mask_BSZ = causal_segment_mask(segment_BS, first, end)
         out.append(_attend_heads(q[:, :, first:end], k[:, :, :end], v[:, :, :end], mask_BSZ[:, None]))
     return jnp.concatenate(out, axis=2).transpose(0, 2, 1, 3)

@@ -22,6 +22,7 @@ class LanguageModel(nn.Module):
     config: LanguageConfig
     dtype: jnp.dtype
     remat: str = "none"
+    unroll: int = 1
 
     def setup(self) -> None:
         """The tables, shared by `embed` and `logits`."""
@@ -56,14 +57,15 @@ class LanguageModel(nn.Module):
             collect: also return hidden states.
 
         Returns:
-            hidden_BSD after the final norm; and, if `collect`, (1 + L, B, S, D): the embedded row with positions and the
-            output of every block.
+            hidden_BSD after the final norm; and, if `collect`, (1 + L, B, S, D): the embedded row with positions and
+            the output of every block.
         """
         c = self.config
         place = jnp.take(self.position_embedding, position_BS + POSITION_OFFSET, axis=0, mode="clip")
         x = x_BSD + place.astype(self.dtype)
         first = x
-        block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self.dtype, self.remat, c.dropout)
+        block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self.dtype, self.remat,
+                            self.unroll, c.dropout)
         x, hidden = run_blocks(block, c.depth, x, segment_BS, keys_B, collect=collect, spatial=attend_causally)
         out = LayerNorm(c.layer_norm_eps, self.dtype, name="final_norm")(x)
         return out, (jnp.concatenate([first[None], hidden]) if collect else None)

@@ -1,6 +1,8 @@
 """The masked autoencoder: which patches are hidden, and the decoder that paints them (He et al., 2022).
 
     visible tokens_BFVD -> input -> unshuffled with mask tokens (1 + P) + sin-cos -> blocks -> norm -> masked pixels
+
+The encoder sees a quarter of the patches by default, and the loss is taken on the hidden ones alone.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ class MaeDecoder(nn.Module):
     grid: int  # patches along an edge
     dtype: jnp.dtype
     remat: str = "none"
+    unroll: int = 1
 
     @nn.compact
     def __call__(self, tokens_BFVD: jax.Array, mask: PatchMask) -> jax.Array:
@@ -73,7 +76,8 @@ class MaeDecoder(nn.Module):
         image = jnp.take_along_axis(shuffled, mask.restore_BFP[..., None], axis=2)
         x = jnp.concatenate([x[:, :, :1], image], axis=2)
         x = x + like(x, sincos_positions(self.grid, c.width).astype(self.dtype))
-        block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self.dtype, self.remat)
+        block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self.dtype, self.remat,
+                            self.unroll)
         x, _ = run_blocks(block, c.depth, x.reshape(B * F, 1 + patches, c.width))
         x = LayerNorm(c.layer_norm_eps, self.dtype, name="norm")(x).reshape(B, F, 1 + patches, c.width)
         x = jnp.take_along_axis(x[:, :, 1:], mask.hide_BFI[..., None], axis=2)

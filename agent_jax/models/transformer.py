@@ -38,6 +38,7 @@ class BlockConfig:
     layer_norm_eps: float
     dtype: Any  # of matmuls
     remat: str = "none"
+    unroll: int = 1  # layers in one piece of the scan
     dropout: float = 0.0  # after the attention and after the MLP, as in OPT
     temporal: str = "none"  # none, or where temporal attention stands: "after" or "before" the spatial one
 
@@ -138,12 +139,15 @@ class Block(nn.Module):
     collect: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, layer: jax.Array, visibility: Any, keys_B: jax.Array | None) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x: jax.Array, layer: jax.Array, visibility: Any, keys_B: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
         """x (B, S, D), or (B, F, V, D) in the video encoder."""
         c = self.config
         norm = lambda name: LayerNorm(c.layer_norm_eps, c.dtype, name=name)  # noqa: E731 - one line, five uses
 
         def temporal(x: jax.Array) -> jax.Array:
+            assert self.across_time is not None, "a block with temporal attention needs its pattern"
             attention = Attention(c, self.across_time, nn.initializers.zeros, name="temporal_attention")
             # Off for an image that is a clip of its own: itself and CLS would answer, and the output's bias.
             in_company_BF = jnp.sum(visibility[:, :, None] == visibility[:, None, :], axis=-1) > 1
@@ -183,9 +187,10 @@ def run_blocks(
         x after the last block, and the outputs of all blocks (L, ...) if `collect`, else None.
     """
     chex.assert_axis_dimension(x, -1, config.width)
-    block = Block
+    block: Any = Block
     if config.remat != "none":
         block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[config.remat])
-    scan = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
-                   in_axes=(0, nn.broadcast, nn.broadcast), length=depth)
+    in_axes: Any = (0, nn.broadcast, nn.broadcast)
+    scan = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=in_axes, length=depth,
+                   unroll=min(config.unroll, depth))
     return scan(config, collect=collect, name="blocks", **patterns)(x, jnp.arange(depth), visibility, keys_B)

@@ -3,8 +3,8 @@
     frames_BFHWC -> patches_BFPX -> [CLS, patches] + positions -> pre_norm -> blocks -> post_norm -> tokens_BFVD
 
 Every image carries a CLS token; V = 1 + P, or 1 + (patches kept) when masked. In a video model the images of one clip
-(equal `clip_BF`) share theirs: each holds a copy, and all copies attend to the same tokens, so they stay equal. One rule
-thus serves frame-level and video-level rows, mixed in any way: a clip of one image is an image.
+(equal `clip_BF`) share theirs: each holds a copy, and all copies attend to the same tokens, so they stay equal. So one
+rule serves frame-level and video-level rows, mixed in any way: a clip of one image is an image.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ def patchify(frames_BFHWC: jax.Array, patch_size: int) -> jax.Array:
 
 
 def sincos_positions(grid: int, width: int) -> np.ndarray:
-    """Fixed 2-D sine-cosine positions (1 + grid * grid, width) as in MAE (He et al., 2022): half for rows, half for
-    columns (columns first, as its code has it), zeros for CLS."""
+    """Fixed 2-D sine-cosine positions (1 + grid * grid, width) as in MAE (He et al., 2022).
+
+    Half of the width is for columns, half for rows (in this order, as its code has it); CLS gets zeros.
+    """
     frequency = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width // 4))
     rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
     parts = []
@@ -62,7 +64,7 @@ def _class_attention(q: jax.Array, k: jax.Array, v: jax.Array, clip_BF: jax.Arra
 
 
 def within_images(q: jax.Array, k: jax.Array, v: jax.Array, clip_BF: jax.Array | None) -> jax.Array:
-    """Spatial attention, (B, F, V, N, H): a patch sees its image and CLS; CLS sees its whole clip (Bain et al., 2021)."""
+    """Spatial attention (B, F, V, N, H): a patch sees its image and CLS, CLS its whole clip (Bain et al., 2021)."""
     B, F, V, N, H = q.shape
     if clip_BF is None:
         merged = (x.reshape(B * F, V, N, H) for x in (q, k, v))
@@ -76,12 +78,12 @@ def across_images(q: jax.Array, k: jax.Array, v: jax.Array, clip_BF: jax.Array) 
 
     What images that are a clip of their own get is dropped in `Block`: it is off for frame-level domains.
     """
-    B, F, V, N, H = q.shape
+    width = q.shape[-1]
     by_place = lambda x: x[:, :, 1:].transpose(0, 2, 1, 3, 4)  # noqa: E731 - (B, P, F, N, H)
     patch_q, patch_k, patch_v = by_place(q), by_place(k), by_place(v)
     same_BFG = clip_BF[:, :, None] == clip_BF[:, None, :]
     # The CLS key is that of the query's own image: all copies in its clip are equal.
-    scale = H**-0.5
+    scale = width**-0.5
     f32 = jnp.promote_types(q.dtype, jnp.float32)
     patch_scores = jnp.einsum("BPFNH,BPGNH->BPNFG", patch_q * scale, patch_k).astype(f32)
     patch_scores = jnp.where(same_BFG[:, None, None], patch_scores, jnp.finfo(f32).min)
@@ -98,6 +100,7 @@ class VisionEncoder(nn.Module):
     config: VisionConfig
     dtype: jnp.dtype
     remat: str = "none"
+    unroll: int = 1
 
     @nn.compact
     def __call__(
@@ -123,7 +126,8 @@ class VisionEncoder(nn.Module):
         x = Dense((c.width,), self.dtype, use_bias=False, name="patch_embedding")(patches_BFPX)
         class_D = self.param("class_embedding", normal, (c.width,), jnp.float32)
         if c.positions == "clip":
-            position_VD = self.param("position_embedding", nn.initializers.normal(0.02), (1 + c.patches, c.width), jnp.float32)
+            shape = (1 + c.patches, c.width)
+            position_VD = self.param("position_embedding", nn.initializers.normal(0.02), shape, jnp.float32)
         else:
             position_VD = jnp.asarray(sincos_positions(c.image_size // c.patch_size, c.width))
         place = position_VD[1:] if keep_BFJ is None else jnp.take(position_VD[1:], keep_BFJ, axis=0)
@@ -135,7 +139,7 @@ class VisionEncoder(nn.Module):
 
         temporal = c.temporal_order if c.temporal_attention else "none"
         block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self.dtype, self.remat,
-                            temporal=temporal)
+                            self.unroll, temporal=temporal)
         visibility = clip_BF if c.temporal_attention else None
         x, hidden = run_blocks(block, c.depth, x, visibility, collect=collect, spatial=within_images,
                                across_time=across_images)

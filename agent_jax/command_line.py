@@ -1,0 +1,87 @@
+"""The flags `--config FILE --config.FIELD=VALUE` of a command, and mistakes in them told in one line."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+USER_ERROR = 2  # exit status of what the user must mend
+
+
+def define_config() -> Any:
+    """The flag `--config`, required; its `.value` is the ConfigDict with all overrides, locked."""
+    holder = config_flags.DEFINE_config_file("config", None, "A config file, FILE.py or FILE.py:VARIANT.")
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+def config_name() -> str:
+    """babyai for `--config configs/babyai.py`, babyai-long for `--config configs/babyai.py:long`."""
+    file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "-".join(part for part in (Path(file).stem, variant) if part)
+
+
+def refuse(message: str) -> NoReturn:
+    """End the program with the message and status 2."""
+    print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr, flush=True)
+    sys.exit(USER_ERROR)
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """`flags_parser` of `absl.app.run`: a mistake ends with one message, not with a traceback of ml_collections."""
+    if mistake := _config_mistake(arguments):
+        refuse(mistake)
+    try:
+        rest = flags.FLAGS(arguments)
+    except flags.Error as error:
+        refuse(str(error))
+    if len(rest) > 1:
+        refuse(f"unexpected arguments: {' '.join(rest[1:])}; fields are given as --config.FIELD=VALUE")
+    return rest
+
+
+def _config_mistake(arguments: Sequence[str]) -> str:
+    """What is wrong with the config file or the first `--config.FIELD`; "" if nothing is."""
+    given = [argument.lstrip("-").partition("=") for argument in arguments if argument.startswith("-")]
+    file = next((value or _after(arguments, name) for name, _, value in given if name == "config"), "")
+    if not file:
+        return ""
+    if not Path(file.partition(":")[0]).is_file():
+        return f"--config={file}: no such file; expected FILE.py or FILE.py:VARIANT"
+    alone, values = ["", f"--config={file}"], flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=alone)
+    try:
+        config: Any = values(alone) and values["config"].value
+    except flags.IllegalFlagValueError as error:  # holds the traceback of the config file; its last line is the message
+        return f"--config={file}: {str(error).strip().splitlines()[-1]}"
+    if not isinstance(config, ConfigDict):
+        return f"--config={file}: its get_config() returned no ConfigDict"
+    told = (_unknown_field(config, name) for name, _, _ in given if name.startswith("config."))
+    return next(filter(None, told), "")
+
+
+def _after(arguments: Sequence[str], name: str) -> str:
+    """The argument that follows `--NAME`."""
+    places = [i for i, argument in enumerate(arguments) if argument.lstrip("-") == name and argument.startswith("-")]
+    return arguments[places[0] + 1] if places and places[0] + 1 < len(arguments) else ""
+
+
+def _unknown_field(config: ConfigDict, name: str) -> str:
+    """What is wrong with the path of `--config.FIELD`; "" if the config has it."""
+    holder: Any = config
+    path = "config"
+    for field in name.split(".")[1:]:
+        if not isinstance(holder, ConfigDict):
+            return f"--{name}: {path} is a value, not a group of fields"
+        if field not in holder:
+            near = difflib.get_close_matches(field, list(holder), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(holder) or 'none'}"
+            return f"--{name}: {path} has no field {field!r}; {hint}"
+        holder, path = holder[field], f"{path}.{field}"
+    return ""

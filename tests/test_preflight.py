@@ -1,0 +1,41 @@
+"""What this machine lacks for a run is said at once, in one message, before anything is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_runs import small_config, store_directory
+
+from agent_jax.preflight import check_machine, describe
+
+
+def test_a_run_that_can_begin_is_not_refused_and_its_plan_names_its_size(tmp_path_factory: pytest.TempPathFactory):
+    config = small_config(store_directory(tmp_path_factory.getbasetemp()))
+    check_machine(config)
+    plan = describe(config)
+    assert "20 steps of 8 rows in 1 microbatch(es)" in plan
+    assert "tiles (window 2)" in plan
+    assert "parameters" in plan
+
+
+def test_everything_missing_is_named_in_one_message_with_its_flag(tmp_path: Path):
+    config = small_config(tmp_path / "no-data", **{
+        "mesh.platform": "tpu", "vocabulary.tokenizer": str(tmp_path / "no-tokenizer"),
+        "init.pretrained.vision": str(tmp_path / "no-clip"), "init.checkpoint": str(tmp_path / "no-run")})
+    with pytest.raises(ValueError, match="this run cannot begin on this machine") as refusal:
+        check_machine(config)
+    message = str(refusal.value)
+    for part in ("config.mesh.platform='tpu'", "8 device(s) of 'cpu'", 'pip install "agent_jax[tpu]"',
+                 "--config.mesh.platform=cpu", f"config.data.domains.tiles.path={tmp_path / 'no-data'}: not found",
+                 "--config.data.domains.tiles.path=DIR", "--config.vocabulary.tokenizer=PATH",
+                 "--config.init.pretrained.vision=PATH", "--config.init.checkpoint=PATH", "the plan of this run:"):
+        assert part in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_domain_without_a_path_needs_demonstrations_to_be_gathered(tmp_path: Path):
+    changes = {"data.demonstrations.environment": "babyai", "data.directory": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"no data for domain 'tiles': pass --config.data.domains.tiles.path=DIR"):
+        check_machine(small_config(Path(""), **{"data.domains.tiles.path": ""}))
+    check_machine(small_config(Path(""), **{"data.domains.tiles.path": "", **changes}))

@@ -1,0 +1,55 @@
+"""report.json: every figure of the run under the keys that other programs read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small_runs import Smoke, smoke_run
+
+from agent_jax.report import Phases, peak_rss_bytes, write_report
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
+    return smoke_run(tmp_path_factory.getbasetemp())
+
+
+def test_the_report_of_a_run_has_the_success_of_every_policy_losses_times_and_memory(smoke: Smoke):
+    report = json.loads((smoke.workdir / "report.json").read_text())
+    assert set(report["closed_loop"]) == {"GoToObj"}
+    level = report["closed_loop"]["GoToObj"]
+    assert {"greedy", "sampled", "random", "bot"} <= set(level)
+    for figures in level.values():
+        low, high = figures["ci95"]
+        assert 0 <= low <= figures["success"] <= high <= 1
+        assert figures["episodes"] == 4
+    assert level["bot"]["success"] == 1.0
+    assert {"total", "language", "action", "mae"} <= set(report["losses"])
+    assert {"import", "start", "training", "closed loop"} <= set(report["seconds"])
+    assert all(seconds >= 0 for seconds in report["seconds"].values())
+    assert 2**27 < report["peak_rss_bytes"] < 2**34
+    assert report["machine"]["devices"] == ["cpu"]
+    assert report["start"].startswith("resumed from step")
+
+
+def test_json_is_the_same_report_elsewhere(smoke: Smoke):
+    assert smoke.json.read_bytes() == (smoke.workdir / "report.json").read_bytes()
+
+
+def test_a_report_replaces_the_one_before_and_leaves_nothing_half_written(tmp_path: Path):
+    phases = Phases()
+    phases.add("a", 1.0)
+    phases.add("a", 0.5)
+    for steps in (1, 2):
+        write_report([tmp_path / "deep" / "report.json"], {"steps": steps}, phases)
+    report = json.loads((tmp_path / "deep" / "report.json").read_text())
+    assert (report["steps"], report["seconds"]["a"]) == (2, 1.5)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["report.json"]
+
+
+def test_memory_is_counted_in_bytes():
+    before = peak_rss_bytes()
+    block = bytearray(256 << 20)
+    assert peak_rss_bytes() >= max(before, len(block))

@@ -1,0 +1,135 @@
+"""The ladder of first states, on another mesh too; what a workdir refuses; the averaged parameters to act with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from random_huggingface import save_vision
+from small_runs import Trained, differing, listing, open_run, small_config, store_directory, straight_run
+
+from agent_jax.checkpoint import Checkpoints
+from agent_jax.config import InitConfig, MeshConfig, PretrainedConfig
+from agent_jax.data.domains import Domain
+from agent_jax.optimizer import averaged_params, make_optimizer
+from agent_jax.restart import Start, config_changes, restore_acting_parameters, start
+from agent_jax.sharding import make_mesh
+from agent_jax.train_state import abstract_params
+from agent_jax.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return straight_run(tmp_path_factory.getbasetemp())
+
+
+def start_on_one_device(run: Trained, workdir: Path, vocabulary: Vocabulary | None = None,
+                        domains: tuple[Domain, ...] = (), **changes: Any) -> Start:
+    """The first state on one device of a run like `run`, in a workdir."""
+    config = dataclasses.replace(run.run.config, **changes)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
+    checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=1, keep_best=0)
+    return start(config, make_mesh(MeshConfig(), jax.devices()[:1]), optimizer, vocabulary or run.run.data.vocabulary,
+                 domains or run.run.data.domains, checkpoints)
+
+
+def test_a_checkpoint_of_eight_devices_is_resumed_on_one_to_the_bit(straight: Trained):
+    assert straight.run.mesh.size == 8
+    found = start_on_one_device(straight, straight.workdir)
+    assert list(differing(found.state, straight.state)) == []
+    assert all(leaf.sharding.device_set == {jax.devices()[0]} for leaf in jax.tree.leaves(found.state))
+    assert found.rung == f"resumed from step 20 in {straight.workdir / 'checkpoints'}"
+    assert found.data_state["rows"] == 20 * 8
+
+
+def test_the_ladder_is_own_checkpoint_then_another_run_then_pretrained_then_fresh(straight: Trained, tmp_path: Path):
+    vision = tmp_path / "clip"
+    save_vision(vision, image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                intermediate_size=64, hidden_act="relu")
+    pretrained = PretrainedConfig(vision=str(vision))
+    everything = InitConfig(checkpoint=str(straight.workdir / "checkpoints" / "10"), pretrained=pretrained)
+    assert start_on_one_device(straight, straight.workdir, init=everything).rung.startswith("resumed from step 20")
+
+    other = start_on_one_device(straight, tmp_path, init=everything)
+    step_10 = straight.workdir / "checkpoints" / "10"
+    assert other.rung == f"parameters from {step_10} (init.checkpoint)"
+    assert (int(other.state.step), other.data_state) == (0, None)
+    averages = averaged_params(other.state.opt_state, other.state.params)
+    assert list(differing(averages, other.state.params)) == []  # the average begins with what was taken over
+    assert list(differing(other.state.params, straight.state.params))
+
+    third = start_on_one_device(straight, tmp_path, init=InitConfig(pretrained=pretrained))
+    assert third.rung.startswith("pretrained weights, the rest fresh (init.pretrained)\n")
+    fresh = start_on_one_device(straight, tmp_path)
+    assert fresh.rung == "fresh parameters, seed 0"
+    assert any("vision" in path for path in differing(third.state.params, fresh.state.params))
+    assert not any("language" in path or "mae" in path for path in differing(third.state.params, fresh.state.params))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_workdir_of_another_config_is_refused_with_every_field_that_differs(straight: Trained):
+    before = listing(straight.workdir)
+    config = straight.run.config
+    with pytest.raises(ValueError, match="belongs to another run; use the config it was begun with") as refusal:
+        start_on_one_device(straight, straight.workdir, seed=4,
+                            optimizer=dataclasses.replace(config.optimizer, learning_rate=0.5))
+    lines = str(refusal.value).splitlines()[1:]
+    assert lines == ["  config.optimizer.learning_rate: 0.01 there, 0.5 here", "  config.seed: 0 there, 4 here"]
+    assert listing(straight.workdir) == before
+
+
+def test_a_workdir_of_another_vocabulary_is_refused(straight: Trained):
+    before = listing(straight.workdir)
+    with pytest.raises(ValueError, match=r"another vocabulary .*blocks: babyai, iafm here, babyai there"):
+        start_on_one_device(straight, straight.workdir, Vocabulary.build("bytes", ("babyai", "iafm")))
+    assert listing(straight.workdir) == before
+
+
+def test_a_workdir_of_another_action_spec_is_refused(straight: Trained):
+    before = listing(straight.workdir)
+    domain = straight.run.data.domains[0]
+    faster = dataclasses.replace(domain.spec.spec, rate_hz=domain.spec.spec.rate_hz + 7)
+    with pytest.raises(ValueError, match=r"domain 'tiles' was trained with another ActionSpec .*rate_hz"):
+        start_on_one_device(straight, straight.workdir,
+                            domains=(dataclasses.replace(domain, spec=faster.bind(domain.vocabulary)),))
+    assert listing(straight.workdir) == before
+
+
+def test_how_a_run_is_carried_out_may_change_and_what_it_computes_may_not():
+    there = {"mesh": {"data": 1}, "train": {"steps": 3, "log_every": 1}, "meshes": 1, "optimizer": {"freeze": ("a",)}}
+    here = {"mesh": {"data": 8}, "train": {"steps": 4, "log_every": 2}, "meshes": 2, "optimizer": {"freeze": ["a"]}}
+    assert config_changes(there, here) == {"config.train.steps": (3, 4), "config.meshes": (1, 2)}
+
+
+def test_acting_parameters_are_the_averaged_ones_and_the_live_ones_where_frozen(straight: Trained):
+    params = restore_acting_parameters(straight.workdir / "checkpoints", straight.run.config)
+    assert list(differing(params, averaged_params(straight.state.opt_state, straight.state.params))) == []
+    frozen, live = "['vision']['patch_embedding']['kernel']", list(differing(params, straight.state.params))
+    assert frozen not in live
+    assert len(live) > 20
+
+
+def test_acting_parameters_without_an_average_are_the_live_ones(straight: Trained, tmp_path: Path):
+    config = dataclasses.replace(straight.run.config,
+                                 optimizer=dataclasses.replace(straight.run.config.optimizer, ema=0.0))
+    meta = {"config": {}, "data_state": None, "ema": ""}
+    with Checkpoints(tmp_path, keep_latest=1, keep_best=0) as checkpoints:
+        checkpoints.save(1, {"params": straight.state.params}, meta)
+    assert list(differing(restore_acting_parameters(tmp_path, config), straight.state.params)) == []
+
+
+def test_parameters_of_another_vocabulary_are_not_taken_over(straight: Trained, tmp_path: Path):
+    init = InitConfig(checkpoint=str(straight.workdir))
+    with pytest.raises(ValueError, match=r"config.init.checkpoint=.*its vocabulary \(there\) differs"):
+        start_on_one_device(straight, tmp_path, Vocabulary.build("bytes", ("babyai", "iafm")), init=init)
+
+
+def test_a_missing_init_checkpoint_is_refused_before_anything_is_written(tmp_path_factory: pytest.TempPathFactory,
+                                                                        tmp_path: Path):
+    store = store_directory(tmp_path_factory.getbasetemp())
+    with pytest.raises(ValueError, match=r"config.init.checkpoint=.*nowhere: not found; pass another --config"):
+        open_run(small_config(store, **{"init.checkpoint": str(tmp_path / "nowhere")}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
