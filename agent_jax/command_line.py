@@ -29,7 +29,8 @@ def config_name() -> str:
 
 def refuse(message: str) -> NoReturn:
     """End the program with the message and status 2."""
-    print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr, flush=True)
+    program = Path(sys.argv[0])  # of `python -m agent_jax.train`: .../agent_jax/train.py
+    print(f"{program.parent.name}.{program.stem}: {message}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR)
 
 

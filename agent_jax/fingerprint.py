@@ -34,11 +34,15 @@ def fingerprint(tree: Any) -> dict[str, int]:
     Returns:
         Path -> integer in [0, 2^32).
     """
-    sums = {path: _sum(leaf) for path, leaf in flat(tree).items()}
-    return {path: int(value) for path, value in jax.device_get(sums).items()}
+    return {path: int(value) for path, value in jax.device_get(_sums(flat(tree))).items()}
 
 
 @jax.jit
+def _sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """In one program: collectives of several that run at a time may wait for each other, on CPU devices for ever."""
+    return {path: _sum(leaf) for path, leaf in leaves.items()}
+
+
 def _sum(array: jax.Array) -> jax.Array:
     """Sum of the mixed words of one array, uint32 []."""
     words = _words(array)

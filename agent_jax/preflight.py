@@ -21,10 +21,7 @@ def set_platform(config: Config) -> None:
     if mesh.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
         if -1 not in (mesh.data, mesh.fsdp, mesh.tensor):
-            devices = mesh.data * mesh.fsdp * mesh.tensor
-            jax.config.update("jax_num_cpu_devices", devices)
-            if devices > 1:  # each computes in its own thread; a pool shared among them costs more than it gives
-                os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+            jax.config.update("jax_num_cpu_devices", mesh.data * mesh.fsdp * mesh.tensor)
 
 
 def check_machine(config: Config) -> None:

@@ -10,6 +10,7 @@ in the end save, act in the simulator, report. The same command starts a run and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -129,32 +130,33 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
     config, state, data_state = run.config, run.first.state, run.first.data_state
     steps, every = config.train.steps, config.checkpoint.every
     begun = step = int(jax.device_get(state.step))
+    # CPU devices share the threads of their process: with two programs under way they may wait for each other for ever.
+    one_at_a_time = jax.default_backend() == "cpu" and jax.device_count() > 1
+    interval: list[StepMetrics] = []
+    logged_at, waited, validation = time.perf_counter(), 0.0, None
     loader = Loader(run.data.train, config.train.batch_size, process_index=jax.process_index(),
                     process_count=jax.process_count(), workers=config.data.workers, prefetch=config.data.prefetch,
                     state=data_state)
-    log = MetricsLog(run.workdir, step)
-    interval: list[StepMetrics] = []
-    logged_at, waited, validation = time.perf_counter(), 0.0, None
 
     def say(record: Record) -> None:
         log.write(record)
         print(progress_line(record, steps), flush=True)
 
-    with StopRequest() as stop, jax.transfer_guard("disallow"):
+    with (contextlib.closing(loader), contextlib.closing(MetricsLog(run.workdir, step)) as log, run.checkpoints,
+          StopRequest() as stop, jax.transfer_guard("disallow")):
         while True:
             stopped = stop.requested and step > begun
             paused = time.perf_counter()
             last, validation = step == steps, None
-            if last or (step > begun and _due(step, config.train.validate_every) and not stopped):
-                with jax.transfer_guard("allow"):
+            with jax.transfer_guard("allow"):
+                if last or (step > begun and _due(step, config.train.validate_every) and not stopped):
                     validation = run.validate(state)
-                say(validation)
-            if last or (step > begun and _due(step, config.train.picture_every)):
-                with jax.transfer_guard("allow"), run.phases.time("pictures"):
-                    report.write_picture(run.workdir / "pictures" / f"reconstruction-{step}.png", config,
-                                         run.params_to_use(state), next(run.data.validation_batches(config)))
-            if last or stopped or (step > begun and _due(step, every)):
-                with jax.transfer_guard("allow"):
+                    say(validation)
+                if last or (step > begun and _due(step, config.train.picture_every)):
+                    with run.phases.time("pictures"):
+                        report.write_picture(run.workdir / "pictures" / f"reconstruction-{step}.png", config,
+                                             run.params_to_use(state), next(run.data.validation_batches(config)))
+                if last or stopped or (step > begun and _due(step, every)):
                     run.save(state, data_state, validation)
             if last or stopped:
                 break
@@ -166,8 +168,9 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
             previous = list(interval)
             state, metrics = run.train_step(state, shard_batch(batch, run.mesh))
             step += 1
-            if step == begun + 1:  # the first step compiles
+            if one_at_a_time or step == begun + 1:
                 jax.block_until_ready(metrics)
+            if step == begun + 1:  # compiled
                 run.phases.add("first step", time.perf_counter() - asked)
                 logged_at, waited = time.perf_counter(), 0.0
             # The steps before this one are read while it computes.
@@ -182,12 +185,8 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
                         "(config.init.checkpoint), with a lower config.optimizer.learning_rate")
                 interval, logged_at, waited = [], now, 0.0
             interval.append(metrics)
-    with run.phases.time("last save"):
-        run.checkpoints.close()
-    loader.close()
-    if interval:
-        say(run.record(step, interval, time.perf_counter() - logged_at, waited))
-    log.close()
+        if interval:
+            say(run.record(step, interval, time.perf_counter() - logged_at, waited))
     return state, validation if step == steps else None
 
 

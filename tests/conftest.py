@@ -26,6 +26,8 @@ ENVIRONMENT = {
     "PYGAME_HIDE_SUPPORT_PROMPT": "1",
     "OMP_NUM_THREADS": "1",  # torch and NumPy; XLA has its own threads, and a laptop has two cores
     "OPENBLAS_NUM_THREADS": "1",
+    # Tiny models: compiling takes longer than running, and half as long without optimization.
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 }
 
 

@@ -56,6 +56,7 @@ LAYERS = {
     "agent_jax.envs": 3,
     "agent_jax.evaluate": 3,
     "agent_jax.view": 3,
+    "agent_jax.command_line": 4,
     "agent_jax.host_memory": 4,
     "agent_jax.preemption": 4,
     "agent_jax.preflight": 4,
@@ -83,7 +84,7 @@ ALLOWED = {
         "agent_jax.config",
         "agent_jax.presets",
         "agent_jax.convert.from_huggingface",
-        "agent_jax.train",
+        "agent_jax.command_line",
     ],
     # Not dependencies, or not safe: nowhere.
     "tensorflow": [],

@@ -48,7 +48,7 @@ def test_a_checkpoint_of_eight_devices_is_resumed_on_one_to_the_bit(straight: Tr
 def test_the_ladder_is_own_checkpoint_then_another_run_then_pretrained_then_fresh(straight: Trained, tmp_path: Path):
     vision = tmp_path / "clip"
     save_vision(vision, image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                intermediate_size=64, hidden_act="relu")
+                intermediate_size=32, hidden_act="relu")
     pretrained = PretrainedConfig(vision=str(vision))
     everything = InitConfig(checkpoint=str(straight.workdir / "checkpoints" / "10"), pretrained=pretrained)
     assert start_on_one_device(straight, straight.workdir, init=everything).rung.startswith("resumed from step 20")

@@ -202,7 +202,7 @@ def test_the_tpu_config_elsewhere_says_at_once_what_is_missing_and_what_it_would
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [
-    (["--config", "{configs}/babyai.py:smoke", "--config.train.stepz=3"], ["stepz", "Did you mean", "steps"]),
+    (["--config", "{configs}/babyai.py:smoke", "--config.train.stepz=3"], ["stepz", "did you mean", "steps"]),
     (["--config", "{configs}/babyai.py:smok"], ["'smok'", "did you mean 'smoke'?", "'' (no colon), long, smoke"]),
     (["--config", "{configs}/babyai.py:smoke", "extra"], ["unexpected arguments: extra", "--config.FIELD=VALUE"]),
 ], ids=["field", "variant", "argument"])
@@ -225,6 +225,6 @@ def test_a_run_begins_with_the_devices_batch_parameters_and_rung_in_its_log(base
     run: Run = open_run(small_config(store_directory(base)), tmp_path / "run")
     said = capsys.readouterr().out
     assert f"mesh: {dict(run.mesh.shape)} over {jax.device_count()} cpu device(s), 1 process(es)" in said
-    assert "batch: 8 rows = 8 shard(s) x 1 rows x 1 microbatch(es); a row: " in said
+    assert "batch: 8 rows = 8 shard(s) x 1 rows x 1 microbatch(es)\nrow: " in said
     assert "start: fresh parameters, seed 0" in said
     assert not (tmp_path / "run").exists()  # nothing is written before there is something to keep

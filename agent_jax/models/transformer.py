@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from agent_jax.models.attention import attend
+from agent_jax.sharding import constrain_rows
 
 REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
@@ -144,6 +145,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Any]:
         """x (B, S, D), or (B, F, V, D) in the video encoder."""
         c = self.config
+        x = constrain_rows(x)  # or a compiler splits D where a weight is split, and gathers everything again
         norm = lambda name: LayerNorm(c.layer_norm_eps, c.dtype, name=name)  # noqa: E731 - one line, five uses
 
         def temporal(x: jax.Array) -> jax.Array:
@@ -193,4 +195,5 @@ def run_blocks(
     in_axes: Any = (0, nn.broadcast, nn.broadcast)
     scan = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=in_axes, length=depth,
                    unroll=min(config.unroll, depth))
-    return scan(config, collect=collect, name="blocks", **patterns)(x, jnp.arange(depth), visibility, keys_B)
+    blocks = scan(config, collect=collect, name="blocks", **patterns)
+    return blocks(constrain_rows(x), jnp.arange(depth), visibility, keys_B)
