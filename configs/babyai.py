@@ -2,7 +2,11 @@
 
     python -m agent_jax.train --config configs/babyai.py
 
-Variants: `:long` trains for hours; `:smoke` goes through everything in a few steps and episodes, and learns nothing.
+On 2 cores of an AMD EPYC: 10 minutes and 1.9 GiB, of which 9 minutes of training on 205,000 images; success on GoToLocal
+94.5% greedy and 97.5% sampled, of 200 episodes (2026-11-22; README.md has the table).
+
+Variants: `:long` trains two and a half times as long on twice the demonstrations; `:smoke` goes through everything in a
+few steps and episodes, and learns nothing.
 """
 
 from ml_collections import ConfigDict
@@ -32,7 +36,7 @@ def _main(config: presets.Draft) -> None:
     config.model.mae.width = 32
     config.model.mae.mlp_width = 64
     config.model.unroll = 4
-    # Rows are looked up far more often than they are trained; at OPT's 0.02 the first 1,000 steps are lost.
+    # So that tokens and positions tell slots apart from the start; OPT's 0.02 is for long pre-training.
     config.model.language.token_std = 0.5
     config.model.language.position_std = 0.5
 

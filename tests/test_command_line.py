@@ -19,7 +19,8 @@ def test_an_unknown_field_is_refused_with_the_nearest_one(root, capsys, argument
         parse_flags(["train", f"--config={root / 'configs' / 'babyai.py'}", *arguments])
     assert ended.value.code == USER_ERROR
     told = capsys.readouterr().err
-    assert said in told and len(told.splitlines()) == 1
+    assert said in told
+    assert len(told.splitlines()) == 1
 
 
 @pytest.mark.parametrize("form", [lambda file: [f"--config={file}"], lambda file: ["--config", str(file)]])
