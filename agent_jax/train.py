@@ -104,13 +104,21 @@ class Run:
         losses, domains = mean_losses(sums, weights, self._domain_names())
         return Record(int(jax.device_get(state.step)), "validation", time.time(), loss, losses, domains)
 
-    def record(self, step: int, interval: list[StepMetrics], seconds: float, waited: float) -> Record:
-        """The log record of some steps, the last of which ended with `step` updates done. Waits for them."""
+    def record(self, step: int, interval: list[StepMetrics], since: float | None, waited: float = 0.0) -> Record:
+        """The log record of some steps, the last of which ended with `step` updates done. Waits for them.
+
+        Args:
+            step: updates done after the last of them.
+            interval: their metrics.
+            since: when they began, by `time.perf_counter`; None: no rates, they were compiled too.
+            waited: seconds of it spent waiting for batches.
+        """
         found = jax.device_get(interval)
+        seconds = time.perf_counter() - since if since is not None else None
         sums, weights = _added([(metrics.sums, metrics.weights) for metrics in found])
-        speed = rates(steps=len(found), frames=sum(int(m.frames) for m in found),
-                      slots=sum(int(m.slots) for m in found), seconds=seconds, waited=waited,
-                      left=self.config.train.steps - step)
+        speed = None if seconds is None else rates(
+            steps=len(found), frames=sum(int(m.frames) for m in found), slots=sum(int(m.slots) for m in found),
+            seconds=seconds, waited=waited, left=self.config.train.steps - step)
         losses, domains = mean_losses(sums, weights, self._domain_names())
         return Record(step, "train", time.time(), float(np.mean([m.loss for m in found])), losses, domains,
                       float(found[-1].gradient_norm), float(found[-1].learning_rate), speed)
@@ -157,6 +165,8 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
                         report.write_picture(run.workdir / "pictures" / f"reconstruction-{step}.png", config,
                                              run.params_to_use(state), next(run.data.validation_batches(config)))
                 if last or stopped or (step > begun and _due(step, every)):
+                    if interval:
+                        _check_finite(float(interval[-1].loss), step, run.workdir)
                     run.save(state, data_state, validation)
             if last or stopped:
                 break
@@ -165,34 +175,37 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
             asked = time.perf_counter()
             batch, data_state = next(loader)
             waited += time.perf_counter() - asked
-            previous = list(interval)
             state, metrics = run.train_step(state, shard_batch(batch, run.mesh))
             step += 1
-            if one_at_a_time or step == begun + 1:
+            if one_at_a_time:
                 jax.block_until_ready(metrics)
-            if step == begun + 1:  # compiled
-                run.phases.add("first step", time.perf_counter() - asked)
-                logged_at, waited = time.perf_counter(), 0.0
-            # The steps before this one are read while it computes.
-            if previous and (_due(step - 1, config.train.log_every) or step == begun + 2 or stop.requested):
+            # The steps before this one are read while it computes; the first one of all has been compiled.
+            if interval and (_due(step - 1, config.train.log_every) or step == begun + 2 or stop.requested):
+                first = len(interval) == 1 and step == begun + 2
+                record = run.record(step - 1, interval, None if first else logged_at, waited)
                 now = time.perf_counter()
-                record = run.record(step - 1, previous, now - logged_at, waited)
+                if first:
+                    run.phases.add("first step", now - logged_at)
                 say(record)
-                if not math.isfinite(record.loss):
-                    raise FloatingPointError(
-                        f"the loss is {record.loss} at step {step - 1}; the last checkpoint in "
-                        f"{run.workdir / 'checkpoints'} is from before it: go on from there in another workdir "
-                        "(config.init.checkpoint), with a lower config.optimizer.learning_rate")
+                _check_finite(record.loss, step - 1, run.workdir)
                 interval, logged_at, waited = [], now, 0.0
             interval.append(metrics)
         if interval:
-            say(run.record(step, interval, time.perf_counter() - logged_at, waited))
+            say(run.record(step, interval, logged_at, waited))
     return state, validation if step == steps else None
 
 
 def _added(found: list[tuple[LossSums, LossSums]]) -> tuple[LossSums, LossSums]:
     """The sums and the weights of several batches, each added up."""
     return jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *found)
+
+
+def _check_finite(loss: float, step: int, workdir: Path) -> None:
+    """End a run that has diverged, before anything of it is saved."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step}; the last checkpoint in {workdir / 'checkpoints'} is from before it: "
+            "go on from there in another workdir (config.init.checkpoint), with a lower config.optimizer.learning_rate")
 
 
 def _due(step: int, every: int) -> bool:

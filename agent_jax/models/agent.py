@@ -76,13 +76,13 @@ class Agent(nn.Module):
                 shares the masked pass and so needs `mask_keys_B`.
         """
         c = self.config.vision
-        patches_BFPX = patchify(batch.frames_BFHWC, c.patch_size).astype(self.config.dtype)
+        patches_BFPX = patchify(batch.frames_BFHWC, c.patch_size)
         mask = tokens_BFVD = predicted = pixels = None
         if mask_keys_B is not None:
             mask = random_mask(mask_keys_B, batch.clip_BF, c.patches, self.config.mae.mask_ratio)
             tokens_BFVD, _ = self.vision(patches_BFPX, batch.clip_BF, mask.keep_BFJ)
             predicted = self.mae(tokens_BFVD, mask)
-            pixels = jnp.take_along_axis(patches_BFPX, mask.hide_BFI[..., None], axis=2).astype(predicted.dtype)
+            pixels = jnp.take_along_axis(patches_BFPX, mask.hide_BFI[..., None], axis=2)
         if visual_tokens == "all":
             tokens_BFVD, _ = self.vision(patches_BFPX, batch.clip_BF)
         elif tokens_BFVD is None:
@@ -92,7 +92,7 @@ class Agent(nn.Module):
 
     def encode(self, frames_BFHWC: jax.Array, clip_BF: jax.Array) -> jax.Array:
         """Projected visual tokens (B, F, 1 + P, D) of unmasked images."""
-        patches_BFPX = patchify(frames_BFHWC, self.config.vision.patch_size).astype(self.config.dtype)
+        patches_BFPX = patchify(frames_BFHWC, self.config.vision.patch_size)
         return self.connector(self.vision(patches_BFPX, clip_BF)[0])
 
     def read_row(self, batch: Batch, visual_BFVD: jax.Array, dropout_keys_B: jax.Array | None = None) -> jax.Array:
