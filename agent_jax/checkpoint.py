@@ -24,7 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from agent_jax import checkpoint_meta
 from agent_jax.checkpoint_meta import FORMAT_VERSION, DamagedCheckpointError
 from agent_jax.checkpoint_retention import Retention, rank, set_aside
-from agent_jax.fingerprint import fingerprint, flat
+from agent_jax.fingerprint import fingerprint, flat, nested
 
 __all__ = ["FORMAT_VERSION", "Checkpoints", "DamagedCheckpointError", "best_steps", "locate", "read_meta",
            "restore_parameters", "steps"]
@@ -94,7 +94,7 @@ class Checkpoints:
             raise ValueError(f"cannot save step {step}: {self.directory} already holds step {present[-1]}. Restore it "
                              "before training on, or train in a new workdir")
         content = checkpoint_meta.sealed(meta, step, metrics, state)
-        checkpointables = {"state": _nested(flat(state)), "meta": content}
+        checkpointables = {"state": nested(flat(state)), "meta": content}
         checkpointer = self._opened()
         self._retention.note(content)
         checkpointer.save_checkpointables_async(step, checkpointables, force=True)
@@ -285,7 +285,7 @@ def _load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any,
     failure = ""
     try:
         with _context(partial=True):
-            loaded = flat(ocp.load(step_directory, _nested(wanted), checkpointable_name="state"))
+            loaded = flat(ocp.load(step_directory, nested(wanted), checkpointable_name="state"))
         if absent := [path for path in wanted if not isinstance(loaded.get(path), jax.Array)]:
             raise KeyError(", ".join(absent))  # a partial load passes over what it does not find
     except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
@@ -308,18 +308,6 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding.shard_shape(leaf.shape)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain nested dicts: what is on disk does not depend on the classes of a TrainState or of optax."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
 
 
 def _context(*, partial: bool = False) -> ocp.Context:

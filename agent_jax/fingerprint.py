@@ -10,6 +10,7 @@ on how the array is laid out over devices or processes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,6 +22,18 @@ def flat(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by path, such as "params/vision/pre_norm/scale"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`, as plain nested dicts, whatever classes the tree was of."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
 
 
 def fingerprint(tree: Any) -> dict[str, int]:

@@ -23,7 +23,7 @@ from agent_jax.convert.architecture import check_language, check_vision, config_
 from agent_jax.convert.mapping import CLIP, CLIP_POSITIONS, OPT, OPT_TOKENS
 from agent_jax.convert.port import account_of, check_tensors, check_tied, extended_table, filled, sources_of
 from agent_jax.convert.safetensors_folder import open_folder
-from agent_jax.fingerprint import flat
+from agent_jax.fingerprint import flat, nested
 from agent_jax.models.agent import Params, init_params
 from agent_jax.vocabulary import Vocabulary
 
@@ -69,7 +69,7 @@ def load_vision(directory: str | pathlib.Path, config: VisionConfig) -> tuple[Tr
                 left_out[table] = Item(folder.shapes[table], "config.model.vision.positions is sincos, a fixed table")
         check_tensors(folder, sources, targets, fresh, left_out)
         leaves = {rule.target: filled(folder, rule, names, targets[rule.target]) for rule, names in sources.items()}
-        return _nested(leaves), account_of("vision", folder, sources, targets, fresh, left_out)
+        return nested(leaves), account_of("vision", folder, sources, targets, fresh, left_out)
 
 
 def _beside_the_tower(name: str) -> str:
@@ -127,7 +127,7 @@ def load_language(
                   for rule, names in sources.items() if rule is not OPT_TOKENS}
         leaves[OPT_TOKENS.target] = extended_table(
             folder, table, text_rows, config.vocabulary_rows, config.token_std, seed)
-        return _nested(leaves), account_of("language", folder, sources, targets, fresh, left_out)
+        return nested(leaves), account_of("language", folder, sources, targets, fresh, left_out)
 
 
 def _table_rows(source: Mapping[str, Any], text_rows: int, directory: pathlib.Path) -> int:
@@ -188,7 +188,7 @@ def pretrained_params(config: Config, vocabulary: Vocabulary, fresh: Params | ja
     reasons |= {"connector": "CLIP and OPT have no connector", "mae": "CLIP and OPT have no MAE decoder"}
     others = {path: Item(shape, reasons[path.split("/")[0]]) for path, shape in shapes.items()
               if path.split("/")[0] not in parts}
-    return _nested({path: leaves[path] for path in shapes}), Report(tuple(accounts), others)
+    return nested({path: leaves[path] for path in shapes}), Report(tuple(accounts), others)
 
 
 @functools.cache
@@ -209,14 +209,3 @@ def _like(leaf: Any, array: np.ndarray) -> Any:
     if not isinstance(leaf, jax.Array):
         return array
     return jax.make_array_from_callback(array.shape, leaf.sharding, lambda index: array[index])
-
-
-def _nested(leaves: dict[str, Any]) -> Tree:
-    tree: Tree = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree

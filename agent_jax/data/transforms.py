@@ -16,10 +16,6 @@ import zlib
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# Of the RGB channels in [0, 1], as published with CLIP (Radford et al., 2021).
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
 
 def prepare_image(image: np.ndarray | bytes, size: int) -> np.ndarray:
     """The image as the encoder takes it.
