@@ -98,8 +98,9 @@ class Run:
         with self.phases.time("validation"):
             params = self.params_to_use(state)
             batches = self.data.validation_batches(self.config, jax.process_index(), jax.process_count())
-            found = [self.eval_step(params, shard_batch(batch, self.mesh)) for batch in batches]
-            sums, weights = _added(jax.device_get(found))
+            # Read one by one: neither all batches on the device nor several programs under way.
+            found = [jax.device_get(self.eval_step(params, shard_batch(batch, self.mesh))) for batch in batches]
+            sums, weights = _added(found)
             loss = float(total(sums, weights, self.config.loss))
         losses, domains = mean_losses(sums, weights, self._domain_names())
         return Record(int(jax.device_get(state.step)), "validation", time.time(), loss, losses, domains)

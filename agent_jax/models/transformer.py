@@ -64,10 +64,10 @@ class Dense(nn.Module):
 
         def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
             # Xavier from the fan of one matrix: of q, k and v each, not of their concatenation.
-            matrices = jax.random.split(key, len(shape[1:-1]) and shape[1])
             if len(shape) == 2:
                 return self.kernel_init(key, shape, dtype)
-            return jnp.stack([self.kernel_init(k, (shape[0], shape[2]), dtype) for k in matrices], axis=1)
+            matrices = [self.kernel_init(k, (shape[0], shape[2]), dtype) for k in jax.random.split(key, shape[1])]
+            return jnp.stack(matrices, axis=1)
 
         kernel = self.param("kernel", init, (width, *self.features), jnp.float32)
         y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (((x.ndim - 1,), (0,)), ((), ())))
