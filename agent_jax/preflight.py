@@ -9,8 +9,10 @@ import jax
 from etils import epath
 
 from agent_jax.config import Config
+from agent_jax.convert.hub import located
 from agent_jax.models.agent import training_visual_tokens
 from agent_jax.run_data import with_vocabulary
+from agent_jax.spec_declarations import config_specs, vocabulary_blocks
 from agent_jax.train_state import abstract_params
 from agent_jax.vocabulary import Vocabulary
 
@@ -59,7 +61,11 @@ def _parameters(config: Config) -> str:
     tokenizer = config.vocabulary.tokenizer
     if tokenizer != "bytes" and not epath.Path(tokenizer).exists():
         return ""
-    vocabulary = Vocabulary.build(tokenizer, config.vocabulary.blocks)
+    try:
+        blocks = vocabulary_blocks(config.vocabulary.blocks, config_specs(config))
+    except ValueError:  # a block of specs that lie with the data; or a wrong name, which opening the data tells
+        return ""
+    vocabulary = Vocabulary.build(tokenizer, blocks)
     shapes = abstract_params(with_vocabulary(config, vocabulary).model)
     return f"; {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} parameters"
 
@@ -85,11 +91,16 @@ def _missing_files(config: Config) -> list[str]:
         elif entry.path and not epath.Path(entry.path).exists():
             lines.append(f"config.data.domains.{name}.path={entry.path}: not found; pass another {flag}")
     named = {"config.vocabulary.tokenizer": config.vocabulary.tokenizer.removeprefix("bytes"),
-             "config.init.checkpoint": config.init.checkpoint,
-             "config.init.pretrained.vision": config.init.pretrained.vision,
-             "config.init.pretrained.language": config.init.pretrained.language}
+             "config.init.checkpoint": config.init.checkpoint}
     lines += [f"{field}={path}: not found; pass another --{field}=PATH" for field, path in named.items()
               if path and not epath.Path(path).exists()]
+    for part in ("vision", "language"):
+        if path := getattr(config.init.pretrained, part):
+            try:
+                located(path)
+            except FileNotFoundError as error:
+                field = f"config.init.pretrained.{part}"
+                lines.append(f"{field}={error}; pass another --{field}=PATH")
     simulators = {config.data.demonstrations.environment, config.closed_loop.environment} - {""}
     if "babyai" in simulators and importlib.util.find_spec("minigrid") is None:
         lines.append('the simulator of babyai is not installed: pip install "agent_jax[babyai]"')

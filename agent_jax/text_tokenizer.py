@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from agent_jax.json_object import read_json_object
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -104,6 +106,10 @@ class HuggingFaceTokenizer:
         """The whole tokenizer; `tokenizer_from_json` reads it."""
         return self._description
 
+    def library_json(self) -> str:
+        """The same as a tokenizer.json of the `tokenizers` library."""
+        return self._tokenizer.to_str(pretty=True)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Loader processes get the description, not the library's object."""
         return HuggingFaceTokenizer, (self._description, "tokenizer")
@@ -130,7 +136,7 @@ def load_tokenizer(path: str) -> TextTokenizer:
         found = sorted(item.name for item in place.iterdir())[:10] if place.is_dir() else "nothing"
         raise FileNotFoundError(f"tokenizer={path!r}: found {found}, expected a folder with vocab.json and merges.txt, "
                                 'a tokenizer.json or the folder that holds it, or the word "bytes"')
-    return HuggingFaceTokenizer({"kind": "tokenizer.json", "content": _read_json(single)}, str(single))
+    return HuggingFaceTokenizer({"kind": "tokenizer.json", "content": read_json_object(single)}, str(single))
 
 
 def tokenizer_from_json(description: Mapping[str, Any]) -> TextTokenizer:
@@ -155,18 +161,8 @@ def _checked(ids: Iterable[int], size: int) -> list[int]:
     return plain
 
 
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also UnicodeDecodeError
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: found a {type(content).__name__}, expected a JSON object")
-    return content
-
-
 def _tokens_by_id(vocab: pathlib.Path) -> list[str]:
-    tokens = _read_json(vocab)
+    tokens = read_json_object(vocab)
     by_id = sorted(tokens, key=tokens.__getitem__) if all(type(i) is int for i in tokens.values()) else []
     if not by_id or [tokens[token] for token in by_id] != list(range(len(tokens))):
         raise ValueError(f"{vocab}: expected an object token -> id with every id from 0 to {len(tokens) - 1} once")

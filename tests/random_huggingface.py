@@ -6,8 +6,10 @@ or swapped them would not be seen. Activations are of order one, so that absolut
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -73,3 +75,24 @@ def rewrite(path: pathlib.Path, change: Any) -> None:
     file = path / "model.safetensors"
     tensors = change(load_file(file))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+
+
+def to_pytorch_files(path: pathlib.Path, dtype: torch.dtype = torch.float32, shards: int = 1) -> None:
+    """Replace model.safetensors by pytorch_model.bin, or by shards of it with their index, as transformers 4 did."""
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(path / "model.safetensors").items()}
+    (path / "model.safetensors").unlink()
+    if shards == 1:
+        torch.save(tensors, path / "pytorch_model.bin")
+        return
+    weight_map = {}
+    for shard in range(shards):
+        file = f"pytorch_model-{shard + 1:05d}-of-{shards:05d}.bin"
+        part = dict(list(tensors.items())[shard::shards])
+        torch.save(part, path / file)
+        weight_map |= dict.fromkeys(part, file)
+    write_index(path / "pytorch_model.bin.index.json", weight_map)
+
+
+def write_index(path: pathlib.Path, weight_map: Mapping[str, str]) -> None:
+    """The index of shards."""
+    path.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": dict(weight_map)}))

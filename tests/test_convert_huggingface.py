@@ -10,19 +10,19 @@ import pytest
 import torch
 from jax.sharding import NamedSharding, PartitionSpec
 from random_huggingface import TINY_LANGUAGE, rewrite, save_clip, save_language, save_vision
+from tiny_conversions import MAE, SMALL_MAE, opt_config, same_values
 
 from agent_jax.checkpoint import locate, restore_parameters
 from agent_jax.config import Config, InitConfig, MaeConfig, ModelConfig, PretrainedConfig, from_config_dict
 from agent_jax.convert import __main__ as command
 from agent_jax.convert.architecture import language_config, vision_config
 from agent_jax.convert.huggingface import config_from_huggingface, load_language, load_vision, pretrained_params
-from agent_jax.convert.safetensors_folder import open_folder
+from agent_jax.convert.weights_folder import open_folder
 from agent_jax.fingerprint import flat
 from agent_jax.models.agent import init_params
 from agent_jax.vocabulary import Block, Vocabulary
 
 VOCABULARY = Vocabulary.build("bytes", ["babyai"])  # 260 + 9 ids; the tiny OPT's table has 264 rows
-MAE = MaeConfig(width=16, depth=1, heads=2, mlp_width=16)
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +41,8 @@ def run_config(folders, *, vision=True, language=True) -> Config:
     return Config(seed=3, model=model, init=InitConfig(pretrained=pretrained))
 
 
-def opt_config(directory, size=264, multiple=1):
-    return dataclasses.replace(language_config(directory), vocabulary_size=size, vocabulary_multiple=multiple)
-
-
 def tensors_of(account) -> list[str]:
     return [name for leaf in account.ported.values() for name in leaf.tensors]
-
-
-def same_values(one, other):
-    one, other = flat(one), flat(other)
-    assert one.keys() == other.keys()
-    for path in one:
-        np.testing.assert_array_equal(one[path], other[path], err_msg=path)
 
 
 def names(directory) -> set[str]:
@@ -320,7 +309,7 @@ def test_a_config_of_other_sizes_is_refused_with_every_field(folders):
     ({"_remove_final_layer_norm": True}, "_remove_final_layer_norm=True"),
     ({"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine=False"),
     ({"activation_function": "gelu_new"}, "activation_function='gelu_new', expected one of relu, gelu"),
-    ({"hidden_size": "32"}, "hidden_size='32', expected a positive number"),
+    ({"hidden_size": "32"}, "hidden_size='32', expected a positive whole number"),
     ({"model_type": "gpt2"}, "model_type='gpt2', expected opt for language weights"),
 ])
 def test_an_opt_that_ours_cannot_represent_is_refused_by_name(tmp_path, option, message):
@@ -363,8 +352,8 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
     file.write_bytes(content[:-4])
     with pytest.raises(ValueError, match=r"model.safetensors: damaged or no safetensors file"):
         load_vision(tmp_path, config)
-    file.rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"found config.json, pytorch_model.bin; expected model.safetensors"):
+    file.rename(tmp_path / "flax_model.msgpack")
+    with pytest.raises(FileNotFoundError, match=r"found config.json, flax_model.msgpack; expected model.safetensors"):
         load_vision(tmp_path, config)
 
 
@@ -388,9 +377,6 @@ def test_an_index_that_contradicts_its_shards_is_refused(tmp_path):
 
 
 # --- The command -----------------------------------------------------------------------------------------------------
-
-SMALL_MAE = [f"--config.model.mae.{name}={value}" for name, value in dataclasses.asdict(MAE).items()
-             if name in ("width", "depth", "heads", "mlp_width")]
 
 
 def from_hf(folders, out, *overrides) -> int:
@@ -436,7 +422,7 @@ def test_from_hf_leaves_what_is_there_alone(folders, tmp_path, capsys):
     ("--config.model.vision.depth=two", "depth"),
     ("--config.model.vision.depth=2", "config.model.vision.depth=2, the weights: num_hidden_layers=3"),
     ("--positions=sincos", "positions"),
-    ("elsewhere", "elsewhere: expected --vision DIR"),
+    ("elsewhere", "elsewhere: expected --vision PATH"),
 ])
 def test_from_hf_refuses_what_it_does_not_understand_before_writing(folders, tmp_path, capsys, override, message):
     assert from_hf(folders, tmp_path / "out", override) == 1

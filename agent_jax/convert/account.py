@@ -16,6 +16,8 @@ class Ported:
 
     shape: Shape
     tensors: tuple[str, ...]  # as they are named in the files
+    sources: tuple[str, ...]  # the same in short: the layers of a stacked leaf as {0..11}
+    operation: str  # what becomes of them on the way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +34,26 @@ class Account:
 
     part: str  # vision or language
     directory: str
+    source: str  # which of its files
     ported: Mapping[str, Ported]  # by our path, from the root of the parameters
     fresh: Mapping[str, Item]  # leaves, or rows of one, that the files do not have
     left_out: Mapping[str, Item]  # tensors, or rows of one, that the model does not have
 
     def __str__(self) -> str:
+        return "\n".join([self.title, *grouped("fresh", self.fresh), *grouped("left out", self.left_out)])
+
+    @property
+    def title(self) -> str:
+        """One line: how much of which files goes where."""
         tensors = sum(len(leaf.tensors) for leaf in self.ported.values())
+        return (f"{self.part}: {tensors} tensors of {self.directory} fill {len(self.ported)} leaves, "
+                f"{self.values:,} values ({self.source})")
+
+    @property
+    def values(self) -> int:
+        """Values that come from the files."""
         values = sum(math.prod(leaf.shape) for leaf in self.ported.values())
-        values -= sum(math.prod(item.shape) for path, item in self.fresh.items() if "[" in path)  # rows within a leaf
-        title = f"{self.part}: {tensors} tensors of {self.directory} fill {len(self.ported)} leaves, {values:,} values"
-        return "\n".join([title, *_grouped("fresh", self.fresh), *_grouped("left out", self.left_out)])
+        return values - sum(math.prod(item.shape) for path, item in self.fresh.items() if "[" in path)  # rows of a leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +64,10 @@ class Report:
     fresh: Mapping[str, Item]
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self.accounts), *_grouped("fresh", self.fresh)])
+        return "\n".join([*map(str, self.accounts), *grouped("fresh", self.fresh)])
 
 
-def _grouped(title: str, items: Mapping[str, Item]) -> list[str]:
+def grouped(title: str, items: Mapping[str, Item]) -> list[str]:
     """One line a reason: names, up to three of them, and the number of values."""
     by_reason: dict[str, dict[str, Item]] = collections.defaultdict(dict)
     for name, item in items.items():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_type_hints
 
 from agent_jax.config import LanguageConfig, VisionConfig
-from agent_jax.convert.safetensors_folder import read_config
+from agent_jax.convert.weights_folder import config_path, read_config
 
 Fields = Mapping[str, tuple[str, Any]]
 
@@ -30,6 +30,7 @@ OPT_FIELDS = {
     "activation": ("activation_function", "relu"),
     "positions": ("max_position_embeddings", 2048),
 }
+MOST = 2**20  # more than any size of a transformer; a config.json that says more is damaged
 OPT_EPS = 1e-5  # torch.nn.LayerNorm's default, which OPT takes without saying
 # What differs from the pre-LayerNorm decoder: (field, the value we compute, what another value means).
 OPT_REFUSED: tuple[tuple[str, Any, str], ...] = (
@@ -87,9 +88,22 @@ def config_from_huggingface(
     return vision_config(vision_directory), language_config(language_directory)
 
 
-def check_vision(config: VisionConfig, directory: str | pathlib.Path) -> None:
-    """Refuse a config of other sizes than the folder's config.json. Raises ValueError with every field that differs."""
-    _check("vision", config, vision_config(directory), CLIP_FIELDS, directory)
+def check_vision(config: VisionConfig, directory: str | pathlib.Path, *,
+                 interpolate_positions: bool = False) -> VisionConfig:
+    """Refuse a config of other sizes than the folder's config.json; returns the folder's own.
+
+    Images may have another size where CLIP's positions are not used, or are to be interpolated.
+
+    Raises:
+        ValueError: lists every field that differs.
+    """
+    found = vision_config(directory)
+    any_size = config.positions == "sincos" or interpolate_positions
+    fields = {ours: field for ours, field in CLIP_FIELDS.items() if not (any_size and ours == "image_size")}
+    hint = ("" if any_size or config.image_size == found.image_size else
+            "\nFor images of another size, --config.init.pretrained.interpolate_positions=true resizes CLIP's table.")
+    _check("vision", config, found, fields, directory, hint)
+    return found
 
 
 def check_language(config: LanguageConfig, directory: str | pathlib.Path) -> None:
@@ -99,7 +113,7 @@ def check_language(config: LanguageConfig, directory: str | pathlib.Path) -> Non
 
 
 def _section(directory: str | pathlib.Path, part: str) -> tuple[str, dict[str, Any]]:
-    content, where = read_config(directory), f"{pathlib.Path(directory) / 'config.json'}"
+    content, where = read_config(directory), str(config_path(directory))
     if model_kind(content) != part:
         expected = "clip or clip_vision_model" if part == "vision" else "opt"
         raise ValueError(f"{where}: model_type={content.get('model_type')!r}, expected {expected} for {part} weights")
@@ -119,15 +133,17 @@ def _fields(kind: type, fields: Fields, content: Mapping[str, Any], where: str) 
         if isinstance(default, str):
             if value not in activations:
                 raise ValueError(f"{where}: {theirs}={value!r}, expected one of {', '.join(activations)}")
-        elif isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise ValueError(f"{where}: {theirs}={value!r}, expected a positive number")
+        elif isinstance(value, bool) or not isinstance(value, (int, type(default))) or not 0 < value < MOST:
+            whole = "whole " if isinstance(default, int) else ""
+            raise ValueError(f"{where}: {theirs}={value!r}, expected a positive {whole}number below {MOST:,}")
         made[ours] = value if isinstance(default, str) else type(default)(value)
     return made
 
 
-def _check(part: str, config: Any, found: Any, fields: Fields, directory: str | pathlib.Path) -> None:
+def _check(part: str, config: Any, found: Any, fields: Fields, directory: str | pathlib.Path,
+           hint: str = "") -> None:
     lines = [f"  config.model.{part}.{ours}={getattr(config, ours)!r}, the weights: {theirs}={getattr(found, ours)!r}"
              for ours, (theirs, _) in fields.items() if getattr(config, ours) != getattr(found, ours)]
     if lines:
-        raise ValueError(f"{pathlib.Path(directory) / 'config.json'} describes another model than the config:\n"
-                         + "\n".join(lines) + f"\nSet config.model.{part} to their sizes, or take other weights.")
+        raise ValueError(f"{config_path(directory)} describes another model than the config:\n" + "\n".join(lines)
+                         + f"\nSet config.model.{part} to their sizes, or take other weights.{hint}")

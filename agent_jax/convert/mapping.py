@@ -1,6 +1,6 @@
-"""Which Hugging Face tensors make which of our parameters: two tables, and the five ways a tensor changes its form.
+"""Which PyTorch tensors make which of our parameters: tables of CLIP, OPT and the rest, and how a tensor changes form.
 
-    form     Hugging Face                  ours
+    form     PyTorch                       ours
     copy     (...)                         (...)
     dense    Linear (out, in)              (in, out)
     conv     Conv2d (D, C, rows, columns)  (rows * columns * C, D), pixels in the order row, column, channel
@@ -42,12 +42,23 @@ def _norm(target: str, source: str) -> tuple[Rule, Rule]:
             Rule(f"{target}/bias", (f"{source}.bias",), "copy"))
 
 
-def _attention(layer: str) -> tuple[Rule, ...]:
+def _attention(layer: str, target: str = "blocks/attention", name: str = "self_attn") -> tuple[Rule, ...]:
     """Of CLIP and OPT alike."""
-    qkv = [f"{layer}.self_attn.{name}_proj" for name in "qkv"]
-    return (Rule("blocks/attention/qkv/kernel", tuple(f"{name}.weight" for name in qkv), "qkv"),
-            Rule("blocks/attention/qkv/bias", tuple(f"{name}.bias" for name in qkv), "qkv_bias"),
-            *_projection("blocks/attention/out", f"{layer}.self_attn.out_proj"))
+    qkv = [f"{layer}.{name}.{projection}_proj" for projection in "qkv"]
+    return (Rule(f"{target}/qkv/kernel", tuple(f"{source}.weight" for source in qkv), "qkv"),
+            Rule(f"{target}/qkv/bias", tuple(f"{source}.bias" for source in qkv), "qkv_bias"),
+            *_projection(f"{target}/out", f"{layer}.{name}.out_proj"))
+
+
+def _vision_blocks(layers: str) -> tuple[Rule, ...]:
+    """CLIP's blocks, whose form the MAE decoder's have too."""
+    return (
+        *_norm("blocks/attention_norm", f"{layers}.layer_norm1"),
+        *_attention(layers),
+        *_norm("blocks/mlp_norm", f"{layers}.layer_norm2"),
+        *_projection("blocks/mlp/up", f"{layers}.mlp.fc1"),
+        *_projection("blocks/mlp/down", f"{layers}.mlp.fc2"),
+    )
 
 
 CLIP_POSITIONS = Rule("position_embedding", ("embeddings.position_embedding.weight",), "copy")
@@ -56,11 +67,7 @@ CLIP = (
     Rule("class_embedding", ("embeddings.class_embedding",), "copy"),
     CLIP_POSITIONS,
     *_norm("pre_norm", "pre_layrnorm"),  # spelled so
-    *_norm("blocks/attention_norm", "encoder.layers.{}.layer_norm1"),
-    *_attention("encoder.layers.{}"),
-    *_norm("blocks/mlp_norm", "encoder.layers.{}.layer_norm2"),
-    *_projection("blocks/mlp/up", "encoder.layers.{}.mlp.fc1"),
-    *_projection("blocks/mlp/down", "encoder.layers.{}.mlp.fc2"),
+    *_vision_blocks("encoder.layers.{}"),
     *_norm("post_norm", "post_layernorm"),
 )
 
@@ -74,6 +81,20 @@ OPT = (
     *_projection("blocks/mlp/up", "layers.{}.fc1"),
     *_projection("blocks/mlp/down", "layers.{}.fc2"),
     *_norm("final_norm", "final_layer_norm"),
+)
+
+# What CLIP and OPT lack, in the names of torch_agent.py.
+TEMPORAL = (
+    *_norm("blocks/temporal_norm", "encoder.layers.{}.temporal_norm"),
+    *_attention("encoder.layers.{}", "blocks/temporal_attention", "temporal_attn"),
+)
+LINEAR = (Rule("kernel", ("weight",), "dense"), Rule("bias", ("bias",), "copy"))  # connector, classifier
+MAE = (
+    *_projection("input", "input"),
+    Rule("mask_token", ("mask_token",), "copy"),
+    *_vision_blocks("layers.{}"),
+    *_norm("norm", "norm"),
+    *_projection("prediction", "prediction"),
 )
 
 
@@ -99,3 +120,15 @@ def transform(form: str, arrays: list[np.ndarray]) -> np.ndarray:
     if form == "qkv":
         return np.stack([weight.T for weight in arrays], axis=1)
     return np.stack(arrays) if form == "qkv_bias" else arrays[0]
+
+
+def inverse(form: str, array: np.ndarray) -> list[np.ndarray]:
+    """The source tensors of one layer's target, which `transform` turns into `array` again."""
+    if form == "dense":
+        return [array.T]
+    if form == "conv":
+        side = math.isqrt(array.shape[0] // 3)
+        return [array.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)]
+    if form == "qkv":
+        return [array[:, i].T for i in range(3)]
+    return list(array) if form == "qkv_bias" else [array]

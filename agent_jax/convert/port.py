@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from agent_jax.convert.account import Account, Item, Ported, Shape
+from agent_jax.convert.account import Item, Shape
 from agent_jax.convert.mapping import Rule, source_shape, transform
-from agent_jax.convert.safetensors_folder import FLOATS, SafetensorsFolder
+from agent_jax.convert.weights_folder import FLOATS, WeightsFolder
 
 LISTED = 20  # paths of each kind that an error lists
 CHUNK_ROWS = 4096  # of a token table that are read at once to compare it
@@ -18,7 +17,7 @@ CHUNK_ROWS = 4096  # of a token table that are read at once to compare it
 Sources = dict[Rule, list[tuple[str, ...]]]  # the tensors of each rule, by layer; one entry if there is none
 
 
-def sources_of(rules: Sequence[Rule], depth: int, folder: SafetensorsFolder, prefixes: Sequence[str]) -> Sources:
+def sources_of(rules: Sequence[Rule], depth: int, folder: WeightsFolder, prefixes: Sequence[str]) -> Sources:
     """The tensors that the rules ask for, under whichever of the prefixes the folder has most of them."""
 
     def under(prefix: str) -> Sources:
@@ -33,7 +32,7 @@ def names_of(sources: Sources) -> list[str]:
     return [name for layers in sources.values() for names in layers for name in names]
 
 
-def check_tensors(folder: SafetensorsFolder, sources: Sources, targets: Mapping[str, Shape], fresh: Mapping[str, Item],
+def check_tensors(folder: WeightsFolder, sources: Sources, targets: Mapping[str, Shape], fresh: Mapping[str, Item],
                   left_out: Mapping[str, Item], other_shapes: Mapping[str, Shape] | None = None) -> None:
     """Refuse a folder whose tensors are not exactly those that are used or left out.
 
@@ -66,7 +65,7 @@ def check_tensors(folder: SafetensorsFolder, sources: Sources, targets: Mapping[
                          for name in expected if name in found and folder.dtypes[name] not in FLOATS],
     }
     if any(lines.values()):
-        message = [f"{folder.directory}: its tensors are not those that its config.json describes:"]
+        message = [f"{folder.path}: its tensors are not those that its config.json describes:"]
         for title, items in lines.items():
             message += [f"  {title}: {item}" for item in items[:LISTED]]
             message += [f"  {title}: and {len(items) - LISTED} more"] if len(items) > LISTED else []
@@ -74,40 +73,39 @@ def check_tensors(folder: SafetensorsFolder, sources: Sources, targets: Mapping[
         raise ValueError("\n".join(message))
 
 
-def filled(folder: SafetensorsFolder, rule: Rule, layers: Sequence[tuple[str, ...]], shape: Shape) -> np.ndarray:
+def filled(folder: WeightsFolder, rule: Rule, layers: Sequence[tuple[str, ...]], shape: Shape) -> np.ndarray:
     """One leaf in f32; its layers are read one after the other."""
     leaf = np.empty(shape, np.float32)
     places = leaf if rule.stacked else leaf[None]
     for place, names in zip(places, layers, strict=True):
-        place[...] = transform(rule.form, [folder.read(name) for name in names])
+        place[...] = transform(rule.form, [folder.read_finite(name) for name in names])
     return leaf
 
 
-def check_tied(folder: SafetensorsFolder, head: str, table: str) -> None:
+def check_tied(folder: WeightsFolder, head: str, table: str) -> None:
     """Refuse an output head that differs from the token table. Raises ValueError."""
     end = folder.shapes[table][0]
     for start in range(0, end, CHUNK_ROWS):
         rows = slice(start, min(start + CHUNK_ROWS, end))  # safetensors refuses what NumPy would clip
         if not np.array_equal(folder.read(head, rows), folder.read(table, rows), equal_nan=True):
-            raise ValueError(f"{folder.directory}: {head} differs from {table}; only an output head that is tied to "
-                             "the token table is supported")
+            raise ValueError(f"{folder.path}: {head} differs from {table} in rows {start} to {rows.stop}; only an "
+                             "output head that is tied to the token table is supported")
 
 
 def extended_table(
-    folder: SafetensorsFolder, table: str, text_rows: int, rows: int, std: float, seed: int
+    folder: WeightsFolder, table: str, text_rows: int, rows: int, std: float, seed: int
 ) -> np.ndarray:
     """The first `text_rows` of a token table, then rows of their mean + N(0, std), the same however many there are."""
     leaf = np.empty((rows, folder.shapes[table][1]), np.float32)
-    leaf[:text_rows] = folder.read(table, slice(0, text_rows))
+    leaf[:text_rows] = folder.read_finite(table, slice(0, text_rows))
     mean = leaf[:text_rows].mean(axis=0, dtype=np.float64)
     leaf[text_rows:] = mean + std * np.random.default_rng(seed).standard_normal(leaf[text_rows:].shape)
     return leaf
 
 
-def account_of(part: str, folder: SafetensorsFolder, sources: Sources, targets: Mapping[str, Shape],
-               fresh: Mapping[str, Item], left_out: Mapping[str, Item]) -> Account:
-    """The account of a part; an item without values is not worth a line."""
-    ported = {f"{part}/{rule.target}": Ported(targets[rule.target], tuple(itertools.chain.from_iterable(layers)))
-              for rule, layers in sources.items()}
-    said = {f"{part}/{path}": item for path, item in fresh.items() if math.prod(item.shape)}
-    return Account(part, str(folder.directory), ported, said, left_out)
+def in_short(rule: Rule, layers: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The tensors of a rule, one name for all layers: `model.layers.{0..11}.fc1.weight`."""
+    if not rule.stacked:
+        return layers[0]
+    prefix = layers[0][0].removesuffix(rule.sources[0].format(0))
+    return tuple(prefix + name.replace("{}", f"{{0..{len(layers) - 1}}}") for name in rule.sources)

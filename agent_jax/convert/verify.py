@@ -24,7 +24,7 @@ from agent_jax.config import LanguageConfig, VisionConfig
 from agent_jax.convert.architecture import language_config, model_kind, vision_config
 from agent_jax.convert.huggingface import load_language, load_vision
 from agent_jax.convert.parity import BLOCK, STACK, Comparison, compare, table
-from agent_jax.convert.safetensors_folder import read_config
+from agent_jax.convert.weights_folder import read_config
 from agent_jax.models.attention import attend, attend_causally
 from agent_jax.models.language import LanguageModel
 from agent_jax.models.transformer import Block, BlockConfig

@@ -1,0 +1,30 @@
+"""What the tests of the converter share: tiny sizes for what CLIP and OPT lack, and the comparison of two trees."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from agent_jax.config import LanguageConfig, MaeConfig
+from agent_jax.convert.architecture import language_config
+from agent_jax.fingerprint import flat
+
+MAE = MaeConfig(width=16, depth=1, heads=2, mlp_width=16)
+SMALL_MAE = [f"--config.model.mae.{name}={value}" for name, value in dataclasses.asdict(MAE).items()
+             if name in ("width", "depth", "heads", "mlp_width")]
+
+
+def opt_config(directory: str | pathlib.Path, size: int = 264, multiple: int = 1) -> LanguageConfig:
+    """The config of an OPT's weights with a vocabulary of `size` ids."""
+    return dataclasses.replace(language_config(directory), vocabulary_size=size, vocabulary_multiple=multiple)
+
+
+def same_values(one: Any, other: Any) -> None:
+    """Fail unless two trees have the same paths and, to the bit, the same values."""
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    for path in one:
+        np.testing.assert_array_equal(one[path], other[path], err_msg=path)
