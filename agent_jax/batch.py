@@ -11,7 +11,7 @@ Legend of dimensions, used in names, einsum strings and docstrings throughout th
     B batch (rows)         F images of a row      P patches of an image   V visual tokens of an image
     S slots of a row       T targets of a row     Z slots as attention keys
     N attention heads      H width of a head      D model width           M MLP width
-    K vocabulary rows      X pixel values of a patch      C colour channels      L layers
+    K vocabulary rows      X pixel values of a patch      C colour channels      L layers      Y classes of a clip
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
     checksum        SHA-256 of all the rest
     config          the Config, as plain JSON
     vocabulary      Vocabulary.to_json()
-    domains         {domain: Domain.to_meta()}: specs, window, layout, image field and size
+    domains         {domain: Domain.to_meta()}: specs, window, layout, cameras, image size
     data_state      position in the data
     ema             path of the subtree with averaged parameters, "" if there is none
 """
@@ -25,7 +25,7 @@ from etils import epath
 
 from agent_jax.fingerprint import fingerprint, flat
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: a domain had one camera, `image`
 RESERVED = ("format_version", "step", "metrics", "fingerprint", "checksum")
 
 _SHOWN = 8  # paths an error lists of each kind
@@ -75,6 +75,16 @@ def read(step_directory: epath.Path) -> dict[str, Any]:
     if content["format_version"] > FORMAT_VERSION:
         raise ValueError(f"checkpoint {step_directory} has format_version {content['format_version']}, expected at "
                          f"most {FORMAT_VERSION}: read it with the newer agent_jax that wrote it")
+    return _upgraded(content)
+
+
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """The content as today's format has it, whichever version wrote it; `format_version` stays the writer's."""
+    if content["format_version"] < 2:
+        entries = content.get("config", {}).get("data", {}).get("domains", {})
+        for domain in (*entries.values(), *content.get("domains", {}).values()):
+            if "image" in domain:
+                domain["cameras"] = [domain.pop("image")]
     return content
 
 

@@ -85,6 +85,7 @@ class ModelConfig:
     visual_tokens: Literal["all", "visible"] = "all"  # all: eq. 1, a second, unmasked encoder pass; visible: one pass
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matmuls; parameters, softmax, norms and losses are f32
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but matmuls, all
+    classes: int = 0  # of a clip, told by a linear head on its CLS for domains of the layout "label"; 0: no head
     unroll: int = 1  # layers compiled as one piece of the scan: a small model on a CPU gains a sixth by all of them
 
 
@@ -93,7 +94,9 @@ class VocabularyConfig:
     """Text and action ids."""
 
     tokenizer: str = "bytes"  # "bytes", or a directory with OPT's vocab.json and merges.txt, or any tokenizer.json
-    blocks: tuple[str, ...] = ("iafm",)  # named blocks of action and state ids after the text, in order
+    # Blocks of action and state ids after the text, in order: "iafm", "babyai", or those that the specs of the domains
+    # name, which hold the tokens of these specs (spec_declarations.py).
+    blocks: tuple[str, ...] = ("iafm",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +108,7 @@ class LossConfig:
     language: float = 1.0  # weight of a language target
     action: float = 1.0  # weight of an action target
     mae: float = 1.0
+    label: float = 1.0  # weight of the mean cross-entropy of the class labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,14 +117,19 @@ class DomainConfig:
 
     path: str = ""  # directory of the data set: the one that holds dataset_info.json and features.json
     weight: float = 1.0  # how many times each of its windows is seen in an epoch; 1: plain concatenation (paper)
-    image: str = "steps/observation/rgb"
+    layout: Literal["actions", "answer", "label"] = "actions"  # what is predicted: actions, a text, or a clip's class
+    cameras: tuple[str, ...] = ("steps/observation/rgb",)  # images of a step, in this order
     instruction: str = "instruction"  # of an episode or, below steps/, of a step: text, or UTF-8 codes padded with 0
     action_spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # ActionSpec.to_dict(); {}: the data's own
     state_spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # StateSpec.to_dict(); {}: the data's own
     window: int = 4  # M, time steps of a sample: 4 in robotics, 9 in games (paper)
     stride: int = 4  # steps between the starts of windows; equal to `window`: consecutive chunks (paper)
+    sampling: Literal["consecutive", "random"] = "consecutive"  # starts: every `stride`, or others at every turn
     max_text: int = 32  # longest instruction in tokens, </s> included
-    video: bool = False  # a window's images form one clip: temporal attention, tube masks, one CLS
+    answer: str = "answer"  # layout "answer": the field of the caption, or of the answer to the instruction
+    max_answer: int = 64  # layout "answer": longest answer in tokens, </s> included
+    label: str = "label"  # layout "label": the field of the class, 0 to config.model.classes - 1
+    video: bool = False  # a window's images form one clip a camera: temporal attention, tube masks, one CLS
     fixed_positions: bool = False  # steps take the positions from max_text on, however long the instruction is
     train_split: str = "train"
     validation_split: str = "test"
@@ -140,12 +149,23 @@ class DemonstrationsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes of colour in training, one draw for all images of a row; off by default."""
+
+    brightness: tuple[float, ...] = ()  # least and greatest factor; the paper's pre-training: (0.7, 1.4)
+    saturation: tuple[float, ...] = ()  # likewise
+    hue: float = 0.0  # greatest turn to either side, as a share of the colour circle; the paper's: 0.05
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Data sets, by name, and how they are read."""
 
     domains: Mapping[str, DomainConfig] = dataclasses.field(default_factory=dict)
     demonstrations: DemonstrationsConfig = DemonstrationsConfig()
     frames_per_row: int = 0  # F, images of a row; short windows share one; 0: as many as the longest window has
+    augmentation: AugmentationConfig = AugmentationConfig()
+    out_of_bounds: float = 0.01  # largest share of steps with a value beyond its spec's bounds; 1: unchecked
     directory: str = "~/.cache/agent_jax/data"  # where demonstrations are gathered, and found again
     workers: int = 0  # loader processes; 0: a thread of the main process
     prefetch: int = 4  # batches made ahead
@@ -191,10 +211,11 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedConfig:
-    """Hugging Face folders with safetensors; empty: fresh parameters."""
+    """Weights of Hugging Face: a folder, one of its files, or ORG/NAME on the hub; empty: fresh parameters."""
 
     vision: str = ""
     language: str = ""
+    interpolate_positions: bool = False  # resize CLIP's position table where config.model.vision.image_size differs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,13 +285,17 @@ def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
     """
     # A config file that could not be read is an object that says so at the first access to an attribute.
     plain = config if isinstance(config, Mapping) else config.to_dict()
-    made = _build(Config, plain, "config")
+    made = build_field(Config, plain, "config")
     validate(made)
     return made
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`: a dataclass, a Literal, a tuple, a mapping or a scalar."""
+def build_field(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`: a dataclass, a Literal, a tuple, a mapping or a scalar.
+
+    Raises:
+        ValueError: names `where`, what was found and what was expected.
+    """
     if isinstance(value, config_dict.FieldReference):
         value = value.get()
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -283,7 +308,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
                 near = difflib.get_close_matches(str(name), hints, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(hints)}"
                 raise ValueError(f"{where}.{name}: no such field; {hint}")
-        return kind(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+        return kind(**{name: build_field(hints[name], item, f"{where}.{name}") for name, item in value.items()})
     if origin is Literal:
         if value not in arguments:
             raise ValueError(f"{where}: found {value!r}, expected one of {', '.join(map(repr, arguments))}")
@@ -291,11 +316,11 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, (tuple, list)):
             raise ValueError(f"{where}: found {value!r}, expected a tuple")
-        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(build_field(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Mapping:
         if not isinstance(value, Mapping):
             raise ValueError(f"{where}: found {value!r}, expected a mapping")
-        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: build_field(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is Any:
         return _json_form(value, where)
     if kind is float and type(value) is int:
@@ -322,6 +347,23 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _check_layout(where: str, domain: DomainConfig, model: ModelConfig) -> None:
+    """Refuse a domain whose cameras or layout cannot be laid out."""
+    _check(bool(domain.cameras) and len(set(domain.cameras)) == len(domain.cameras),
+           f"{where}.cameras={domain.cameras}: expected at least one path, and none twice")
+    _check(domain.max_answer >= 1, f"{where}.max_answer={domain.max_answer} must be at least 1")
+    _check(domain.layout == "actions" or not (domain.action_spec or domain.state_spec),
+           f"{where}.layout={domain.layout!r} has no actions; leave action_spec and state_spec empty; expected "
+           "them in the layout 'actions' only")
+    if domain.layout == "label":
+        _check(model.classes >= 2, f"{where}.layout='label' needs config.model.classes of at least 2; expected so, "
+                                   f"found {model.classes}")
+        _check(domain.video or domain.window * len(domain.cameras) == 1,
+               f"{where}.layout='label' reads the CLS of one clip; set {where}.video=True, or window=1 and one camera")
+        _check(len(domain.cameras) == 1, f"{where}.layout='label' reads the CLS of one camera's clip; found "
+                                         f"{len(domain.cameras)} cameras")
+
+
 def validate(config: Config) -> None:
     """Refuse values that contradict each other before anything is read or built.
 
@@ -338,6 +380,7 @@ def validate(config: Config) -> None:
         _check(part.depth > 0, f"config.model.{name}.depth={part.depth} must be at least 1")
     for name, width in (("vision", vision.width), ("mae", model.mae.width)):
         _check(width % 4 == 0, f"config.model.{name}.width={width} must be a multiple of 4 for 2-D sin-cos positions")
+    _check(model.classes >= 0, f"config.model.classes={model.classes} must be at least 0")
     _check(model.unroll >= 1, f"config.model.unroll={model.unroll} must be at least 1")
     _check(0 < model.mae.mask_ratio < 1, f"config.model.mae.mask_ratio={model.mae.mask_ratio} must lie between 0 and 1")
     _check(0 <= model.language.dropout < 1,
@@ -356,6 +399,15 @@ def validate(config: Config) -> None:
                f"config.data.domains.{name}: window={domain.window} and stride={domain.stride} must be at least 1")
         _check(domain.weight > 0, f"config.data.domains.{name}.weight={domain.weight} must be positive")
         _check(domain.max_text >= 1, f"config.data.domains.{name}.max_text={domain.max_text} must be at least 1")
+        _check_layout(f"config.data.domains.{name}", domain, model)
+    for name in ("brightness", "saturation"):
+        factors = getattr(config.data.augmentation, name)
+        _check(not factors or (len(factors) == 2 and 0 < factors[0] <= factors[1]),
+               f"config.data.augmentation.{name}={factors}: expected (least, greatest) factor above 0, or () for none")
+    _check(0 <= config.data.augmentation.hue <= 0.5,
+           f"config.data.augmentation.hue={config.data.augmentation.hue} must lie in [0, 0.5], in turns of the circle")
+    _check(0 <= config.data.out_of_bounds <= 1,
+           f"config.data.out_of_bounds={config.data.out_of_bounds} is a share of the steps, in [0, 1]")
     _check(0 <= config.data.demonstrations.noise < 1,
            f"config.data.demonstrations.noise={config.data.demonstrations.noise} must lie in [0, 1)")
     axes = {name: getattr(config.mesh, name) for name in ("data", "fsdp", "tensor")}

@@ -1,6 +1,7 @@
-"""The three losses (arXiv 2402.05929, eq. 2-5) as weighted sums and their weights, by domain.
+"""The three losses (arXiv 2402.05929, eq. 2-5) and that of class labels, as weighted sums and weights, by domain.
 
     language, action: cross-entropy of a target, in nats        mae: squared error of a hidden patch, mean over X values
+    label: cross-entropy of a clip's class, in nats
 
 A sum and its weight are kept apart until everything is added up: over microbatches, over devices. Weights depend on the
 batch alone, so those of the whole global batch are known before its first microbatch, and accumulation and sharding
@@ -8,6 +9,8 @@ change nothing. Two forms join the losses:
 
     mean: sum over domains of  token * (weighted mean over language and action targets) + mae * (mean of hidden patches)
     eq5:  mean over samples of (L_lang + L_mae + L_act) / (|W| + sum_t (|V_t| + |A_t|)), L_mae summed over pixel values
+
+To both is added the mean over clips of the label's loss, of each domain in `mean`, of all in `eq5`; the paper has none.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ class LossSums:
     mae_share: jax.Array  # of the summed squared error / denominator
     language_correct: jax.Array  # targets whose best logit is right; weight: of targets
     action_correct: jax.Array
+    label: jax.Array | None = None  # of NLL; weight: labelled rows. None without a class head, as is the next
+    label_correct: jax.Array | None = None
 
     def __add__(self, other: LossSums) -> LossSums:
         return jax.tree.map(jnp.add, self, other)
@@ -81,6 +86,7 @@ def loss_sums(output: AgentOutput, batch: Batch, domains: int) -> LossSums:
         mae = _by_domain(error_BF * weight_BF, batch.domain_BF, domains)
         share_BF = values * error_BF / jnp.where(weight_BF > 0, batch.denominator_BF, 1.0)
         mae_share = _by_domain(share_BF * weight_BF, batch.domain_BF, domains)
+    label, label_correct = _label_sums(output.classes_BY, batch, domains)
     return LossSums(
         language=of_target(nll_BT, language_BT),
         action=of_target(nll_BT, action_BT),
@@ -90,22 +96,44 @@ def loss_sums(output: AgentOutput, batch: Batch, domains: int) -> LossSums:
         mae_share=mae_share,
         language_correct=of_target(right_BT, language_BT),
         action_correct=of_target(right_BT, action_BT),
+        label=label,
+        label_correct=label_correct,
     )
 
 
-def loss_weights(batch: Batch, domains: int, hidden_patches: int) -> LossSums:
+def _labelled(batch: Batch) -> jax.Array:
+    """Whether a row has a label, bool (B,); a label in a row of padding is none."""
+    return (batch.label_B >= 0) & (batch.clip_BF[:, 0] >= 0)
+
+
+def _label_sums(classes_BY: jax.Array | None, batch: Batch,
+                domains: int) -> tuple[jax.Array | None, jax.Array | None]:
+    """Sums by domain of the NLL of the rows' labels, and of labels whose logit is best."""
+    if classes_BY is None:
+        return None, None
+    labelled_B = _labelled(batch)
+    label_B = jnp.where(labelled_B, batch.label_B, 0)
+    nll_B = token_nll(classes_BY[:, None], label_B[:, None], labelled_B[:, None])[:, 0]
+    right_B = labelled_B & (jnp.argmax(classes_BY, axis=-1) == label_B)
+    of_row = lambda value_B: _by_domain(value_B, batch.domain_BF[:, 0], domains)  # noqa: E731
+    return of_row(nll_B), of_row(right_B.astype(nll_B.dtype))
+
+
+def loss_weights(batch: Batch, domains: int, hidden_patches: int, *, classes: bool = False) -> LossSums:
     """What the sums of the whole global batch are to be divided by.
 
     Args:
         batch: all rows of the optimizer step.
         domains: number of domains.
         hidden_patches: I, patches hidden in each image.
+        classes: whether the model has a class head.
     """
     language = _by_domain(batch.language_weight_BT, batch.domain_BT, domains)
     action = _by_domain(batch.action_weight_BT, batch.domain_BT, domains)
     mae = _by_domain(_frame_weight(batch) * hidden_patches, batch.domain_BF, domains)
     samples = _samples(batch, domains)
-    return LossSums(language, action, mae, samples, samples, samples, language, action)
+    label = _by_domain(_labelled(batch).astype(jnp.float32), batch.domain_BF[:, 0], domains) if classes else None
+    return LossSums(language, action, mae, samples, samples, samples, language, action, label, label)
 
 
 def _samples(batch: Batch, domains: int) -> jax.Array:
@@ -118,10 +146,16 @@ def total(sums: LossSums, weights: LossSums, config: LossConfig) -> jax.Array:
     """The scalar loss. Linear in `sums`, so the totals of microbatches add up to the total of the batch."""
     if config.form == "eq5":
         joint = config.language * sums.language_share + config.action * sums.action_share + config.mae * sums.mae_share
-        return jnp.sum(joint) / jnp.maximum(jnp.sum(weights.language_share), 1.0)
+        mean = jnp.sum(joint) / jnp.maximum(jnp.sum(weights.language_share), 1.0)
+        if sums.label is None or weights.label is None:
+            return mean
+        return mean + config.label * jnp.sum(sums.label) * _reciprocal(jnp.sum(weights.label))
     token_weight = config.language * weights.language + config.action * weights.action
     token = (config.language * sums.language + config.action * sums.action) * _reciprocal(token_weight)
-    return jnp.sum(config.token * token + config.mae * sums.mae * _reciprocal(weights.mae))
+    joint = config.token * token + config.mae * sums.mae * _reciprocal(weights.mae)
+    if sums.label is not None and weights.label is not None:
+        joint += config.label * sums.label * _reciprocal(weights.label)
+    return jnp.sum(joint)
 
 
 def means(sums: LossSums, weights: LossSums) -> LossSums:

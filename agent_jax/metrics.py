@@ -6,7 +6,8 @@
      "rates": {"steps_per_second": 5.3, "frames_per_second": 339.2, "slots_per_second": 4410.0, "data_wait": 0.02,
                "eta_seconds": 620.0}}
 
-The keys are frozen: other programs read metrics.jsonl. What does not apply (a domain without targets of a kind, the
+The keys are frozen: other programs read metrics.jsonl. A model with a class head adds `label` (nats) and
+`label_accuracy` to each group of losses. What does not apply (a domain without targets of a kind, the
 rates of a validation) or is not finite is null, since JSON has no NaN.
 """
 
@@ -25,7 +26,10 @@ import numpy as np
 from agent_jax.losses import LossSums
 
 LOSSES = ("language", "action", "mae", "language_accuracy", "action_accuracy")  # nats, nats, squared error, shares
-_FIELDS = {"language_accuracy": "language_correct", "action_accuracy": "action_correct"}  # the others: the name itself
+LABEL_LOSSES = ("label", "label_accuracy")  # nats, share
+# Of LossSums; the others have the name itself.
+_FIELDS = {"language_accuracy": "language_correct", "action_accuracy": "action_correct",
+           "label_accuracy": "label_correct"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ def _finite(value: Any) -> Any:
 
 
 def mean_losses(
-    sums: LossSums, weights: LossSums, domains: Sequence[str]
+    sums: LossSums, weights: LossSums, domains: Sequence[str], *, classes: bool = False
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Losses and accuracies over all domains, and by domain; NaN where a domain has no targets of the kind.
 
@@ -73,13 +77,15 @@ def mean_losses(
         sums: of a step, or added up over validation batches; on the host.
         weights: of the same rows.
         domains: names, in the order of the indices in the batch.
+        classes: whether the model has a class head, whose loss is then among them.
     """
 
     def ratio(total: Any, weight: Any) -> float:
         return float(total / weight) if weight > 0 else math.nan
 
     pairs = {name: (np.asarray(getattr(sums, _FIELDS.get(name, name)), np.float64),
-                    np.asarray(getattr(weights, _FIELDS.get(name, name)), np.float64)) for name in LOSSES}
+                    np.asarray(getattr(weights, _FIELDS.get(name, name)), np.float64))
+             for name in (*LOSSES, *(LABEL_LOSSES if classes else ()))}
     over_all = {name: ratio(total_D.sum(), weight_D.sum()) for name, (total_D, weight_D) in pairs.items()}
     by_domain = {domain: {name: ratio(total_D[i], weight_D[i]) for name, (total_D, weight_D) in pairs.items()}
                  for i, domain in enumerate(domains)}
@@ -118,6 +124,8 @@ def progress_line(record: Record, steps: int) -> str:
     parts = [f"{record.split} {record.step:,}/{steps:,}", f"loss {record.loss:.3f}", *losses]
     if math.isfinite(record.losses["action_accuracy"]):
         parts.append(f"action accuracy {record.losses['action_accuracy']:.1%}")
+    if math.isfinite(record.losses.get("label_accuracy", math.nan)):
+        parts.append(f"label {record.losses['label']:.3f}  label accuracy {record.losses['label_accuracy']:.1%}")
     if record.rates is not None:
         parts += [f"{record.rates.frames_per_second:,.0f} frames/s", f"data wait {record.rates.data_wait:.0%}",
                   f"ETA {duration(record.rates.eta_seconds)}"]

@@ -4,6 +4,10 @@
     policy.reset([0, 1])
     actions = policy.act(images, ["go to the red ball", "go to a key"], [0, 1])    # [{"action": 2}, {"action": 0}]
 
+Where a domain has several cameras, `images` holds a mapping (or a tuple in their order) an environment:
+
+    policy.act([{"rgb_static": image, "rgb_gripper": other}], ["open the drawer"], [0])
+
 What the agent sees is laid out by the same code as in training: instruction, then the last M steps, the newest without
 its action. The ids of the action follow one by one, each among those that the ActionSpec's automaton allows, so an
 action always decodes; where only one id is legal the model is not asked.
@@ -38,6 +42,8 @@ BUCKETS = (1, 8, 32)
 
 _NO_IDS = np.zeros(0, np.int32)
 
+Images = np.ndarray | Mapping[str, np.ndarray] | Sequence[np.ndarray]  # of one environment: an image, or one a camera
+
 
 @dataclasses.dataclass
 class _Episode:
@@ -62,17 +68,21 @@ class Policy:
             seed: of sampling.
 
         Raises:
-            ValueError: a negative temperature, or a window beyond the model's positions.
+            ValueError: a negative temperature, a window beyond the model's positions, or a domain without actions.
         """
+        if domain.spec is None:
+            raise ValueError(f"domain {domain.name!r} has the layout {domain.layout!r}, which predicts no actions: "
+                             "there is nothing to act with; name a domain of the layout 'actions'")
         if temperature < 0:
             raise ValueError(f"temperature={temperature} must be 0 (greedy) or positive")
         self.domain, self.temperature = domain, temperature
         self._params, self._random = params, np.random.default_rng(seed)
         self._patches = config.model.vision.patches
-        self._size = row_size([domain], 1 + self._patches, domain.window, config.model.language.positions)
+        self._spec = domain.spec
+        self._size = row_size([domain], 1 + self._patches, domain.images, config.model.language.positions)
         self._episodes: dict[Any, _Episode] = {}
         agent = Agent(config.model)
-        legal_A = jnp.asarray(domain.spec.automaton.ids_A)
+        legal_A = jnp.asarray(self._spec.automaton.ids_A)
 
         def logits_of_actions(params: Params, batch: Batch) -> jax.Array:
             output: Any = agent.apply({"params": params}, batch)
@@ -116,12 +126,13 @@ class Policy:
         for env_id in env_ids:
             self._episodes[env_id] = _Episode(deque(maxlen=self.domain.window - 1))
 
-    def act(self, images: Sequence[np.ndarray] | np.ndarray, instructions: Sequence[str], env_ids: Sequence[Any],
+    def act(self, images: Sequence[Images] | np.ndarray, instructions: Sequence[str], env_ids: Sequence[Any],
             states: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
         """The next action of each episode, which is taken to be executed.
 
         Args:
-            images: n uint8 images (height, width, 3), what is seen now; resized as in training.
+            images: n uint8 images (height, width, 3), what is seen now; resized as in training. With several cameras,
+                n mappings of them by `domain.camera_names`, or n tuples in that order.
             instructions: n texts.
             env_ids: n different ids, in any order; unknown ones begin an episode.
             states: n mappings of the StateSpec's values; needed if the domain has one.
@@ -130,7 +141,7 @@ class Policy:
             n mappings of the ActionSpec's values, in the environment's units.
 
         Raises:
-            ValueError: sequences of unequal length, an id twice, a missing state, an instruction too long.
+            ValueError: sequences of unequal length, an id twice, a missing state or camera, an instruction too long.
         """
         n = len(env_ids)
         if not len(images) == len(instructions) == n or (states is not None and len(states) != n):
@@ -148,16 +159,32 @@ class Policy:
             if episode.text_ids is None or episode.instruction != instructions[i]:
                 episode.text_ids, episode.instruction = self.domain.text_ids(instructions[i]), instructions[i]
             state_ids = self.domain.state.encode(states[i]) if self.domain.state and states is not None else _NO_IDS
-            steps.append(Step((prepare_image(images[i], self.domain.image_size),), state_ids, _NO_IDS))
+            steps.append(Step(self._frames(images[i]), state_ids, _NO_IDS))
         actions = []
         for i, ids in enumerate(self._decode([self._episodes[env_id] for env_id in env_ids], steps)):
             self._episodes[env_ids[i]].steps.append(dataclasses.replace(steps[i], action_ids=ids))
-            actions.append(self.domain.spec.decode(ids))
+            actions.append(self._spec.decode(ids))
         return actions
+
+    def _frames(self, images: Images) -> tuple[np.ndarray, ...]:
+        """What the cameras of one environment see, in the order of the domain, as the encoder takes it."""
+        names = self.domain.camera_names
+        if isinstance(images, Mapping):
+            found, seen = ", ".join(map(str, images)), [images.get(name) for name in names]
+        elif isinstance(images, np.ndarray):
+            found, seen = "one image", [images]
+        else:
+            found, seen = f"{len(images)} images", list(images)
+        extra = isinstance(images, Mapping) and len(images) != len(names)
+        if len(seen) != len(names) or extra or any(image is None for image in seen):
+            raise ValueError(f"act: domain {self.domain.name!r} sees through {', '.join(names)}; found {found} of an "
+                             "environment, expected an image of each, in a mapping by these names or a tuple in this "
+                             "order")
+        return tuple(prepare_image(image, self.domain.image_size) for image in seen if image is not None)
 
     def _decode(self, episodes: Sequence[_Episode], steps: Sequence[Step]) -> list[np.ndarray]:
         """The ids of each action: all episodes advance together until the automaton accepts."""
-        automaton = self.domain.spec.automaton
+        automaton = self._spec.automaton
         ids: list[list[int]] = [[] for _ in episodes]
         where = [automaton.start] * len(episodes)
 

@@ -21,11 +21,11 @@ from jax.sharding import Mesh
 
 from agent_jax import checkpoint
 from agent_jax.checkpoint import Checkpoints
-from agent_jax.config import Config
+from agent_jax.config import Config, from_config_dict
 from agent_jax.convert.huggingface import pretrained_params
 from agent_jax.data.domains import Domain
 from agent_jax.fingerprint import flat
-from agent_jax.models.agent import Params
+from agent_jax.models.agent import Params, init_params
 from agent_jax.optimizer import make_optimizer
 from agent_jax.train_state import INIT_KEY, TrainState, abstract_params, abstract_state, init_state, purpose_key
 from agent_jax.vocabulary import Vocabulary
@@ -33,7 +33,8 @@ from agent_jax.vocabulary import Vocabulary
 # Fields that may change when a run is resumed: they decide how and where it is carried out, not what it computes.
 # Data may have moved: it is told by the number of its windows, which is checked too (data/loader.py).
 FREE_FIELDS = re.compile(
-    r"(mesh|checkpoint|closed_loop|init)\..*|data\.(workers|prefetch|directory|demonstrations\.processes|domains\.\w+\.path)"
+    r"(mesh|checkpoint|closed_loop|init)\..*|data\.(workers|prefetch|directory|out_of_bounds)"
+    r"|data\.(demonstrations\.processes|domains\.\w+\.path)"
     r"|train\.(accumulation|log_every|validate_every|validation_batches|picture_every)|model\.(remat|unroll)"
 )
 
@@ -121,8 +122,15 @@ def _params_of_checkpoint(config: Config, mesh: Mesh, optimizer: optax.GradientT
         raise ValueError(f"config.init.checkpoint={config.init.checkpoint}: its vocabulary (there) differs from "
                          f"config.vocabulary (here): {difference}")
     shapes = abstract_state(config, mesh, optimizer).params
-    params, _ = checkpoint.restore_parameters(directory, shapes, step=step)
-    return params, directory / str(meta["step"])
+    source = directory / str(meta["step"])
+    if "classifier" not in shapes or any(path.startswith("params/classifier/") for path in meta["fingerprint"]):
+        return checkpoint.restore_parameters(directory, shapes, step=step)[0], source
+    # A run without classes is what one with classes is tuned from.
+    shared = {name: part for name, part in shapes.items() if name != "classifier"}
+    params, _ = checkpoint.restore_parameters(directory, shared, step=step)
+    key = purpose_key(config.seed, INIT_KEY)
+    head = jax.jit(lambda: init_params(config.model, key)["classifier"])()
+    return {**params, "classifier": head}, f"{source}, with a fresh class head"
 
 
 def _check_same_run(meta: Mapping[str, Any], config: Config, vocabulary: Vocabulary, domains: Sequence[Domain],
@@ -142,7 +150,9 @@ def _check_same_run(meta: Mapping[str, Any], config: Config, vocabulary: Vocabul
             if difference:
                 raise ValueError(f"{directory}: domain {domain.name!r} was trained with another {kind} (there) than "
                                  f"its data set's now (here): {difference}; {advice}")
-    changes = config_changes(meta["config"], dataclasses.asdict(config))
+    # A field that the workdir does not know yet counts as its default, which does what was done without the field.
+    there = dataclasses.asdict(from_config_dict(meta["config"]))
+    changes = config_changes(there, dataclasses.asdict(config))
     if changes:
         lines = "\n".join(f"  {field}: {there!r} there, {here!r} here" for field, (there, here) in changes.items())
         raise ValueError(f"{directory} belongs to another run; {advice}. Fields that differ:\n{lines}")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from agent_jax.batch import Batch, RowSize
-from agent_jax.config import Config
+from agent_jax.config import Config, DomainConfig
+from agent_jax.data.domain_specs import find_specs
 from agent_jax.data.domains import Domain
 from agent_jax.data.layout import row_size
 from agent_jax.data.loader import PackedRows, validation_batches
-from agent_jax.data.store import open_store
+from agent_jax.data.mixture_table import check_labels, mixture_table
+from agent_jax.data.spec_check import check_specs
+from agent_jax.data.store import Store, open_store
 from agent_jax.data.windows import Windows
 from agent_jax.models.agent import training_visual_tokens
+from agent_jax.spec_declarations import vocabulary_blocks
 from agent_jax.vocabulary import Vocabulary
 
 
@@ -27,6 +30,8 @@ class RunData:
     train: PackedRows  # laid out for what the language model sees in training
     validation: PackedRows  # laid out for all visual tokens
     size: RowSize  # of a training row
+    spec_lines: tuple[str, ...] = ()  # for the log: what actions and states mean, beside what the data hold
+    epochs: float = 1.0  # passes over the mixture in the whole run
 
     def validation_batches(self, config: Config, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
         """The same batches at every validation of the run, of `config.train.batch_size` rows."""
@@ -34,12 +39,13 @@ class RunData:
                                   process_index=process_index, process_count=process_count)
 
     def summary(self) -> str:
-        """Lines for the log: what is in the data, and how full the rows are."""
+        """Lines for the log: how full the rows are, what each domain adds to the mixture, and what its numbers mean."""
         fill = self.train.fill()
-        lines = [f"  {domain.name}: {count:,} windows of up to {domain.window} steps, {domain.spec.spec.name} actions"
-                 for domain, count in zip(self.domains, self.train.counts, strict=True)]
-        used = ", ".join(f"{name} {share:.0%}" for name, share in fill.items())
-        return "\n".join([f"data: {len(self.train.plan(0)):,} rows an epoch; used of a row: {used}", *lines])
+        per_row = fill.pop("windows_per_row")
+        used = ", ".join(f"{name} {share:.1%}" for name, share in fill.items())
+        head = (f"data: {len(self.train.plan(0)):,} rows an epoch of {per_row:.2f} windows each, {self.epochs:,.2f} "
+                f"epochs in the run; used of a row: {used}")
+        return "\n".join([head, *mixture_table(self.train.windows, self.epochs), *self.spec_lines])
 
 
 def with_vocabulary(config: Config, vocabulary: Vocabulary) -> Config:
@@ -61,25 +67,43 @@ def open_data(config: Config, demonstrations: Path | None = None) -> RunData:
     """
     if not config.data.domains:
         raise ValueError("config.data.domains: empty, expected at least one data set")
-    vocabulary = Vocabulary.build(config.vocabulary.tokenizer, config.vocabulary.blocks)
-    domains, train, validation = [], [], []
-    for index, (name, entry) in enumerate(sorted(config.data.domains.items())):
-        path: Any = entry.path or demonstrations
-        if not path:
-            raise ValueError(f"config.data.domains.{name}.path: empty; give the directory of the data set by "
-                             f"--config.data.domains.{name}.path=DIR")
-        store = open_store(path)
-        domain = Domain.from_config(name, index, entry, store, vocabulary, config.model.vision.image_size)
+    entries = sorted(config.data.domains.items())
+    stores = {name: _open_store(name, entry, demonstrations) for name, entry in entries}
+    specs = {name: find_specs(name, entry, stores[name]) for name, entry in entries if entry.layout == "actions"}
+    declared = [spec.to_dict() for found in specs.values() for spec in (found.action, found.state) if spec]
+    vocabulary = Vocabulary.build(config.vocabulary.tokenizer, vocabulary_blocks(config.vocabulary.blocks, declared))
+    domains, train, validation, spec_lines = [], [], [], []
+    for index, (name, entry) in enumerate(entries):
+        store = stores[name]
+        domain = Domain.from_config(name, index, entry, store, vocabulary, config.model.vision.image_size,
+                                    specs.get(name))
         domains.append(domain)
-        train.append(Windows(domain, store, entry.train_split))
-        validation.append(Windows(domain, store, entry.validation_split))
+        bound = [spec for spec in (domain.spec, domain.state) if spec]
+        if bound:
+            spec_lines += check_specs(name, specs[name], bound, config.data.out_of_bounds)
+        train.append(Windows(domain, store, entry.train_split, config.seed))
+        # Validation takes the same windows every time, every step once.
+        fixed = dataclasses.replace(domain, sampling="consecutive")
+        validation.append(Windows(fixed, store, entry.validation_split))
+        if domain.layout == "label":
+            for windows in (train[-1], validation[-1]):
+                check_labels(windows, config.model.classes)
     patches, positions = config.model.vision.patches, config.model.language.positions
-    frames = config.data.frames_per_row or max(domain.window for domain in domains)
+    frames = config.data.frames_per_row or max(domain.images for domain in domains)
 
-    def rows(windows: list[Windows], visual_tokens: int) -> tuple[PackedRows, RowSize]:
+    def rows(windows: list[Windows], visual_tokens: int) -> PackedRows:
         size = row_size(domains, visual_tokens, frames, positions)
-        return PackedRows(windows, size, visual_tokens, patches, config.seed), size
+        return PackedRows(windows, size, visual_tokens, patches, config.seed, fit=True)
 
-    train_rows, size = rows(train, training_visual_tokens(config.model))
-    validation_rows, _ = rows(validation, 1 + patches)
-    return RunData(vocabulary, tuple(domains), train_rows, validation_rows, size)
+    train_rows, validation_rows = rows(train, training_visual_tokens(config.model)), rows(validation, 1 + patches)
+    epochs = config.train.steps * config.train.batch_size / len(train_rows.plan(0))
+    return RunData(vocabulary, tuple(domains), train_rows, validation_rows, train_rows.size, tuple(spec_lines), epochs)
+
+
+def _open_store(name: str, entry: DomainConfig, demonstrations: Path | None) -> Store:
+    """The data set of a domain."""
+    path = entry.path or demonstrations
+    if not path:
+        raise ValueError(f"config.data.domains.{name}.path: empty; give the directory of the data set by "
+                         f"--config.data.domains.{name}.path=DIR")
+    return open_store(path)

@@ -102,7 +102,7 @@ class Run:
             found = [jax.device_get(self.eval_step(params, shard_batch(batch, self.mesh))) for batch in batches]
             sums, weights = _added(found)
             loss = float(total(sums, weights, self.config.loss))
-        losses, domains = mean_losses(sums, weights, self._domain_names())
+        losses, domains = mean_losses(sums, weights, self._domain_names(), classes=self.config.model.classes > 0)
         return Record(int(jax.device_get(state.step)), "validation", time.time(), loss, losses, domains)
 
     def record(self, step: int, interval: list[StepMetrics], since: float | None, waited: float = 0.0) -> Record:
@@ -120,7 +120,7 @@ class Run:
         speed = None if seconds is None else rates(
             steps=len(found), frames=sum(int(m.frames) for m in found), slots=sum(int(m.slots) for m in found),
             seconds=seconds, waited=waited, left=self.config.train.steps - step)
-        losses, domains = mean_losses(sums, weights, self._domain_names())
+        losses, domains = mean_losses(sums, weights, self._domain_names(), classes=self.config.model.classes > 0)
         return Record(step, "train", time.time(), float(np.mean([m.loss for m in found])), losses, domains,
                       float(found[-1].gradient_norm), float(found[-1].learning_rate), speed)
 

@@ -6,8 +6,8 @@
     ... (A microbatches, one after another)                --'
 
 Microbatches are interleaved rows, so each device keeps its rows, and the loss is linear in the sums, so their gradients
-add up to that of the batch. Keys are made for each row from its own seed: masks and dropout do not know how rows were
-spread over devices and microbatches.
+add up to that of the batch. Keys are made for each row from its own seed: masks, dropout and augmentation do not know
+how rows were spread over devices and microbatches.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from agent_jax.batch import Batch
 from agent_jax.config import Config
 from agent_jax.losses import LossSums, loss_sums, loss_weights, total
 from agent_jax.models.agent import Agent, Params
+from agent_jax.models.augmentation import augment
 from agent_jax.models.mae import kept_patches
 from agent_jax.optimizer import learning_rate_schedule, trained_mask
 from agent_jax.sharding import ROWS, batch_sharding, check_divides, replicated
 from agent_jax.train_state import STEP_KEY, VALIDATION_KEY, TrainState, abstract_state, purpose_key, state_shardings
 
-MASK_KEY, DROPOUT_KEY = range(2)  # purposes of a row's keys
+MASK_KEY, DROPOUT_KEY, AUGMENTATION_KEY = range(3)  # purposes of a row's keys
 
 
 @jax.tree_util.register_dataclass
@@ -103,6 +104,9 @@ def make_train_step(
     def loss_of(params: Params, batch: Batch, weights: LossSums, key: jax.Array) -> tuple[jax.Array, LossSums]:
         # No gradient is computed for what is frozen, nor counted in the norm.
         params = jax.tree.map(lambda leaf, train: leaf if train else jax.lax.stop_gradient(leaf), params, trained)
+        frames_BFHWC = augment(batch.frames_BFHWC, row_keys(key, batch.seed_B, AUGMENTATION_KEY),
+                               config.data.augmentation)
+        batch = dataclasses.replace(batch, frames_BFHWC=frames_BFHWC)
         output: Any = agent.apply({"params": params}, batch, mask_keys_B=row_keys(key, batch.seed_B, MASK_KEY),
                              dropout_keys_B=row_keys(key, batch.seed_B, DROPOUT_KEY),
                              visual_tokens=config.model.visual_tokens)
@@ -112,7 +116,7 @@ def make_train_step(
     @_on_mesh(mesh)
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(purpose_key(config.seed, STEP_KEY), state.step)
-        weights = loss_weights(batch, domains, hidden)
+        weights = loss_weights(batch, domains, hidden, classes=config.model.classes > 0)
 
         def add_microbatch(carry: tuple[Params, Any], batch: Batch) -> tuple[tuple[Params, Any], None]:
             (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch, weights, key)
@@ -150,7 +154,8 @@ def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], tupl
     def step(params: Params, batch: Batch) -> tuple[LossSums, LossSums]:
         keys_B = row_keys(purpose_key(config.seed, VALIDATION_KEY), batch.seed_B, MASK_KEY)
         output: Any = agent.apply({"params": params}, batch, mask_keys_B=keys_B, visual_tokens="all")
-        return loss_sums(output, batch, domains), loss_weights(batch, domains, hidden)
+        weights = loss_weights(batch, domains, hidden, classes=config.model.classes > 0)
+        return loss_sums(output, batch, domains), weights
 
     return jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 

@@ -33,6 +33,7 @@ def _main(config: presets.Draft) -> None:
         ),
         "minecraft": presets.domain(action_spec=MINECRAFT.to_dict(), window=9, stride=9),  # 525,309
     }
+    presets.paper_augmentation(config)
     config.data.workers = 16
     config.data.prefetch = 8
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
+from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, MINECRAFT
 from agent_jax.data.domains import Domain
 from agent_jax.data.store import Store
 from agent_jax.data.writer import episode_features, write_store
@@ -80,11 +80,81 @@ def language_table_store(directory: Path, lengths: Sequence[int] = (6, 8, 3), *,
     return write_store(directory, "table", features, episodes, {})
 
 
+def game_store(directory: Path, lengths: Sequence[int] = (20, 9, 13), test: Sequence[int] = (9,)) -> Store:
+    """A store of Minecraft-like play in segments: few buttons at a time, and in half of the steps a turn."""
+    rng = np.random.default_rng(2)
+    features = episode_features((16, 16, 3), MINECRAFT.fields)
+
+    def episode(name: str, length: int) -> dict[str, Any]:
+        steps = [
+            {"observation": {"rgb": rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)},
+             "buttons": rng.random(MINECRAFT.fields["buttons"][0]) < 0.06,
+             "camera": (rng.integers(-9, 10, 2) * (rng.random() < 0.5)).astype(np.float32), "action_weight": 1.0,
+             "reward": 0.0, "is_first": t == 0, "is_last": t == length - 1, "is_terminal": False}
+            for t in range(length)
+        ]
+        return {"episode_id": name, "recording_id": name, "start": 0, "instruction": "play", "steps": steps}
+
+    episodes = {split: [episode(f"{split} {number}", length) for number, length in enumerate(lengths_of)]
+                for split, lengths_of in (("train", lengths), ("test", test))}
+    return write_store(directory, "game", features, episodes, {"action_spec": MINECRAFT.to_dict()})
+
+
+def arm_store(directory: Path, actions: Sequence[np.ndarray], states: Sequence[np.ndarray] = (),
+              metadata: Mapping[str, Any] | None = None) -> Store:
+    """A store of one episode for each array of actions (steps, D), which are also the field observation/state."""
+    states = states or actions
+    shapes = ({"action": (actions[0].shape[1:], np.float32)}, {"state": (states[0].shape[1:], np.float32)})
+    features = episode_features((8, 8, 3), *shapes)
+
+    def episode(number: int) -> dict[str, Any]:
+        length = len(actions[number])
+        image = np.full((8, 8, 3), 10 * number, np.uint8)
+        steps = [{"observation": {"rgb": image, "state": np.asarray(states[number][t], np.float32)},
+                  "action": np.asarray(actions[number][t], np.float32), "action_weight": 1.0, "reward": 0.0,
+                  "is_first": t == 0, "is_last": t == length - 1, "is_terminal": False} for t in range(length)]
+        return {"episode_id": f"{number}", "recording_id": f"{number}", "start": 0, "instruction": "lift",
+                "steps": steps}
+
+    episodes = [episode(number) for number in range(len(actions))]
+    return write_store(directory, "arm", features, {"train": episodes, "test": episodes[:1]}, dict(metadata or {}))
+
+
+CAMERAS = ("steps/observation/front", "steps/observation/wrist")
+
+
+def clip_store(directory: Path, lengths: Sequence[int] = (6, 3, 9), test: Sequence[int] = (4,)) -> Store:
+    """Clips of two cameras, each with a question, an answer and a class; nothing is done in them."""
+    rng = np.random.default_rng(3)
+    shape = (16, 16, 3)
+    features = episode_features({"front": shape, "wrist": shape}, {}, answers=True, labels=True)
+
+    def episode(name: str, number: int, length: int) -> dict[str, Any]:
+        steps = [{"observation": {camera: rng.integers(0, 256, shape, dtype=np.uint8) for camera in ("front", "wrist")},
+                  "action_weight": 0.0, "reward": 0.0, "is_first": t == 0, "is_last": t == length - 1,
+                  "is_terminal": False} for t in range(length)]
+        return {"episode_id": name, "recording_id": name, "start": 0, "instruction": ("", "who?")[number % 2],
+                "answer": ("a nurse", "nobody")[number % 2], "label": (2, 0, 2)[number % 3], "steps": steps}
+
+    episodes = {split: [episode(f"{split} {number}", number, length) for number, length in enumerate(lengths_of)]
+                for split, lengths_of in (("train", lengths), ("test", test))}
+    return write_store(directory, "clips", features, episodes, {})
+
+
+def clip_domain(layout: str, **changes: Any) -> Domain:
+    """The domain of `clip_store`, in the layout "answer" or "label"."""
+    vocabulary = Vocabulary.build("bytes", ("babyai", "iafm"))
+    asked = {"answer": "answer", "max_answer": 10} if layout == "answer" else {"label": "label"}
+    domain = Domain("clips", 3, None, None, vocabulary, window=3, stride=3, max_text=6, cameras=CAMERAS[:1],
+                    instruction="instruction", image_size=16, video=True, layout=layout, **asked)
+    return dataclasses.replace(domain, **changes)
+
+
 def babyai_domain(**changes: Any) -> Domain:
     """The domain of `babyai_store`."""
     vocabulary = Vocabulary.build("bytes", ("babyai", "iafm"))
     domain = Domain("babyai", 0, BABYAI.bind(vocabulary), None, vocabulary, window=4, stride=4, max_text=16,
-                    image="steps/observation/rgb", instruction="instruction", image_size=16)
+                    cameras=("steps/observation/rgb",), instruction="instruction", image_size=16)
     return dataclasses.replace(domain, **changes)
 
 
@@ -92,6 +162,14 @@ def language_table_domain(**changes: Any) -> Domain:
     """The domain of `language_table_store` and of the real set."""
     vocabulary = Vocabulary.build("bytes", ("babyai", "iafm"))
     domain = Domain("table", 1, LANGUAGE_TABLE.bind(vocabulary), LANGUAGE_TABLE_STATE.bind(vocabulary), vocabulary,
-                    window=4, stride=4, max_text=80, image="steps/observation/rgb",
+                    window=4, stride=4, max_text=80, cameras=("steps/observation/rgb",),
                     instruction="steps/observation/instruction", image_size=16)
+    return dataclasses.replace(domain, **changes)
+
+
+def game_domain(**changes: Any) -> Domain:
+    """The domain of `game_store`."""
+    vocabulary = Vocabulary.build("bytes", ("babyai", "iafm"))
+    domain = Domain("game", 2, MINECRAFT.bind(vocabulary), None, vocabulary, window=9, stride=9, max_text=16,
+                    cameras=("steps/observation/rgb",), instruction="instruction", image_size=16)
     return dataclasses.replace(domain, **changes)

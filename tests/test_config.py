@@ -25,6 +25,7 @@ from agent_jax.config import (
     VocabularyConfig,
     from_config_dict,
     to_config_dict,
+    validate,
 )
 
 FULL = Config(  # every kind of field with a value that is not its default
@@ -181,6 +182,7 @@ def test_a_placeholder_that_nobody_filled_is_refused() -> None:
         ("data.domains={'new':{'path':'/n'}}", "data.domains", {"new": DomainConfig(path="/n")}),
         ("data.demonstrations.episodes.GoToLocal=7", "data.demonstrations.episodes", {"GoToLocal": 7}),
         ("closed_loop.episodes={'GoToObj':1,'Open':2}", "closed_loop.episodes", {"GoToObj": 1, "Open": 2}),
+        ("data.augmentation.brightness=(0.7,1.4)", "data.augmentation.brightness", (0.7, 1.4)),
         ("mesh.data=-1", "mesh.data", -1),
     ],
 )
@@ -252,10 +254,21 @@ def test_a_config_file_that_is_not_there_is_named() -> None:
         ("data.domains.table.stride", 0, "config.data.domains.table: window=4 and stride=0 must be at least 1"),
         ("data.domains.babyai.weight", 0.0, "config.data.domains.babyai.weight=0.0 must be positive"),
         ("data.domains.babyai.max_text", 0, "config.data.domains.babyai.max_text=0 must be at least 1"),
+        ("data.domains.table.cameras", (), "config.data.domains.table.cameras=(): expected at least one path"),
+        ("data.domains.table.cameras", ("a", "a"), "cameras=('a', 'a'): expected at least one path, and none twice"),
+        ("data.domains.table.layout", "answer",
+         "config.data.domains.table.layout='answer' has no actions; leave action_spec and state_spec empty; expected"),
+        ("data.domains.babyai.max_answer", 0, "config.data.domains.babyai.max_answer=0 must be at least 1"),
+        ("data.domains.babyai.layout", "label", "layout='label' needs config.model.classes of at least 2; expected"),
+        ("model.classes", -1, "config.model.classes=-1 must be at least 0"),
         ("data.demonstrations.noise", 1.0, "config.data.demonstrations.noise=1.0 must lie in [0, 1)"),
         ("data.demonstrations.episodes.GoToLocal", 0, "config.data.demonstrations.episodes.GoToLocal=0"),
         ("closed_loop.episodes.GoToLocal", 0, "config.closed_loop.episodes.GoToLocal=0 must be at least 1"),
         ("closed_loop.temperature", 0.0, "config.closed_loop.temperature=0.0 must be positive"),
+        ("data.augmentation.brightness", (0.7,), "augmentation.brightness=(0.7,): expected (least, greatest) factor"),
+        ("data.augmentation.saturation", (1.4, 0.7), "augmentation.saturation=(1.4, 0.7): expected (least, greatest)"),
+        ("data.augmentation.hue", 0.6, "config.data.augmentation.hue=0.6 must lie in [0, 0.5]"),
+        ("data.out_of_bounds", 5.0, "config.data.out_of_bounds=5.0 is a share of the steps, in [0, 1]"),
         ("mesh.fsdp", -1, "config.mesh: found {'data': -1, 'fsdp': -1, 'tensor': 1}"),
         ("mesh.tensor", 0, "config.mesh: found {'data': -1, 'fsdp': 1, 'tensor': 0}"),
     ],
@@ -264,6 +277,19 @@ def test_a_value_that_cannot_work_is_refused_by_name(field: str, value: object, 
     with pytest.raises(ValueError, match=r"must|expected|share") as error:
         from_config_dict(changed(field, value))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"window": 4}, "set config.data.domains.clips.video=True, or window=1 and one camera"),
+    ({"window": 4, "video": True, "cameras": ("a", "b")}, "reads the CLS of one camera's clip; found 2 cameras"),
+])
+def test_a_label_is_of_one_clip(fields: dict[str, Any], message: str) -> None:
+    model = ModelConfig(classes=3)
+    with pytest.raises(ValueError, match="layout='label'") as error:
+        validate(Config(model=model, data=DataConfig(domains={"clips": DomainConfig(layout="label", **fields)})))
+    assert message in str(error.value)
+    validate(Config(model=model, data=DataConfig(domains={
+        "clip": DomainConfig(layout="label", window=4, video=True), "image": DomainConfig(layout="label", window=1)})))
 
 
 def test_patches_and_rows_of_the_vocabulary_are_derived() -> None:

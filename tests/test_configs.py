@@ -3,14 +3,23 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from agent_jax import presets
-from agent_jax.actions import ActionSpec, StateSpec
-from agent_jax.config import Config, LanguageConfig, MaeConfig, VisionConfig, from_config_dict, to_config_dict
+from agent_jax.actions import ActionSpec, Bins, Group, StateSpec
+from agent_jax.config import (
+    AugmentationConfig,
+    Config,
+    LanguageConfig,
+    MaeConfig,
+    VisionConfig,
+    from_config_dict,
+    to_config_dict,
+)
 from agent_jax.vocabulary import Vocabulary
 
 VARIANTS = {
@@ -165,3 +174,37 @@ def test_a_small_model_has_one_width_and_a_divisible_number_of_heads() -> None:
     assert {model.vision.width, model.language.width, model.mae.width} == {96}
     assert (model.vision.depth, model.language.depth, model.mae.depth) == (2, 3, 1)
     assert model.language.dropout == 0.0
+
+
+def test_a_spec_of_an_arm_is_a_short_way_to_write_the_long_one() -> None:
+    spec = ActionSpec.from_dict(presets.arm_spec(
+        "my_arm", names=("dx", "grip"), low=(-0.05, 0), high=(0.05, 1), unit=("m", ""), rate_hz=5, frame="gripper",
+        absolute=True, key="pose", count=21))
+    long = ActionSpec("my_arm", "my_arm", (Group("STARTACTION", (
+        Bins("pose", 0, "dx_", -0.05, 0.05, name="dx", unit="m"), Bins("pose", 1, "grip_", 0, 1, name="grip"),
+    ), "ENDOFACTION"),), rate_hz=5, frame="gripper", absolute=True)
+    assert spec == long
+    state = StateSpec.from_dict(presets.state_spec("my_arm", names=("x", "y"), key="pose", low=0, high=1, block="arms"))
+    assert (state.block, [part.count for part in state.parts if isinstance(part, Bins)]) == ("arms", [256, 256])
+    assert not set(state.tokens()) & set(spec.tokens())
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"low": 0, "high": 1, "bounds": "min_max"}, "found both of bounds and low, high"),
+    ({}, "found neither of bounds and low, high"),
+    ({"low": (0, 0, 0), "high": 1}, "found 3 of low for 2 names"),
+    ({"bounds": "minmax"}, "found 'minmax', expected one of min_max, .* did you mean 'min_max'"),
+    ({"low": 0, "high": 1, "names": ("x", "x")}, "expected no repetition"),
+    ({"low": 1, "high": 0}, r"action\[0\]: found bounds low=1.0, high=0.0"),
+])
+def test_a_spec_of_an_arm_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        presets.arm_spec("my_arm", **{"names": ("x", "y"), **fields})
+
+
+def test_only_the_pre_training_of_the_paper_augments(root: Path) -> None:
+    augmenting = [name for name in EVERY_CONFIG
+                  if from_config_dict(load(root, name)).data.augmentation != AugmentationConfig()]
+    assert augmenting == ["tpu_v4.py", "tpu_v4.py:smoke"]
+    paper = AugmentationConfig(brightness=(0.7, 1.4), saturation=(0.7, 1.4), hue=0.05)
+    assert from_config_dict(load(root, "tpu_v4.py")).data.augmentation == paper

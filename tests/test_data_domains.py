@@ -5,7 +5,15 @@ import json
 
 import numpy as np
 import pytest
-from data_stores import babyai_domain, babyai_store, language_table_domain, language_table_store
+from data_stores import (
+    CAMERAS,
+    babyai_domain,
+    babyai_store,
+    clip_domain,
+    clip_store,
+    language_table_domain,
+    language_table_store,
+)
 
 from agent_jax.actions import BABYAI, CALVIN, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
 from agent_jax.config import DomainConfig
@@ -54,7 +62,7 @@ def test_a_spec_given_nowhere_is_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(("config", "message"), [
-    (dataclasses.replace(TILES, image="steps/observation/rgbd"), "no field 'steps/observation/rgbd'; nearest"),
+    (dataclasses.replace(TILES, cameras=("steps/observation/rgbd",)), "no field 'steps/observation/rgbd'; nearest"),
     (dataclasses.replace(TILES, instruction="text"), "no field 'text'"),
     (dataclasses.replace(TILES, state_spec=LANGUAGE_TABLE_STATE.to_dict()), "no field 'steps/effector_translation'"),
 ])
@@ -81,6 +89,41 @@ def test_a_domain_survives_its_json_and_says_the_same_ids(domain):
     np.testing.assert_array_equal(back.spec.encode(values), domain.spec.encode(values))
     np.testing.assert_array_equal(back.text_ids("go left"), domain.text_ids("go left"))
     assert (back.state is None) == (domain.state is None)
+
+
+def test_clips_need_no_action_spec_but_the_field_that_they_are_asked_for(tmp_path):
+    store = clip_store(tmp_path / "set")
+    plain = DomainConfig(cameras=CAMERAS[:1], video=True)
+    answer = from_config(dataclasses.replace(plain, layout="answer", max_answer=12), store)
+    assert (answer.spec, answer.answer, answer.max_answer, answer.label, answer.images) == (None, "answer", 12, "", 4)
+    label = from_config(dataclasses.replace(plain, layout="label", cameras=CAMERAS), store)
+    assert (label.spec, label.answer, label.max_answer, label.label, label.images) == (None, "", 0, "label", 8)
+    assert label.camera_names == ("front", "wrist")
+    for domain in (answer, label):
+        back = Domain.from_meta(json.loads(json.dumps(domain.to_meta())), VOCABULARY)
+        assert back == dataclasses.replace(domain, vocabulary=VOCABULARY)
+    for wrong, message in (({"layout": "answer", "answer": "label"}, "domains.mine.answer='label': found array"),
+                           ({"layout": "label", "label": "answer"}, "domains.mine.label='answer': found text"),
+                           ({"layout": "label", "label": "start2"}, "no field 'start2'"),
+                           ({"layout": "label", "cameras": ("start",)}, "domains.mine.cameras='start': found array")):
+        with pytest.raises(ValueError, match=message):
+            from_config(dataclasses.replace(plain, **wrong), store)
+
+
+def test_an_answer_ends_in_its_end_of_sentence_token_and_is_refused_if_too_long_or_empty():
+    domain = clip_domain("answer", max_answer=3)
+    assert domain.answer_ids("go").tolist() == [4 + ord("g"), 4 + ord("o"), 2]
+    with pytest.raises(ValueError, match=r"the answer 'gone' has 5 tokens .* max_answer=3; raise .* to 5 or more"):
+        domain.answer_ids("gone")
+    with pytest.raises(ValueError, match=r"an answer is empty \(field 'answer'\)"):
+        domain.answer_ids(" ")
+
+
+def test_meta_without_a_field_that_came_later_has_its_default():
+    meta = babyai_domain().to_meta()
+    for name in ("layout", "sampling", "answer", "max_answer", "label"):
+        del meta[name]
+    assert Domain.from_meta(meta, VOCABULARY).to_meta() == babyai_domain().to_meta()
 
 
 def test_meta_of_another_version_is_refused_by_field():

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from data_stores import babyai_domain, language_table_domain
+from data_stores import babyai_domain, clip_domain, language_table_domain
 
 from agent_jax.batch import Batch, RowSize
 from agent_jax.data.layout import Step, Window, blank_row, lay_out, lay_out_prefix, row_size, stack, window_need
@@ -157,6 +157,50 @@ def test_a_prefix_predicts_from_its_last_slot_and_weighs_nothing(partial):
     assert not row["language_weight_BT"].any()
     assert not row["action_weight_BT"].any()
     np.testing.assert_array_equal(row["frames_BFHWC"], full["frames_BFHWC"])
+
+
+CLIP = Window(2, ids(2, 50, 51), (step(10, (), ()), step(20, (), ())), seed=7, video=True, prompt=True)
+
+
+def test_an_answer_follows_the_clip_and_is_all_that_is_predicted():
+    row = lay_out([dataclasses.replace(CLIP, answer_ids=ids(80, 81, 2))], SIZE, V, P)
+    #              </s> w w | clip: CLS, 2 x 2 patches | answer </s>
+    np.testing.assert_array_equal(row["token_BS"], [2, 50, 51, 0, 0, 0, 0, 0, 80, 81, 2] + [0] * 13)
+    np.testing.assert_array_equal(row["visual_BS"], [-1, -1, -1, 0, 1, 2, 4, 5, -1, -1, -1] + [-1] * 13)
+    np.testing.assert_array_equal(row["slot_BT"], [7, 8, 9] + [0] * 6)
+    np.testing.assert_array_equal(row["target_BT"], [80, 81, 2] + [0] * 6)
+    np.testing.assert_array_equal(row["language_weight_BT"], [1, 1, 1] + [0] * 6)
+    assert not row["action_weight_BT"].any()
+    np.testing.assert_array_equal(row["denominator_BT"], [3 + 2 * P] * 3 + [1] * 6)
+    np.testing.assert_array_equal(row["clip_BF"], [0, 0, -1])
+
+
+def test_a_label_stands_for_its_row_which_predicts_no_token():
+    row = lay_out([dataclasses.replace(CLIP, label=4)], SIZE, V, P)
+    assert row["label_B"] == 4
+    assert not row["language_weight_BT"].any()
+    np.testing.assert_array_equal(row["denominator_BF"], [2 * P, 2 * P, 1])
+    assert row["segment_BS"].sum() == 3 + 5
+
+
+def test_a_window_with_a_label_has_no_company():
+    with pytest.raises(ValueError, match=r"2 windows with labels \[4, -1\]; a row has one label"):
+        lay_out([dataclasses.replace(CLIP, label=4), ONE_STEP], SIZE, V, P)
+
+
+def test_a_row_counts_the_images_of_all_cameras():
+    domain = babyai_domain(cameras=("a", "b"), max_text=20)
+    assert row_size([domain], V, frames_per_row=8) == RowSize(8, 16, slots=2 * 20 + 4 * (2 * V + 3) + 4, targets=50)
+    with pytest.raises(ValueError, match="window=4 of 2 cameras: 8 images do not fit into a row of 7"):
+        row_size([domain], V, frames_per_row=7)
+
+
+def test_a_row_has_room_for_the_longest_prompt_and_answer():
+    domain = clip_domain("answer", max_text=20, max_answer=12)
+    assert row_size([domain], V, frames_per_row=3) == RowSize(3, 16, slots=2 * 32 + 3 * V + 7, targets=24)
+    with pytest.raises(ValueError, match=r"41 positions \(max_text=20 \+ max_answer=12 \+ window=3 x"):
+        row_size([domain], V, frames_per_row=3, positions=40)
+    assert row_size([clip_domain("label", max_text=20)], V, frames_per_row=3) == RowSize(3, 16, slots=32, targets=1)
 
 
 def test_a_row_holds_full_windows_of_every_domain():

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_stores import babyai_domain, babyai_store, language_table_domain, language_table_store
+from data_stores import (
+    babyai_domain,
+    babyai_store,
+    clip_domain,
+    clip_store,
+    game_domain,
+    game_store,
+    language_table_domain,
+    language_table_store,
+)
 
 from agent_jax.batch import Batch
 from agent_jax.data.layout import row_size
@@ -99,6 +108,82 @@ def test_every_state_continues_with_the_next_batch_on_any_number_of_processes(so
         assert after == whole[number + 1][1]
         halves = [take(Loader(packed(sources), 4, process_index=i, process_count=2, state=state), 2) for i in (0, 1)]
         assert same(joined([half[1][0] for half in halves]), whole[number + 2][0])
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory) -> list[Windows]:
+    """A robot, a game whose actions differ in length, and tiles, all cut anew at every turn."""
+    directory = tmp_path_factory.mktemp("three")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AGENT_JAX_CACHE", str(directory / "cache"))
+        stores = [language_table_store(directory / "table", (12, 9)), game_store(directory / "game"),
+                  babyai_store(directory / "tiles", LENGTHS)]
+        domains = [language_table_domain(index=0, sampling="random", weight=2.5), game_domain(index=1, sampling="random"),
+                   babyai_domain(index=2, sampling="random", weight=0.7)]
+        return [Windows(domain, store, "train", seed=3) for domain, store in zip(domains, stores, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> list[Windows]:
+    """Enough windows of the three kinds for their mixture to be a mixture."""
+    directory, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AGENT_JAX_CACHE", str(directory / "cache"))
+        stores = [babyai_store(directory / "tiles", rng.integers(2, 12, 90).tolist()),
+                  language_table_store(directory / "table", rng.integers(15, 60, 16).tolist()),
+                  game_store(directory / "game", rng.integers(40, 120, 8).tolist())]
+        domains = [babyai_domain(), language_table_domain(), game_domain()]
+        return [Windows(domain, store, "train") for domain, store in zip(domains, stores, strict=True)]
+
+
+def mixed(three: list[Windows]) -> PackedRows:
+    size = row_size([windows.domain for windows in three], V, frames_per_row=13)
+    return PackedRows(three, size, V, P, seed=3, fit=True)
+
+
+def test_a_mixture_with_random_windows_continues_exactly_on_any_number_of_processes(three):
+    whole = take(Loader(mixed(three), 4), 14)
+    assert whole[-1][1]["epoch"] >= 2
+    for number in (0, 3, 8):
+        state = json.loads(json.dumps(whole[number][1]))
+        for processes in (1, 2, 4):
+            parts = [take(Loader(mixed(three), 4, process_index=index, process_count=processes, state=state), 3)
+                     for index in range(processes)]
+            for ahead in range(3):
+                expected, after = whole[number + 1 + ahead]
+                assert same(joined([part[ahead][0] for part in parts]), expected)
+                assert all(part[ahead][1] == after for part in parts)
+
+
+def test_random_windows_are_counted_and_packed_by_what_they_take_in_their_turn(three):
+    rows = mixed(three)
+    for epoch in (0, 1, 2, 3):
+        used = sum(np.count_nonzero(rows.row(epoch, number)["segment_BS"]) for number in range(len(rows.plan(epoch))))
+        assert used == round(rows.fill(epoch)["slots"] * rows.size.slots * len(rows.plan(epoch)))
+
+
+@pytest.mark.parametrize(("visual_tokens", "frames"), [(197, 9), (197, 17), (50, 9), (50, 13)])
+def test_a_mixture_of_tiles_a_robot_and_a_game_fills_nine_tenths_of_its_slots(visual_tokens, frames, many):
+    size = row_size([windows.domain for windows in many], visual_tokens, frames)
+    fitted, longest = (PackedRows(many, size, visual_tokens, 196, 0, fit=fit) for fit in (True, False))
+    assert fitted.fill()["slots"] > 0.9
+    assert fitted.fill()["frames"] > 0.92
+    assert fitted.fill()["slots"] > longest.fill()["slots"] + 0.05
+
+
+def test_a_clip_with_a_label_has_a_row_for_itself(sources, tmp_path, monkeypatch):
+    monkeypatch.setenv("AGENT_JAX_CACHE", str(tmp_path / "cache"))
+    clips = Windows(clip_domain("label", index=1), clip_store(tmp_path / "clips"), "train")
+    tiles = sources[1][0]
+    rows = PackedRows([tiles, clips], row_size([tiles.domain, clips.domain], V, frames_per_row=12), V, P, 0, fit=True)
+    found = []
+    for number in range(len(rows.plan(0))):
+        row = rows.row(0, number)
+        labelled = bool((row["domain_BF"][row["clip_BF"] >= 0] == 1).any())
+        assert (row["label_B"] >= 0) == labelled
+        assert not labelled or row["segment_BS"].max() == 1
+        found += [int(row["label_B"])] * labelled
+    assert sorted(found) == sorted(clips.labels.tolist())
 
 
 def test_the_batch_size_may_change_between_a_state_and_its_continuation(sources):

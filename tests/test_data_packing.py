@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from agent_jax.batch import RowSize
-from agent_jax.data.packing import plan_rows
+from agent_jax.data.packing import fitted_size, plan_rows
 
 SIZE = RowSize(frames=4, image_size=8, slots=100, targets=40)
 
@@ -78,3 +78,33 @@ def test_a_hundred_thousand_windows_are_planned_in_seconds():
     frames = rng.integers(1, 5, 100_000)
     plan = plan_rows(np.stack([frames, frames * 20, frames * 3], axis=1), SIZE, 0)
     assert len(plan.windows) == 100_000  # faulthandler_timeout would tell if this were quadratic
+
+
+def test_windows_that_must_stand_alone_have_a_row_for_themselves():
+    need = np.ones((60, 3), np.int64)
+    alone = np.arange(60) % 3 == 0
+    plan = plan_rows(need, SIZE, 0, alone_N=alone)
+    rows = [plan.row(number).tolist() for number in range(len(plan))]
+    assert all(len(row) == 1 for row in rows if alone[row[0]])
+    assert sum(len(row) for row in rows) == 60
+    assert len(rows) == 20 + 40 // 4
+
+
+def test_a_fitted_row_holds_every_window_and_is_fuller_than_the_longest_one():
+    need = needs(500)
+    size = fitted_size(need, need.max(axis=0), RowSize(frames=4, image_size=8, slots=200, targets=120), 20)
+    assert (need.max(axis=0) <= (size.frames, size.slots, size.targets)).all()
+    assert size.slots % 8 == 0
+    assert size.frames == 4
+    fill = plan_rows(need, size, 0).fill(need, size)
+    assert fill["slots"] > 0.9
+    assert fill["frames"] > 0.9
+    assert fill["targets"] > 0.6
+    assert fitted_size(need, need.max(axis=0), size, 20) == size
+
+
+def test_a_fitted_row_has_room_for_what_only_a_later_epoch_needs():
+    need = needs(100)
+    size = fitted_size(need, np.asarray([4, 150, 110]), RowSize(4, 8, slots=200, targets=120), 20)
+    assert size.slots >= 150
+    assert size.targets >= 110

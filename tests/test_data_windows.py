@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -7,20 +8,27 @@ import numpy as np
 import pytest
 from data_stores import (
     BABYAI_FEATURES,
+    CAMERAS,
     babyai_domain,
     babyai_episodes,
     babyai_store,
+    clip_domain,
+    clip_store,
+    game_domain,
+    game_store,
     language_table_domain,
     language_table_store,
 )
 
+from agent_jax.actions import MINECRAFT
 from agent_jax.batch import RowSize
-from agent_jax.data import windows as windows_module
+from agent_jax.data import split_index as split_index_module
 from agent_jax.data.layout import lay_out, window_need
+from agent_jax.data.split_index import split_index
 from agent_jax.data.store import open_store
 from agent_jax.data.transforms import prepare_image
-from agent_jax.data.windows import Windows, split_index, window_seed
-from agent_jax.data.writer import write_store
+from agent_jax.data.windows import Windows, window_seed
+from agent_jax.data.writer import episode_features, write_store
 
 
 @pytest.fixture(autouse=True)
@@ -94,17 +102,95 @@ def test_a_step_not_to_be_imitated_keeps_its_ids_and_has_no_weight(tmp_path):
     assert len(window.steps[1].action_ids) == 3
 
 
-@pytest.mark.parametrize("kind", ["tiles", "table", "video"])
-def test_the_plan_counts_what_the_windows_take(tmp_path, kind):
-    if kind == "tiles":
-        windows = Windows(babyai_domain(), babyai_store(tmp_path / "set"), "train")
-    else:
-        windows = Windows(language_table_domain(video=kind == "video"), language_table_store(tmp_path / "set"), "train")
-    for number, need in enumerate(windows.needs(visual_tokens=5).tolist()):
+KINDS = {
+    "tiles": (babyai_domain(), babyai_store),
+    "table": (language_table_domain(), language_table_store),
+    "video": (language_table_domain(video=True), language_table_store),
+    "buttons": (game_domain(), game_store),  # as many ids as there is to say
+    "answer": (clip_domain("answer"), clip_store),
+    "label of two cameras": (clip_domain("label", cameras=CAMERAS), clip_store),
+}
+
+
+@pytest.mark.parametrize("sampling", ["consecutive", "random"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plan_counts_what_the_windows_take(tmp_path, kind, sampling):
+    domain, make = KINDS[kind]
+    windows = Windows(dataclasses.replace(domain, sampling=sampling), make(tmp_path / "set"), "train")
+    largest = windows.largest(visual_tokens=5)
+    for turn in (0, 5):
+        for number, need in enumerate(windows.needs(5, turn).tolist()):
+            window = windows.read(number, turn)
+            found = window_need(window, 5)
+            assert need == [found.frames, found.slots, found.targets]
+            assert (need <= largest).all()
+            lay_out([window], RowSize(need[0], 16, need[1], need[2]), 5, 4)
+
+
+def test_every_camera_gives_an_image_of_each_step_in_the_order_of_the_domain(tmp_path):
+    store = clip_store(tmp_path / "set")
+    windows = Windows(clip_domain("answer", cameras=CAMERAS[::-1]), store, "train")
+    episode = store.split("train")[0]
+    for t, step in enumerate(windows.read(1, 0).steps, start=3):
+        assert len(step.frames) == 2
+        for image, camera in zip(step.frames, CAMERAS[::-1], strict=True):
+            np.testing.assert_array_equal(image, prepare_image(episode.values(camera, t, t + 1)[0], 16))
+
+
+def test_a_clip_has_the_answer_or_the_label_of_its_record_and_its_text_is_a_prompt(tmp_path):
+    store = clip_store(tmp_path / "set")
+    domain = clip_domain("answer")
+    windows = Windows(domain, store, "train")
+    assert windows.record.tolist() == [0, 0, 1, 2, 2, 2]
+    for number, (prompt, answer) in {0: ("", "a nurse"), 2: ("who?", "nobody"), 5: ("", "a nurse")}.items():
         window = windows.read(number, 0)
-        found = window_need(window, 5)
-        assert need == [found.frames, found.slots, found.targets]
-        lay_out([window], RowSize(need[0], 16, need[1], need[2]), 5, 4)
+        assert window.text_ids.tolist() == domain.text_ids(prompt).tolist()
+        assert window.answer_ids.tolist() == domain.answer_ids(answer).tolist()
+        assert (window.prompt, window.video, window.label) == (True, True, -1)
+    labelled = Windows(clip_domain("label"), store, "train")
+    assert labelled.labels.tolist() == [2, 2, 0, 2, 2, 2]
+    assert [labelled.read(number, 0).label for number in range(6)] == labelled.labels.tolist()
+    assert not len(labelled.read(0, 0).answer_ids)
+    with pytest.raises(ValueError, match=r"the answer 'a nurse' has 8 tokens .*max_answer to 8 or more"):
+        Windows(clip_domain("answer", max_answer=7), store, "train")
+
+
+def test_random_windows_are_as_many_and_start_elsewhere_at_every_turn(tmp_path):
+    store = babyai_store(tmp_path / "set", (30, 3, 30))
+    windows = Windows(babyai_domain(sampling="random"), store, "train", seed=1)
+    assert windows.record.tolist() == [0] * 8 + [1] + [2] * 8
+    turns = [windows.cut(turn).start_W.tolist() for turn in range(8)]
+    assert len({tuple(turn) for turn in turns}) == 8
+    assert windows.cut(0).start_W.tolist() == turns[0]  # though it was forgotten since
+    assert Windows(babyai_domain(sampling="random"), store, "train", seed=1).cut(3).start_W.tolist() == turns[3]
+    assert Windows(babyai_domain(sampling="random"), store, "train", seed=2).cut(3).start_W.tolist() != turns[3]
+    starts = np.asarray(turns)
+    assert set(np.delete(starts, 8, axis=1).ravel()) == set(range(27))  # each window whole
+    assert not starts[:, 8].any()  # of a record that is shorter than a window
+    assert [len(windows.read(number, 5).steps) for number in range(17)] == [4] * 8 + [3] + [4] * 8
+    assert len({windows.read(0, turn).seed for turn in range(8)}) == 8
+
+
+def test_random_windows_run_over_the_end_of_an_episode_where_a_terminal_action_can_say_so(tmp_path):
+    store = language_table_store(tmp_path / "set", (12, 12, 12))
+    windows = Windows(language_table_domain(sampling="random"), store, "train")
+    cuts = [windows.cut(turn) for turn in range(20)]
+    assert set(np.concatenate([cut.start_W for cut in cuts])) == set(range(12))
+    for cut in cuts:
+        np.testing.assert_array_equal(cut.padded_W, cut.start_W > 8)
+    segments = Windows(language_table_domain(sampling="random"),
+                       language_table_store(tmp_path / "segments", (12,), whole=False), "train")
+    assert not any(segments.cut(turn).padded_W.any() for turn in range(20))
+
+
+def test_an_action_that_cannot_be_encoded_is_named_with_its_record(tmp_path):
+    features = episode_features((16, 16, 3), MINECRAFT.fields)
+    record = next(babyai_episodes((2,)))
+    for step in record["steps"]:
+        step |= {"buttons": np.zeros(23, bool), "camera": np.full(2, np.nan, np.float32)}
+    store = write_store(tmp_path / "set", "game", features, {"train": [record]}, {})
+    with pytest.raises(ValueError, match=r"record 0, step 0: camera"):
+        Windows(game_domain(), store, "train")
 
 
 def test_a_window_takes_the_instruction_of_its_first_step(tmp_path):
@@ -126,9 +212,9 @@ def test_an_instruction_longer_than_the_domain_allows_is_refused_at_once(tmp_pat
 def test_the_index_is_kept_until_the_files_change(tmp_path, monkeypatch):
     store = babyai_store(tmp_path / "set")
     first = split_index(store, "train", "instruction")
-    scan = windows_module._scan
+    scan = split_index_module._scan
     scanned = []
-    monkeypatch.setattr(windows_module, "_scan", lambda *a: scanned.append(a) or scan(*a))
+    monkeypatch.setattr(split_index_module, "_scan", lambda *a: scanned.append(a) or scan(*a))
     again = split_index(open_store(tmp_path / "set"), "train", "instruction")
     assert not scanned
     for name in ("length_N", "ends_N", "text_of_step"):
@@ -186,5 +272,5 @@ def test_the_real_language_table_set_is_cut_into_windows(language_table_data):
     assert len(window.steps) == 4
     assert window.steps[-1].action_ids.tolist() == domain.spec.terminal_ids().tolist()
     episode = store.split("test")[int(windows.record[number])]
-    first = episode.values(domain.image, int(windows.start[number]), int(windows.start[number]) + 1)[0]
+    first = episode.values(domain.cameras[0], int(windows.start[number]), int(windows.start[number]) + 1)[0]
     np.testing.assert_array_equal(window.steps[0].frames[0], prepare_image(first, 32))

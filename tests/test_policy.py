@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from data_stores import babyai_domain, language_table_domain
+from data_stores import CAMERAS, babyai_domain, clip_domain, language_table_domain
 from packed_rows import random_params
 from small_runs import Trained, differing, straight_run
 
@@ -76,7 +76,7 @@ def act(policy: Policy, image: np.ndarray, env_id: Any = 0) -> np.ndarray:
 def training_logits(domain: Domain, windows: Sequence[Window]) -> list[np.ndarray]:
     """The logits (L, K) of the ids of the last action of each window, in the layout of training."""
     config = make_config(domain)
-    size = row_size([domain], 1 + PATCHES, domain.window)
+    size = row_size([domain], 1 + PATCHES, domain.images)
     batch = stack([lay_out((window,), size, 1 + PATCHES, PATCHES) for window in windows])
     output: Any = jax.jit(Agent(config.model).apply)({"params": random_params(config.model)}, batch)
     ends = [window_need(window, 1 + PATCHES).targets for window in windows]
@@ -181,6 +181,42 @@ def test_a_policy_of_another_temperature_has_its_own_histories(table: Policy):
     np.testing.assert_array_equal(act(table, second), expected)
     assert (table.temperature, twin.temperature) == (0.0, 1.0)
     assert len(twin._episodes[0].steps) == len(table._episodes[0].steps) == 2
+
+
+def test_several_cameras_are_laid_out_as_in_training_whether_they_come_by_name_or_in_order(
+        monkeypatch: pytest.MonkeyPatch):
+    domain = babyai_domain(cameras=CAMERAS, window=2, max_text=32)
+    policy = make_policy(domain)
+    heard = listen(policy, monkeypatch)
+    pairs = make_images(6).reshape(3, 2, 16, 16, 3)
+    history, windows = [], []
+    for front, wrist in pairs:
+        ids = domain.spec.encode(policy.act([{"wrist": wrist, "front": front}], [TEXT], [0])[0])
+        assert domain.spec.encode(policy.act([(front, wrist)], [TEXT], [1])[0]).tolist() == ids.tolist()
+        history = [*history, Step((front, wrist), np.zeros(0, np.int32), ids)][-2:]
+        windows.append(Window(domain.index, domain.text_ids(TEXT), tuple(history), seed=0))
+    for window, by_name, in_order, logits_LK in zip(windows, heard[::2], heard[1::2], training_logits(domain, windows),
+                                                    strict=True):
+        legal = np.isfinite(by_name)
+        np.testing.assert_array_equal(by_name, in_order)
+        chosen = logits_LK[1][domain.spec.automaton.ids_A[legal]]  # of the id between the delimiters
+        np.testing.assert_allclose(by_name[legal], chosen, rtol=0, atol=1e-5)
+        assert len(window.steps[-1].frames) == 2
+
+
+@pytest.mark.parametrize("images", [make_images(1)[0], {"front": make_images(1)[0]}, (make_images(1)[0],),
+                                    {name: make_images(1)[0] for name in ("front", "wrist", "back")}],
+                         ids=["image", "mapping", "tuple", "one too many"])
+def test_a_missing_or_an_unknown_camera_is_refused_with_the_names(images: Any):
+    policy = make_policy(babyai_domain(cameras=CAMERAS, max_text=32))
+    with pytest.raises(ValueError, match=r"domain 'babyai' sees through front, wrist; found .* expected an image of"):
+        policy.act([images], [TEXT], [0])
+
+
+@pytest.mark.parametrize("layout", ["answer", "label"])
+def test_a_domain_without_actions_is_nothing_to_act_with(layout: str):
+    with pytest.raises(ValueError, match=f"domain 'clips' has the layout '{layout}', which predicts no actions"):
+        make_policy(clip_domain(layout))
 
 
 def test_mistaken_calls_are_answered_with_what_was_found(table: Policy):

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
+from data_stores import arm_store
 from random_huggingface import save_vision
-from small_runs import Trained, differing, listing, open_run, small_config, store_directory, straight_run
+from small_runs import Trained, copied, differing, listing, open_run, small_config, store_directory, straight_run
 
+from agent_jax import checkpoint_meta, presets
 from agent_jax.checkpoint import Checkpoints
-from agent_jax.config import InitConfig, MeshConfig, PretrainedConfig
+from agent_jax.config import (
+    Config,
+    DataConfig,
+    DomainConfig,
+    InitConfig,
+    MeshConfig,
+    PretrainedConfig,
+    VocabularyConfig,
+)
 from agent_jax.data.domains import Domain
 from agent_jax.optimizer import averaged_params, make_optimizer
+from agent_jax.policy import Policy
 from agent_jax.restart import Start, config_changes, restore_acting_parameters, start
 from agent_jax.sharding import make_mesh
 from agent_jax.train_state import abstract_params
@@ -81,6 +95,23 @@ def test_a_workdir_of_another_config_is_refused_with_every_field_that_differs(st
     assert listing(straight.workdir) == before
 
 
+def test_a_workdir_of_format_version_1_is_resumed_and_acts(straight: Trained, tmp_path: Path):
+    workdir = copied(straight.workdir, tmp_path / "old")
+    for path in (workdir / "checkpoints").glob("*/meta/data.json"):
+        meta = json.loads(path.read_text())
+        for domain in (meta["domains"]["tiles"], meta["config"]["data"]["domains"]["tiles"]):
+            (domain["image"],) = domain.pop("cameras")
+            for name in ("layout", "sampling", "answer", "max_answer", "label"):
+                del domain[name]
+        del meta["config"]["model"]["classes"], meta["config"]["loss"]["label"]
+        meta |= {"format_version": 1}
+        path.write_text(json.dumps({**meta, "checksum": checkpoint_meta._checksum(meta)}))
+    found = start_on_one_device(straight, workdir)
+    assert found.rung.startswith("resumed from step 20")
+    assert list(differing(found.state, straight.state)) == []
+    assert Policy.load(workdir).domain.to_meta() == straight.run.data.domains[0].to_meta()
+
+
 def test_a_workdir_of_another_vocabulary_is_refused(straight: Trained):
     before = listing(straight.workdir)
     with pytest.raises(ValueError, match=r"another vocabulary .*blocks: babyai, iafm here, babyai there"):
@@ -96,6 +127,37 @@ def test_a_workdir_of_another_action_spec_is_refused(straight: Trained):
         start_on_one_device(straight, straight.workdir,
                             domains=(dataclasses.replace(domain, spec=faster.bind(domain.vocabulary)),))
     assert listing(straight.workdir) == before
+
+
+def arm_config(store: Path) -> Config:
+    """A run on `arm_store` with bounds from the data and a vocabulary block of its own."""
+    spec = presets.arm_spec("my_arm", names=("dx", "grip"), bounds="quantiles", count=21)
+    domain = DomainConfig(path=str(store), action_spec=spec, window=2, stride=2, max_text=16)
+    return dataclasses.replace(small_config(store), vocabulary=VocabularyConfig(blocks=("my_arm",)),
+                               data=DataConfig(domains={"arm": domain}))
+
+
+def test_bounds_found_in_the_data_are_those_of_the_checkpoint_and_other_data_are_refused(tmp_path: Path):
+    values = np.linspace((-1.0, 0.0), (1.0, 5.0), 101)
+    config = arm_config(tmp_path / "data")
+    arm_store(tmp_path / "data", [values])
+    run = open_run(config, tmp_path / "run")
+    with run.checkpoints:
+        run.save(run.first.state, None, None)
+    shutil.rmtree(tmp_path / "data")
+    arm_store(tmp_path / "data", [values * [1.0, 1.1]])
+    before = listing(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"'arm' was trained with another ActionSpec .*parts\[1\].low: 0.0549\d+ here"):
+        open_run(config, tmp_path / "run")
+    assert listing(tmp_path / "run") == before
+
+    shutil.rmtree(tmp_path / "data")  # acting needs neither the data nor the config
+    policy = Policy.load(tmp_path / "run")
+    assert policy.domain.spec is not None
+    low, high = policy.domain.spec.spec.bounds("action")
+    np.testing.assert_allclose([low, high], np.quantile(values, [0.01, 0.99], axis=0), rtol=1e-6)
+    (action,) = policy.act([np.zeros((8, 8, 3), np.uint8)], ["lift"], [0])
+    assert np.all((low <= action["action"]) & (action["action"] <= high + (high - low) / 40))
 
 
 def test_how_a_run_is_carried_out_may_change_and_what_it_computes_may_not():

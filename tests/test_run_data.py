@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data_stores import arm_store
 from small_runs import listing, small_config, store_directory
 
-from agent_jax.config import DataConfig
+from agent_jax import presets
+from agent_jax.config import DataConfig, DomainConfig, VocabularyConfig, from_config_dict
 from agent_jax.run_data import open_data, with_vocabulary
 
 
@@ -26,7 +29,7 @@ def test_domains_are_numbered_by_name_and_share_the_vocabulary(store: Path):
     assert [(domain.name, domain.index) for domain in data.domains] == [("again", 0), ("tiles", 1)]
     assert len(data.train.counts) == 2
     assert with_vocabulary(config, data.vocabulary).model.language.vocabulary_size == data.vocabulary.size
-    assert "  tiles: " in data.summary()
+    assert "  tiles " in data.summary()
 
 
 def test_the_gathered_demonstrations_stand_in_for_a_path_that_is_not_given(store: Path):
@@ -59,3 +62,36 @@ def test_a_directory_that_is_no_data_set_is_refused_and_left_as_it_is(tmp_path: 
 def test_a_run_without_data_sets_is_refused():
     with pytest.raises(ValueError, match="config.data.domains: empty"):
         open_data(dataclasses.replace(small_config(Path("x")), data=DataConfig()))
+
+
+def test_a_block_of_ones_own_is_made_of_the_specs_of_the_data_sets(tmp_path: Path):
+    own = presets.state_spec("two", names=("x",), key="state", low=0, high=1, count=3, block="mine")
+    one = arm_store(tmp_path / "one", [np.zeros((4, 1))])
+    two = arm_store(tmp_path / "two", [np.zeros((4, 1))], metadata={"state_spec": own})  # that no config knows
+    domains = {
+        name: DomainConfig(path=str(store.directory), window=2, stride=2, max_text=16, action_spec=presets.arm_spec(
+            name, names=(f"d{name}",), low=-1, high=1, count=3, block="mine"))
+        for name, store in (("two", two), ("one", one))}
+    config = dataclasses.replace(small_config(tmp_path), data=DataConfig(domains=domains),
+                                 vocabulary=VocabularyConfig(blocks=("babyai", "mine")))
+    data = open_data(config)
+    assert data.vocabulary.blocks[1].tokens == (
+        "STARTACTION", "ENDOFACTION", "done_0", "done_1", "done_2", "dtwo_0", "dtwo_1", "dtwo_2",
+        "STARTSTATE", "ENDOFSTATE", "state x_0", "state x_1", "state x_2")
+    assert "states of two: two" in data.summary()
+    nobody = dataclasses.replace(config, vocabulary=VocabularyConfig(blocks=("mine", "your")))
+    with pytest.raises(ValueError, match=r"config.vocabulary.blocks: 'your' is none of the known blocks"):
+        open_data(nobody)
+    nowhere = dataclasses.replace(config, vocabulary=VocabularyConfig(blocks=("babyai",)))
+    with pytest.raises(ValueError, match=r"vocabulary has no block 'mine'; .* add it to config.vocabulary.blocks"):
+        open_data(nowhere)
+
+
+def test_the_arm_in_the_docs_is_a_config_that_opens(root: Path, tmp_path: Path):
+    text = (root / "docs" / "data.md").read_text(encoding="utf-8")
+    (example,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "arm_spec" in block]
+    rng = np.random.default_rng(0)
+    arm_store(tmp_path / "set", [rng.uniform(0, 0.05, (8, 4))], [rng.normal(size=(8, 3))])
+    example = example.replace('"DIR"', repr(str(tmp_path / "set")))
+    made = presets.build("", {"": [lambda config: exec(example, {"config": config, "presets": presets})]})
+    assert "states of my_arm" in open_data(from_config_dict(made)).summary()

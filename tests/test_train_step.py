@@ -13,6 +13,7 @@ import pytest
 
 from agent_jax.batch import Batch, RowSize
 from agent_jax.config import (
+    AugmentationConfig,
     Config,
     DataConfig,
     DomainConfig,
@@ -25,11 +26,13 @@ from agent_jax.config import (
     VisionConfig,
 )
 from agent_jax.losses import total
+from agent_jax.models.augmentation import augment
 from agent_jax.optimizer import averaged_params, learning_rate_schedule, make_optimizer
 from agent_jax.sharding import batch_sharding, make_mesh, shard_batch
-from agent_jax.train_state import abstract_params, abstract_state, init_state
-from agent_jax.train_step import make_eval_step, make_train_step, microbatches, row_keys
+from agent_jax.train_state import STEP_KEY, abstract_params, abstract_state, init_state, purpose_key
+from agent_jax.train_step import AUGMENTATION_KEY, make_eval_step, make_train_step, microbatches, row_keys
 
+PAPER_COLOURS = AugmentationConfig(brightness=(0.7, 1.4), saturation=(0.7, 1.4), hue=0.05)
 SIZES = {"width": 16, "depth": 2, "heads": 4, "mlp_width": 32}
 ROWS_OF_BATCH = 16
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # compiles in half the time
@@ -167,6 +170,36 @@ def test_masks_and_dropout_change_with_the_step_and_repeat_with_it(trained):
         jnp.asarray(number, jnp.int32), state.step.sharding))
     losses = [float(step(at(number), batch)[1].loss) for number in (3, 4, 3)]
     assert losses[0] == losses[2] != losses[1]
+
+
+def test_a_step_sees_and_paints_augmented_images_and_changes_neither_masks_nor_dropout(host_params):
+    mesh, optimizer = one_device(), optax.sgd(0.0)
+    config = dataclasses.replace(make_config(), data=DataConfig(
+        domains={"one": DomainConfig(), "two": DomainConfig()}, augmentation=PAPER_COLOURS))
+    batch = shard_batch(make_batch(), mesh)
+    state = init_state(config, mesh, optimizer, host_params)
+
+    def metrics(config, batch, number):
+        at = dataclasses.replace(jax.tree.map(jnp.copy, state), step=jax.device_put(
+            jnp.asarray(number, jnp.int32), state.step.sharding))
+        step = make_train_step(config, mesh, optimizer).lower(at, batch).compile(compiler_options=QUICK)
+        return jax.device_get(step(at, batch)[1])
+
+    key = jax.random.fold_in(purpose_key(config.seed, STEP_KEY), 3)
+    by_hand = augment(batch.frames_BFHWC, row_keys(key, batch.seed_B, AUGMENTATION_KEY), PAPER_COLOURS)
+    assert np.abs(by_hand - np.asarray(batch.frames_BFHWC, np.float32)).mean() > 5
+    expected = metrics(make_config(), dataclasses.replace(batch, frames_BFHWC=by_hand), 3)
+    found = metrics(config, batch, 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6), found, expected)
+
+
+def test_validation_does_not_augment(host_params):
+    batch = make_batch(visual_tokens=17, slots=44)
+    augmented = dataclasses.replace(make_config(), data=DataConfig(
+        domains={"one": DomainConfig(), "two": DomainConfig()}, augmentation=PAPER_COLOURS))
+    one, other = (str(make_eval_step(config, one_device()).trace(host_params, batch).jaxpr)
+                  for config in (make_config(), augmented))
+    assert one == other
 
 
 def test_the_keys_of_a_row_follow_its_seed_not_its_place():

@@ -5,7 +5,10 @@
        ^ ^ ^ ^ ^ language targets                 ^ ^ ^ ^ action targets: each is predicted by the slot before it
 
 Visual and state slots carry no target. Several windows may share a row: `segment` keeps them apart, `position` starts
-anew in each.
+anew in each. Where no actions are predicted, the text is a prompt without targets, and the images of a camera one clip:
+
+    answer:  </s> prompt  clip (1 CLS + F * P)  answer </s>     a caption, or the answer to the prompt
+    label:   </s> prompt  clip (1 CLS + F * P)                  label_B; one window a row
 """
 
 from __future__ import annotations
@@ -47,7 +50,9 @@ class Window:
     seed: int  # uint32; from which recording and step, and which pass over the data
     video: bool = False  # the images of a camera form one clip, whose CLS token stands once
     first_position: int = 0  # of the first step's first slot; 0: it follows the instruction
-    label: int = -1
+    prompt: bool = False  # the text is an input only
+    answer_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # after the steps
+    label: int = -1  # class of the clip; a window with one has a row for itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +72,17 @@ def window_need(window: Window, visual_tokens: int) -> Need:
         visual -= frames - len(window.steps[0].frames)  # the CLS stands once a clip, and each camera is a clip
     actions = sum(len(step.action_ids) for step in window.steps)
     states = sum(len(step.state_ids) for step in window.steps)
-    return Need(frames, len(window.text_ids) + visual + states + actions, len(window.text_ids) - 1 + actions)
+    text, answer = len(window.text_ids), len(window.answer_ids)
+    return Need(frames, text + visual + states + actions + answer, (text - 1) * (not window.prompt) + actions + answer)
 
 
 def lay_out(windows: Sequence[Window], size: RowSize, visual_tokens: int, patches: int) -> Row:
     """One row of training or evaluation.
 
-    Every token of an instruction after its </s> is a language target of weight 1; every id of an action, delimiters
-    included, is an action target of the step's weight. The denominator of eq. 5 counts, over a window, what carries a
-    weight: language targets, action targets, and `patches` an image.
+    Every token of an instruction after its </s>, unless it is a prompt, and every token of an answer is a language
+    target of weight 1; every id of an action, delimiters included, is an action target of the step's weight. The
+    denominator of eq. 5 counts, over a window, what carries a weight: language targets, action targets, and `patches`
+    an image.
 
     Args:
         windows: the samples of the row, in order.
@@ -87,8 +94,11 @@ def lay_out(windows: Sequence[Window], size: RowSize, visual_tokens: int, patche
         The fields of `Batch` without their B axis.
 
     Raises:
-        ValueError: if the windows need more images, slots or targets than the row has.
+        ValueError: if the windows need more images, slots or targets than the row has, or one with a label has company.
     """
+    if len(windows) > 1 and any(window.label >= 0 for window in windows):
+        raise ValueError(f"row: found {len(windows)} windows with labels {[window.label for window in windows]}; a row "
+                         "has one label, expected a window with a label alone")
     needs = [window_need(window, visual_tokens) for window in windows]
     for name, field in (("frames", "F"), ("slots", "S"), ("targets", "T")):
         needed = [getattr(need, name) for need in needs]
@@ -159,22 +169,29 @@ def row_size(domains: Sequence[Domain], visual_tokens: int, frames_per_row: int,
         raise ValueError(f"domains: found image sizes {sorted(sizes)}, expected one size for all")
     slots, targets = 1, 1
     for domain in domains:
-        step = visual_tokens + domain.action_length + domain.state_length
-        longest = domain.max_text + domain.window * step
-        if domain.window > frames_per_row:
-            raise ValueError(f"domain {domain.name!r}: window={domain.window} images do not fit into a row of "
+        cameras, text = len(domain.cameras), domain.max_text + domain.max_answer
+        step = cameras * visual_tokens + domain.action_length + domain.state_length
+        longest = text + domain.window * step
+        if domain.images > frames_per_row:
+            several = f" of {cameras} cameras: {domain.images}" if cameras > 1 else ""
+            raise ValueError(f"domain {domain.name!r}: window={domain.window}{several} images do not fit into a row of "
                              f"{frames_per_row}; shorten the window or allow more images a row")
         if positions and longest > positions:
-            raise ValueError(f"domain {domain.name!r}: a window takes {longest} positions (max_text={domain.max_text} "
-                             f"+ window={domain.window} x ({visual_tokens} visual + {domain.state_length} state + "
-                             f"{domain.action_length} action)), but the language model has {positions}; shorten window "
-                             "or max_text, or raise config.model.language.positions")
+            answer = f" + max_answer={domain.max_answer}" if domain.max_answer else ""
+            raise ValueError(f"domain {domain.name!r}: a window takes {longest} positions (max_text={domain.max_text}"
+                             f"{answer} + window={domain.window} x ({cameras * visual_tokens} visual + "
+                             f"{domain.state_length} state + {domain.action_length} action)), but the language model "
+                             f"has {positions}; shorten window or max_text, or raise config.model.language.positions")
         # A domain with short windows gets room for one text more than full windows need. Measured on episodes of 5
         # steps on average, in windows of 4: images fill 98% instead of 75% of a row of 4, 19% more images a slot.
         short = not domain.has_terminal and domain.window > 1
-        windows = min(frames_per_row, -(-frames_per_row // domain.window) + short)
-        slots = max(slots, windows * domain.max_text + frames_per_row * step)
-        targets = max(targets, windows * (domain.max_text - 1) + frames_per_row * domain.action_length)
+        steps = frames_per_row // cameras
+        windows = min(steps, -(-steps // domain.window) + short)
+        if domain.layout == "label":
+            steps, windows = domain.window, 1
+        text_targets = domain.max_text - 1 if domain.layout == "actions" else domain.max_answer
+        slots = max(slots, windows * text + steps * step)
+        targets = max(targets, windows * text_targets + steps * domain.action_length)
     return RowSize(frames=frames_per_row, image_size=sizes.pop(), slots=-(-slots // 8) * 8, targets=targets)
 
 
@@ -197,14 +214,13 @@ def _lay_out_window(row: Row, window: Window, need: Need, visual_tokens: int, pa
         row["position_BS"][slot + len(window.text_ids) : slots.stop] += window.first_position - len(window.text_ids)
     row["domain_BS"][slots], row["domain_BF"][frames], row["domain_BT"][targets] = (window.domain_index,) * 3
 
-    text = window.text_ids
+    text, answer = window.text_ids, window.answer_ids
+    denominator = len(answer)
     row["token_BS"][slot : slot + len(text)] = text
-    row["slot_BT"][target : target + len(text) - 1] = np.arange(slot, slot + len(text) - 1)
-    row["target_BT"][target : target + len(text) - 1] = text[1:]
-    row["language_weight_BT"][target : target + len(text) - 1] = 1.0
-    denominator = len(text) - 1
-    slot, target = slot + len(text), target + len(text) - 1
-    first_clip = frame
+    if not window.prompt:
+        target = _predict(row, text[1:], slot + 1, target, "language_weight_BT", 1.0)
+        denominator += len(text) - 1
+    slot, first_clip = slot + len(text), frame
     for number, step in enumerate(window.steps):
         for camera, image in enumerate(step.frames):
             first_token = 1 if window.video and number else 0
@@ -215,13 +231,20 @@ def _lay_out_window(row: Row, window: Window, need: Need, visual_tokens: int, pa
             row["clip_BF"][frame] = first_clip + camera if window.video else frame
             denominator += patches * (step.frame_weight > 0)
             slot, frame = slot + len(visual), frame + 1
-        states, actions = len(step.state_ids), len(step.action_ids)
-        row["token_BS"][slot : slot + states] = step.state_ids
-        slot += states
-        row["token_BS"][slot : slot + actions] = step.action_ids
-        row["slot_BT"][target : target + actions] = np.arange(slot - 1, slot + actions - 1)
-        row["target_BT"][target : target + actions] = step.action_ids
-        row["action_weight_BT"][target : target + actions] = step.action_weight
-        denominator += actions * (step.action_weight > 0)
-        slot, target = slot + actions, target + actions
+        row["token_BS"][slot : slot + len(step.state_ids)] = step.state_ids
+        slot += len(step.state_ids)
+        target = _predict(row, step.action_ids, slot, target, "action_weight_BT", step.action_weight)
+        slot += len(step.action_ids)
+        denominator += len(step.action_ids) * (step.action_weight > 0)
+    _predict(row, answer, slot, target, "language_weight_BT", 1.0)
     row["denominator_BT"][targets] = row["denominator_BF"][frames] = max(1, denominator)
+
+
+def _predict(row: Row, ids: np.ndarray, slot: int, target: int, kind: str, weight: float) -> int:
+    """Write ids from `slot` on, each a target of the slot before it, from `target` on; returns the next free target."""
+    end = target + len(ids)
+    row["token_BS"][slot : slot + len(ids)] = ids
+    row["slot_BT"][target:end] = np.arange(slot - 1, slot + len(ids) - 1)
+    row["target_BT"][target:end] = ids
+    row[kind][target:end] = weight
+    return end

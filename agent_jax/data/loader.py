@@ -22,7 +22,7 @@ from absl import flags
 from agent_jax.batch import Batch, RowSize
 from agent_jax.data.layout import Row, blank_row, lay_out, stack
 from agent_jax.data.mixture import Epoch, epoch_samples
-from agent_jax.data.packing import Plan, plan_rows
+from agent_jax.data.packing import Plan, fitted_size, plan_rows
 from agent_jax.data.windows import Windows
 
 State = dict[str, Any]  # JSON: rows of the run, epoch, row of the epoch, windows of each domain
@@ -31,7 +31,8 @@ State = dict[str, Any]  # JSON: rows of the run, epoch, row of the epoch, window
 class PackedRows:
     """The rows of an epoch, in order, each decoded when it is asked for."""
 
-    def __init__(self, windows: Sequence[Windows], size: RowSize, visual_tokens: int, patches: int, seed: int):
+    def __init__(self, windows: Sequence[Windows], size: RowSize, visual_tokens: int, patches: int, seed: int, *,
+                 fit: bool = False):
         """Of the domains' windows.
 
         Args:
@@ -40,6 +41,7 @@ class PackedRows:
             visual_tokens: V, visual tokens of an image as the model hands them over.
             patches: P, patches of an image.
             seed: of order and mixture.
+            fit: shorten the rows to what the windows of the first epoch fill.
 
         Raises:
             ValueError: no windows at all, or one that does not fit into a row.
@@ -47,11 +49,15 @@ class PackedRows:
         if not sum(len(domain) for domain in windows):
             raise ValueError("data: no windows in any domain, expected at least one")
         self.counts = [len(domain) for domain in windows]
-        self._windows, self._size, self._seed = tuple(windows), size, seed
+        self.windows, self.size, self._seed = tuple(windows), size, seed
         self._visual_tokens, self._patches = visual_tokens, patches
-        self._needs = [domain.needs(visual_tokens) for domain in windows]
+        self._first_needs = [domain.needs(visual_tokens) for domain in windows]
         self._weights = [domain.domain.weight for domain in windows]
         self._epochs: dict[int, tuple[Epoch, Plan]] = {}
+        if fit:
+            samples = epoch_samples(self.counts, self._weights, 0, seed)
+            largest = np.max([domain.largest(visual_tokens) for domain in windows], axis=0)
+            self.size = fitted_size(self._need(samples), largest, size, visual_tokens, self._alone(samples))
         self.plan(0)  # what does not fit is refused now, not in a worker
 
     def plan(self, epoch: int) -> Plan:
@@ -61,14 +67,14 @@ class PackedRows:
     def fill(self, epoch: int = 0) -> dict[str, float]:
         """The used share of the rows' images, slots and targets; see `Plan.fill`."""
         samples, plan = self._epoch(epoch)
-        return plan.fill(self._need(samples), self._size)
+        return plan.fill(self._need(samples), self.size)
 
     def row(self, epoch: int, number: int) -> Row:
         """A row, decoded and laid out."""
         samples, plan = self._epoch(epoch)
         chosen = [(samples.domain_N[i], int(samples.window_N[i]), int(samples.turn_N[i])) for i in plan.row(number)]
-        read = [self._windows[domain].read(window, turn) for domain, window, turn in chosen]
-        return lay_out(read, self._size, self._visual_tokens, self._patches)
+        read = [self.windows[domain].read(window, turn) for domain, window, turn in chosen]
+        return lay_out(read, self.size, self._visual_tokens, self._patches)
 
     def unweighted(self) -> PackedRows:
         """The same with every window exactly once an epoch, whatever the domains' weights in the mixture."""
@@ -80,19 +86,29 @@ class PackedRows:
 
     def blank(self) -> Row:
         """A row without weight."""
-        return blank_row(self._size)
+        return blank_row(self.size)
 
     def _need(self, samples: Epoch) -> np.ndarray:
         need_N3 = np.zeros((len(samples.domain_N), 3), np.int64)
-        for domain, needs in enumerate(self._needs):
+        for domain, windows in enumerate(self.windows):
             mine = samples.domain_N == domain
-            need_N3[mine] = needs[samples.window_N[mine]]
+            if windows.domain.sampling != "random":
+                need_N3[mine] = self._first_needs[domain][samples.window_N[mine]]
+                continue
+            for turn in np.unique(samples.turn_N[mine]).tolist():
+                now = mine & (samples.turn_N == turn)
+                need_N3[now] = windows.needs(self._visual_tokens, turn)[samples.window_N[now]]
         return need_N3
+
+    def _alone(self, samples: Epoch) -> np.ndarray:
+        """Which samples have a row for themselves, since a row has one label."""
+        return np.asarray([windows.domain.layout == "label" for windows in self.windows])[samples.domain_N]
 
     def _epoch(self, epoch: int) -> tuple[Epoch, Plan]:
         if epoch not in self._epochs:
             samples = epoch_samples(self.counts, self._weights, epoch, self._seed)
-            made = samples, plan_rows(self._need(samples), self._size, (self._seed, epoch))
+            made = samples, plan_rows(self._need(samples), self.size, (self._seed, epoch),
+                                      alone_N=self._alone(samples))
             # Batches made ahead straddle two epochs at most; three, so that none is made twice.
             self._epochs = {**dict(list(self._epochs.items())[-2:]), epoch: made}
         return self._epochs[epoch]

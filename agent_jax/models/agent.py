@@ -3,6 +3,7 @@ r"""The agent: encode the images, gather the row, attend causally, read the targ
     frames -> patches -> vision(all or visible) -> connector -> gather by visual_BS \\
                                                    tokens -> embed by token_BS    --> language -> slot_BT -> logits_BTK
     frames -> patches -> vision(visible) -> mae -> predicted_BFIX
+    CLS of the row's first clip -> classifier -> classes_BY     (config.model.classes only)
 
 Whatever the domain, this is the only path; which slot holds what is the host's decision (batch.py).
 """
@@ -29,12 +30,13 @@ Params = dict[str, Any]  # nested dict of f32 arrays
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AgentOutput:
-    """What the losses need, all in f32. The last three are None without a mask."""
+    """What the losses need, all in f32. The three after the logits are None without a mask."""
 
     logits_BTK: jax.Array
     predicted_BFIX: jax.Array | None = None  # normalised pixels of the hidden patches, as painted
     pixels_BFIX: jax.Array | None = None  # and as they are
     mask: PatchMask | None = None
+    classes_BY: jax.Array | None = None  # logits of the class of the row's first clip; None without a class head
 
 
 def training_visual_tokens(config: ModelConfig) -> int:
@@ -56,6 +58,8 @@ class Agent(nn.Module):
         self.vision = VisionEncoder(c.vision, dtype, c.remat, c.unroll)
         self.connector = Dense((c.language.width,), dtype)
         self.language = LanguageModel(c.language, dtype, c.remat, c.unroll)
+        if c.classes:
+            self.classifier = Dense((c.classes,), jnp.dtype(jnp.float32))
         self.mae = MaeDecoder(c.mae, c.vision.patch_size**2 * 3, grid, dtype, c.remat, c.unroll)
 
     def __call__(
@@ -88,21 +92,36 @@ class Agent(nn.Module):
         elif tokens_BFVD is None:
             raise ValueError('visual_tokens="visible" needs mask_keys_B: only a masked pass has visible tokens')
         logits_BTK = self.read_row(batch, self.connector(tokens_BFVD), dropout_keys_B)
-        return AgentOutput(logits_BTK, predicted, pixels, mask)
+        classes_BY = self.classify(tokens_BFVD, batch.clip_BF) if self.config.classes else None
+        return AgentOutput(logits_BTK, predicted, pixels, mask, classes_BY)
+
+    def classify(self, tokens_BFVD: jax.Array, clip_BF: jax.Array) -> jax.Array:
+        """classes_BY, f32 logits of the class of each row's first clip, from the CLS of its images (B, F, V, D).
+
+        In a model with temporal attention they are copies of one CLS. In one without, each is of its own image, and
+        their mean stands for the clip.
+        """
+        member_BF = (clip_BF == clip_BF[:, :1]).astype(jnp.float32)
+        sum_BD = jnp.einsum("BF,BFD->BD", member_BF, tokens_BFVD[:, :, 0].astype(jnp.float32))
+        return self.classifier(sum_BD / jnp.sum(member_BF, axis=1, keepdims=True))
 
     def encode(self, frames_BFHWC: jax.Array, clip_BF: jax.Array) -> jax.Array:
         """Projected visual tokens (B, F, 1 + P, D) of unmasked images."""
         patches_BFPX = patchify(frames_BFHWC, self.config.vision.patch_size)
         return self.connector(self.vision(patches_BFPX, clip_BF)[0])
 
-    def read_row(self, batch: Batch, visual_BFVD: jax.Array, dropout_keys_B: jax.Array | None = None) -> jax.Array:
-        """logits_BTK of a row whose images are already encoded and projected."""
+    def embed_row(self, batch: Batch, visual_BFVD: jax.Array) -> jax.Array:
+        """x_BSD, the language model's input: token embeddings and visual tokens, each in its slot."""
         B, F, V, D = visual_BFVD.shape
         flat_BVD = visual_BFVD.reshape(B, F * V, D)
         index_BS = jnp.clip(batch.visual_BS, 0, F * V - 1)
         visual_BSD = jnp.take_along_axis(flat_BVD, index_BS[..., None], axis=1)
         token_BSD = self.language.embed(batch.token_BS)
-        x_BSD = jnp.where((batch.visual_BS >= 0)[..., None], visual_BSD, token_BSD)
+        return jnp.where((batch.visual_BS >= 0)[..., None], visual_BSD, token_BSD)
+
+    def read_row(self, batch: Batch, visual_BFVD: jax.Array, dropout_keys_B: jax.Array | None = None) -> jax.Array:
+        """logits_BTK of a row whose images are already encoded and projected."""
+        x_BSD = self.embed_row(batch, visual_BFVD)
         hidden_BSD, _ = self.language(x_BSD, batch.position_BS, batch.segment_BS, dropout_keys_B)
         hidden_BTD = jnp.take_along_axis(hidden_BSD, jnp.clip(batch.slot_BT, 0, None)[..., None], axis=1, mode="clip")
         return self.language.logits(hidden_BTD)

@@ -24,7 +24,10 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def patchify(frames_BFHWC: jax.Array, patch_size: int) -> jax.Array:
-    """CLIP-normalised patches_BFPX of uint8 images; X runs over row, column, channel; P over rows, then columns."""
+    """CLIP-normalised patches_BFPX of images in 0..255; X runs over row, column, channel; P over rows, then columns.
+
+    Images are uint8, or f32 where they are augmented (augmentation.py).
+    """
     B, F, height, width, C = frames_BFHWC.shape
     rows, columns = height // patch_size, width // patch_size
     scale = 1.0 / (255.0 * np.asarray(PIXEL_STD, np.float32))

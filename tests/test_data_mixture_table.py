@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from data_stores import CAMERAS, babyai_domain, babyai_store, clip_domain, clip_store
+
+from agent_jax.data.mixture_table import check_labels, mixture_table
+from agent_jax.data.windows import Windows
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("AGENT_JAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_table_says_what_each_domain_adds_to_an_epoch_and_to_the_run(tmp_path):
+    tiles = Windows(babyai_domain(weight=0.5), babyai_store(tmp_path / "tiles"), "train")
+    clips = Windows(clip_domain("label", cameras=CAMERAS, sampling="random"), clip_store(tmp_path / "clips"), "train")
+    table = mixture_table([tiles, clips], epochs=3.0)
+    assert [line.split() for line in table[:3]] == [
+        ["domain", "layout", "actions", "window", "episodes", "frames", "windows", "weight", "share", "epochs"],
+        ["babyai", "actions", "babyai", "4/4", "6", "27", "10", "0.5", "45.5%", "1.50"],
+        ["clips", "label", "-", "3", "random", "3", "36", "6", "1", "54.5%", "3.00"],
+    ]
+    assert len({len(line) for line in table[:3]}) == 1  # columns stand below each other
+    assert table[3:] == ["  clips: 2 classes; the most frequent, 2, has 83.3% of the windows"]
+
+
+def test_a_label_beyond_the_classes_of_the_model_is_refused_with_its_record(tmp_path):
+    clips = Windows(clip_domain("label"), clip_store(tmp_path / "clips"), "train")
+    check_labels(clips, classes=3)
+    with pytest.raises(ValueError, match=r"found class 2 in record 0 of split 'train', expected 0 to 1; raise"):
+        check_labels(clips, classes=2)
