@@ -33,6 +33,7 @@ REQUIRED = [
     "chex>=0.1.92,<0.2",
     "ml_collections>=1.1,<2",
     "transformers>=5,<6",  # 5 dropped the Flax models; ours never used them
+    "huggingface_hub>=1.31,<3",  # as transformers asks for
     "tokenizers>=0.22.2,<0.24",
     "safetensors>=0.8,<1",
     "tensorflow-datasets>=4.9.10,<5",  # reads array_record without TensorFlow
@@ -42,14 +43,24 @@ REQUIRED = [
     "scipy>=1.14,<2",
     "tensorboardX>=2.6,<3",  # writes TensorBoard's files without TensorFlow
     "pillow>=11,<14",
+    "simplejpeg>=1.9,<2",
+    "cykooz-resizer>=4.0.1,<5",  # Pillow's resize with vector instructions
     "absl-py>=2.1,<3",
+    "google-crc32c>=1.7,<2",  # checksums of TFRecord
+    "tqdm>=4.66,<5",
     "etils[epath]>=1.9,<2",  # paths on local disk and in buckets alike
 ]
 
+DATA = [
+    "av>=18.1,<19",  # FFmpeg
+    "pyarrow>=21,<28",  # parquet
+    "pydicom>=3.0.1,<4",  # decodes JPEG and RLE by Pillow and itself
+    "pyyaml>=6,<7",
+]
 BABYAI = ["minigrid>=3.2.0,<3.3"]
 TORCH = ["torch==2.13.0"]  # parity is held to 1e-5, so to one version
 LINT = ["ruff>=0.14,<0.18", "pyright[nodejs]>=1.1.400,<1.2"]  # with a Node.js of its own
-TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *BABYAI, *TORCH, *LINT]
+TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *DATA, *BABYAI, *TORCH, *LINT]
 
 setup(
     name="agent_jax",
@@ -66,6 +77,7 @@ setup(
     install_requires=REQUIRED,
     extras_require={
         "babyai": BABYAI,  # the simulator of configs/babyai.py
+        "data": DATA,  # video, DICOM, parquet, YAML: what `python -m agent_jax.data prepare` reads them with
         "torch": TORCH,  # the weight converter's parity checks
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],

@@ -166,7 +166,8 @@ def test_tfrecord_is_refused_with_the_command_that_converts_it(tmp_path):
     babyai_store(tmp_path / "set")
     info = tmp_path / "set" / "dataset_info.json"
     info.write_text(json.dumps({**json.loads(info.read_text()), "fileFormat": "tfrecord"}))
-    with pytest.raises(ValueError, match=r"file format 'tfrecord', expected 'array_record'.*tfds convert_format"):
+    message = r"file format 'tfrecord', expected 'array_record'.*prepare --source rlds --path .*/set"
+    with pytest.raises(ValueError, match=message):
         open_store(tmp_path / "set")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -39,6 +40,30 @@ def test_resize_is_the_antialiased_triangle_filter_without_crop(shape):
     assert found.shape == (56, 56, 3)
     assert found.dtype == np.uint8
     assert np.abs(found - expected).max() <= 1.01  # Pillow rounds after each axis
+
+
+@pytest.mark.parametrize("size", [224, 56, 30, 300])
+@pytest.mark.parametrize("shape", [(180, 320), (56, 56), (31, 47)])
+def test_resize_is_pillows_up_to_the_rounding_of_one_level(shape, size):
+    for image in (picture(*shape), np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)):
+        pillows = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        assert np.abs(prepare_image(image, size).astype(int) - pillows.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 30}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_of_any_kind_gives_the_pixels_that_pillow_gives(mode, options):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(33, 50)).convert(mode).save(buffer, "jpeg", **options)
+    pillows = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
+    np.testing.assert_array_equal(prepare_image(buffer.getvalue(), 0), pillows)
+
+
+def test_images_are_resized_in_several_threads_at_a_time():
+    images = [np.full((40, 60, 3), level, np.uint8) for level in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: prepare_image(image, 16), images))
+    assert [int(image[3, 5, 1]) for image in found] == list(range(200))
 
 
 def test_an_image_of_the_right_size_keeps_its_very_pixels():

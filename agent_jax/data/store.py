@@ -99,9 +99,7 @@ class Split:
     def __init__(self, name: str, where: str, source: Any, fields: Mapping[str, Field]):
         self.name, self.fields = name, fields
         self._where, self._source = where, source
-        steps = [field for field in fields.values() if field.per_step]
-        # Counting steps costs least on a scalar.
-        self._length_field = min(steps, key=lambda field: (field.kind != "array", -1 in field.shape, field.shape))
+        self._length_field = length_field(fields, where)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -112,6 +110,10 @@ class Split:
     def __getitem__(self, number: int) -> Episode:
         where = f"{self._where}, split {self.name!r}, record {number}"
         return Episode(self._source[number], where, self.fields, self._length_field)
+
+    def serialized(self, number: int) -> bytes:
+        """The record as it lies in its file: a tf.train.Example."""
+        return bytes(self._source[number])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,11 @@ class Store:
     metadata: Mapping[str, Any]  # of agent_jax.json; empty in a foreign data set
     splits: Mapping[str, int]  # records by split
     _builder: Any = dataclasses.field(repr=False)
+
+    @property
+    def features(self) -> tfds.features.FeaturesDict:
+        """The TFDS features of its records."""
+        return self._builder.info.features
 
     def split(self, name: str) -> Split:
         """The episodes of a split.
@@ -191,17 +198,29 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     file_format = json.loads((directory / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
     if file_format != "array_record":
         raise ValueError(f"{directory}: file format {file_format!r}, expected 'array_record', which can be read at "
-                         f"random; convert it with `tfds convert_format --dataset_version_dir={directory} "
-                         "--out_file_format=array_record --out_dir=NEW` (needs TensorFlow)")
+                         f"random; convert it with `python -m agent_jax.data prepare --source rlds --path {directory} "
+                         "--out NEW` (without TensorFlow)")
     builder = tfds.builder_from_directory(str(directory))
     fields = features_fields(builder.info.features)
-    if not any(field.per_step for field in fields.values()):
-        raise ValueError(f"{directory}: no {STEPS!r} field that is a Dataset of time steps (RLDS); it has "
-                         f"{_list_of(fields)}")
+    length_field(fields, str(directory))
     own = directory / METADATA_FILE
     metadata = json.loads(own.read_text()) if own.is_file() else {}
     splits = {name: split.num_examples for name, split in builder.info.splits.items()}
     return Store(directory, builder.info.name, fields, metadata, splits, builder)
+
+
+def length_field(fields: Mapping[str, Field], where: str) -> Field:
+    """The field whose values tell how many steps a record has.
+
+    Raises:
+        ValueError: the data have no field of steps; names `where` they are.
+    """
+    steps = [field for field in fields.values() if field.per_step]
+    if not steps:
+        raise ValueError(f"{where}: no {STEPS!r} field that is a Dataset of time steps (RLDS); it has "
+                         f"{_list_of(fields)}")
+    # Counting steps costs least on a scalar.
+    return min(steps, key=lambda field: (field.kind != "array", -1 in field.shape, field.shape))
 
 
 def _list_of(names: Any) -> str:

@@ -8,7 +8,6 @@ whole directory. What was interrupted is begun again with the shards that are th
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -20,40 +19,47 @@ from typing import Any, Literal, Self
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from PIL import Image
 
 from agent_jax.data.store import METADATA_FILE, STEPS, Example, Field, Store, features_fields, open_store
-from agent_jax.data.transforms import encode_png
+from agent_jax.data.transforms import encode_jpeg, encode_png
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # shape and dtype by key, as ActionSpec.fields gives them
+
+SUMMARY = "summary"  # of agent_jax.json: what was counted while the data were made
 
 # One record a chunk, or random access decompresses its neighbours too. The images are compressed already.
 _OPTIONS = "group_size:1,uncompressed"
 
 
-def episode_features(image_shape: tuple[int, int, int], actions: Shapes, observations: Shapes | None = None,
-                     encoding: Literal["png", "jpeg"] = "png") -> tfds.features.FeaturesDict:
+def episode_features(image_shape: tuple[int, int, int] | Mapping[str, tuple[int, int, int]], actions: Shapes,
+                     observations: Shapes | None = None, encoding: Literal["png", "jpeg"] = "png", *,
+                     answers: bool = False, labels: bool = False) -> tfds.features.FeaturesDict:
     """The schema of a record: an episode or a segment of one.
 
     Args:
-        image_shape: height, width, 3.
+        image_shape: height, width, 3 of the camera `rgb`; or those of several cameras, by name.
         actions: fields of steps/.
-        observations: fields of steps/observation/ beside the image `rgb`.
+        observations: fields of steps/observation/ beside the images.
         encoding: of the images; PNG is exact.
+        answers: whether records hold an `answer`, what is to be said after the instruction.
+        labels: whether records hold a class `label`.
     """
 
     def arrays(shapes: Shapes) -> dict[str, Any]:
         tensor = tfds.features.Tensor
         return {key: tensor(shape=shape, dtype=np.dtype(dtype).type) for key, (shape, dtype) in shapes.items()}
 
-    image = tfds.features.Image(shape=image_shape, encoding_format=encoding)
+    cameras = image_shape if isinstance(image_shape, Mapping) else {"rgb": image_shape}
+    images = {name: tfds.features.Image(shape=shape, encoding_format=encoding) for name, shape in cameras.items()}
     return tfds.features.FeaturesDict({
         "episode_id": tfds.features.Text(),
         "recording_id": tfds.features.Text(),  # splits are by recording
         "start": np.int64,  # step of the episode at which this record begins
         "instruction": tfds.features.Text(),
+        **({"answer": tfds.features.Text()} if answers else {}),
+        **({"label": np.int64} if labels else {}),  # -1: none
         STEPS: tfds.features.Dataset({
-            "observation": {"rgb": image, **arrays(observations or {})},
+            "observation": {**images, **arrays(observations or {})},
             **arrays(actions),
             "action_weight": np.float32,  # 0: a step not to be imitated; it is laid out as history
             "reward": np.float32,
@@ -80,18 +86,35 @@ def begin_store(directory: str | os.PathLike[str], metadata: Mapping[str, Any]) 
         raise FileExistsError(f"{directory}: exists; expected a new directory for the data set. Remove it to make the "
                               "data anew")
     build = _build_directory(directory)
-    content = json.dumps(metadata, indent=2, sort_keys=True)
     own = build / METADATA_FILE
-    if build.exists() and not (own.is_file() and own.read_text() == content):
+    if build.exists() and not _made_alike(own, metadata):
         shutil.rmtree(build)
-    build.mkdir(parents=True, exist_ok=True)
-    own.write_text(content)
+    if not own.is_file():
+        build.mkdir(parents=True, exist_ok=True)
+        _write_whole(own, metadata)
     return build
 
 
 def shard_path(directory: Path, name: str, split: str, index: int, count: int) -> Path:
     """The file of shard `index` of `count`, as TFDS names it."""
     return directory / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def _made_alike(path: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether the metadata at `path` are these; a summary that was written just before an interruption is no part."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    found.pop(SUMMARY, None)
+    return found == json.loads(json.dumps(metadata))
+
+
+def _write_whole(path: Path, content: Any) -> None:
+    """Write JSON in one rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, sort_keys=True))
+    temporary.rename(path)
 
 
 class ShardWriter:
@@ -115,6 +138,10 @@ class ShardWriter:
         """
         self._writer.write(self._serialize(record))
 
+    def write_serialized(self, record: bytes) -> None:
+        """Append what `record_serializer` made of a record."""
+        self._writer.write(record)
+
     def __enter__(self) -> Self:
         """The writer itself."""
         return self
@@ -129,8 +156,15 @@ class ShardWriter:
             self._temporary.unlink()
 
 
-def finish_store(directory: str | os.PathLike[str], name: str, features: tfds.features.FeaturesDict) -> Store:
+def finish_store(directory: str | os.PathLike[str], name: str, features: tfds.features.FeaturesDict,
+                 summary: Mapping[str, Any] | None = None) -> Store:
     """Turn the shards written since `begin_store` into the data set at `directory`, in one rename.
+
+    Args:
+        directory: as given to `begin_store`.
+        name: of the data set.
+        features: schema of its records.
+        summary: JSON that is known only now, kept in agent_jax.json as `summary`.
 
     Raises:
         ValueError: shards are missing, or there is none.
@@ -162,6 +196,9 @@ def finish_store(directory: str | os.PathLike[str], name: str, features: tfds.fe
                        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"})
     features.save_config(str(build))
     info = {"name": name, "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
+    if summary is not None:
+        own = build / METADATA_FILE
+        _write_whole(own, {**json.loads(own.read_text()), SUMMARY: summary})
     (build / "dataset_info.json").write_text(json.dumps(info, indent=2))
     build.rename(directory)
     return open_store(directory)
@@ -203,7 +240,7 @@ def record_serializer(features: tfds.features.FeaturesDict) -> Callable[[Mapping
             holders = record[STEPS] if field.per_step else (record,)
             values = [_at(holder, keys[1:] if field.per_step else keys, field.path) for holder in holders]
             _fill(example.features.feature[field.path], field, values)
-        return example.SerializeToString()
+        return example.SerializeToString(deterministic=True)  # equal records are equal bytes, in any process
 
     return serialize
 
@@ -255,8 +292,4 @@ def _image_bytes(field: Field, value: Any) -> bytes:
         found = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
         raise ValueError(f"record: field {field.path!r} holds {found}, expected uint8{list(field.shape)} or encoded "
                          "bytes")
-    if field.encoding == "png":
-        return encode_png(value)
-    buffer = io.BytesIO()
-    Image.fromarray(value).save(buffer, "jpeg", quality=95)
-    return buffer.getvalue()
+    return encode_png(value) if field.encoding == "png" else encode_jpeg(value)

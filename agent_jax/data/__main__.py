@@ -1,0 +1,125 @@
+"""`python -m agent_jax.data`: from anyone's files to a data set, and what is in it.
+
+prepare --source KIND --path PATH --out DIR [--config FILE] [--config.FIELD=VALUE ...]
+    foreign data -> a canonical store at DIR; an interrupted command goes on when it is given again
+check PATH
+    what is in a data set and what is wrong with it; exits 1 where something is
+show PATH --out FILE.png|FILE.html
+    a contact sheet of a few episodes
+stats PATH
+    counts, and minimum, maximum, mean, deviation and quantiles of every number, as JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 for bad data, 2 for what the user must mend."""
+    options, rest = _parser().parse_known_args(arguments)
+    try:
+        return options.run(options, rest)
+    except ModuleNotFoundError as error:
+        print(f'error: {options.command} needs {error.name}: pip install "agent_jax[data]"', file=sys.stderr)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one ended", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m agent_jax.data", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, allow_abbrev=False)
+        made.set_defaults(run=run)
+        made.add_argument("--json", metavar="PATH", help="also write the figures here")
+        return made
+
+    preparing = command("prepare", _prepare, "foreign data -> a canonical store")
+    preparing.add_argument("--source", required=True, metavar="KIND", help="rlds, calvin, lerobot, vpt, gamepad, ...")
+    preparing.add_argument("--path", required=True, type=Path, help="folder or file of the data")
+    preparing.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory to make")
+    preparing.add_argument("--config", default="", metavar="FILE", help="FILE.json, or FILE.py with get_config()")
+    preparing.add_argument("--processes", type=int, default=2, help="that read at a time")
+    preparing.add_argument("--on_error", choices=("stop", "skip"), default="stop",
+                           help="at a recording that cannot be read: end, or leave it out and count it")
+    checking = command("check", _check, "what is in a data set, and what is wrong with it")
+    checking.add_argument("path", type=Path, help="directory of the data set")
+    checking.add_argument("--config", default="", metavar="FILE",
+                          help="FILE.json, or FILE.py with get_config(); its fields are those of a domain")
+    checking.add_argument("--images", action="store_true", help="decode every image rather than read its header")
+    showing = command("show", _show, "a contact sheet")
+    showing.add_argument("path", type=Path, help="directory of the data set")
+    showing.add_argument("--out", required=True, type=Path, metavar="FILE", help="FILE.png or FILE.html")
+    showing.add_argument("--config", default="", metavar="FILE", help="as for check")
+    showing.add_argument("--split", default="", help="default: the first")
+    showing.add_argument("--episodes", type=int, default=6)
+    showing.add_argument("--frames", type=int, default=8, help="of each episode, evenly spaced")
+    counting = command("stats", _stats, "figures of every number, as JSON")
+    counting.add_argument("path", type=Path, help="directory of the data set")
+    return parser
+
+
+def _prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from agent_jax.data.prepare import prepare, summary_lines
+    from agent_jax.data.prepare_config import read_prepare_config
+
+    if options.processes < 1:
+        raise ValueError(f"--processes={options.processes}: expected at least 1")
+    config = read_prepare_config(options.config, overrides)
+    store, summary = prepare(options.source, options.path, options.out, config, processes=options.processes,
+                             on_error=options.on_error)
+    print("\n".join(summary_lines(store, summary)))
+    _write_json(options.json, {"directory": str(store.directory), "splits": dict(store.splits), **summary})
+    return 0
+
+
+def _check(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from agent_jax.data.check import check
+    from agent_jax.data.check_config import read_check_config
+
+    report = check(options.path, read_check_config(options.path, options.config, overrides), images=options.images)
+    print(report.text())
+    _write_json(options.json, report.figures)
+    return 1 if report.problems else 0
+
+
+def _show(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from agent_jax.data.check_config import read_check_config
+    from agent_jax.data.show import show
+
+    config = read_check_config(options.path, options.config, overrides)
+    print(show(options.path, options.out, config, split=options.split, episodes=options.episodes,
+               frames=options.frames))
+    return 0
+
+
+def _stats(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from agent_jax.data.stats import stats
+
+    if overrides:
+        raise ValueError(f"{overrides[0]}: unexpected argument")
+    figures = stats(options.path)
+    if not options.json:
+        print(json.dumps(figures, indent=2))
+    _write_json(options.json, figures)
+    return 0
+
+
+def _write_json(path: str | None, content: Any) -> None:
+    if path:
+        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""How `check` and `show` are told what a data set's fields mean: as a domain of a run is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.config import DomainConfig, build_field
+from agent_jax.data.domain_specs import find_specs
+from agent_jax.data.prepare_config import PrepareConfig, read_fields
+from agent_jax.data.sources.rlds_features import FeatureNames
+from agent_jax.data.store import Store
+
+
+def read_check_config(path: Path, file: str, overrides: Sequence[str]) -> DomainConfig:
+    """The domain of a config: a file that holds its fields, or the config of a run, of which the domain is taken.
+
+    Args:
+        path: of the data set; of several domains in a run's config, the one that has it.
+        file: FILE.json or FILE.py with `get_config()`; "": the defaults.
+        overrides: `--config.FIELD=VALUE`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown field, a wrong type, or a run's config with no domain for `path`.
+    """
+    given = read_fields(file, [], DomainConfig)
+    if isinstance(given.get("data"), Mapping) and "domains" in given["data"]:
+        given = _domain_of(path, given["data"]["domains"], file)
+    given = {**given, **read_fields("", overrides, DomainConfig, given)}
+    return build_field(DomainConfig, given, "config")
+
+
+def complete(config: DomainConfig, store: Store) -> DomainConfig:
+    """The config with instruction and cameras as such data commonly call them, where it leaves the defaults.
+
+    Raises:
+        ValueError: the data set has nothing of a common name.
+    """
+    names = FeatureNames(str(store.directory), store.fields, PrepareConfig())
+    default = DomainConfig()
+    if config.instruction == default.instruction and config.instruction not in store.fields:
+        config = dataclasses.replace(config, instruction=names.instruction())
+    if config.cameras == default.cameras and config.cameras[0] not in store.fields:
+        config = dataclasses.replace(config, cameras=tuple(names.cameras().values()))
+    for path in (config.instruction, *config.cameras):
+        store.field(path)
+    return config
+
+
+def specs_of(config: DomainConfig, store: Store) -> list[ActionSpec | StateSpec]:
+    """The ActionSpec and the StateSpec of the config or of the data; the data are read where bounds are left to them.
+
+    Raises:
+        ValueError: a spec does not fit the data.
+    """
+    if config.layout != "actions" or not (config.action_spec or store.metadata.get("action_spec")):
+        return []
+    split = config.train_split if store.splits.get(config.train_split) else next(iter(store.splits))
+    found = find_specs("data", dataclasses.replace(config, train_split=split), store)
+    return [spec for spec in (found.action, found.state) if spec]
+
+
+def _domain_of(path: Path, domains: Mapping[str, Any], file: str) -> dict[str, Any]:
+    same = [name for name, domain in domains.items() if domain.get("path") and Path(domain["path"]) == path]
+    chosen = same or (list(domains) if len(domains) == 1 else [])
+    if len(chosen) != 1:
+        raise ValueError(f"--config={file}: has the domains {', '.join(domains) or 'none'}, and not exactly one with "
+                         f"the path {path}; expected one, or a file with the fields of one domain")
+    return dict(domains[chosen[0]])

@@ -1,0 +1,210 @@
+"""Foreign data into the canonical store: shard by shard, by several processes, again where it was interrupted.
+
+    recordings --by split, in fixed numbers--> shards --processes--> .DIR.partial/ --finish_store--> DIR
+
+What a shard holds depends on the data and the config alone. Beside each finished shard lies its report, what was
+counted and left out, so that a command that takes up an interrupted one knows of all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from agent_jax.actions import ActionSpec
+from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.prepare_shard import Counts, spec_bounds, stored_features
+from agent_jax.data.prepare_workers import ShardPlan, run_shards
+from agent_jax.data.sources import open_source
+from agent_jax.data.sources.source import BadDataError, Recording, Source
+from agent_jax.data.store import Store
+from agent_jax.data.writer import begin_store, finish_store, shard_path
+from agent_jax.spec_declarations import closed
+
+FORMAT = 1  # of how records are made: raise it where the same data and config come to make others
+_SHARD_BYTES = 64_000_000  # of source files: what a kill may cost, and what one process takes at a time
+_SHARD_RECORDINGS = 500  # at most
+_EARLY = 10_000  # steps after which too many values beyond the bounds end the command, rather than at its end
+_TOLD = 10  # recordings left out that the summary names
+
+OnError = Literal["stop", "skip"]
+
+
+def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, processes: int = 1,
+            on_error: OnError = "stop") -> tuple[Store, dict[str, Any]]:
+    """Make a canonical store of foreign data.
+
+    Args:
+        kind: of the data, a key of `sources.MODULES`.
+        path: its folder or file.
+        directory: where the store is to appear; must not exist.
+        config: what is taken from the data, and how.
+        processes: that read at a time; 1: this one.
+        on_error: what to do at a recording that cannot be read: end, or leave it out and count it.
+
+    Returns:
+        The store, and what was counted: the `summary` of its agent_jax.json.
+
+    Raises:
+        BadDataError: a recording cannot be read, all were left out, or too many values lie beyond their bounds. The
+            shards that are whole are kept for the next attempt.
+        FileExistsError: `directory` exists, or another process is making it.
+        FileNotFoundError, ModuleNotFoundError, ValueError: as `sources.open_source`.
+    """
+    with _alone(directory):
+        source = open_source(kind, path, config)
+        _check_rate(source)
+        splits = split_recordings(source.recordings(), config.validation)
+        if not splits:
+            raise BadDataError(f"{path}: holds no recordings of kind {kind!r}, expected at least one")
+        made_by = {key: value for key, value in dataclasses.asdict(config).items() if key != "out_of_bounds"}
+        metadata = {"action_spec": dict(source.action_spec), "state_spec": dict(source.state_spec),
+                    "rate_hz": source.rate_hz,
+                    "prepared": {"source": kind, "path": str(path.resolve()), "config": made_by,
+                                 "recordings": _digest(splits), "format": FORMAT}}
+        build = begin_store(directory, metadata)
+        name = config.name or _name_of(path)
+        plans = [ShardPlan(kind, str(path), config, str(file), recordings, on_error)
+                 for file, recordings in _shards(build, name, splits)]
+        try:
+            total = _write(plans, source, processes, config.out_of_bounds)
+            if not total.records:
+                raise BadDataError(f"{path}: every recording was left out; the first because of "
+                                   f"{total.skipped[0]['why']}")
+        except BadDataError as error:
+            raise BadDataError(f"{error}\nNothing was written to {directory}; the shards that are whole are kept in "
+                               f"{build}, and the same command goes on with them") from error
+        summary = dataclasses.asdict(total)
+        store = finish_store(directory, name, stored_features(source.schema, config), summary)
+        for plan in plans:
+            (directory / plan.report.name).unlink(missing_ok=True)
+        return store, summary
+
+
+def summary_lines(store: Store, summary: Mapping[str, Any]) -> list[str]:
+    """What `prepare` made, in words."""
+    sizes = ", ".join(f"{count:,} {split}" for split, count in store.splits.items())
+    lines = [f"prepared: {summary['recordings']:,} recordings, {summary['episodes']:,} episodes, "
+             f"{summary['steps']:,} steps in {summary['records']:,} records ({sizes}): {store.directory}"]
+    for place, count in summary["outside"].items():
+        lines.append(f"  {place}: {count:,} of {summary['steps']:,} values beyond the bounds; training clips them")
+    if summary["skipped"]:
+        lines.append(f"  left out: {len(summary['skipped']):,} recordings")
+        lines += [f"    {item['why']}" for item in summary["skipped"][:_TOLD]]
+        more = len(summary["skipped"]) - _TOLD
+        lines += [f"    and {more:,} more, all in agent_jax.json"] if more > 0 else []
+    return lines
+
+
+def split_recordings(recordings: Sequence[Recording], validation: float) -> dict[str, list[Recording]]:
+    """The recordings by split, in their order: the data's own splits, or else a share of them in "test".
+
+    Which recordings are tested follows from their names, so that new ones move none; of two or more, one at least is
+    tested and one trained on.
+
+    Raises:
+        BadDataError: two recordings have one name.
+    """
+    names = [recording.name for recording in recordings]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        places = [recording.where for recording in recordings if recording.name == twice]
+        raise BadDataError(f"two recordings are named {twice!r}: {places[0]} and {places[1]}; expected one of each")
+    fraction = {name: int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+                for name in names}
+    free = sorted((recording.name for recording in recordings if not recording.split), key=fraction.__getitem__)
+    tested = sum(fraction[name] < validation for name in free)
+    tested = min(max(tested, 1), len(free) - 1) if validation and len(free) > 1 else 0
+    test = set(free[:tested])
+    splits: dict[str, list[Recording]] = {}
+    for recording in recordings:
+        splits.setdefault(recording.split or ("test" if recording.name in test else "train"), []).append(recording)
+    return dict(sorted(splits.items()))
+
+
+def _write(plans: Sequence[ShardPlan], source: Source, processes: int, limit: float) -> Counts:
+    """What all shards hold, in their order, once all are there."""
+    by_number: dict[int, Counts] = {}
+    so_far = Counts()
+    for number, counts in run_shards(plans, source, processes):
+        by_number[number] = counts
+        so_far.add(counts)
+        if so_far.steps >= _EARLY or len(by_number) == len(plans):
+            _check_bounds(source, so_far, limit)
+    total = Counts()
+    for number in sorted(by_number):
+        total.add(by_number[number])
+    return total
+
+
+def _shards(build: Path, name: str, splits: dict[str, list[Recording]]) -> Iterator[tuple[Path, list[Recording]]]:
+    """Each shard's file and its recordings: of a split, equally many in each."""
+    everything = [recording for recordings in splits.values() for recording in recordings]
+    files = [file for file in {Path(recording.where) for recording in everything if not recording.size}
+             if file.is_file()]
+    total = sum(recording.size for recording in everything) + sum(file.stat().st_size for file in files)
+    mean = total / len(everything)
+    most = int(min(max(_SHARD_BYTES // max(mean, 1), 1), _SHARD_RECORDINGS))
+    for split, recordings in splits.items():
+        count = -(-len(recordings) // most)
+        for index in range(count):
+            part = recordings[index * len(recordings) // count : (index + 1) * len(recordings) // count]
+            yield shard_path(build, name, split, index, count), part
+
+
+def _check_rate(source: Source) -> None:
+    where = "config.action_spec"
+    spec = ActionSpec.from_dict(closed(source.action_spec, None, where)) if source.action_spec else None
+    if spec and spec.rate_hz and source.rate_hz and abs(spec.rate_hz / source.rate_hz - 1) > 0.01:
+        raise ValueError(f"{where}: {spec.name!r} has rate_hz={spec.rate_hz:g}, but the data have "
+                         f"{source.rate_hz:g} steps a second; set config.rate_hz={spec.rate_hz:g} to take every n-th "
+                         "step where the rates divide, or correct the spec")
+
+
+def _check_bounds(source: Source, counts: Counts, limit: float) -> None:
+    """Refuse data that the specs' bounds do not fit."""
+    bounds = spec_bounds(source)
+    for place, count in sorted(counts.outside.items(), key=lambda item: -item[1]):
+        if count > limit * counts.steps:
+            key, _, index = place.rstrip("]").partition("[")
+            low, high = (float(bound[int(index)] if index else bound) for bound in bounds[key])
+            raise BadDataError(f"{place}: {count:,} of {counts.steps:,} values ({count / counts.steps:.1%}) lie beyond "
+                               f"the bounds {low:g} to {high:g} of its spec, expected at most {limit:.1%}; correct "
+                               "bounds or units in config.action_spec or config.state_spec, or raise "
+                               "config.out_of_bounds to have them clipped")
+
+
+def _digest(splits: dict[str, list[Recording]]) -> str:
+    content = json.dumps({split: [dataclasses.asdict(recording) for recording in recordings]
+                          for split, recordings in splits.items()}, sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _name_of(path: Path) -> str:
+    """A name for the data set: that of the folder, or of the one above where it is a version."""
+    resolved = path.resolve()
+    named = resolved.parent if re.fullmatch(r"\d+(\.\d+)*", resolved.name) else resolved
+    return re.sub(r"\W+", "_", named.stem if named.is_file() else named.name).strip("_").lower() or "data"
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Refuse to make a data set that another process is making; a killed one lets go by itself."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    file = directory.parent / f".{directory.name}.lock"
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(f"{directory}: another process is making it; wait for that one to end") from None
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""What `python -m agent_jax.data prepare` may be told: typed, checked, from a file or from the command line.
+
+    --config FILE.json | FILE.py (get_config())   then   --config.FIELD=VALUE ...   -> PrepareConfig
+
+A later override wins over the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from agent_jax.config import build_field
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """How foreign data becomes a canonical store."""
+
+    name: str = ""  # of the data set; "": from the name of the folder
+    cameras: Mapping[str, str] = dataclasses.field(default_factory=dict)  # stored name -> the source's own key, column
+    # or folder; {}: the source's default camera, stored as "rgb"
+    image_size: int = 0  # pixels, square; 0: as they are. Encoded images of that size already stay byte for byte
+    encoding: Literal["jpeg", "png"] = "jpeg"  # of images that have to be encoded
+    action_spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # ActionSpec.to_dict(); {}: the source's
+    state_spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # StateSpec.to_dict(); {}: the source's
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key of a spec -> the source's column or
+    # feature; a key that is not listed is its own name
+    instruction: str = ""  # the source's column or feature; "": the source's default
+    instruction_text: str = ""  # one instruction for all, where the data has none
+    rate_hz: float = 0.0  # wanted steps a second: another rate is refused unless it is an exact multiple; 0: as it is
+    window: int = 4  # segments are cut at multiples of it, so that windows of that many steps do not straddle two
+    segment_bytes: int = 4_000_000  # a record is parsed whole for each of its windows: long ones cost every window
+    validation: float = 0.05  # share of recordings in the split "test", where the data has no splits of its own
+    out_of_bounds: float = 0.01  # largest share of a number's values that may lie beyond its bounds; they are clipped
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the source's own; it checks them
+
+    def __post_init__(self) -> None:
+        for name, least in (("image_size", 0), ("rate_hz", 0), ("window", 1), ("segment_bytes", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"config.{name}={value} must be at least {least}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"config.validation={self.validation} is a share of the recordings, in [0, 1)")
+        for name in ("name", *self.cameras):
+            text = self.name if name == "name" else name
+            if "/" in text or text.startswith("."):
+                raise ValueError(f"config: found the name {text!r}, expected one without '/' that begins with no dot")
+
+
+def prepare_config(given: Mapping[str, Any]) -> PrepareConfig:
+    """The checked config of a ConfigDict or a plain (JSON) mapping.
+
+    Raises:
+        ValueError: names the field, what was found and what was expected, for an unknown field (with the nearest known
+            one), a wrong type, or a value out of range.
+    """
+    return build_field(PrepareConfig, given, "config")
+
+
+def read_prepare_config(file: str, overrides: Sequence[str]) -> PrepareConfig:
+    """The config of a file and of `--config.FIELD=VALUE` arguments.
+
+    Args:
+        file: FILE.json, or FILE.py with a function `get_config()` that returns a mapping; "": the defaults.
+        overrides: arguments of the command line, as `--config.image_size=224` or `--config.fields.action=world_vector`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `prepare_config`, or an argument that is no override.
+    """
+    return prepare_config(read_fields(file, overrides, PrepareConfig))
+
+
+def read_fields(file: str, overrides: Sequence[str], kind: type, given: Mapping[str, Any] | None = None,
+                ) -> dict[str, Any]:
+    """The fields that a file and overrides give for the dataclass `kind`, unchecked; overrides add to those `given`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_prepare_config`.
+    """
+    found = {**(given or {}), **(_file_content(file) if file else {})}
+    known: dict[str, Any] = {field.name: field for field in dataclasses.fields(kind)}
+    for argument in overrides:
+        name, equals, text = argument.lstrip("-").partition("=")
+        field, _, key = name.removeprefix("config.").partition(".")
+        if not argument.startswith("--config.") or not equals:
+            raise ValueError(f"{argument}: unexpected argument; fields are given as --config.FIELD=VALUE")
+        default = known[field].default if field in known else dataclasses.MISSING
+        if key and default is not dataclasses.MISSING:
+            raise ValueError(f"{argument}: config.{field} is no group of fields")
+        if key:
+            found[field] = {**found.get(field, {}), key: text if field in ("cameras", "fields") else _value(text)}
+        elif isinstance(default, tuple) and isinstance(_value(text), str):
+            found[field] = text.split(",")
+        else:
+            found[field] = text if isinstance(default, str) else _value(text)
+    return found
+
+
+def _value(text: str) -> Any:
+    """JSON, or else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _file_content(file: str) -> Mapping[str, Any]:
+    path, _, variant = file.partition(":")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--config={file}: no such file; expected FILE.json, FILE.py or FILE.py:VARIANT")
+    if path.endswith(".json"):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    else:
+        made = runpy.run_path(path).get("get_config")
+        if made is None:
+            raise ValueError(f"--config={file}: has no get_config(), expected one that returns a mapping")
+        content = made(variant) if variant else made()
+        content = content.to_dict() if hasattr(content, "to_dict") else content
+    if not isinstance(content, Mapping):
+        raise ValueError(f"--config={file}: found {type(content).__name__}, expected a mapping of fields")
+    return content

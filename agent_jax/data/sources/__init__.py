@@ -1,0 +1,36 @@
+"""Foreign data: one module a format, imported when it is asked for, so that each needs only its own libraries."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+
+from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources.source import Source
+
+MODULES = {
+    "rlds": "agent_jax.data.sources.rlds",
+    "calvin": "agent_jax.data.sources.calvin",
+    "lerobot": "agent_jax.data.sources.lerobot",
+    "vpt": "agent_jax.data.sources.vpt",
+    "gamepad": "agent_jax.data.sources.gamepad",
+    "video_text": "agent_jax.data.sources.video_text",
+}
+
+
+def open_source(kind: str, path: Path, config: PrepareConfig) -> Source:
+    """The data at `path`, read as format `kind`.
+
+    Raises:
+        ValueError: no such kind, or what the source says of its files or of the config.
+        FileNotFoundError: there is nothing at `path`.
+        ModuleNotFoundError: a library that this format needs is not installed.
+    """
+    if kind not in MODULES:
+        near = difflib.get_close_matches(kind, MODULES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(MODULES)}"
+        raise ValueError(f"--source={kind}: no such kind of data; {hint}")
+    if not path.exists():
+        raise FileNotFoundError(f"--path={path}: not found; expected the folder or file of the {kind} data")
+    return importlib.import_module(MODULES[kind]).open_source(path, config)

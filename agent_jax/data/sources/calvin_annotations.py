@@ -1,0 +1,115 @@
+"""The language annotations of a CALVIN split, and which of them share steps.
+
+    play         0 ------------------------------------------- 500
+    annotations    [20 ---- 84)   [100 ---- 164)
+                          [60 ---- 124)            [300 --- 364)
+    groups         [0, 1, 2]                       [3]
+
+A group is a recording: no step is seen in two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent_jax.data.sources.object_array import read_object_array
+from agent_jax.data.sources.source import BadDataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+    """The content of auto_lang_ann.npy and of ep_start_end_ids.npy."""
+
+    file: Path
+    bounds_N2: np.ndarray  # int64: the first step, and the step after the last
+    texts: list[Any]
+    plays_P2: np.ndarray  # int64: first and last step of each stretch of play
+
+    def place(self, number: int) -> str:
+        """How errors name an annotation."""
+        return f"{self.file}, annotation {number}"
+
+    def checked(self, number: int) -> tuple[int, int, str]:
+        """First step, step after the last, and text.
+
+        Raises:
+            BadDataError: the range lies in no stretch of play, or the text is none.
+        """
+        start, stop = self.bounds_N2[number].tolist()
+        if not self._in_play(start, stop):
+            raise BadDataError(f"{self.place(number)}: found the steps {start} to {stop}, expected a range within one "
+                               f"of the {len(self.plays_P2)} stretches of play of ep_start_end_ids.npy")
+        text = self.texts[number]
+        if not isinstance(text, str):
+            raise BadDataError(f"{self.place(number)}: the instruction is {text!r}, expected text")
+        return start, stop, text
+
+    def groups(self) -> Iterator[list[int]]:
+        """Annotations that share steps, directly or by others between them, by number; one outside play is alone."""
+        group: list[int] = []
+        group_stop = -1
+        for number in np.lexsort((self.bounds_N2[:, 1], self.bounds_N2[:, 0])).tolist():
+            start, stop = self.bounds_N2[number].tolist()
+            if not self._in_play(start, stop):
+                yield [number]
+            elif start < group_stop:
+                group.append(number)
+                group_stop = max(group_stop, stop)
+            else:
+                if group:
+                    yield group
+                group, group_stop = [number], stop
+        if group:
+            yield group
+
+    def _in_play(self, start: int, stop: int) -> bool:
+        """Whether one stretch of play holds the steps of [start, stop), of which there are some."""
+        return start < stop and bool(np.any((self.plays_P2[:, 0] <= start) & (stop <= self.plays_P2[:, 1] + 1)))
+
+
+def read_annotations(folder: Path, language: str, kind: str) -> Annotations:
+    """The annotations of a split.
+
+    Args:
+        folder: `training` or `validation`.
+        language: folder in it that holds auto_lang_ann.npy.
+        kind: `ann`, the texts, or `task`, the names of the tasks.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        BadDataError: a file is damaged or has other content; names it.
+    """
+    file = folder / language / "auto_lang_ann.npy"
+    if not file.is_file():
+        there = ", ".join(sorted(found.parent.name for found in folder.glob("*/auto_lang_ann.npy")))
+        raise FileNotFoundError(f"{file}: not found; expected the language annotations. "
+                                + (f"There are others: set config.options.language to one of {there}" if there else
+                                   "Play without annotations has no instructions and cannot be used"))
+    content = read_object_array(file)
+    try:
+        # Pairs (start, start + window): the authors' annotator and their loader both leave the second step out.
+        bounds_N2 = np.asarray([(int(start), int(stop)) for start, stop in content["info"]["indx"]], np.int64)
+        texts = list(content["language"][kind])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise BadDataError(f"{file}: lacks info.indx, pairs of whole numbers, or language.{kind}, a list of texts "
+                           f"({error!r}); config.instruction is 'ann' or 'task'") from error
+    if len(bounds_N2) != len(texts) or not texts:
+        raise BadDataError(f"{file}: found {len(texts)} texts for {len(bounds_N2)} ranges, expected one each")
+    return Annotations(file, bounds_N2, texts, _read_plays(folder / "ep_start_end_ids.npy"))
+
+
+def _read_plays(file: Path) -> np.ndarray:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: not found; expected the bounds of the stretches of play")
+    try:
+        plays_P2 = np.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadDataError(f"{file}: cannot be read ({error}); expected an array of whole numbers") from error
+    if plays_P2.ndim != 2 or plays_P2.shape[1] != 2 or plays_P2.dtype.kind not in "iu":
+        raise BadDataError(f"{file}: found {plays_P2.dtype}{list(plays_P2.shape)}, expected pairs of whole numbers")
+    return plays_P2.astype(np.int64)

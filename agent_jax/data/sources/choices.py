@@ -1,0 +1,89 @@
+"""What a config chooses of a source, checked the same way by every source: options, columns, cameras, rate."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from agent_jax.data.prepare_config import PrepareConfig
+
+
+def checked_options(config: PrepareConfig, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.options` over a source's defaults.
+
+    Raises:
+        ValueError: an option that the source does not have, with the nearest one; or a value of another type.
+    """
+    for name, value in config.options.items():
+        if name not in defaults:
+            raise ValueError(f"config.options.{name}: no such option; {nearest(name, defaults)}")
+        if type(value) is not type(defaults[name]):
+            raise ValueError(f"config.options.{name}={value!r}: found {type(value).__name__}, expected "
+                             f"{type(defaults[name]).__name__}")
+    return {**defaults, **config.options}
+
+
+def columns(config: PrepareConfig, keys: Collection[str], own: Mapping[str, str]) -> dict[str, str]:
+    """The source's column of each key of the specs.
+
+    Args:
+        config: its `fields` decide.
+        keys: of the ActionSpec and the StateSpec.
+        own: what the source calls a key that `fields` does not list; other keys are their own names.
+
+    Raises:
+        ValueError: `fields` lists a key that no spec has.
+    """
+    for key in config.fields:
+        if key not in keys:
+            raise ValueError(f"config.fields.{key}: no key of the action or state spec; {nearest(key, keys)}")
+    return {key: config.fields.get(key, own.get(key, key)) for key in keys}
+
+
+def chosen_cameras(config: PrepareConfig, there: Collection[str], default: str = "") -> dict[str, str]:
+    """The source's own camera by the name it is stored under.
+
+    Args:
+        config: its `cameras` decide.
+        there: cameras of the data.
+        default: the one that is taken as "rgb" where the config names none; "": the only one.
+
+    Raises:
+        ValueError: a camera that the data do not have; or several, of which none is chosen.
+    """
+    if not config.cameras and not default and len(there) != 1:
+        listed = ", ".join(sorted(there)) or "none that can be read"
+        raise ValueError(f"config.cameras: the data have the cameras {listed}; say which are stored, and as what, as "
+                         f"with --config.cameras.rgb={min(there, default='CAMERA')}")
+    chosen = dict(config.cameras) or {"rgb": default or next(iter(there))}
+    for name, camera in chosen.items():
+        if camera not in there:
+            raise ValueError(f"config.cameras.{name}={camera!r}: no such camera; {nearest(camera, there)}")
+    return chosen
+
+
+def stride_of(config: PrepareConfig, rate_hz: float, *, absolute: bool) -> int:
+    """Every how many steps one is taken so that `config.rate_hz` comes out; 1 where the config asks for no rate.
+
+    Raises:
+        ValueError: the data have another rate that is no multiple of it, or changes cannot be left out because actions
+            say how much to move.
+    """
+    if not config.rate_hz:
+        return 1
+    stride = round(rate_hz / config.rate_hz)
+    if stride < 1 or abs(rate_hz - stride * config.rate_hz) > 1e-3 * rate_hz:
+        raise ValueError(f"config.rate_hz={config.rate_hz:g}: the data have {rate_hz:g} steps a second, expected that, "
+                         "or a whole fraction of it")
+    if stride > 1 and not absolute:
+        raise ValueError(f"config.rate_hz={config.rate_hz:g}: the data have {rate_hz:g} steps a second and relative "
+                         "actions; steps between cannot be left out, for their moves would be lost. Set it to 0, or, "
+                         "if the actions are targets, say absolute=True in config.action_spec")
+    return stride
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """What could have been meant, in words."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(names)) or 'none'}"

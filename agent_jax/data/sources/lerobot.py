@@ -1,0 +1,234 @@
+"""LeRobot data sets of version 2.0, 2.1 and 3.x (github.com/huggingface/lerobot): parquet, mp4 and `meta`.
+
+    meta     features, episodes, tasks, paths       lerobot_meta.py
+    data     parquet: a row a step                  lerobot_rows.py
+    videos   mp4, or images within the parquet      here: frame and row are matched by their time
+
+Where the config says nothing, the action is the feature `action` and, if there is one, the state `state` the feature
+`observation.state`; the camera is the only one; the instruction is the row's task. Without `config.action_spec` the
+numbers are stored as they are, and the domain that trains on them declares what they mean. Options: none.
+
+    config.cameras.rgb=observation.images.top
+    config.fields.action=action[0:6],gripper    part of a feature, and several joined
+    config.instruction=language_instruction     a text feature in place of the task
+    config.instruction_text="fold the towel"    in place of all
+    config.rate_hz=10                           of 30: every third step, where the actions are absolute
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources.choices import checked_options, chosen_cameras, nearest, stride_of
+from agent_jax.data.sources.lerobot_meta import EpisodeEntry, LeRobotMeta, read_meta
+from agent_jax.data.sources.lerobot_rows import EpisodeTables, Selection, column_numbers, select
+from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
+from agent_jax.data.video import read_frames, video_info
+
+_DEFAULTS = {"action": "action", "state": "observation.state"}
+_REWARD, _DONE = "next.reward", "next.done"
+# A frame belongs to a row whose time differs by less than this share of the time between two: joined videos round.
+_TOLERANCE = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class LeRobotSource:
+    """An opened LeRobot data set."""
+
+    schema: Schema
+    action_spec: Mapping[str, Any]
+    state_spec: Mapping[str, Any]
+    rate_hz: float
+    _path: Path
+    _meta: LeRobotMeta
+    _cameras: Mapping[str, str]
+    _numbers: Mapping[str, Selection]
+    _stride: int
+    _config: PrepareConfig
+    _tables: EpisodeTables
+
+    def recordings(self) -> list[Recording]:
+        """The episodes, in their order."""
+        return [Recording(f"episode_{entry.index:06d}", str(self._largest_file(entry)), self._split(entry.index),
+                          detail=place) for place, entry in enumerate(self._meta.episodes)]
+
+    def read(self, recording: Recording) -> Iterator[SourceEpisode]:
+        """The episode, cut where the instruction changes.
+
+        Raises:
+            BadDataError: rows are missing or wrong, a video is missing, shorter than its rows or of another rate.
+        """
+        entry = self._meta.episodes[recording.detail]
+        where = f"{entry.table}, episode {entry.index}"
+        table = self._tables.rows(entry)
+        self._check_times(table, where)
+        taken = range(0, len(table), self._stride)
+        texts = [text for row, text in enumerate(self._texts(table, where)) if row % self._stride == 0]
+        done = _DONE in table.column_names and bool(column_numbers(table, _DONE, 1, where)[-1, 0])
+        steps = self._steps(entry, table, taken, where)
+        start = 0
+        for text, run in itertools.groupby(texts):
+            length = len(list(run))
+            ends = start + length == len(texts)
+            yield SourceEpisode(recording.name, text, itertools.islice(steps, length), start, ends, ends and done)
+            start += length
+
+    def _largest_file(self, entry: EpisodeEntry) -> Path:
+        videos = [entry.videos[camera].file for camera in self._cameras.values() if camera in entry.videos]
+        return videos[0] if videos else entry.table
+
+    def _split(self, index: int) -> str:
+        """The data's own split, where they have more than one."""
+        splits = self._meta.splits
+        name = next((name for name, (first, stop) in splits.items() if first <= index < stop), "")
+        return "" if len(splits) < 2 or not name else "train" if name == "train" else "test"
+
+    def _check_times(self, table: pa.Table, where: str) -> None:
+        """Rows are steps 0, 1, 2 ... at the rate of info.json."""
+        frame = column_numbers(table, "frame_index", 1, where)[:, 0]
+        time_s = column_numbers(table, "timestamp", 1, where)[:, 0].astype(np.float64)
+        rate_hz = self._meta.rate_hz
+        wrong = np.flatnonzero((frame != np.arange(len(table))) |
+                               (np.abs(time_s * rate_hz - np.arange(len(table))) > _TOLERANCE))
+        if len(wrong):
+            row = wrong[0]
+            raise BadDataError(f"{where}, row {row}: is frame {frame[row]} at {time_s[row]:.4f} s, expected frame "
+                               f"{row} at {row / rate_hz:.4f} s, as {self._meta.file} says fps={rate_hz:g}")
+
+    def _texts(self, table: pa.Table, where: str) -> list[str]:
+        """The instruction of each row."""
+        if self._config.instruction_text:
+            return [self._config.instruction_text] * len(table)
+        if self._config.instruction:
+            return [str(text or "") for text in table[self._config.instruction].to_pylist()]
+        numbers = column_numbers(table, "task_index", 1, where)[:, 0].tolist()
+        unknown = sorted(set(numbers) - set(self._meta.tasks))
+        if unknown:
+            raise BadDataError(f"{where}: has task_index {unknown[0]}, which is none of the {len(self._meta.tasks)} "
+                               "tasks of the meta data")
+        return [self._meta.tasks[number] for number in numbers]
+
+    def _steps(self, entry: EpisodeEntry, table: pa.Table, taken: range, where: str) -> Iterator[SourceStep]:
+        names = {name for selection in self._numbers.values() for name, _, _ in selection.parts}
+        columns = {name: column_numbers(table, name, self._meta.numbers[name][0], where) for name in names}
+        values = {key: selection.values(columns) for key, selection in self._numbers.items()}
+        rewards = column_numbers(table, _REWARD, 1, where)[:, 0] if _REWARD in table.column_names else None
+        images = {name: self._images(entry, camera, table, taken, where) for name, camera in self._cameras.items()}
+        for row in taken:
+            yield SourceStep({name: next(shown) for name, shown in images.items()},
+                             {key: values[key][row] for key in self.schema.actions},
+                             {key: values[key][row] for key in self.schema.observations},
+                             reward=0.0 if rewards is None else float(rewards[row]))
+
+    def _images(self, entry: EpisodeEntry, camera: str, table: pa.Table, taken: range,
+                where: str) -> Iterator[bytes | np.ndarray]:
+        """A camera's image of each row that is taken."""
+        if self._meta.cameras[camera].kind == "image":
+            return (self._stored_image(table[camera][row].as_py(), f"{where}, row {row}, {camera!r}") for row in taken)
+        time_s = column_numbers(table, "timestamp", 1, where)[:, 0].astype(np.float64)
+        return self._video_images(entry, camera, time_s[taken.start:taken.stop:taken.step])
+
+    def _stored_image(self, content: Mapping[str, Any] | None, where: str) -> bytes:
+        """The encoded image of a row: its bytes, or those of the file that it names."""
+        content = content or {}
+        if content.get("bytes"):
+            return content["bytes"]
+        file = self._path / str(content.get("path") or "")
+        if not content.get("path") or ".." in file.parts or not file.is_relative_to(self._path) or not file.is_file():
+            raise BadDataError(f"{where}: holds no image, and names the file {content.get('path')!r}, expected the "
+                               "bytes of an image or a file within the data set")
+        return file.read_bytes()
+
+    def _video_images(self, entry: EpisodeEntry, camera: str, time_s: np.ndarray) -> Iterator[np.ndarray]:
+        """The frames of a video at the times of an episode's rows."""
+        video, rate_hz = entry.videos[camera], self._meta.rate_hz
+        where = f"{video.file}, episode {entry.index}"
+        expected = self._meta.cameras[camera]
+        slack_s = _TOLERANCE / rate_hz
+        try:
+            info = video_info(video.file)
+            if abs(info.rate_hz / rate_hz - 1) > 0.01:
+                raise BadDataError(f"{where}: found {info.rate_hz:g} frames a second, expected fps={rate_hz:g} as "
+                                   f"{self._meta.file} says")
+            if (info.height, info.width) != (expected.height, expected.width):
+                raise BadDataError(f"{where}: found {info.height}x{info.width} pixels, expected "
+                                   f"{expected.height}x{expected.width} as {self._meta.file} says")
+            frames = read_frames(video.file, start_s=max(video.start_s - slack_s, 0.0),
+                                 stop_s=video.start_s + time_s[-1] + 2 * slack_s)
+            for row_s in (time_s + video.start_s).tolist():
+                frame = next((frame for frame in frames if frame.time_s >= row_s - slack_s), None)
+                if frame is None or frame.time_s > row_s + slack_s:
+                    found = "the video ends before it" if frame is None else f"the next is at {frame.time_s:.4f} s"
+                    raise BadDataError(f"{where}: no frame at {row_s:.4f} s, where the table has a row; {found}")
+                yield frame.image
+        except FileNotFoundError as error:
+            raise BadDataError(f"{where}: the video of {camera!r} is not there; copy the data anew, videos included, "
+                               "or choose another camera by config.cameras") from error
+        except BadDataError:
+            raise
+        except ValueError as error:  # the video is damaged
+            raise BadDataError(f"{error}. It holds episode {entry.index}") from error
+
+
+def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
+    """The LeRobot data set in a folder that holds `meta` and `data`.
+
+    Raises:
+        ValueError: it is none, or of a version that is not read; the config chooses what is not there; meta data are
+            damaged.
+    """
+    checked_options(config, {})
+    meta = read_meta(path)
+    cameras = chosen_cameras(config, meta.cameras)
+    action = ActionSpec.from_dict(config.action_spec) if config.action_spec else None
+    state = StateSpec.from_dict(config.state_spec) if config.state_spec else None
+    if config.instruction and config.instruction not in meta.texts:
+        raise ValueError(f"config.instruction={config.instruction!r}: no feature that holds a text; "
+                         f"{nearest(config.instruction, meta.texts)}. Leave it empty to take the task")
+    stride = stride_of(config, meta.rate_hz, absolute=action is not None and action.absolute)
+    actions = _selections(config, meta, action, "action")
+    observations = _selections(config, meta, state, "state")
+    for key in config.fields:
+        if key not in actions | observations:
+            raise ValueError(f"config.fields.{key}: no key of the action or state spec; "
+                             f"{nearest(key, actions | observations)}")
+    schema = Schema({name: (meta.cameras[camera].height, meta.cameras[camera].width)
+                     for name, camera in cameras.items()}, _shapes(actions, action), _shapes(observations, state))
+    numbers = {**actions, **observations}
+    features = {name for selection in numbers.values() for name, _, _ in selection.parts}
+    columns = sorted({"frame_index", "timestamp", *features,
+                      *(camera for camera in cameras.values() if meta.cameras[camera].kind == "image"),
+                      *({config.instruction} if config.instruction else {"task_index"}),
+                      *(name for name in (_REWARD, _DONE) if name in meta.numbers)})
+    return LeRobotSource(schema, action.to_dict() if action else {}, state.to_dict() if state else {},
+                         meta.rate_hz / stride, path, meta, cameras, numbers, stride, config, EpisodeTables(columns))
+
+
+def _selections(config: PrepareConfig, meta: LeRobotMeta, spec: ActionSpec | StateSpec | None,
+                own: str) -> dict[str, Selection]:
+    """What each key of a spec is made of; without one, the key `own`."""
+    if spec:
+        return {key: select(key, config.fields.get(key, _feature(key, meta)), meta.numbers, shape)
+                for key, (shape, _) in spec.fields.items()}
+    text = config.fields.get(own, _DEFAULTS[own])
+    if own == "state" and own not in config.fields and len(meta.numbers.get(text, ())) != 1:
+        return {}
+    return {own: select(own, text, meta.numbers)}
+
+
+def _feature(key: str, meta: LeRobotMeta) -> str:
+    return key if key in meta.numbers else _DEFAULTS.get(key, key)
+
+
+def _shapes(numbers: Mapping[str, Selection], spec: ActionSpec | StateSpec | None) -> dict[str, Any]:
+    """Shape and dtype of each key."""
+    return {key: spec.fields[key] if spec else (selection.shape, np.float32) for key, selection in numbers.items()}

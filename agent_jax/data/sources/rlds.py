@@ -1,0 +1,222 @@
+"""RLDS data sets of TFDS, as TFRecord or array_record, read without TensorFlow: Open-X, Language-Table and their kin.
+
+    1.0.0/
+      NAME-train.tfrecord-00000-of-00002   one serialized tf.train.Example an episode
+      NAME-val.tfrecord-00000-of-00001
+      features.json                        what is in them
+      dataset_info.json                    splits, episodes of each file
+
+A recording is an episode. What lies in array_record already need not be prepared: it is trained on as it is. Without a
+split other than `train` a share of the episodes is tested. A change of the instruction within an episode divides it.
+
+`config.cameras`, `config.fields` and `config.instruction` name features by path (`steps/observation/image_0`) or by
+what follows `steps/`, `steps/observation/` or `steps/action/`. A field may join several, as
+`config.fields.action=world_vector,rotation_delta,open_gripper`. The format knows no rate; `config.rate_hz` states it.
+
+Options:
+    last_action: "keep" (default), or "drop": RLDS leaves the last action of an episode without meaning, and where the
+        writer has put none there, its weight is to be 0.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+
+from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources.rlds_features import FeatureNames, step_image_sizes
+from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
+from agent_jax.data.sources.tfrecord import read_record, record_offsets
+from agent_jax.data.store import METADATA_FILE, Episode, features_fields, length_field
+from agent_jax.spec_declarations import closed
+
+_Kind = TypeVar("_Kind", ActionSpec, StateSpec)
+_TEST_NAMES = ("test", "val", "valid", "validation", "eval")  # the first that the data have becomes "test"
+
+
+def open_source(path: Path, config: PrepareConfig) -> RldsSource:
+    """The data set in the directory `path`, or in the newest version below it.
+
+    Raises:
+        ValueError: it is no TFDS data set of episodes, or the config names what it does not have.
+    """
+    return RldsSource(_version_directory(path), config)
+
+
+class RldsSource:
+    """An opened RLDS data set; see `source.Source`."""
+
+    def __init__(self, directory: Path, config: PrepareConfig):
+        """Of the directory that holds dataset_info.json."""
+        unknown = sorted(set(config.options) - {"last_action"})
+        last_action = config.options.get("last_action", "keep")
+        if unknown or last_action not in ("keep", "drop"):
+            found = f"config.options.{unknown[0]}" if unknown else f"config.options.last_action={last_action!r}"
+            raise ValueError(f"{found}: the source rlds has the one option last_action, 'keep' or 'drop'")
+        self._builder = tfds.builder_from_directory(str(directory))
+        self._directory, self._fields = directory, features_fields(self._builder.info.features)
+        self._format = json.loads((directory / "dataset_info.json").read_text()).get("fileFormat") or "tfrecord"
+        if self._format not in ("tfrecord", "array_record"):
+            raise ValueError(f"{directory}: file format {self._format!r}, expected tfrecord or array_record")
+        self._length_field = length_field(self._fields, str(directory))
+        own = directory / METADATA_FILE
+        metadata = json.loads(own.read_text()) if own.is_file() else {}
+        self.action_spec: Mapping[str, Any] = config.action_spec or metadata.get("action_spec") or {}
+        self.state_spec: Mapping[str, Any] = config.state_spec or metadata.get("state_spec") or {}
+        spec = _spec(ActionSpec, self.action_spec)
+        state = _spec(StateSpec, self.state_spec)
+        self.rate_hz: float = config.rate_hz or float(metadata.get("rate_hz") or 0) or (spec.rate_hz if spec else 0.0)
+        self._drop_last = last_action == "drop"
+        names = FeatureNames(str(directory), self._fields, config)
+        self._instruction, self._text = names.instruction(), config.instruction_text
+        self._cameras = names.cameras()
+        self._actions, self._states = names.numbers(spec, state)
+        shapes = {key: (shape, dtype) for key, (shape, dtype, _) in {**self._actions, **self._states}.items()}
+        self._sizes = step_image_sizes(self._fields, self._cameras)
+        self._shapes = shapes
+        self._config = config
+
+    @property
+    def schema(self) -> Schema:
+        """Fields of all steps; where features.json leaves the size of images open, the first image says it."""
+        open_ended = [name for name, size in self._sizes.items() if -1 in size]
+        if open_ended and not self._config.image_size:
+            self._sizes |= self._first_sizes(open_ended)
+        return Schema(cameras=self._sizes, actions={key: self._shapes[key] for key in self._actions},
+                      observations={key: self._shapes[key] for key in self._states})
+
+    def recordings(self) -> list[Recording]:
+        """Every episode, split by split and file by file; a file that cannot be read on is one more, which tells so."""
+        splits = self._builder.info.splits
+        test = next((name for name in _TEST_NAMES if name in splits), "")
+        found = []
+        for split, info in splits.items():
+            stored = ("test" if split == test else split) if len(splits) > 1 else ""
+            for shard, declared in enumerate(info.shard_lengths):
+                path = Path(info.filepaths[shard])
+                offsets, wrong = self._offsets(path)
+                if not wrong and len(offsets) != declared:
+                    wrong = f"holds {len(offsets)} records, but dataset_info.json says {declared}; copy it anew"
+                size = path.stat().st_size // len(offsets) if offsets else 0
+                found += [Recording(f"{split}/{shard:05d}/{number}", f"{path}, record {number}", stored, size,
+                                    detail=(str(path), number, offset)) for number, offset in enumerate(offsets)]
+                if wrong:
+                    found.append(Recording(f"{split}/{shard:05d}/end", str(path), stored, detail=wrong))
+        return found
+
+    def read(self, recording: Recording) -> Iterator[SourceEpisode]:
+        """The episode, in parts where its instruction changes.
+
+        Raises:
+            BadDataError: the record is damaged, or holds other fields than features.json says.
+        """
+        where = recording.where
+        if isinstance(recording.detail, str):
+            raise BadDataError(f"{where}: {recording.detail}")
+        path, number, offset = recording.detail
+        try:
+            episode = Episode(self._content(Path(path), number, offset), where, self._fields, self._length_field)
+            texts = [self._text] * episode.steps if self._text else episode.texts(self._instruction)
+            steps = self._steps(episode)
+        except (ValueError, IndexError, RuntimeError) as error:
+            # Protobuf's DecodeError is a ValueError; array_record raises the other two.
+            raise BadDataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+        if not steps:
+            raise BadDataError(f"{where}: the episode has no steps, expected at least one")
+        flags = {name: bool(episode.values(f"steps/{name}", episode.steps - 1, episode.steps)[0])
+                 for name in ("is_last", "is_terminal") if f"steps/{name}" in self._fields}
+        first = int(episode.value("start")) if "start" in self._fields else 0
+        name = self._episode_name(episode) or recording.name
+        changes = [0, *(t for t in range(1, len(texts)) if texts[t] != texts[t - 1]), len(texts)]
+        for begin, end in itertools.pairwise(changes):
+            last = end == len(steps)
+            yield SourceEpisode(name, texts[begin], steps[begin:end], first + begin,
+                                ends=last and flags.get("is_last", True),
+                                terminal=last and flags.get("is_terminal", False))
+
+    def _steps(self, episode: Episode) -> list[SourceStep]:
+        count = episode.steps
+        images = {name: episode.values(path, 0, count) for name, path in self._cameras.items()}
+        actions = {key: self._numbers(episode, paths, shape) for key, (shape, _, paths) in self._actions.items()}
+        states = {key: self._numbers(episode, paths, shape) for key, (shape, _, paths) in self._states.items()}
+        one = np.ones(count)
+        weights = episode.values("steps/action_weight", 0, count) if "steps/action_weight" in self._fields else one
+        rewards = episode.values("steps/reward", 0, count) if "steps/reward" in self._fields else 0 * one
+        lengths = {path: len(values) for path, values in (*images.items(), *actions.items(), *states.items())}
+        if set(lengths.values()) - {count}:
+            raise ValueError(f"its fields differ in length: {lengths}, expected {count} steps in each")
+        return [SourceStep(images={name: values[t] for name, values in images.items()},
+                           actions={key: values[t] for key, values in actions.items()},
+                           observations={key: values[t] for key, values in states.items()},
+                           action_weight=0.0 if self._drop_last and t == count - 1 else float(weights[t]),
+                           reward=float(rewards[t]))
+                for t in range(count)]
+
+    def _numbers(self, episode: Episode, paths: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+        """A key's values at all steps: one field, or several side by side."""
+        parts = [np.asarray(episode.values(path, 0, episode.steps)) for path in paths]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1).reshape(-1, *shape)
+
+    def _episode_name(self, episode: Episode) -> str:
+        field = self._fields.get("episode_id")
+        value = episode.value("episode_id") if field and field.kind == "text" else b""
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
+
+    def _offsets(self, path: Path) -> tuple[list[int], str]:
+        if not path.is_file():
+            return [], "missing, but dataset_info.json lists it; copy it"
+        if self._format == "tfrecord":
+            return record_offsets(path)
+        try:
+            reader = ArrayRecordReader(str(path))
+            count = reader.num_records()
+            reader.close()
+        except (ValueError, RuntimeError) as error:
+            return [], f"cannot be read as array_record ({error}); copy it anew"
+        return [0] * count, ""
+
+    def _content(self, path: Path, number: int, offset: int) -> bytes:
+        if self._format == "tfrecord":
+            return read_record(path, offset)
+        reader = ArrayRecordReader(str(path))
+        try:
+            return reader.read([number])[0]
+        finally:
+            reader.close()
+
+    def _first_sizes(self, names: list[str]) -> dict[str, tuple[int, int]]:
+        from agent_jax.data.transforms import prepare_image
+
+        for recording in self.recordings():
+            try:
+                step = next(iter(next(self.read(recording)).steps))
+                return {name: prepare_image(step.images[name], 0).shape[:2] for name in names}
+            except BadDataError:
+                continue
+        raise BadDataError(f"{self._directory}: not one episode can be read; copy the data anew")
+
+
+def _spec(kind: type[_Kind], content: Mapping[str, Any]) -> _Kind | None:
+    """The spec, if there is one; bounds that are left to the data do not matter here."""
+    return kind.from_dict(closed(content, None, f"config.{kind.kind}_spec")) if content else None
+
+
+def _version_directory(path: Path) -> Path:
+    """The directory with dataset_info.json: `path`, or the newest version in it."""
+    if (path / "dataset_info.json").is_file() and (path / "features.json").is_file():
+        return path
+    inside = [file.parent for file in path.glob("*/dataset_info.json") if (file.parent / "features.json").is_file()]
+    if not inside:
+        raise ValueError(f"{path}: no dataset_info.json and features.json, expected the directory of a TFDS data set, "
+                         "as in .../bridge/0.1.0")
+    return max(inside, key=lambda version: [int(part) if part.isdigit() else 0 for part in version.name.split(".")])

@@ -1,0 +1,217 @@
+"""CALVIN folders, written by NumPy as the authors' recorder and annotator write them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prepared_runs import train_two_steps
+
+from agent_jax.actions import CALVIN, ActionSpec, StateSpec
+from agent_jax.config import DomainConfig
+from agent_jax.data.__main__ import main
+from agent_jax.data.prepare import prepare
+from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources import open_source
+from agent_jax.data.sources.source import BadDataError, SourceStep
+from agent_jax.data.store import open_store
+
+MEAN = [round(0.05 * d, 3) for d in range(14)] + [0.1]
+STD = [round(0.1 + 0.01 * d, 3) for d in range(14)] + [0.995]
+# Annotations by folder: (start, end, text). In training the first two share steps, through which the third is joined.
+ANNOTATED = {
+    "training": [(30, 38, "close the drawer"), (10, 18, "push the red block"), (16, 24, "lift the red block"),
+                 (23, 26, "turn on the lamp")],
+    "validation": [(100, 109, "open the drawer")],
+}
+PLAYS = {"training": [(8, 27), (28, 40)], "validation": [(100, 110)]}
+
+
+def step_arrays(number: int) -> dict[str, np.ndarray]:
+    """A time step; every number can be told from its neighbours'."""
+    rng = np.random.default_rng(number)
+    robot_obs = np.asarray(MEAN) + np.asarray(STD) * rng.uniform(-1, 1, 15)
+    robot_obs[14] = 1.0 if number % 3 else -1.0
+    rel_actions = rng.uniform(-1, 1, 7)
+    rel_actions[6] = robot_obs[14]
+    return {
+        "actions": rng.uniform(-0.5, 0.5, 7), "rel_actions": rel_actions, "robot_obs": robot_obs,
+        "scene_obs": rng.uniform(-1, 1, 24),
+        "rgb_static": np.full((20, 20, 3), number, np.uint8),
+        "rgb_gripper": np.full((12, 12, 3), 255 - number, np.uint8),
+        "rgb_tactile": np.zeros((16, 12, 6), np.uint8), "depth_static": np.ones((20, 20), np.float32),
+    }
+
+
+def save_step(folder: Path, number: int, **changes: Any) -> None:
+    """Write a step's file; an array that is changed to None is left out."""
+    arrays: dict[str, Any] = {**step_arrays(number), **changes}
+    np.savez_compressed(folder / f"episode_{number:07d}.npz",
+                        **{key: value for key, value in arrays.items() if value is not None})
+
+
+def save_annotations(folder: Path, annotated: list[Any]) -> None:
+    (folder / "lang_annotations").mkdir(exist_ok=True)
+    content = {
+        "language": {"ann": [text for _, _, text in annotated], "task": ["a_task" for _ in annotated],
+                     "emb": np.zeros((len(annotated), 1, 384), np.float32)},
+        "info": {"episodes": [], "indx": [(start, np.int64(end)) for start, end, _ in annotated]},
+    }
+    saved: Any = content
+    np.save(folder / "lang_annotations" / "auto_lang_ann.npy", saved, allow_pickle=True)
+
+
+def calvin_folder(path: Path) -> Path:
+    for name, plays in PLAYS.items():
+        folder = path / name
+        folder.mkdir(parents=True)
+        np.save(folder / "ep_start_end_ids.npy", np.asarray(plays))
+        for number in {n for first, last in plays for n in range(first, last + 1)}:
+            save_step(folder, number)
+        save_annotations(folder, ANNOTATED[name])
+        (folder / "statistics.yaml").write_text(
+            "robot_obs:\n"
+            "  - _target_: calvin_models.calvin_agent.utils.transforms.NormalizeVector\n"
+            f"    mean: {MEAN[:7]}\n".replace("]\n", f",\n      {str(MEAN[7:])[1:]}\n") + f"    std: {STD}\n"
+            "scene_obs:\n  - _target_: calvin_models.calvin_agent.utils.transforms.NormalizeVector\n"
+            "    mean: [0.5]\n    std: [1.0]\n"
+            "act_min_bound: [-0.4, -0.7, 0.2, -3.2, -0.6, -3.2, -1.0]\n")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return calvin_folder(tmp_path / "task_D_D")
+
+
+def read_all(folder: Path, config: PrepareConfig | None = None) -> dict[str, tuple[str, list[SourceStep]]]:
+    """Instruction and steps by name of the episode."""
+    source = open_source("calvin", folder, config or PrepareConfig())
+    return {episode.name: (episode.instruction, list(episode.steps))
+            for recording in source.recordings() for episode in source.read(recording)}
+
+
+def test_an_annotation_is_an_episode_of_the_steps_before_its_end(folder: Path) -> None:
+    episodes = read_all(folder)
+    assert len(episodes) == 5
+    for name, annotated in ANNOTATED.items():
+        for number, (start, end, text) in enumerate(annotated):
+            instruction, steps = episodes[f"{name}/{number:05d}"]
+            assert instruction == text
+            assert [np.mean(np.asarray(step.images["rgb"])) for step in steps] == list(range(start, end))
+            for index, step in zip(range(start, end), steps, strict=True):
+                expected = step_arrays(index)
+                np.testing.assert_array_equal(step.actions["action"], expected["rel_actions"])
+                np.testing.assert_array_equal(step.observations["robot_obs"], expected["robot_obs"])
+
+
+def test_annotations_that_share_steps_are_one_recording_and_the_splits_are_the_datas_own(folder: Path) -> None:
+    recordings = open_source("calvin", folder, PrepareConfig()).recordings()
+    assert [(recording.split, recording.detail["annotations"]) for recording in recordings] == [
+        ("train", [1, 2, 3]), ("train", [0]), ("test", [0])]
+    assert len({recording.name for recording in recordings}) == 3
+    seen = [set(range(*ANNOTATED["training"][number][:2])) for number in range(4)]
+    assert not (seen[1] | seen[2] | seen[3]) & seen[0]
+
+
+def test_the_state_is_binned_over_the_mean_and_deviation_of_the_training_steps(folder: Path) -> None:
+    (folder / "validation" / "statistics.yaml").write_text("robot_obs: []")  # not asked
+    source = open_source("calvin", folder, PrepareConfig())
+    low, high = StateSpec.from_dict(source.state_spec).bounds("robot_obs")
+    np.testing.assert_allclose(low[:14], np.asarray(MEAN[:14]) - 3 * np.asarray(STD[:14]))
+    np.testing.assert_allclose(high[:14], np.asarray(MEAN[:14]) + 3 * np.asarray(STD[:14]))
+    assert ActionSpec.from_dict(source.action_spec) == CALVIN
+    assert source.rate_hz == 30
+
+
+def test_cameras_columns_and_names_of_tasks_are_chosen_in_the_config(folder: Path) -> None:
+    spec = dataclasses.replace(CALVIN, name="absolute", absolute=True, rate_hz=15.0).to_dict()
+    config = PrepareConfig(cameras={"rgb": "rgb_static", "hand": "rgb_gripper"}, fields={"action": "actions"},
+                           action_spec=spec, instruction="task", rate_hz=15.0, options={"state": False})
+    source = open_source("calvin", folder, config)
+    assert source.schema.cameras == {"rgb": (20, 20), "hand": (12, 12)}
+    assert source.rate_hz == 15
+    assert (source.state_spec, source.schema.observations) == ({}, {})
+    instruction, steps = read_all(folder, config)["training/00000"]
+    assert instruction == "a_task"
+    np.testing.assert_array_equal(steps[0].images["hand"], step_arrays(30)["rgb_gripper"])
+    np.testing.assert_array_equal([step.actions["action"] for step in steps],
+                                  [step_arrays(number)["actions"] for number in (30, 32, 34, 36)])
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"fields": {"action": "actions"}}, r"config\.fields\.action='actions'.*give config\.action_spec"),
+    ({"fields": {"acton": "actions"}}, r"config\.fields\.acton: .*did you mean 'action'"),
+    ({"cameras": {"rgb": "rgb_statik"}}, "did you mean 'rgb_static'"),
+    ({"cameras": {"rgb": "rgb_tactile"}}, "no such camera"),
+    ({"options": {"langauge": "x"}}, r"config\.options\.langauge: no such option; did you mean 'language'"),
+    ({"options": {"state": "no"}}, "found str, expected bool"),
+    ({"rate_hz": 25.0}, "have 30 steps a second"),
+    ({"rate_hz": 15.0}, "relative actions"),
+    ({"instruction": "words"}, r"language\.words.*config\.instruction is 'ann' or 'task'"),
+    ({"instruction_text": "play"}, "leave it out"),
+])
+def test_what_the_config_cannot_have_is_named(folder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_source("calvin", folder, PrepareConfig(**changes))
+
+
+@pytest.mark.parametrize(("arrays", "message"), [
+    ({"rel_actions": np.full(7, math.nan)}, "'rel_actions' is .nan.*expected finite numbers"),
+    ({"rel_actions": np.zeros(6)}, r"'rel_actions' is float64\[6\], expected numbers of shape \[7\]"),
+    ({"rgb_static": np.zeros((10, 20, 3), np.uint8)}, r"\[10, 20, 3\], expected uint8 of shape \[20, 20, 3\]"),
+    ({"rgb_static": np.zeros((20, 20, 3))}, r"float64\[20, 20, 3\], expected uint8"),
+    ({"robot_obs": None}, "has no 'robot_obs'; it has actions"),
+])
+def test_a_wrong_step_is_named_with_its_file(folder: Path, arrays: dict[str, Any], message: str) -> None:
+    save_step(folder / "training", 17, **arrays)
+    with pytest.raises(BadDataError, match=r"training/episode_0000017\.npz: .*" + message):
+        read_all(folder)
+
+
+def test_a_gap_and_a_damaged_file_are_named_with_what_needs_them(folder: Path) -> None:
+    file = folder / "training" / "episode_0000017.npz"
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(BadDataError, match=r"episode_0000017\.npz: cannot be read"):
+        read_all(folder)
+    file.unlink()
+    with pytest.raises(BadDataError, match=r"episode_0000017\.npz: not found, but .*annotation 1 needs it"):
+        read_all(folder)
+
+
+def test_an_annotation_beyond_the_play_costs_only_itself(folder: Path, tmp_path: Path) -> None:
+    save_annotations(folder / "training", [*ANNOTATED["training"], (24, 30, "across two stretches")])
+    with pytest.raises(BadDataError, match=r"annotation 4: found the steps 24 to 30, expected a range within one"):
+        prepare("calvin", folder, tmp_path / "stopped", PrepareConfig())
+    _, summary = prepare("calvin", folder, tmp_path / "skipped", PrepareConfig(), on_error="skip")
+    assert summary["episodes"] == 5
+    assert len(summary["skipped"]) == 1
+    assert "annotation 4" in summary["skipped"][0]["why"]
+
+
+def test_missing_files_say_what_to_do(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"with training/ or validation/ in it"):
+        open_source("calvin", folder / "training", PrepareConfig())
+    with pytest.raises(FileNotFoundError, match=r"set config\.options\.language to one of lang_annotations"):
+        open_source("calvin", folder, PrepareConfig(options={"language": "lang_BERT"}))
+    (folder / "training" / "statistics.yaml").write_text("robot_obs: 3")
+    with pytest.raises(BadDataError, match=r"statistics\.yaml: found no mean and std"):
+        open_source("calvin", folder, PrepareConfig())
+    for name in PLAYS:
+        (folder / name / "statistics.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.options\.state=False"):
+        open_source("calvin", folder, PrepareConfig())
+
+
+def test_a_prepared_calvin_folder_trains(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    assert main(["prepare", "--source", "calvin", "--path", str(folder), "--out", str(out), "--processes", "1",
+                 "--config.image_size=16", "--config.encoding=png"]) == 0
+    store = open_store(out)
+    assert store.splits == {"test": 1, "train": 4}
+    metrics = train_two_steps(out, DomainConfig(window=2, stride=2, max_text=32))
+    assert metrics.weights.action[0] >= 2 * 9  # of each step: seven tokens and two delimiters

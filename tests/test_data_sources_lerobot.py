@@ -1,0 +1,268 @@
+"""LeRobot data sets of both layouts: the same values come of all, and what does not fit together is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from lerobot_sets import (
+    CHANGE,
+    HEIGHT,
+    LENGTHS,
+    LEVEL,
+    RATE_HZ,
+    TASKS,
+    TOP,
+    WIDTH,
+    WRIST,
+    action,
+    info,
+    rows,
+    table,
+    version_2,
+    version_3,
+    write_info,
+    write_table,
+    write_video,
+)
+from PIL import Image
+from prepared_runs import train_two_steps
+
+from agent_jax import presets
+from agent_jax.config import DomainConfig
+from agent_jax.data.__main__ import main
+from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources import open_source
+from agent_jax.data.sources.source import BadDataError, SourceStep
+from agent_jax.data.store import open_store
+
+BOTH = PrepareConfig(cameras={"rgb": TOP, "wrist": WRIST})
+Maker = Callable[[Path, str], Path]
+
+
+def read_all(path: Path, config: PrepareConfig = BOTH) -> dict[str, list[tuple[str, int, bool, list[SourceStep]]]]:
+    """(instruction, start, ends, steps) of each stretch, by name of the recording."""
+    source = open_source("lerobot", path, config)
+    return {recording.name: [(episode.instruction, episode.start, episode.ends, list(episode.steps))
+                             for episode in source.read(recording)] for recording in source.recordings()}
+
+
+def level_of(image: bytes | np.ndarray) -> float:
+    pixels = np.asarray(Image.open(io.BytesIO(image))) if isinstance(image, bytes) else image
+    return float(pixels.mean())
+
+
+@pytest.mark.parametrize("make", [version_2, version_3])
+def test_each_row_has_its_numbers_and_the_frame_of_its_time(tmp_path: Path, make: Maker) -> None:
+    found = read_all(make(tmp_path / "set", "video"))
+    assert list(found) == [f"episode_{episode:06d}" for episode in range(3)]
+    for episode, stretches in enumerate(found.values()):
+        steps = [step for stretch in stretches for step in stretch[3]]
+        assert len(steps) == LENGTHS[episode]
+        for row, step in zip(rows(episode), steps, strict=True):
+            np.testing.assert_allclose(step.actions["action"], action(row), rtol=1e-6)
+            np.testing.assert_array_equal(step.observations["state"], [row] * 4)
+            assert step.reward == float(row - rows(episode)[0] == 4)
+            assert step.images["rgb"].shape == (HEIGHT, WIDTH, 3)  # pyright: ignore[reportAttributeAccessIssue]
+            assert abs(level_of(step.images["rgb"]) - LEVEL * row) <= 2
+            assert abs(level_of(step.images["wrist"]) - (255 - LEVEL * row)) <= 2
+
+
+@pytest.mark.parametrize("make", [version_2, version_3])
+def test_stored_images_are_handed_on_byte_for_byte(tmp_path: Path, make: Maker) -> None:
+    path = make(tmp_path / "set", "image")
+    source = open_source("lerobot", path, PrepareConfig())
+    assert source.schema.cameras == {"rgb": (HEIGHT, WIDTH)}  # though info.json says channels first
+    images = [step.images["rgb"] for stretches in read_all(path, PrepareConfig()).values()
+              for stretch in stretches for step in stretch[3]]
+    assert images == [content["bytes"] for content in table([0, 1, 2], "image")[TOP].to_pylist()]
+
+
+def test_an_image_may_be_a_file_of_the_data_set_and_of_nowhere_else(tmp_path: Path) -> None:
+    path = version_2(tmp_path / "set", "image")
+    (path / "images").mkdir()
+    content = table([0], "image")[TOP].to_pylist()
+    (path / "images" / "1.png").write_bytes(content[1]["bytes"])
+    (tmp_path / "secret.png").write_bytes(content[1]["bytes"])
+    for name, there in (("images/1.png", True), ("../secret.png", False), (str(tmp_path / "secret.png"), False)):
+        content[1] = {"bytes": None, "path": name}
+        write_table(path / "data/chunk-000/episode_000000.parquet",
+                    table([0], "image", **{TOP.replace(".", "__"): content}))
+        if there:
+            assert level_of(read_all(path, PrepareConfig())["episode_000000"][0][3][1].images["rgb"]) == LEVEL
+        else:
+            with pytest.raises(BadDataError, match=r"episode_000000\.parquet, episode 0, row 1, .*names the file"):
+                read_all(path, PrepareConfig())
+
+
+def test_an_episode_is_cut_where_its_task_changes(tmp_path: Path) -> None:
+    path = version_3(tmp_path / "set")
+    first, second, third = read_all(path).values()
+    assert [(text, start, ends, len(steps)) for text, start, ends, steps in second] == [
+        (TASKS[0], 0, False, CHANGE - 6), (TASKS[1], CHANGE - 6, True, 15 - CHANGE)]
+    assert [(text, start, ends) for text, start, ends, _ in (*first, *third)] == [(TASKS[0], 0, True)] * 2
+    source = open_source("lerobot", path, BOTH)
+    (episode,) = source.read(source.recordings()[0])
+    assert episode.terminal  # as next.done says
+
+
+def test_instructions_come_of_a_column_or_of_the_config(tmp_path: Path) -> None:
+    path = version_2(tmp_path / "set", "image")
+    texts = [stretch[0] for found in read_all(path, PrepareConfig(instruction="words")).values() for stretch in found]
+    assert texts == ["words 0", "words 1", "words 2"]
+    assert {stretch[0] for found in read_all(path, PrepareConfig(instruction_text="fold")).values()
+            for stretch in found} == {"fold"}
+
+
+def test_parts_of_features_are_chosen_and_joined(tmp_path: Path) -> None:
+    path = version_3(tmp_path / "set", "image")
+    spec = presets.arm_spec("arm", names=("x", "gripper", "y"), low=-1.0, high=1.0)
+    config = PrepareConfig(action_spec=spec, fields={"action": "action[0], gripper,action[1:2]"})
+    steps = read_all(path, config)["episode_000001"][0][3]
+    np.testing.assert_allclose(steps[1].actions["action"], [0.07, 1.0, -0.07], rtol=1e-6)
+
+
+def test_every_nth_step_is_taken_where_actions_are_targets(tmp_path: Path) -> None:
+    path = version_2(tmp_path / "set")
+    absolute = presets.arm_spec("arm", names="xyz", low=-1.0, high=1.0, absolute=True)
+    config = PrepareConfig(cameras={"rgb": TOP}, action_spec=absolute, rate_hz=5.0, instruction_text="go")
+    assert open_source("lerobot", path, config).rate_hz == 5
+    steps = read_all(path, config)["episode_000001"][0][3]
+    assert [round(float(step.actions["action"][0]) * 100) for step in steps] == [6, 8, 10, 12, 14]
+    assert [round(level_of(step.images["rgb"]) / LEVEL) for step in steps] == [6, 8, 10, 12, 14]
+    with pytest.raises(ValueError, match="relative actions"):
+        open_source("lerobot", path, PrepareConfig(cameras={"rgb": TOP}, rate_hz=5.0))
+
+
+def test_the_splits_of_the_data_are_kept_where_there_are_several(tmp_path: Path) -> None:
+    path = version_2(tmp_path / "set")
+    assert {recording.split for recording in open_source("lerobot", path, BOTH).recordings()} == {""}
+    write_info(path, {**info("v2.1", "video"), "splits": {"train": "0:2", "val": "2:3"}})
+    assert [recording.split for recording in open_source("lerobot", path, BOTH).recordings()] == [
+        "train", "train", "test"]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"cameras": {}}, f"the cameras {TOP}, {WRIST}; say which .*--config.cameras.rgb={TOP}"),
+    ({"cameras": {"rgb": "observation.images.depth"}}, "no such camera"),
+    ({"fields": {"action": "acton"}}, "no feature 'acton' that holds numbers; expected one of observation.state"),
+    ({"fields": {"action": "action[2:4]"}}, "'action' has 3 numbers, expected a part"),
+    ({"fields": {"arm": "action"}}, r"config\.fields\.arm: no key of the action or state spec"),
+    ({"instruction": "wods"}, "did you mean 'words'"),
+    ({"options": {"x": 1}}, "no such option"),
+    ({"rate_hz": 4.0}, "a whole fraction"),
+    ({"action_spec": presets.arm_spec("arm", names="xy", low=-1.0, high=1.0)}, "3 numbers, but the spec expects"),
+])
+def test_what_the_config_cannot_have_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    given = {"cameras": {"rgb": TOP}, **changes}
+    with pytest.raises(ValueError, match=message):
+        open_source("lerobot", version_2(tmp_path / "set"), PrepareConfig(**given))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"codebase_version": "v1.6"}, "found codebase_version 'v1.6', expected v2.0, v2.1 or v3.x; convert it"),
+    ({"codebase_version": "v4.0"}, "found codebase_version 'v4.0'"),
+    ({"fps": 0}, "fps is 0, expected a number above 0"),
+    ({"total_episodes": 5}, "total_episodes=5, but 3 episodes are listed"),
+    ({"data_path": "../{episode_index}.parquet"}, "expected a path within the data set"),
+    ({"data_path": "{nothing}.parquet"}, "expected a path with episode_chunk, episode_index in braces"),
+    ({"features": []}, "features is .., expected an object"),
+    ({"splits": {"train": "all"}}, r"splits\.train is 'all', expected a range"),
+])
+def test_meta_data_that_cannot_be_read_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = version_2(tmp_path / "set")
+    write_info(path, {**info("v2.1", "video"), **changes})
+    with pytest.raises(ValueError, match=r"meta/info\.json: .*" + message):
+        open_source("lerobot", path, BOTH)
+
+
+def test_version_1_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "meta_data").mkdir()
+    with pytest.raises(ValueError, match=r"version 1, .*convert_dataset_v1_to_v2\.py"):
+        open_source("lerobot", tmp_path, PrepareConfig())
+
+
+NAN = pa.array([[0.0, 0.0, 0.0]] * 3 + [[0.0, float("nan"), 0.0]] + [[0.0, 0.0, 0.0]] * 2, pa.list_(pa.float32(), 3))
+SHORT = pa.array([[0.0, 0.0, 0.0]] * 5 + [[0.0, 0.0]], pa.list_(pa.float32()))
+
+
+@pytest.mark.parametrize(("columns", "message"), [
+    ({"action": NAN}, r"episode 0, row 3: 'action' is \[0.0, nan, 0.0\], expected finite numbers"),
+    ({"action": SHORT}, "row 5: 'action' has 2 numbers, expected 3"),
+    ({"timestamp": pa.array([t / 20 for t in range(6)], pa.float32())},
+     "row 1: is frame 1 at 0.0500 s, expected frame 1 at 0.1000 s, as .*says fps=10"),
+    ({"frame_index": [0, 1, 3, 4, 5, 6]}, "row 2: is frame 3"),
+    ({"task_index": [7] * 6}, "task_index 7, which is none of the 2 tasks"),
+    ({"task_index": pa.array([0, None, 0, 0, 0, 0])}, "row 1: 'task_index' is missing"),
+    ({"episode_index": [0] * 5 + [1]}, "found 5 rows of episode 0, but the meta data say 6"),
+])
+def test_wrong_rows_are_named_with_their_file(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    path = version_2(tmp_path / "set", "image")
+    write_table(path / "data/chunk-000/episode_000000.parquet", table([0], "image", **columns))
+    with pytest.raises(BadDataError, match=r"data/chunk-000/episode_000000\.parquet.*" + message):
+        read_all(path, PrepareConfig())
+
+
+def test_a_damaged_a_missing_and_a_poorer_table_are_named(tmp_path: Path) -> None:
+    path = version_2(tmp_path / "set", "image")
+    file = path / "data/chunk-000/episode_000001.parquet"
+    write_table(file, table([1], "image").drop_columns(["action"]))
+    with pytest.raises(BadDataError, match=r"episode_000001\.parquet: has no column 'action'; it has"):
+        read_all(path, PrepareConfig())
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(BadDataError, match=r"episode_000001\.parquet: cannot be read as parquet"):
+        read_all(path, PrepareConfig())
+    file.unlink()
+    with pytest.raises(BadDataError, match=r"episode_000001\.parquet: not found"):
+        read_all(path, PrepareConfig())
+    (path / "meta" / "tasks.jsonl").write_text('{"task_index": 0, "task": "a"}\n{"task_index"')
+    with pytest.raises(BadDataError, match=r"tasks\.jsonl:2: is not JSON"):
+        read_all(path, PrepareConfig())
+
+
+@pytest.mark.parametrize(("video", "message"), [
+    ({"levels": range(5)}, r"no frame at 0\.5000 s, where the table has a row; the video ends before it"),
+    ({"levels": range(12), "rate_hz": 2 * RATE_HZ}, "found 20 frames a second, expected fps=10"),
+    ({"levels": range(6), "height": 48}, "found 48x48 pixels, expected 32x48"),
+    (None, f"the video of '{TOP}' is not there"),
+    (b"no video", "cannot be opened as a video"),
+])
+def test_a_video_that_does_not_fit_its_table_is_named(tmp_path: Path, video: Any, message: str) -> None:
+    path = version_2(tmp_path / "set")
+    file = path / f"videos/chunk-000/{TOP}/episode_000000.mp4"
+    file.unlink()
+    if isinstance(video, bytes):
+        file.write_bytes(video)
+    elif video:
+        write_video(file, **video)
+    with pytest.raises(BadDataError, match=rf"{TOP}/episode_000000\.mp4.*{message}"):
+        read_all(path)
+
+
+def test_frames_that_lie_between_the_rows_are_refused(tmp_path: Path) -> None:
+    path = version_3(tmp_path / "set")
+    file = path / "meta/episodes/chunk-000/file-000.parquet"
+    content, name = pq.read_table(file), f"videos/{WRIST}/from_timestamp"
+    place = content.column_names.index(name)
+    write_table(file, content.set_column(place, name, pa.array([1.45, 0.5, 0.0])))
+    with pytest.raises(BadDataError, match=rf"{WRIST}/.*, episode 0: no frame at 1\.45.*the next is at 1\.5000 s"):
+        read_all(path)
+
+
+def test_a_prepared_set_trains_on_a_spec_that_the_domain_declares(tmp_path: Path) -> None:
+    path, out, summary = version_3(tmp_path / "set"), tmp_path / "store", tmp_path / "summary.json"
+    assert main(["prepare", "--source", "lerobot", "--path", str(path), "--out", str(out), "--processes", "1",
+                 f"--config.cameras.rgb={TOP}", "--config.image_size=16", "--json", str(summary)]) == 0
+    assert json.loads(summary.read_text())["steps"] == sum(LENGTHS)
+    store = open_store(out)
+    assert sum(store.splits.values()) == 4  # three episodes, one of them in two stretches
+    spec = presets.arm_spec("arm", names="xyz", bounds="min_max", rate_hz=RATE_HZ)
+    metrics = train_two_steps(out, DomainConfig(action_spec=spec, window=2, stride=2, max_text=32), blocks=("arm",))
+    assert metrics.weights.action[0] >= 2 * 5  # of each step: three tokens and two delimiters

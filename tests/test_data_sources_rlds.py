@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rlds_sets import STEPS, bridge_set, jpeg
+from small_runs import small_config, trained
+from tensorboardX.record_writer import masked_crc32c as other_masked_crc32c
+
+from agent_jax import presets
+from agent_jax.actions import ActionSpec, Bins, Choice, Group
+from agent_jax.data.prepare import prepare
+from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources import open_source
+from agent_jax.data.sources.source import BadDataError
+from agent_jax.data.sources.tfrecord import masked_crc32c, record_offsets
+from agent_jax.data.store import open_store
+
+ARM = ActionSpec("arm", "iafm", (Group("STARTACTION", (
+    *(Bins("action", d, f"ROBOTACTION{d}_", -0.1, 0.1) for d in range(2)),
+    Choice("action", 2, ("GRIPPER_OPEN", "GRIPPER_CLOSE"), (1.0, 0.0)),
+), "ENDOFACTION"),))
+JOINED = {"action": "world_vector,open_gripper"}
+
+
+def config(**changes: Any) -> PrepareConfig:
+    given = {"cameras": {"rgb": "image_0"}, "fields": JOINED, "action_spec": ARM.to_dict(), **changes}
+    return PrepareConfig(**given)
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_an_action_of_several_tensors_and_chosen_cameras_are_read_step_by_step(tmp_path, file_format):
+    path = bridge_set(tmp_path, file_format, {"train": 4, "val": 2})
+    source = open_source("rlds", path, config(cameras={"rgb": "image_0", "wrist": "steps/observation/image_1"}))
+    assert source.schema.cameras == {"rgb": (16, 24), "wrist": (16, 24)}
+    assert source.schema.actions["action"][0] == (3,)
+    recordings = source.recordings()
+    assert [recording.split for recording in recordings] == ["train"] * 4 + ["test"] * 2
+    assert [recording.name for recording in recordings][3:] == ["train/00001/0", "val/00000/0", "val/00000/1"]
+    (episode,) = source.read(recordings[4])
+    assert episode.instruction == "put away number 4"
+    assert (episode.start, episode.ends, episode.terminal) == (0, True, True)
+    steps = list(episode.steps)
+    assert len(steps) == STEPS
+    np.testing.assert_allclose([step.actions["action"] for step in steps],
+                               [[0.04, t / 100, t % 2] for t in range(STEPS)], rtol=1e-6)
+    assert [step.images["rgb"] for step in steps] == [jpeg(40 + t) for t in range(STEPS)]
+    assert steps[0].images["wrist"] == jpeg(196)
+
+
+def test_both_formats_give_the_same_episodes(tmp_path):
+    read = []
+    for file_format in ("array_record", "tfrecord"):
+        source = open_source("rlds", bridge_set(tmp_path / file_format, file_format, {"train": 4}), config())
+        read.append([(episode.name, [step.images["rgb"] for step in episode.steps])
+                     for recording in source.recordings() for episode in source.read(recording)])
+    assert read[0] == read[1]
+    assert len(read[0]) == 4
+
+
+def test_the_newest_version_below_a_folder_is_opened(tmp_path):
+    bridge_set(tmp_path, "tfrecord", {"train": 1})
+    old = bridge_set(tmp_path / "old", "tfrecord", {"train": 2})
+    old.rename(tmp_path / "bridge" / "0.0.9")
+    assert len(open_source("rlds", tmp_path / "bridge", config()).recordings()) == 1
+
+
+def test_without_other_splits_the_recordings_leave_the_split_to_prepare(tmp_path):
+    source = open_source("rlds", bridge_set(tmp_path, "tfrecord", {"train": 2}), config())
+    assert [recording.split for recording in source.recordings()] == ["", ""]
+
+
+def test_a_changing_instruction_divides_an_episode(tmp_path):
+    def change(number: int, episode: dict[str, Any]) -> None:
+        for step in episode["steps"][4:]:
+            step["language_instruction"] = "stop"
+
+    source = open_source("rlds", bridge_set(tmp_path, "tfrecord", {"train": 1}, change=change), config())
+    parts = list(source.read(source.recordings()[0]))
+    assert [(part.instruction, part.start, len(list(part.steps)), part.ends, part.terminal) for part in parts] == [
+        ("put away number 0", 0, 4, False, False), ("stop", 4, 2, True, True)]
+    assert parts[0].name == parts[1].name
+
+
+def test_the_last_action_is_not_imitated_where_the_config_says_so(tmp_path):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 1})
+    source = open_source("rlds", path, config(options={"last_action": "drop"}))
+    (episode,) = source.read(source.recordings()[0])
+    assert [step.action_weight for step in episode.steps] == [1.0] * (STEPS - 1) + [0.0]
+
+
+def damage(path: Path, record: int, place: str) -> None:
+    """Change one byte of a record's length or content."""
+    content = bytearray(path.read_bytes())
+    content[record_offsets(path)[0][record] + {"length": 0, "content": 100}[place]] ^= 1
+    path.write_bytes(content)
+
+
+def outcomes(path: Path) -> list[str]:
+    """What reading each recording comes to: its length, or the error."""
+    source = open_source("rlds", path, config())
+    found = []
+    for recording in source.recordings():
+        try:
+            (episode,) = source.read(recording)
+            found.append(str(len(list(episode.steps))))
+        except BadDataError as error:
+            found.append(str(error).removeprefix(f"{path}/"))
+    return found
+
+
+def test_a_damaged_record_is_named_with_file_and_number_and_the_others_are_read(tmp_path):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 3})
+    damage(path / "bridge-train.tfrecord-00000-of-00001", 1, "content")
+    first, second, third = outcomes(path)
+    assert (first, third) == ("6", "6")
+    assert second.startswith("bridge-train.tfrecord-00000-of-00001, record 1: the content is damaged (crc32c differs")
+
+
+def test_a_damaged_length_ends_its_file_and_no_other(tmp_path):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 5})
+    damage(path / "bridge-train.tfrecord-00000-of-00002", 1, "length")
+    found = outcomes(path)
+    assert len(found) == 4
+    assert (found[0], found[2], found[3]) == ("6", "6", "6")
+    assert found[1].startswith("bridge-train.tfrecord-00000-of-00002: the length of record 1 is damaged")
+
+
+@pytest.mark.parametrize(("cut", "message"), [(5, "the file ends within record 2"), (None, "missing, but"),
+                                              ("record", "holds 2 records, but dataset_info.json says 3")])
+def test_a_file_cut_short_or_missing_is_named(tmp_path, cut, message):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 3})
+    file = path / "bridge-train.tfrecord-00000-of-00001"
+    content = file.read_bytes()
+    if cut is None:
+        file.unlink()
+    else:
+        file.write_bytes(content[: record_offsets(file)[0][2]] if cut == "record" else content[:-cut])
+    assert outcomes(path)[-1].startswith(f"{file.name}: {message}")
+
+
+@pytest.mark.parametrize("cut", [200, 70_000])  # within its footer; within its records
+def test_a_damaged_array_record_file_is_named(tmp_path, cut):
+    path = bridge_set(tmp_path, "array_record", {"train": 3})
+    file = sorted(path.glob("*train*"))[0]
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) - cut] if cut < len(content) else content[:100])
+    assert f"{file.name}: " in outcomes(path)[-1]
+
+
+def test_framing_and_checksum_are_those_of_another_writer(tmp_path):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 2})
+    file = path / "bridge-train.tfrecord-00000-of-00001"
+    offsets, wrong = record_offsets(file)
+    assert (len(offsets), wrong) == (2, "")
+    for content in (b"", b"123456789", struct.pack("<Q", 4711)):
+        assert masked_crc32c(content) == other_masked_crc32c(content)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"cameras": {"rgb": "image_7"}}, r"config.cameras.rgb: .* no feature 'image_7'; nearest: steps/observation/image"),
+    ({"cameras": {"rgb": "state"}}, r"'steps/observation/state' is no image; expected one of .*image_0"),
+    ({"fields": {"action": "world_vector"}}, r"expects shape \(3,\) for 'action', found \(2,\) in steps/action/world"),
+    ({"fields": {}}, r"config.fields.action: .* no feature 'action'"),
+    ({"fields": {}, "action_spec": {}}, "no feature 'steps/action'; give an ActionSpec"),
+    ({"instruction": "task"}, "config.instruction: .* no feature 'task'"),
+    ({"options": {"fps": 3}}, "config.options.fps: the source rlds has the one option last_action"),
+])
+def test_what_the_data_do_not_have_is_named_with_what_they_have(tmp_path, changes, message):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 1})
+    with pytest.raises(ValueError, match=message):
+        open_source("rlds", path, config(**changes))
+
+
+def test_a_folder_without_a_data_set_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no dataset_info.json and features.json, expected the directory of a TFDS"):
+        open_source("rlds", tmp_path, config())
+
+
+def test_array_record_of_tfds_with_several_cameras_opens_without_conversion(tmp_path):
+    store = open_store(bridge_set(tmp_path, "array_record", {"train": 4, "val": 1}))
+    episode = store.split("train")[3]
+    assert episode.values("steps/observation/image_1", 2, 3) == [jpeg(197)]
+    np.testing.assert_allclose(episode.values("steps/action/world_vector", 2, 3), [[0.03, 0.02]], rtol=1e-6)
+    assert episode.texts("steps/language_instruction")[0] == "put away number 3"
+
+
+def test_sets_as_they_are_and_prepared_ones_train_in_one_run(tmp_path):
+    steps = ActionSpec("arm", "iafm", (Group("STARTACTION", (
+        Bins("action/world_vector", 0, "ROBOTACTION0_", -0.1, 0.1),
+        Bins("action/world_vector", 1, "ROBOTACTION1_", -0.1, 0.1),
+    ), "ENDOFACTION"),))
+    direct = bridge_set(tmp_path / "direct", "array_record", {"train": 4, "val": 1})
+    tfrecord = bridge_set(tmp_path / "tfrecord", "tfrecord", {"train": 4, "val": 1})
+    prepare("rlds", tfrecord, tmp_path / "prepared", config(image_size=16))
+    domains = {
+        "direct": presets.domain(path=str(direct), window=2, stride=2, max_text=32, action_spec=steps.to_dict(),
+                                 cameras=("steps/observation/image_0", "steps/observation/image_1"),
+                                 instruction="steps/language_instruction", validation_split="val"),
+        "prepared": presets.domain(path=str(tmp_path / "prepared"), window=2, stride=2, max_text=32),
+    }
+    changes = {"data.domains": domains, "vocabulary.blocks": ("iafm",), "train.steps": 2}
+    run = trained(small_config(tmp_path, **changes), tmp_path / "run")
+    assert int(run.state.step) == 2
+    assert run.validation is not None
+    assert set(run.validation.domains) == {"direct", "prepared"}
