@@ -1,7 +1,12 @@
-"""`python -m agent_jax.convert`: weights in, and the proof that they are right.
+"""`python -m agent_jax.convert`: weights in and out, and the proof that they are right.
 
-from-hf --vision DIR --language DIR OUT [--config.FIELD=VALUE ...]
-    a checkpoint from Hugging Face folders, for --config.init.checkpoint=OUT
+from-hf --vision PATH --language PATH OUT [--config.FIELD=VALUE ...]
+    a checkpoint from CLIP and OPT of Hugging Face, for --config.init.checkpoint=OUT; a PATH is a folder, one of its
+    weight files, or ORG/NAME on the hub. With --dry_run, only the table of what goes where
+to-pytorch CHECKPOINT OUT [--dtype float32|bfloat16] [--weights averaged|raw] [--json PATH]
+    a folder for PyTorch and transformers, with the proof that it computes the same (parity.json)
+from-pytorch FOLDER OUT
+    a checkpoint from such a folder, trained further in PyTorch or not
 verify-hf DIR [--json PATH]
     compares our models with transformers' torch models on the weights of DIR; exits 1 where they differ
 """
@@ -9,8 +14,14 @@ verify-hf DIR [--json PATH]
 from __future__ import annotations
 
 import argparse
+import json
+import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from agent_jax.checkpoint_meta import DamagedCheckpointError
+from agent_jax.convert.parity import ParityError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,33 +29,85 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m agent_jax.convert", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    importer = commands.add_parser("from-hf", help="Hugging Face folders -> a checkpoint", allow_abbrev=False)
-    importer.add_argument("--vision", required=True, metavar="DIR", help="folder of a CLIP, or of its vision tower")
-    importer.add_argument("--language", required=True, metavar="DIR", help="folder of an OPT, with its tokenizer")
-    importer.add_argument("out", metavar="OUT", help="directory to make")
+    _add_from_hf(commands)
+    _add_pytorch(commands)
     verifier = commands.add_parser("verify-hf", help="compare with PyTorch on the same weights", allow_abbrev=False)
     verifier.add_argument("directory", metavar="DIR", help="a CLIP or OPT folder, or a directory of such folders")
     verifier.add_argument("--json", metavar="PATH", help="also write the figures here")
     options, overrides = parser.parse_known_args(arguments)
     try:
         if options.command == "from-hf":
-            from agent_jax.convert.from_huggingface import config_of, write_checkpoint
-
-            print(write_checkpoint(config_of(options.vision, options.language, overrides), options.out))
-            print(f"written: {options.out}")
-            return 0
+            return _run_from_hf(options, overrides)
         if overrides:
             parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+        if options.command == "to-pytorch":
+            return _run_to_pytorch(options)
+        if options.command == "from-pytorch":
+            from agent_jax.convert.from_pytorch import import_folder
+
+            print(import_folder(options.folder, options.out))
+            return 0
         from agent_jax.convert.verify import verify_folders
 
         return 0 if verify_folders(options.directory, options.json) else 1
     except ImportError as error:
         if error.name not in ("torch", "transformers"):
             raise
-        print(f'error: verify-hf needs {error.name}: pip install "agent_jax[torch]"', file=sys.stderr)
-    except (OSError, ValueError) as error:
+        print(f'error: {options.command} needs {error.name}: pip install "agent_jax[torch]"', file=sys.stderr)
+    except (OSError, ValueError, DamagedCheckpointError, ParityError) as error:
         print(f"error: {error}", file=sys.stderr)
     return 1
+
+
+def _add_pytorch(commands: Any) -> None:
+    exporter = commands.add_parser("to-pytorch", help="a checkpoint -> a PyTorch folder", allow_abbrev=False)
+    exporter.add_argument("checkpoint", metavar="CHECKPOINT", help="a workdir, its checkpoints directory, or one step")
+    exporter.add_argument("out", metavar="OUT", help="folder to make")
+    exporter.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored tensors")
+    exporter.add_argument("--weights", choices=("averaged", "raw"), default="averaged",
+                          help="the averaged parameters, where the run kept some, or the last ones")
+    exporter.add_argument("--json", metavar="PATH", help="also write parity.json here")
+    importer = commands.add_parser("from-pytorch", help="a PyTorch folder -> a checkpoint", allow_abbrev=False)
+    importer.add_argument("folder", metavar="FOLDER", help="of to-pytorch, or of torch_agent.Agent.save")
+    importer.add_argument("out", metavar="OUT", help="directory to make")
+
+
+def _run_to_pytorch(options: argparse.Namespace) -> int:
+    from agent_jax.convert.to_pytorch import export
+
+    parity = export(options.checkpoint, options.out, dtype=options.dtype, weights=options.weights)
+    print(f"{parity.summary()}\nwritten: {options.out}")
+    if options.json:
+        pathlib.Path(options.json).write_text(json.dumps(parity.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _add_from_hf(commands: Any) -> None:
+    importer = commands.add_parser("from-hf", help="CLIP and OPT of Hugging Face -> a checkpoint", allow_abbrev=False)
+    importer.add_argument("--vision", required=True, metavar="PATH", help="a CLIP, or its vision tower")
+    importer.add_argument("--language", required=True, metavar="PATH", help="an OPT, with its tokenizer")
+    importer.add_argument("--dry_run", action="store_true", help="read headers, print the table, write no checkpoint")
+    importer.add_argument("--json", metavar="PATH", help="also write the table here")
+    importer.add_argument("out", metavar="OUT", nargs="?", help="directory to make; --dry_run needs none")
+
+
+def _run_from_hf(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from agent_jax.convert.from_huggingface import config_of, dry_run, write_checkpoint
+    from agent_jax.convert.mapping_table import mapping_table, to_json
+
+    config = config_of(options.vision, options.language, overrides)
+    if options.dry_run:
+        report = dry_run(config, options.out)
+        print(mapping_table(report))
+        print("dry run: nothing was written; values (NaN, tied heads) were not looked at")
+    elif options.out is None:
+        raise ValueError("from-hf: OUT is missing, the directory to make; only --dry_run needs none")
+    else:
+        report = write_checkpoint(config, options.out)
+        print(f"{report}\nwritten: {options.out}")
+    if options.json:
+        pathlib.Path(options.json).write_text(json.dumps(to_json(report), indent=2) + "\n", encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ RELATIVE = 1e-5
 LARGE = 10.0  # magnitudes beyond are held to RELATIVE
 
 
+class ParityError(RuntimeError):
+    """An exported folder does not compute what its checkpoint computes; nothing of it was kept."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """One tensor, computed twice."""

@@ -1,0 +1,92 @@
+"""A checkpoint of ours from an exported folder, trained further in PyTorch or not: the way back of to_pytorch.py."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from agent_jax.config import ModelConfig, from_config_dict
+from agent_jax.convert import torch_tensors
+from agent_jax.convert.from_huggingface import checked_out, write_step
+from agent_jax.convert.safetensors_file import SafetensorsFile
+from agent_jax.convert.torch_folder import FORMAT
+from agent_jax.convert.weights_folder import FLOATS
+from agent_jax.data.domains import Domain
+from agent_jax.fingerprint import flat
+from agent_jax.json_object import read_json_object
+from agent_jax.models.agent import Params
+from agent_jax.vocabulary import Vocabulary
+
+LISTED = 20  # tensors an error lists
+
+
+def import_folder(folder: str | pathlib.Path, out: str | pathlib.Path) -> str:
+    """Write the checkpoint of an exported folder, at the step that it came from.
+
+    Args:
+        folder: of `to_pytorch.export`, or of torch_agent.Agent.save.
+        out: the directory to make; `Policy.load` and config.init.checkpoint read it.
+
+    Returns:
+        A line that says what was read.
+
+    Raises:
+        FileExistsError: there is something at `out`.
+        FileNotFoundError: a file is missing.
+        ValueError: tensors that are missing, unknown, of another shape or not finite; files that contradict each other.
+    """
+    out, folder = checked_out(out), pathlib.Path(folder).expanduser()
+    content = read_json_object(folder / "agent.json")
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{folder / 'agent.json'}: format {content.get('format')!r}, expected {FORMAT}")
+    config = from_config_dict(content["config"])
+    vocabulary = Vocabulary.from_json(read_json_object(folder / "vocabulary.json"))
+    if config.model.language.vocabulary_size != vocabulary.size:
+        raise ValueError(f"{folder}: agent.json has model.language.vocabulary_size="
+                         f"{config.model.language.vocabulary_size}, but vocabulary.json has {vocabulary.size} ids; "
+                         "both must be of one export")
+    for entry in content["domains"].values():
+        Domain.from_meta(entry, vocabulary)  # refuses what acting could not use
+    leaves = flat(_read_params(folder, config.model))
+    values = sum(leaf.size for leaf in leaves.values())
+    meta = {"config": content["config"], "vocabulary": vocabulary.to_json(), "domains": content["domains"],
+            "data_state": None, "ema": ""}
+    write_step(out, leaves, meta, step=int(content["source"]["step"]))
+    return f"{values:,} values of {folder} -> {out}/{content['source']['step']}"
+
+
+def _read_params(folder: pathlib.Path, model: ModelConfig) -> Params:
+    expected = torch_tensors.shapes(model)
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(contextlib.closing(SafetensorsFile(folder / name))) for name in expected}
+        _check(folder, files, expected)
+
+        def read(file: str, name: str) -> np.ndarray:
+            array = files[file].read(name)
+            if not np.isfinite(array).all():
+                bad = array.size - np.count_nonzero(np.isfinite(array))
+                raise ValueError(f"{folder / file}: {name}: {bad:,} of {array.size:,} values are NaN or infinite; take "
+                                 "weights of a run that did not diverge")
+            return array
+
+        return torch_tensors.to_params(read, model)
+
+
+def _check(folder: pathlib.Path, files: dict[str, SafetensorsFile], expected: dict[str, dict[str, Any]]) -> None:
+    """Refuse tensors that are not exactly those of the model."""
+    lines = []
+    for file, wanted in expected.items():
+        found, dtypes = files[file].shapes, files[file].dtypes
+        lines += [f"  {file}: missing: {name} {list(wanted[name])}" for name in wanted if name not in found]
+        lines += [f"  {file}: unknown: {name} {list(found[name])}" for name in found if name not in wanted]
+        lines += [f"  {file}: {name}: found {list(found[name])}, expected {list(wanted[name])}"
+                  for name in wanted if name in found and found[name] != wanted[name]]
+        lines += [f"  {file}: {name}: found {dtypes[name]}, expected one of {', '.join(FLOATS)}"
+                  for name in wanted if name in found and dtypes[name] not in FLOATS]
+    if lines:
+        more = [f"  and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+        raise ValueError("\n".join([f"{folder}: its tensors are not those that agent.json describes:", *lines[:LISTED],
+                                    *more]))

@@ -1,0 +1,51 @@
+"""README.md of an exported folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from agent_jax.config import Config
+from agent_jax.convert.torch_parity import Parity
+from agent_jax.convert.torch_tensors import shapes
+from agent_jax.data.domains import Domain
+
+
+def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[str, Domain], parity: Parity) -> str:
+    """The card, in Markdown with the fields that model hubs read."""
+    model = config.model
+    values = sum(math.prod(shape) for tensors in shapes(model).values() for shape in tensors.values())
+    lines = [
+        "---", "library_name: pytorch", "tags: [robotics, agent, vision-language-action]", "---", "", f"# {name}", "",
+        "An Interactive Agent Foundation Model (arXiv 2402.05929), trained with agent_jax "
+        f"{source['agent_jax']} and exported from step {source['step']:,} ({source['weights']} parameters, stored in "
+        f"{source['dtype']}): {values:,} values.", "",
+        f"- `vision/`: CLIP vision transformer, {model.vision.depth} blocks of width {model.vision.width}, "
+        f"{model.vision.image_size} pixels in patches of {model.vision.patch_size}, `CLIPVisionModel`"
+        + (" (its temporal attention is in `agent.safetensors`)" if model.vision.temporal_attention else ""),
+        f"- `language/`: OPT, {model.language.depth} blocks of width {model.language.width}, "
+        f"{model.language.vocabulary_size:,} ids, of which the tokenizer says the text ones, `OPTForCausalLM`",
+        "- `agent.safetensors`, `agent.json`, `vocabulary.json`: the rest of the agent, its domains and ids",
+        "- `torch_agent.py`: the whole agent in PyTorch; needs torch, numpy, safetensors, tokenizers, pillow",
+        "- `parity.json`: how far PyTorch is from JAX on these weights", "",
+        "```python", "from torch_agent import Agent, Policy", "",
+        'agent = Agent.load(".")                     # trains: see losses(), lay_out() and main() in torch_agent.py',
+        *([f'policy = Policy(".", domain="{next(iter(domains))}", agent=agent)'] if domains else []), "```", "",
+    ]
+    if domains:
+        lines += ["| domain | predicts | window | cameras | state |", "|---|---|---|---|---|"]
+        lines += [f"| {domain.name} | {_predicts(domain)} | {domain.window} steps | {', '.join(domain.camera_names)} | "
+                  f"{', '.join(domain.state.spec.fields) if domain.state else 'none'} |" for domain in domains.values()]
+        lines += ["", "Actions and states are in the units of their specs in `agent.json`.", ""]
+    lines += ["## Parity with JAX", "", "```", parity.summary(), "```", "",
+              "Not for real robots without safety filters; not a medical device. Weights that were begun from CLIP or "
+              "OPT keep their licences.", ""]
+    return "\n".join(lines)
+
+
+def _predicts(domain: Domain) -> str:
+    if domain.spec is None:
+        return {"answer": "text", "label": "a class"}.get(domain.layout, domain.layout)
+    parts = ", ".join(f"{part.place}{f' ({part.unit})' if part.unit else ''}" for part in domain.spec.spec.parts)
+    return f"{domain.spec.spec.name}: {parts}"

@@ -1,0 +1,139 @@
+"""A checkpoint as a folder for PyTorch and transformers, which has proved itself before it appears.
+
+checkpoint -> .OUT.partial/ { vision/ language/ agent.safetensors agent.json ... } -> parity.json -> OUT
+
+vision/         config.json  model.safetensors  preprocessor_config.json                   CLIPVisionModel
+language/       config.json  model.safetensors  generation_config.json  tokenizer files    OPTForCausalLM
+agent.safetensors                                connector, temporal attention, masked-autoencoder decoder
+agent.json  vocabulary.json                      config, domains with their specs, ids
+torch_agent.py                                   the whole agent in PyTorch, to train and to act
+parity.json  README.md                           what was compared, and how to use the folder
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+import agent_jax
+from agent_jax import checkpoint
+from agent_jax.config import Config, from_config_dict
+from agent_jax.convert import model_card, torch_agent, torch_folder
+from agent_jax.convert.from_huggingface import checked_out
+from agent_jax.convert.parity import ParityError
+from agent_jax.convert.torch_parity import Parity, prove
+from agent_jax.convert.torch_tensors import to_tensors
+from agent_jax.data.domains import Domain
+from agent_jax.models.agent import Params
+from agent_jax.restart import restore_acting_parameters
+from agent_jax.train_state import abstract_params
+from agent_jax.vocabulary import Vocabulary
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "float32",
+           weights: str = "averaged") -> Parity:
+    """Write the folder of a checkpoint.
+
+    Args:
+        path: a workdir, its checkpoints directory, or one step in it.
+        out: the folder to make.
+        dtype: of the stored tensors, a key of `DTYPES`; in bfloat16 the proof is of the rounded parameters.
+        weights: "averaged", where the run kept an average, or "raw".
+
+    Returns:
+        What was compared; all within tolerance.
+
+    Raises:
+        FileExistsError: there is something at `out`.
+        FileNotFoundError, DamagedCheckpointError: no whole checkpoint there.
+        ValueError: parameters that are NaN or infinite, or a model that CLIP and OPT cannot represent.
+        ParityError: a comparison is beyond its tolerance; names all of them.
+    """
+    out = checked_out(out)
+    directory, named = checkpoint.locate(path)
+    meta = checkpoint.read_meta(directory, named)
+    config, vocabulary = from_config_dict(meta["config"]), Vocabulary.from_json(meta["vocabulary"])
+    domains = {name: Domain.from_meta(entry, vocabulary) for name, entry in meta["domains"].items()}
+    if weights == "raw":
+        params, _ = checkpoint.restore_parameters(directory, abstract_params(config.model), step=meta["step"])
+    else:
+        params = restore_acting_parameters(directory, config, meta["step"])
+    kind = "averaged" if weights == "averaged" and meta["ema"] else "raw"
+    source = {"checkpoint": str(directory), "step": meta["step"], "weights": kind, "dtype": dtype,
+              "agent_jax": agent_jax.__version__}
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir()
+        params = _write_tensors(partial, params, config, DTYPES[dtype])
+        _write_descriptions(partial, meta, config, vocabulary, domains, source)
+        parity = prove(partial, params, config, vocabulary, domains)
+        (partial / "parity.json").write_text(json.dumps({"source": source, **parity.to_dict()}, indent=1) + "\n")
+        if not parity.passed:
+            raise ParityError(f"{out} was not written: PyTorch does not compute what the checkpoint computes\n"
+                              f"{parity.failures()}")
+        (partial / "README.md").write_text(model_card.text(out.name, source, config, domains, parity))
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return parity
+
+
+def _write_tensors(folder: pathlib.Path, params: Params, config: Config, dtype: np.dtype[Any]) -> Params:
+    """The three files of tensors; returns the parameters as they were stored."""
+    files: dict[str, dict[str, np.ndarray]] = {}
+    for section, tensors in to_tensors(params, config.model):
+        for name, tensor in tensors.items():
+            if not np.isfinite(tensor).all():
+                bad = tensor.size - np.count_nonzero(np.isfinite(tensor))
+                raise ValueError(f"{section.part}: {bad:,} of the {tensor.size:,} values that make {name} are NaN or "
+                                 "infinite; export a step before the run diverged, by the path of its directory")
+        files.setdefault(section.file, {}).update(tensors)
+    for file, tensors in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        stored = {name: np.ascontiguousarray(tensor, dtype) for name, tensor in tensors.items()}
+        save_file(stored, folder / file, {"format": "pt"})  # which transformers asks for
+        (folder / file).chmod(folder.stat().st_mode & 0o666)  # the library makes it for its owner alone
+    if dtype == np.float32:
+        return params
+    return {part: _rounded(tree, dtype) for part, tree in params.items()}
+
+
+def _rounded(tree: Any, dtype: np.dtype[Any]) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _rounded(branch, dtype) for name, branch in tree.items()}
+    return np.asarray(tree).astype(dtype).astype(np.float32)
+
+
+def _write_descriptions(folder: pathlib.Path, meta: Mapping[str, Any], config: Config, vocabulary: Vocabulary,
+                        domains: Mapping[str, Domain], source: Mapping[str, Any]) -> None:
+    """Everything that is text."""
+    vision, language = config.model.vision, config.model.language
+    ids = {name: value for name, value in torch_folder.language_json(language).items() if name.endswith("_token_id")}
+    described = {
+        "vision/config.json": torch_folder.vision_json(vision),
+        "vision/preprocessor_config.json": torch_folder.preprocessor_json(vision),
+        "language/config.json": torch_folder.language_json(language),
+        "language/generation_config.json": ids,
+        "language/tokenizer_config.json": torch_folder.TOKENIZER_CONFIG,
+        "vocabulary.json": vocabulary.to_json(),
+    }
+    for file, content in described.items():
+        (folder / file).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "language" / "tokenizer.json").write_text(torch_folder.tokenizer_json(vocabulary.text), encoding="utf-8")
+    (folder / "agent.json").write_text(torch_folder.agent_json(meta, domains, vision, source), encoding="utf-8")
+    shutil.copyfile(str(torch_agent_file()), folder / "torch_agent.py")
+
+
+def torch_agent_file() -> pathlib.Path:
+    """The one file of PyTorch code, as it lies in this package."""
+    return pathlib.Path(str(torch_agent.__file__))

@@ -1,0 +1,909 @@
+"""The agent in PyTorch, in one file: it trains and acts on an exported folder, without JAX.
+
+    agent = Agent.load(FOLDER)                     # torch.nn.Module; agent.save(NEW_FOLDER) writes it again
+    output = agent(batch, mask)                    # logits of the targets, painted patches
+    losses(output, batch, agent.config["loss"])    # language, action and masked-autoencoder loss, and their total
+
+    policy = Policy(FOLDER)
+    policy.act(images, ["push the red block"], ["robot 0"])    # [{"action": array([0.0015, -0.0285])}]
+
+Needs torch, numpy, safetensors, tokenizers, pillow. The folder:
+
+    agent.json          sizes, domains with their ActionSpec, preprocessing
+    vision/             CLIPVisionModel of transformers
+    language/           OPTForCausalLM of transformers, and the tokenizer
+    agent.safetensors   what CLIP and OPT lack
+
+The model is that of "An Interactive Agent Foundation Model" (Durante et al., 2024, arXiv 2402.05929). Dimensions:
+
+    B batch (rows)      F images of a row      P patches of an image      V visual tokens of an image, CLS first
+    S slots of a row    T targets of a row     Z slots as attention keys  X pixel values of a patch
+    N heads, H wide     D model width          K ids of the vocabulary
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - as PyTorch's own documentation calls it
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+EOS = 2  # </s> opens every row
+POSITION_OFFSET = 2  # OPT keeps two rows of its position table unused
+PARTS = {"vision": "vision_model.", "language": "model.decoder."}  # folder, and prefix of the names in its file
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The network
+
+
+class Attention(nn.Module):
+    """q, k, v and output projections, named as in CLIP and OPT; what is attended to is said by the caller."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x (..., D) -> q, k, v (..., N, H)."""
+        return tuple(p(x).unflatten(-1, (self.heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj))
+
+    def out(self, heads: Tensor) -> Tensor:
+        """(..., N, H) -> (..., D)."""
+        return self.out_proj(heads.flatten(-2))
+
+
+def attend(q_BSNH: Tensor, k_BZNH: Tensor, v_BZNH: Tensor, mask: Tensor | None = None) -> Tensor:
+    """out_BSNH; `mask` broadcasts to (B, N, S, Z), True where a query may see a key."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BSNH, k_BZNH, v_BZNH))
+    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """fc2(activation(fc1(x)))."""
+
+    def __init__(self, width: int, hidden: int, activation: str):
+        super().__init__()
+        self.fc1, self.fc2, self.activation = nn.Linear(width, hidden), nn.Linear(hidden, width), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+
+
+class VisionBlock(nn.Module):
+    """CLIP's block over images (B, F, V, D), with temporal attention in a video model."""
+
+    def __init__(self, c: Mapping[str, Any]):
+        super().__init__()
+        width, eps = c["width"], c["layer_norm_eps"]
+        self.layer_norm1, self.self_attn = nn.LayerNorm(width, eps), Attention(width, c["heads"])
+        self.layer_norm2, self.mlp = nn.LayerNorm(width, eps), Mlp(width, c["mlp_width"], c["activation"])
+        self.temporal = c["temporal_order"] if c.get("temporal_attention") else "none"
+        if self.temporal != "none":
+            self.temporal_norm, self.temporal_attn = nn.LayerNorm(width, eps), Attention(width, c["heads"])
+
+    def forward(self, x: Tensor, clip_BF: Tensor | None) -> Tensor:
+        """`clip_BF` says which clip an image belongs to; None: each is its own."""
+        spatial_input = x + self._across_images(x, clip_BF) if self.temporal == "before" else x
+        x = x + self._within_images(self.layer_norm1(spatial_input), clip_BF)
+        if self.temporal == "after":
+            x = x + self._across_images(x, clip_BF)
+        return x + self.mlp(self.layer_norm2(x))
+
+    def _within_images(self, x: Tensor, clip_BF: Tensor | None) -> Tensor:
+        """A patch sees its image and CLS; CLS sees all patches of its clip (Bain et al., 2021)."""
+        q, k, v = self.self_attn.project(x)
+        if self.temporal == "none" or clip_BF is None:
+            out = attend(*(y.flatten(0, 1) for y in (q, k, v))).unflatten(0, x.shape[:2])
+        else:
+            patches = attend(q[:, :, 1:].flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).unflatten(0, x.shape[:2])
+            out = torch.cat([_class_attention(q, k, v, clip_BF), patches], dim=2)
+        return self.self_attn.out(out)
+
+    def _across_images(self, x: Tensor, clip_BF: Tensor | None) -> Tensor:
+        """A patch sees its own place in all images of its clip, and CLS; off where an image is a clip of its own."""
+        if clip_BF is None:
+            return torch.zeros_like(x)
+        q, k, v = self.temporal_attn.project(self.temporal_norm(x))
+        same_BFG = clip_BF[:, :, None] == clip_BF[:, None]
+        scores = torch.einsum("BFPNH,BGPNH->BPNFG", q[:, :, 1:], k[:, :, 1:])
+        scores = scores.masked_fill(~same_BFG[:, None, None], torch.finfo(scores.dtype).min)
+        class_scores = torch.einsum("BFPNH,BFNH->BPNF", q[:, :, 1:], k[:, :, 0])[..., None]
+        scores = torch.cat([class_scores, scores], dim=-1).float() * q.shape[-1] ** -0.5
+        weights = scores.softmax(dim=-1).to(v.dtype)
+        out = torch.einsum("BPNFG,BGPNH->BFPNH", weights[..., 1:], v[:, :, 1:])
+        out = out + torch.einsum("BPNF,BFNH->BFPNH", weights[..., 0], v[:, :, 0])
+        out = self.temporal_attn.out(torch.cat([_class_attention(q, k, v, clip_BF), out], dim=2))
+        in_company_BF = same_BFG.sum(dim=-1) > 1
+        return torch.where(in_company_BF[..., None, None], out, torch.zeros_like(out))
+
+
+def _class_attention(q: Tensor, k: Tensor, v: Tensor, clip_BF: Tensor) -> Tensor:
+    """CLS of every image over its own CLS and all patches of its clip: (B, F, 1, N, H)."""
+    B, frames, V = q.shape[:3]
+
+    def spread(y: Tensor) -> Tensor:
+        patches = y[:, :, 1:].flatten(1, 2)[:, None].expand(-1, frames, -1, -1, -1)
+        return torch.cat([y[:, :, :1], patches], dim=2).flatten(0, 1)
+
+    same_BFG = clip_BF[:, :, None] == clip_BF[:, None]
+    mask = torch.cat([same_BFG.new_ones(B, frames, 1), same_BFG.repeat_interleave(V - 1, dim=2)], dim=2)
+    out = attend(q[:, :, :1].flatten(0, 1), spread(k), spread(v), mask.flatten(0, 1)[:, None, None])
+    return out.unflatten(0, (B, frames))
+
+
+class Vision(nn.Module):
+    """CLIP's vision transformer (Radford et al., 2021); post_layernorm is applied to all tokens."""
+
+    def __init__(self, c: Mapping[str, Any]):
+        super().__init__()
+        width, eps, side = c["width"], c["layer_norm_eps"], c["patch_size"]
+        self.embeddings = nn.Module()
+        self.embeddings.class_embedding = nn.Parameter(torch.zeros(width))
+        self.embeddings.patch_embedding = nn.Conv2d(3, width, side, side, bias=False)
+        self.embeddings.position_embedding = nn.Embedding(1 + (c["image_size"] // side) ** 2, width)
+        # Sin-cos positions are a fixed table, which is stored all the same.
+        self.embeddings.position_embedding.weight.requires_grad_(c["positions"] == "clip")
+        self.pre_layrnorm, self.post_layernorm = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(VisionBlock(c) for _ in range(c["depth"]))
+
+    def forward(self, patches_BFPX: Tensor, clip_BF: Tensor | None, keep_BFJ: Tensor | None = None) -> Tensor:
+        """tokens_BFVD, CLS first, of all patches or of those that `keep_BFJ` names."""
+        if keep_BFJ is not None:
+            patches_BFPX = _take(patches_BFPX, keep_BFJ)
+        # A convolution whose stride is its width is a product; ours takes pixels by row, column, channel.
+        kernel_DX = self.embeddings.patch_embedding.weight.permute(0, 2, 3, 1).flatten(1)
+        x = F.linear(patches_BFPX.to(kernel_DX.dtype), kernel_DX)
+        position_VD = self.embeddings.position_embedding.weight
+        x = x + (position_VD[1:] if keep_BFJ is None else position_VD[1:][keep_BFJ])
+        classes = (self.embeddings.class_embedding + position_VD[0]).expand(*x.shape[:2], 1, -1)
+        x = self.pre_layrnorm(torch.cat([classes.to(x.dtype), x], dim=2))
+        for layer in self.encoder.layers:
+            x = layer(x, clip_BF)
+        return self.post_layernorm(x)
+
+
+class Cache:
+    """Keys and values of every layer, in columns; a row sees the columns that are marked as its own."""
+
+    def __init__(self, c: Mapping[str, Any], rows: int, columns: int, like: Tensor):
+        shape = (c["depth"], 2, rows, columns, c["heads"], c["width"] // c["heads"])
+        self.kv = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.own_BZ = torch.zeros(rows, columns, dtype=torch.bool, device=like.device)
+        self.used = 0
+
+    def append(self, real_BC: Tensor) -> Tensor:
+        """Take the next columns for C slots of every row; returns their mask (B, 1, C, Z)."""
+        first, self.used = self.used, self.used + real_BC.shape[1]
+        self.own_BZ[:, first : self.used] = real_BC
+        column_Z = torch.arange(self.used, device=real_BC.device)
+        causal_CZ = column_Z[first:, None] >= column_Z[None]
+        own_BCZ = self.own_BZ[:, None, : self.used] & causal_CZ
+        # A slot that is not real sees itself alone, so that no softmax is empty.
+        return (own_BCZ | (column_Z[first:, None] == column_Z[None]))[:, None]
+
+
+class DecoderBlock(nn.Module):
+    """OPT's pre-LayerNorm block (Zhang et al., 2022)."""
+
+    def __init__(self, c: Mapping[str, Any]):
+        super().__init__()
+        width, eps = c["width"], c["layer_norm_eps"]
+        self.self_attn_layer_norm, self.self_attn = nn.LayerNorm(width, eps), Attention(width, c["heads"])
+        self.final_layer_norm, self.activation = nn.LayerNorm(width, eps), c["activation"]
+        self.fc1, self.fc2 = nn.Linear(width, c["mlp_width"]), nn.Linear(c["mlp_width"], width)
+        self.dropout = nn.Dropout(c["dropout"])
+
+    def forward(self, x_BSD: Tensor, mask: Tensor, kv: Tensor | None = None, used: int = 0) -> Tensor:
+        """With the layer's part of a cache, `kv` (2, B, Z, N, H), keys end at column `used`."""
+        q, k, v = self.self_attn.project(self.self_attn_layer_norm(x_BSD))
+        if kv is not None:
+            kv[0, :, used - k.shape[1] : used], kv[1, :, used - k.shape[1] : used] = k, v
+            k, v = kv[:, :, :used]
+        x_BSD = x_BSD + self.dropout(self.self_attn.out(attend(q, k, v, mask)))
+        hidden = ACTIVATIONS[self.activation](self.fc1(self.final_layer_norm(x_BSD)))
+        return x_BSD + self.dropout(self.fc2(hidden))
+
+
+class Language(nn.Module):
+    """OPT over a row that is already embedded; its output head is the token table."""
+
+    def __init__(self, c: Mapping[str, Any]):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(c["vocabulary_size"], c["width"])
+        self.embed_positions = nn.Embedding(c["positions"] + POSITION_OFFSET, c["width"])
+        self.layers = nn.ModuleList(DecoderBlock(c) for _ in range(c["depth"]))
+        self.final_layer_norm = nn.LayerNorm(c["width"], c["layer_norm_eps"])
+
+    def forward(self, x_BSD: Tensor, position_BS: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
+        """Hidden states after the final norm; `mask` (B, 1, S, Z), of `causal_mask` or of the cache."""
+        x_BSD = x_BSD + self.embed_positions(position_BS + POSITION_OFFSET)
+        for number, layer in enumerate(self.layers):
+            x_BSD = layer(x_BSD, mask, *((cache.kv[number], cache.used) if cache else ()))
+        return self.final_layer_norm(x_BSD)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., K), f32."""
+        return F.linear(hidden, self.embed_tokens.weight).float()
+
+
+def causal_mask(segment_BS: Tensor) -> Tensor:
+    """(B, 1, S, S): a slot sees itself and the earlier slots of its own sample."""
+    S = segment_BS.shape[1]
+    causal_SS = torch.ones(S, S, dtype=torch.bool, device=segment_BS.device).tril()
+    return (causal_SS & (segment_BS[:, :, None] == segment_BS[:, None]))[:, None]
+
+
+class Mask(NamedTuple):
+    """Which patches are hidden: int64 indices, both parts ascending, and where patch p stands in [keep, hide]."""
+
+    keep_BFJ: Tensor
+    hide_BFI: Tensor
+    restore_BFP: Tensor
+
+
+def random_mask(clip_BF: Tensor, patches: int, mask_ratio: float, generator: torch.Generator | None = None) -> Mask:
+    """A random mask for every image; images of one clip share theirs."""
+    visible = max(1, int(patches * (1.0 - mask_ratio)))
+    noise_BFP = torch.rand(*clip_BF.shape, patches, generator=generator, device=clip_BF.device)
+    first_BF = (clip_BF[:, :, None] == clip_BF[:, None]).int().argmax(dim=-1)  # the first image of each clip
+    order_BFP = _take(noise_BFP, first_BF).argsort(dim=-1)
+    keep, hide = order_BFP[..., :visible].sort(dim=-1)[0], order_BFP[..., visible:].sort(dim=-1)[0]
+    return Mask(keep, hide, torch.cat([keep, hide], dim=-1).argsort(dim=-1))
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Entries of x (*leading, n, *rest) by an index (*leading, m): (*leading, m, *rest)."""
+    rest = x.shape[index.dim() :]
+    return x.gather(index.dim() - 1, index[(..., *(None,) * len(rest))].expand(*index.shape, *rest))
+
+
+class MaeDecoder(nn.Module):
+    """Paints the hidden patches from the visible tokens (He et al., 2022)."""
+
+    def __init__(self, c: Mapping[str, Any], vision: Mapping[str, Any]):
+        super().__init__()
+        width, side = c["width"], vision["patch_size"]
+        self.input = nn.Linear(vision["width"], width)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.layers = nn.ModuleList(VisionBlock(c) for _ in range(c["depth"]))
+        self.norm = nn.LayerNorm(width, c["layer_norm_eps"])
+        self.prediction = nn.Linear(width, side * side * 3)
+        table = sincos_positions(vision["image_size"] // side, width)
+        self.register_buffer("positions", table, persistent=False)
+
+    def forward(self, tokens_BFVD: Tensor, mask: Mask) -> Tensor:
+        """predicted_BFIX in f32: normalised pixels of the hidden patches, in the order of `mask.hide_BFI`."""
+        x = self.input(tokens_BFVD)
+        hidden = self.mask_token.to(x.dtype).expand(*mask.hide_BFI.shape, -1)
+        image = _take(torch.cat([x[:, :, 1:], hidden], dim=2), mask.restore_BFP)
+        x = torch.cat([x[:, :, :1], image], dim=2) + self.positions.to(x.dtype)
+        for layer in self.layers:
+            x = layer(x, None)
+        return self.prediction(_take(self.norm(x)[:, :, 1:], mask.hide_BFI)).float()
+
+
+def sincos_positions(grid: int, width: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions (1 + grid * grid, width), columns first, zeros for CLS."""
+    frequency = 1.0 / 10000 ** (np.arange(width // 4) / (width // 4))
+    rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
+    angles = [coordinate.reshape(-1, 1) * frequency for coordinate in (columns, rows)]
+    table = np.concatenate([function(angle) for angle in angles for function in (np.sin, np.cos)], axis=1)
+    return torch.from_numpy(np.concatenate([np.zeros((1, width)), table]).astype(np.float32))
+
+
+class Output(NamedTuple):
+    """What the losses need; the last three are None without a mask."""
+
+    logits_BTK: Tensor
+    predicted_BFIX: Tensor | None = None
+    pixels_BFIX: Tensor | None = None
+    class_logits_BC: Tensor | None = None
+
+
+class Agent(nn.Module):
+    """Encoder, connector, language model and masked-autoencoder decoder of an exported folder."""
+
+    def __init__(self, description: Mapping[str, Any]):
+        """Of agent.json, with fresh parameters."""
+        super().__init__()
+        self.description, self.config = description, description["config"]
+        model = self.config["model"]
+        self.vision, self.language = Vision(model["vision"]), Language(model["language"])
+        self.connector = nn.Linear(model["vision"]["width"], model["language"]["width"])
+        self.mae = MaeDecoder(model["mae"], model["vision"])
+        classes = model.get("classes", 0)
+        self.classifier = nn.Linear(model["vision"]["width"], classes) if classes else None
+        scale = [1 / (255 * s) for s in description["preprocessing"]["std"]]
+        shift = [-m / s for m, s in zip(*(description["preprocessing"][name] for name in ("mean", "std")), strict=True)]
+        # Constants are made on the host whatever the default device: no file holds them.
+        self.register_buffer("scale", torch.tensor(scale, device="cpu"), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift, device="cpu"), persistent=False)
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Agent:
+        """The agent of an exported folder, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: another format, or tensors that are missing, unknown or of another shape.
+        """
+        folder = Path(folder)
+        description = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
+        if description.get("format") != 1:
+            raise ValueError(f"{folder / 'agent.json'}: format {description.get('format')!r}, expected 1")
+        weights = load_file(folder / "agent.safetensors")
+        for part, prefix in PARTS.items():
+            tensors = load_file(folder / part / "model.safetensors")
+            weights |= {f"{part}.{name.removeprefix(prefix)}": tensor for name, tensor in tensors.items()}
+        with torch.device("meta"):  # nothing is computed or allocated for parameters that are read anyway
+            agent = cls(description)
+        try:
+            agent.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: its tensors are not those that agent.json describes: {error}") from error
+        return agent.to(device).eval()
+
+    def save(self, folder: str | Path, source: str | Path) -> None:
+        """Write a new folder with these parameters, everything else as in `source`.
+
+        Raises:
+            FileExistsError: `folder` exists.
+        """
+        folder = Path(folder)
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists already")
+        skipped = shutil.ignore_patterns("*.safetensors", "parity.json", "__pycache__")  # parity was of other weights
+        shutil.copytree(source, partial, ignore=skipped)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        for part, prefix in PARTS.items():
+            names = load_names(Path(source) / part / "model.safetensors", prefix)
+            tensors = {prefix + name: state.pop(f"{part}.{name}") for name in names}
+            save_file(tensors, partial / part / "model.safetensors", {"format": "pt"})
+        save_file(state, partial / "agent.safetensors", {"format": "pt"})
+        for file in partial.glob("**/*.safetensors"):  # which the library makes for their owner alone
+            file.chmod(partial.stat().st_mode & 0o666)
+        partial.rename(folder)
+
+    def patchify(self, frames_BFHWC: Tensor) -> Tensor:
+        """CLIP-normalised patches_BFPX of uint8 images; X runs over row, column, channel; P over rows, then columns."""
+        side = self.config["model"]["vision"]["patch_size"]
+        pixels = frames_BFHWC.float() * self.scale + self.shift
+        grid = pixels.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # B F rows y columns x C
+        return grid.permute(0, 1, 2, 4, 3, 5, 6).flatten(4).flatten(2, 3)
+
+    def encode(self, frames_BFHWC: Tensor, clip_BF: Tensor) -> Tensor:
+        """Projected visual tokens (B, F, V, D) of whole images."""
+        return self.connector(self.vision(self.patchify(frames_BFHWC), clip_BF))
+
+    def forward(self, batch: Mapping[str, Tensor], mask: Mask | None = None, visual_tokens: str = "all") -> Output:
+        """Logits of the targets and, with a mask, the painted patches.
+
+        Args:
+            batch: fields of a batch by name, as `lay_out` makes them; `slot_BT` names the slots that are read.
+            mask: patches to hide; None: no masked pass.
+            visual_tokens: what the language model sees: "all" encodes every patch in a pass of its own, "visible"
+                shares the masked pass.
+        """
+        patches_BFPX, clip_BF = self.patchify(batch["frames_BFHWC"]), batch["clip_BF"]
+        predicted = pixels = tokens_BFVD = None
+        if mask is not None:
+            tokens_BFVD = self.vision(patches_BFPX, clip_BF, mask.keep_BFJ)
+            predicted, pixels = self.mae(tokens_BFVD, mask), _take(patches_BFPX, mask.hide_BFI)
+        if visual_tokens == "all" or tokens_BFVD is None:
+            tokens_BFVD = self.vision(patches_BFPX, clip_BF)
+        class_logits = self.classifier(tokens_BFVD[:, 0, 0]).float() if self.classifier else None
+        visual_BGD = self.connector(tokens_BFVD).flatten(1, 2)
+        visual_BS = batch["visual_BS"].long()
+        x_BSD = torch.where(visual_BS[..., None] >= 0, _take(visual_BGD, visual_BS.clamp(min=0)).float(),
+                            self.language.embed_tokens(batch["token_BS"].long()).float())
+        dtype = self.language.embed_tokens.weight.dtype
+        hidden_BSD = self.language(x_BSD.to(dtype), batch["position_BS"].long(), causal_mask(batch["segment_BS"]))
+        logits_BTK = self.language.logits(_take(hidden_BSD, batch["slot_BT"].long()))
+        return Output(logits_BTK, predicted, pixels, class_logits)
+
+
+def load_names(path: Path, prefix: str) -> list[str]:
+    """Names of the tensors of a file, without their prefix."""
+    with safe_open(path, framework="pt") as file:
+        return [name.removeprefix(prefix) for name in file.keys()]  # noqa: SIM118 - no mapping
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The losses (eq. 2-5)
+
+
+def losses(output: Output, batch: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The three losses of a batch and their total, in the form that `config` (agent.config["loss"]) names.
+
+        mean: sum over domains of  token * (weighted mean over language and action targets) + mae * (mean of patches)
+        eq5:  mean over samples of (L_lang + L_mae + L_act) / (|W| + sum_t (|V_t| + |A_t|))
+
+    Returns:
+        `language` and `action` as means over their targets in nats, `mae` as mean squared error of a hidden patch, and
+        `total`, which is to be minimised.
+    """
+    language_BT, action_BT = batch["language_weight_BT"], batch["action_weight_BT"]
+    frame_BF = torch.where(batch["clip_BF"] >= 0, batch["frame_weight_BF"], 0.0)
+    target_BT = torch.where(language_BT + action_BT > 0, batch["target_BT"], 0).long()
+    nll_BT = F.cross_entropy(output.logits_BTK.transpose(1, 2), target_BT, reduction="none")
+    nll_BT = torch.where(language_BT + action_BT > 0, nll_BT, 0.0)
+    if output.predicted_BFIX is None or output.pixels_BFIX is None:
+        error_BF, patches, values = torch.zeros_like(frame_BF), 1, 1
+    else:
+        square_BFIX = (output.predicted_BFIX - output.pixels_BFIX).square()
+        error_BF, (patches, values) = square_BFIX.mean(-1).sum(-1), square_BFIX.shape[-2:]
+    if config["form"] == "eq5":
+        token_BT = nll_BT * (config["language"] * language_BT + config["action"] * action_BT) / batch["denominator_BT"]
+        mae_BF = config["mae"] * values * error_BF * frame_BF / batch["denominator_BF"]
+        samples = ((batch["segment_BS"] > 0) & (batch["position_BS"] == 0)).sum().clamp(min=1)
+        total = (token_BT.sum() + mae_BF.sum()) / samples
+    else:
+        total = nll_BT.new_zeros(())
+        for domain in batch["domain_BT"].unique().tolist():
+            here_BT, here_BF = batch["domain_BT"] == domain, batch["domain_BF"] == domain
+            weight_BT = (config["language"] * language_BT + config["action"] * action_BT) * here_BT
+            total = total + config["token"] * _mean(nll_BT, weight_BT)
+            total = total + config["mae"] * _mean(error_BF / patches, frame_BF * here_BF)
+    return {"language": _mean(nll_BT, language_BT), "action": _mean(nll_BT, action_BT),
+            "mae": _mean(error_BF / patches, frame_BF), "total": total}
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean; 0 without any weight."""
+    total = weight.sum()
+    return (values * weight).sum() / torch.where(total > 0, total, 1.0)
+
+
+def parameter_groups(agent: Agent, weight_decay: float) -> list[dict[str, Any]]:
+    """For torch.optim.AdamW: no decay on biases, norms, single tokens and tables of positions."""
+    named = [(p, p.dim() > 1 and "position" not in name) for name, p in agent.named_parameters() if p.requires_grad]
+    decayed, rest = ([p for p, shrinks in named if shrinks is wanted] for wanted in (True, False))
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Actions and states: values in the environment's units <-> ids
+
+
+class Codec:
+    """One ActionSpec or StateSpec of agent.json: parts between delimiters, and which id may follow which."""
+
+    def __init__(self, spec: Mapping[str, Any]):
+        self.name, self.groups, self.fields = spec["name"], spec["groups"], spec["fields"]
+        self.terminal: list[int] = spec["terminal"]
+        self.start, self.accept = spec["automaton"]["start"], spec["automaton"]["accept"]
+        # By state: {id: the state after it}.
+        self.ways = [dict(zip(*way, strict=True)) for way in spec["automaton"]["ways"]]
+
+    def encode(self, values: Mapping[str, Any]) -> list[int]:
+        """Ids of one step's values, delimiters included; numbers out of bounds are clipped.
+
+        Raises:
+            ValueError: a key is missing, has another shape, or holds NaN or what is no choice.
+        """
+        if self.terminal and values.get("terminal", False):
+            return list(self.terminal)
+        ids: list[int] = []
+        for group in self.groups:
+            ids.append(group["start"])
+            for part in group["parts"]:
+                key, index = part["key"], part["index"]
+                shape = tuple(self.fields[key]["shape"])
+                if key not in values or np.shape(values[key]) != shape:
+                    raise ValueError(f"{self.name}: {key} is missing or not of shape {shape}; found {sorted(values)}")
+                said = [part["ids"][s] for s in symbols(part, np.asarray(values[key]).tolist() if index is None
+                                                        else float(values[key][index]))]
+                ids += sorted(said) if part["part"] == "buttons" else said
+            ids.append(group["end"])
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
+        """Values at the bin centres, of a complete legal sequence; {"terminal": True} for the end of an episode."""
+        if self.terminal and list(ids) == self.terminal:
+            return {"terminal": np.array(True)}
+        values = {key: np.zeros(field["shape"], field["dtype"]) for key, field in self.fields.items()}
+        position = 0
+        for group in self.groups:
+            position += 1
+            for part in group["parts"]:
+                own = {token: symbol for symbol, token in enumerate(part["ids"])}
+                longest = 1 if part["part"] in ("bins", "choice") else len(own)
+                said: list[int] = []
+                while len(said) < longest and ids[position] in own:
+                    said.append(own[ids[position]])
+                    position += 1
+                values[part["key"]][... if part["index"] is None else part["index"]] = value(part, said)
+            position += 1
+        return values
+
+    def first(self) -> list[int]:
+        """The legal sequence of the first id in every state."""
+        ids, state = [], self.start
+        while state != self.accept:
+            token = next(iter(self.ways[state]))
+            ids, state = [*ids, token], self.ways[state][token]
+        return ids
+
+    def forced(self, state: int) -> tuple[list[int], int]:
+        """The ids that follow without a choice, and the state after them."""
+        ids: list[int] = []
+        while len(self.ways[state]) == 1:
+            [(token, state)] = self.ways[state].items()
+            ids.append(token)
+        return ids, state
+
+
+def symbols(part: Mapping[str, Any], given: Any) -> list[int]:
+    """Numbers of the tokens that say the value of a part."""
+    kind = part["part"]
+    if np.isnan(np.asarray(given, np.float64)).any():
+        raise ValueError(f"{part['key']}: found nan, expected a number")
+    if kind == "bins":
+        low, high, last = part["low"], part["high"], part["count"] - 1
+        if low < given < high:
+            return [min(int((given - low) / ((high - low) / last)), last - 1)]
+        return [0 if given <= low else last]
+    if kind == "choice":
+        numbers = np.float32(part["values"] or range(len(part["ids"])))
+        [found] = np.nonzero(numbers == np.float32(given))
+        if not len(found):
+            raise ValueError(f"{part['key']}: found {given}, expected one of {numbers.tolist()}")
+        return [int(found[0])]
+    if kind == "buttons":
+        return [i for i, down in enumerate(given) if down]
+    if kind == "camera":
+        degrees = [int(max(part["low"], min(part["high"], turn))) for turn in given]
+        span = part["high"] - part["low"] + 1
+        return [degrees[0] - part["low"], span + degrees[1] - part["low"]] if any(degrees) else []
+    length, turn = math.hypot(*given), math.atan2(given[1], given[0]) / math.tau % 1.0
+    if length <= part["dead_zone"]:
+        return []
+    share = (min(length, 1.0) - part["dead_zone"]) / (1 - part["dead_zone"])
+    return [int(turn * part["rotations"]) % part["rotations"],
+            part["rotations"] + min(int(share * part["magnitudes"]), part["magnitudes"] - 1)]
+
+
+def value(part: Mapping[str, Any], said: Sequence[int]) -> Any:
+    """The value of a part that these tokens say: the centre of a bin."""
+    kind = part["part"]
+    if kind == "bins":
+        return part["low"] + (said[0] + 0.5) * ((part["high"] - part["low"]) / (part["count"] - 1))
+    if kind == "choice":
+        return part["values"][said[0]] if part["values"] else said[0]
+    if kind == "buttons":
+        return [i in said for i in range(len(part["names"]))]
+    if not said:
+        return [0.0, 0.0]
+    if kind == "camera":
+        span = part["high"] - part["low"] + 1
+        degrees = [said[0] + part["low"], said[1] - span + part["low"]]
+        return [d + 0.5 * ((d > 0) - (d < 0)) for d in degrees]
+    angle = (said[0] + 0.5) * math.tau / part["rotations"]
+    share = (said[1] - part["rotations"] + 0.5) / part["magnitudes"]
+    length = part["dead_zone"] + share * (1 - part["dead_zone"])
+    return [length * math.cos(angle), length * math.sin(angle)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A row: instruction, then images, states and actions
+
+
+@dataclass
+class Step:
+    """One time step."""
+
+    images: Sequence[np.ndarray]  # uint8 (size, size, 3), one a camera
+    state_ids: Sequence[int] = ()
+    action_ids: Sequence[int] = ()
+
+
+@dataclass
+class Domain:
+    """One data set's way of speaking, from agent.json."""
+
+    name: str
+    window: int  # steps of a sample
+    max_text: int  # tokens of an instruction, </s> included
+    first_position: int  # of the first step; 0: it follows the instruction
+    video: bool  # the images of a camera form one clip
+    image_size: int
+    cameras: int
+    actions: Codec
+    state: Codec | None
+    tokenizer: Tokenizer
+
+    @classmethod
+    def load(cls, folder: str | Path, name: str = "") -> Domain:
+        """The domain of an exported folder; `name` may be empty if it has one.
+
+        Raises:
+            ValueError: no such domain, or several and none named.
+        """
+        folder = Path(folder)
+        domains = json.loads((folder / "agent.json").read_text(encoding="utf-8"))["acting"]
+        if not name and len(domains) == 1:
+            [name] = domains
+        if name not in domains:
+            raise ValueError(f"domain {name!r}: {folder} has {', '.join(domains) or 'none to act in'}; name one")
+        fields = dict(domains[name])
+        state = Codec(fields.pop("state")) if fields["state"] else fields.pop("state")
+        tokenizer = Tokenizer.from_file(str(folder / "language" / "tokenizer.json"))
+        return cls(name=name, actions=Codec(fields.pop("actions")), state=state, tokenizer=tokenizer, **fields)
+
+    def text_ids(self, instruction: str) -> list[int]:
+        """</s> and the instruction. Raises ValueError if it is longer than `max_text`."""
+        ids = [EOS, *self.tokenizer.encode(instruction, add_special_tokens=False).ids]
+        if len(ids) > self.max_text:
+            raise ValueError(f"{instruction!r} has {len(ids)} tokens, expected at most {self.max_text}")
+        return ids
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """The image as the encoder takes it: bilinear, antialiased, no crop. Raises ValueError for another dtype."""
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError("expected images uint8 (height, width, 3)")
+        size = (self.image_size, self.image_size)
+        if image.shape[:2] == size:
+            return image
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def lay_out(domain: Domain, samples: Sequence[tuple[Sequence[int], Sequence[Step]]], patches: int) -> dict[str, Tensor]:
+    """A batch of one sample a row, for training.
+
+    Args:
+        domain: of all samples.
+        samples: text ids and steps of each.
+        patches: P.
+
+    Returns:
+        The fields of a batch: frames_BFHWC, frame_weight_BF, clip_BF, token_BS, visual_BS (index f * V + v of a visual
+        token, -1 of a token), segment_BS, position_BS, slot_BT, target_BT, language_weight_BT, action_weight_BT,
+        denominator_BT, denominator_BF, domain_BF, domain_BT. Every word and every id of an action is a target.
+    """
+    rows = []
+    for text, steps in samples:
+        tokens, visual, slots, targets = list(text), [-1] * len(text), list(range(len(text) - 1)), list(text[1:])
+        frames: list[np.ndarray] = []
+        clips: list[int] = []
+        for number, step in enumerate(steps):
+            for camera, image in enumerate(step.images):
+                first = 1 if domain.video and number else 0  # the CLS of a clip stands once
+                places = range(len(frames) * (1 + patches) + first, (len(frames) + 1) * (1 + patches))
+                tokens, visual = tokens + [0] * len(places), visual + list(places)
+                clips.append(camera if domain.video else len(frames))
+                frames.append(image)
+            tokens, visual = tokens + list(step.state_ids), visual + [-1] * len(step.state_ids)
+            slots += range(len(tokens) - 1, len(tokens) - 1 + len(step.action_ids))
+            targets += step.action_ids
+            tokens, visual = tokens + list(step.action_ids), visual + [-1] * len(step.action_ids)
+        gap = domain.first_position - len(text) if domain.first_position else 0
+        rows.append({"frames_BFHWC": np.stack(frames), "frame_weight_BF": np.ones(len(frames), np.float32),
+                     "clip_BF": clips, "token_BS": tokens, "visual_BS": visual, "segment_BS": [1] * len(tokens),
+                     "position_BS": [i if i < len(text) else i + gap for i in range(len(tokens))],
+                     "slot_BT": slots, "target_BT": targets,
+                     "language_weight_BT": np.float32([i < len(text) - 1 for i in range(len(targets))]),
+                     "action_weight_BT": np.float32([i >= len(text) - 1 for i in range(len(targets))]),
+                     "denominator_BT": np.full(len(targets), len(targets) + patches * len(frames), np.float32),
+                     "denominator_BF": np.full(len(frames), len(targets) + patches * len(frames), np.float32),
+                     "domain_BF": [0] * len(frames), "domain_BT": [0] * len(targets)})
+    padding = {"clip_BF": -1, "visual_BS": -1, "denominator_BT": 1, "denominator_BF": 1}
+    batch = {}
+    for name in rows[0]:
+        arrays = [np.asarray(row[name]) for row in rows]
+        full = np.full((len(rows), max(map(len, arrays)), *arrays[0].shape[1:]), padding.get(name, 0), arrays[0].dtype)
+        for place, array in zip(full, arrays, strict=True):
+            place[: len(array)] = array
+        batch[name] = torch.from_numpy(full)
+    return batch
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Acting
+
+
+@dataclass
+class Episode:
+    """What is remembered of one environment: its last steps, each with its encoded images and its action."""
+
+    past: deque[tuple[list[Tensor], Step]]
+
+
+class Policy:
+    """Acts in any number of environments at once; each has its own history, known by its id.
+
+    The window slides: at every step the row of the last images and actions is read anew from encodings that are kept,
+    then the action follows id by id out of a key-value cache, each id among those that the ActionSpec allows.
+    """
+
+    def __init__(self, folder: str | Path, *, domain: str = "", agent: Agent | None = None, temperature: float = 0.0,
+                 seed: int = 0):
+        """Of an exported folder.
+
+        Args:
+            folder: with agent.json.
+            domain: to act in; may be empty if there is one.
+            agent: loaded already, on any device; None: loaded in f32.
+            temperature: of sampling among the legal ids; 0: the best one.
+            seed: of sampling.
+        """
+        self.domain, self.agent = Domain.load(folder, domain), agent or Agent.load(folder)
+        self.temperature, self._random = temperature, np.random.default_rng(seed)
+        self._episodes: dict[Any, Episode] = {}
+
+    def reset(self, env_ids: Sequence[Any]) -> None:
+        """Begin new episodes."""
+        for env_id in env_ids:
+            self._episodes[env_id] = Episode(deque(maxlen=self.domain.window - 1))
+
+    def act(self, images: Sequence[Any], instructions: Sequence[str], env_ids: Sequence[Any],
+            states: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, np.ndarray]]:
+        """The next action of each episode, which is taken to be executed.
+
+        Args:
+            images: n uint8 (height, width, 3), or n sequences of one such image a camera.
+            instructions: n texts.
+            env_ids: n different ids; unknown ones begin an episode.
+            states: n mappings of the StateSpec's values, if the domain has one.
+        """
+        steps = self.observe(images, env_ids, states)
+        texts = [self.domain.text_ids(instruction) for instruction in instructions]
+        found = self.decode(env_ids, texts, steps, lambda _, logits: self._choose(logits))
+        for env_id, (tokens, step), ids in zip(env_ids, steps, found, strict=True):
+            self.remember(env_id, tokens, Step(step.images, step.state_ids, ids))
+        return [self.domain.actions.decode(ids) for ids in found]
+
+    def remember(self, env_id: Any, tokens: list[Tensor], step: Step) -> None:
+        """A step that was executed becomes history."""
+        self._episodes[env_id].past.append((tokens, step))
+
+    def observe(self, images: Sequence[Any], env_ids: Sequence[Any], states: Sequence[Mapping[str, Any]] | None
+                ) -> list[tuple[list[Tensor], Step]]:
+        """What is seen now, encoded: the visual tokens of each camera, and the step without its action."""
+        self.reset([env_id for env_id in env_ids if env_id not in self._episodes])
+        given = [[image] if isinstance(image, np.ndarray) and image.ndim == 3 else image for image in images]
+        prepared = [[self.domain.image(image) for image in cameras] for cameras in given]
+        if any(len(cameras) != self.domain.cameras for cameras in prepared):
+            raise ValueError(f"expected {self.domain.cameras} images for each environment, one a camera")
+        encoded = [[]] * len(prepared) if self.domain.video else self._encode(prepared)
+        steps = []
+        for i, cameras in enumerate(prepared):
+            state = self.domain.state.encode(states[i]) if self.domain.state and states is not None else []
+            steps.append((encoded[i], Step(cameras, state)))
+        return steps
+
+    @torch.inference_mode()
+    def decode(self, env_ids: Sequence[Any], texts: Sequence[Sequence[int]], steps: Sequence[tuple[list[Tensor], Step]],
+               choose: Any) -> list[list[int]]:
+        """The ids of each action; `choose(number of the row, {id: logit})` picks among the legal ones."""
+        codec, language = self.domain.actions, self.agent.language
+        pending, where = map(list, zip(*[codec.forced(codec.start)] * len(env_ids), strict=True))
+        ids = [list(first) for first in pending]
+        if all(state == codec.accept for state in where):
+            return ids
+        rows = [self._row(self._episodes[env_id], text, step, first)
+                for env_id, text, step, first in zip(env_ids, texts, steps, pending, strict=True)]
+        length = max(len(x) for x, _ in rows)
+        x_BSD = torch.stack([F.pad(x, (0, 0, 0, length - len(x))) for x, _ in rows])
+        position_BS = torch.stack([F.pad(position, (0, length - len(position))) for _, position in rows])
+        used = torch.tensor([len(x) for x, _ in rows], device=x_BSD.device)
+        next_B = torch.stack([position[-1] for _, position in rows]) + 1
+        longest = len(codec.ways)  # no action is longer than its automaton has states
+        cache = Cache(self.agent.config["model"]["language"], len(rows), length + 2 * longest, x_BSD)
+        real_BC = torch.arange(length, device=used.device) < used[:, None]
+        while True:
+            hidden = language(x_BSD, position_BS, cache.append(real_BC), cache)
+            last_BD = hidden[torch.arange(len(rows)), real_BC.sum(dim=1).clamp(min=1) - 1]
+            logits_BK = language.logits(last_BD).cpu()
+            for i, state in enumerate(where):
+                pending[i] = []
+                if state != codec.accept:
+                    legal = codec.ways[state]
+                    token = choose(i, {token: float(logits_BK[i, token]) for token in legal})
+                    forced, where[i] = codec.forced(legal[token])
+                    pending[i] = [token, *forced]
+                    ids[i] += pending[i]
+                    if where[i] == codec.accept:
+                        pending[i] = []
+            width = max(map(len, pending))
+            if not width:
+                return ids
+            chunk_BC = torch.tensor([more + [0] * (width - len(more)) for more in pending], device=used.device)
+            real_BC = torch.arange(width) < torch.tensor([len(more) for more in pending])[:, None]
+            real_BC = real_BC.to(used.device)
+            position_BS = next_B[:, None] + torch.arange(width, device=used.device)
+            position_BS = torch.where(real_BC, position_BS, 0)
+            next_B = next_B + real_BC.sum(dim=1)
+            x_BSD = language.embed_tokens(chunk_BC)
+
+    def _encode(self, images: Sequence[Sequence[np.ndarray]]) -> list[list[Tensor]]:
+        """Visual tokens (V, D) of each camera of each environment; every image is a clip of its own."""
+        with torch.inference_mode():
+            frames_BFHWC = torch.from_numpy(np.asarray(images)).to(self.agent.scale.device)
+            clip_BF = torch.arange(frames_BFHWC.shape[1], device=frames_BFHWC.device).expand(frames_BFHWC.shape[:2])
+            return [list(row) for row in self.agent.encode(frames_BFHWC, clip_BF)]
+
+    def _row(self, episode: Episode, text: Sequence[int], now: tuple[list[Tensor], Step], first_ids: Sequence[int]
+             ) -> tuple[Tensor, Tensor]:
+        """The embedded row (S, D) of an episode up to the first ids of its next action, and its positions (S,)."""
+        window = [*episode.past, now]
+        visual = self._clip([step for _, step in window]) if self.domain.video else [tokens for tokens, _ in window]
+        device, embed = self.agent.scale.device, self.agent.language.embed_tokens
+        pieces = [embed(torch.tensor(text, device=device))]
+        for tokens, (_, step) in zip(visual, window, strict=True):
+            said = [*step.state_ids, *(first_ids if step is now[1] else step.action_ids)]
+            pieces += [*tokens, *([embed(torch.tensor(said, device=device))] if said else [])]
+        x_SD = torch.cat(pieces)
+        position_S = torch.arange(len(x_SD), device=device)
+        if self.domain.first_position:
+            position_S[len(text) :] += self.domain.first_position - len(text)
+        return x_SD, position_S
+
+    def _clip(self, steps: Sequence[Step]) -> list[list[Tensor]]:
+        """Visual tokens by step and camera of a video model, which encodes its window anew; CLS once a camera."""
+        images = np.stack([image for step in steps for image in step.images])
+        cameras = len(steps[0].images)
+        clip = torch.arange(cameras, device=self.agent.scale.device).repeat(len(steps))
+        tokens = self.agent.encode(torch.from_numpy(images)[None].to(clip.device), clip[None])[0]
+        return [[tokens[number * cameras + camera, 1 if number else 0 :] for camera in range(cameras)]
+                for number in range(len(steps))]
+
+    def _choose(self, logits: Mapping[int, float]) -> int:
+        """The best id, or one drawn from the softmax (Gumbel-max)."""
+        tokens, found = list(logits), np.array(list(logits.values()))
+        if self.temperature:
+            found = found / self.temperature + self._random.gumbel(size=found.shape)
+        return tokens[int(np.argmax(found))]
+
+
+def main(folder: str) -> None:
+    """Act once and train for two steps in each domain, on random images: shows that the folder is whole."""
+    agent, random = Agent.load(folder), np.random.default_rng(0)
+    vision = agent.config["model"]["vision"]
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    for name in agent.description["acting"]:
+        policy = Policy(folder, domain=name, agent=agent)
+        domain = policy.domain
+        size = (domain.cameras, domain.image_size, domain.image_size, 3)
+        images = random.integers(0, 256, size, np.uint8)
+        state_ids = domain.state.first() if domain.state else []
+        states = [domain.state.decode(state_ids)] if domain.state else None
+        print(f"{name}: an action {policy.act([images], ['go'], ['robot 0'], states)}")
+        step = Step(images, state_ids, domain.actions.first())
+        batch = lay_out(domain, [(domain.text_ids("go"), [step])], patches)
+        optimizer = torch.optim.AdamW(parameter_groups(agent, 0.05), lr=1e-4)
+        agent.train()
+        for _ in range(2):
+            mask = random_mask(batch["clip_BF"], patches, agent.config["model"]["mae"]["mask_ratio"])
+            found = losses(agent(batch, mask), batch, agent.config["loss"])
+            optimizer.zero_grad()
+            found["total"].backward()
+            optimizer.step()
+            print(f"{name}: losses", {kind: round(loss.item(), 4) for kind, loss in found.items()})
+        agent.eval()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("expected one argument: the exported folder")
+    main(sys.argv[1])

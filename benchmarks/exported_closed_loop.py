@@ -1,0 +1,69 @@
+"""The agent exported to PyTorch acts in a simulator on the seeds of the JAX agent, greedily: the same successes?
+
+    python benchmarks/exported_closed_loop.py --checkpoint WORKDIR --folder FOLDER [--environment babyai]
+        [--level GoToLocal] [--episodes 200] [--seed 1000000000] [--json PATH]
+
+FOLDER is made from WORKDIR by `python -m agent_jax.convert to-pytorch`. Prints success with its 95% interval, steps,
+and seconds in the policy of both, and how many episodes ended alike. Exit status 1 if PyTorch's success lies outside
+the interval of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import pathlib
+import platform
+import sys
+
+import numpy as np
+import torch
+
+from agent_jax.convert import torch_agent
+from agent_jax.envs import load
+from agent_jax.evaluate.closed_loop import evaluate_level
+from agent_jax.evaluate.statistics import success_summary
+from agent_jax.policy import Policy
+
+
+def main() -> int:
+    """Run both; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--folder", required=True)
+    parser.add_argument("--environment", default="babyai")
+    parser.add_argument("--level", default="GoToLocal")
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1_000_000_000)
+    parser.add_argument("--domain", default="")
+    parser.add_argument("--json")
+    options = parser.parse_args()
+
+    ours = Policy.load(options.checkpoint, domain=options.domain)
+    theirs = torch_agent.Policy(options.folder, domain=options.domain or ours.domain.name)
+    module, found, results = load(options.environment), {}, []
+    for name, policy in (("jax", ours), ("torch", theirs)):
+        result = evaluate_level(policy, module, options.level, options.episodes, options.seed, ours.domain.image_size)
+        summary = success_summary(result.success)
+        found[name] = {**summary, "mean_steps": float(result.steps.mean()), "policy_seconds": result.policy_seconds}
+        low, high = summary["ci95"]
+        print(f"{name:<6} {summary['success']:.1%} [{low:.1%}, {high:.1%}] of {options.episodes}, "
+              f"{result.steps.mean():.2f} steps, {result.policy_seconds:.1f} s in the policy", flush=True)
+        results.append(result)
+    alike = int(np.sum((results[0].success == results[1].success) & (results[0].steps == results[1].steps)))
+    low, high = found["jax"]["ci95"]
+    within = low <= found["torch"]["success"] <= high
+    print(f"{alike} of {options.episodes} episodes ended alike; PyTorch's success is "
+          f"{'within' if within else 'OUTSIDE'} the interval of ours")
+    if options.json:
+        content = {"environment": options.environment, "level": options.level, "seed": options.seed, **found,
+                   "alike": alike, "within": within,
+                   "versions": {"torch": torch.__version__}, "machine": platform.machine(),
+                   "date": datetime.date.today().isoformat()}
+        pathlib.Path(options.json).write_text(json.dumps(content, indent=1) + "\n")
+    return 0 if within else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

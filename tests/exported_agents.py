@@ -1,0 +1,40 @@
+"""Folders exported from tiny checkpoints; each is made once a test session, since it proves itself while it is made."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny_checkpoints import Made, make_checkpoint
+
+from agent_jax.convert.to_pytorch import export
+from agent_jax.convert.torch_parity import Parity
+
+KINDS: dict[str, dict[str, Any]] = {
+    # Robot and game, images one by one, the loss as in the paper; the averaged parameters.
+    "images": {"names": ("table", "minecraft"), "ema": 0.9, "form": "eq5"},
+    # Clips of two cameras, space-time attention, trained positions.
+    "clips": {"names": ("edge",), "temporal_attention": True, "positions": "clip",
+              "domain_fields": {"video": True, "fixed_positions": True,
+                                "cameras": ("steps/observation/left", "steps/observation/right")}},
+}
+
+
+@functools.cache
+def exported(base: Path, kind: str) -> tuple[Made, Path, Parity]:
+    """The checkpoint, the folder, and what was compared."""
+    place = base / "exported_agents"
+    place.mkdir(exist_ok=True)
+    fields = dict(KINDS[kind])
+    made = make_checkpoint(place / kind, fields.pop("names"), **fields)
+    return made, place / f"{kind}-torch", export(made.path, place / f"{kind}-torch")
+
+
+def images(made: Made, number: int, seed: int = 0) -> list[Any]:
+    """What each of `number` environments sees: an image, or one a camera."""
+    [cameras] = {domain.cameras for domain in made.domains.values()}
+    size = made.config.model.vision.image_size
+    found = np.random.default_rng(seed).integers(0, 256, (number, len(cameras), size, size, 3), np.uint8)
+    return [list(row) if len(cameras) > 1 else row[0] for row in found]
