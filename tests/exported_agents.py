@@ -19,6 +19,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "clips": {"names": ("edge",), "temporal_attention": True, "positions": "clip",
               "domain_fields": {"video": True, "fixed_positions": True,
                                 "cameras": ("steps/observation/left", "steps/observation/right")}},
+    # Captions and classes of clips, no actions.
+    "texts": {"names": ("caption", "ward"), "temporal_attention": True, "temporal_order": "before", "classes": 4,
+              "domain_fields": {"video": True}},
 }
 
 

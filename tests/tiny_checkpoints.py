@@ -36,6 +36,9 @@ from agent_jax.models.agent import Params
 from agent_jax.restart import checkpoint_meta
 from agent_jax.vocabulary import Vocabulary
 
+# Domains without actions, by their layout.
+LAYOUTS: dict[str, dict[str, Any]] = {"caption": {"layout": "answer", "answer": "answer", "max_answer": 8},
+                                      "ward": {"layout": "label", "label": "label"}}
 SPECS: dict[str, tuple[ActionSpec, StateSpec | None]] = {
     "table": (LANGUAGE_TABLE, LANGUAGE_TABLE_STATE), "minecraft": (MINECRAFT, None), "edge": (BLEEDING_EDGE, None),
     "babyai": (BABYAI, None),
@@ -72,12 +75,12 @@ def tiny_config(vocabulary: Vocabulary, names: Sequence[str], *, ema: float = 0.
 
 
 def make_domain(name: str, index: int, vocabulary: Vocabulary, **fields: Any) -> Domain:
-    """A domain that acts by the spec of its name."""
-    spec, state = SPECS[name]
+    """A domain that acts by the spec of its name, or one of `LAYOUTS`."""
+    spec, state = SPECS.get(name, (None, None))
     common: dict[str, Any] = {"window": 3, "stride": 3, "max_text": 12, "cameras": ("steps/observation/rgb",),
-                              "instruction": "instruction", "image_size": 24, **fields}
-    return Domain(name=name, index=index, spec=spec.bind(vocabulary), state=state.bind(vocabulary) if state else None,
-                  vocabulary=vocabulary, **common)
+                              "instruction": "instruction", "image_size": 24, **LAYOUTS.get(name, {}), **fields}
+    return Domain(name=name, index=index, spec=spec.bind(vocabulary) if spec else None,
+                  state=state.bind(vocabulary) if state else None, vocabulary=vocabulary, **common)
 
 
 def make_checkpoint(path: Path, names: Sequence[str] = ("table", "minecraft"), *, tokenizer: str = "bytes",

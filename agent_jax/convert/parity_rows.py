@@ -35,14 +35,10 @@ def parity_rows(model: ModelConfig, vocabulary: Vocabulary, domains: Mapping[str
         visual_tokens: V, visual tokens of an image.
     """
     random, size = np.random.default_rng(SEED), model.vision.image_size
-    several: list[Domain | None] = [*sorted(domains.values(), key=lambda domain: domain.index)]
-    if len(several) < 2:
-        several = 2 * (several or [None])
-    # A sample with a label has a row for itself.
-    pairs = [several[i : i + 2] for i in range(0, len(several), 2)]
-    if any(domain and domain.layout == "label" for domain in several):
-        pairs = [[domain] for domain in several]
-    wanted = [[(several[0], 2)], *([(domain, 1) for domain in pair] for pair in pairs)]
+    several: list[Domain | None] = [*sorted(domains.values(), key=lambda domain: domain.index)] or [None]
+    first, *rest = several
+    packed = first is None or first.layout != "label"  # a sample with a label has a row for itself
+    wanted = [[(first, 2), (first, 1)] if packed else [(first, 2)], *([(domain, 2)] for domain in rest)]
     rows = [[_sample(random, domain, steps, size, vocabulary, model.classes) for domain, steps in row]
             for row in wanted]
     needs = [[window_need(window, visual_tokens) for window in row] for row in rows]

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -37,7 +37,7 @@ from agent_jax.restart import restore_acting_parameters
 from agent_jax.train_state import abstract_params
 from agent_jax.vocabulary import Vocabulary
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 
 
 def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "float32",
@@ -75,7 +75,7 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "f
     try:
         partial.mkdir()
         params = _write_tensors(partial, params, config, DTYPES[dtype])
-        _write_descriptions(partial, meta, config, vocabulary, domains, source)
+        _write_descriptions(partial, config, vocabulary, domains, source)
         parity = prove(partial, params, config, vocabulary, domains)
         (partial / "parity.json").write_text(json.dumps({"source": source, **parity.to_dict()}, indent=1) + "\n")
         if not parity.passed:
@@ -114,8 +114,8 @@ def _rounded(tree: Any, dtype: np.dtype[Any]) -> Any:
     return np.asarray(tree).astype(dtype).astype(np.float32)
 
 
-def _write_descriptions(folder: pathlib.Path, meta: Mapping[str, Any], config: Config, vocabulary: Vocabulary,
-                        domains: Mapping[str, Domain], source: Mapping[str, Any]) -> None:
+def _write_descriptions(folder: pathlib.Path, config: Config, vocabulary: Vocabulary, domains: Mapping[str, Domain],
+                        source: Mapping[str, Any]) -> None:
     """Everything that is text."""
     vision, language = config.model.vision, config.model.language
     ids = {name: value for name, value in torch_folder.language_json(language).items() if name.endswith("_token_id")}
@@ -130,7 +130,7 @@ def _write_descriptions(folder: pathlib.Path, meta: Mapping[str, Any], config: C
     for file, content in described.items():
         (folder / file).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "language" / "tokenizer.json").write_text(torch_folder.tokenizer_json(vocabulary.text), encoding="utf-8")
-    (folder / "agent.json").write_text(torch_folder.agent_json(meta, domains, vision, source), encoding="utf-8")
+    (folder / "agent.json").write_text(torch_folder.agent_json(config, domains, source), encoding="utf-8")
     shutil.copyfile(str(torch_agent_file()), folder / "torch_agent.py")
 
 

@@ -311,12 +311,12 @@ def sincos_positions(grid: int, width: int) -> Tensor:
 
 
 class Output(NamedTuple):
-    """What the losses need; the last three are None without a mask."""
+    """What the losses need; the two of the mask are None without one, the last without a class head."""
 
     logits_BTK: Tensor
     predicted_BFIX: Tensor | None = None
     pixels_BFIX: Tensor | None = None
-    class_logits_BC: Tensor | None = None
+    classes_BY: Tensor | None = None  # logits of the class of the row's first clip
 
 
 class Agent(nn.Module):
@@ -332,11 +332,10 @@ class Agent(nn.Module):
         self.mae = MaeDecoder(model["mae"], model["vision"])
         classes = model.get("classes", 0)
         self.classifier = nn.Linear(model["vision"]["width"], classes) if classes else None
-        scale = [1 / (255 * s) for s in description["preprocessing"]["std"]]
-        shift = [-m / s for m, s in zip(*(description["preprocessing"][name] for name in ("mean", "std")), strict=True)]
-        # Constants are made on the host whatever the default device: no file holds them.
-        self.register_buffer("scale", torch.tensor(scale, device="cpu"), persistent=False)
-        self.register_buffer("shift", torch.tensor(shift, device="cpu"), persistent=False)
+        mean, std = (np.float32(description["preprocessing"][name]) for name in ("mean", "std"))
+        # Constants, on the host whatever the default device: no file holds them.
+        self.register_buffer("scale", torch.from_numpy(1 / (255 * std)), persistent=False)
+        self.register_buffer("shift", torch.from_numpy(-mean / std), persistent=False)
 
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Agent:
@@ -354,7 +353,7 @@ class Agent(nn.Module):
         for part, prefix in PARTS.items():
             tensors = load_file(folder / part / "model.safetensors")
             weights |= {f"{part}.{name.removeprefix(prefix)}": tensor for name, tensor in tensors.items()}
-        with torch.device("meta"):  # nothing is computed or allocated for parameters that are read anyway
+        with torch.device("meta"):  # nothing is drawn or allocated for parameters that are read anyway
             agent = cls(description)
         try:
             agent.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
@@ -412,7 +411,7 @@ class Agent(nn.Module):
             predicted, pixels = self.mae(tokens_BFVD, mask), _take(patches_BFPX, mask.hide_BFI)
         if visual_tokens == "all" or tokens_BFVD is None:
             tokens_BFVD = self.vision(patches_BFPX, clip_BF)
-        class_logits = self.classifier(tokens_BFVD[:, 0, 0]).float() if self.classifier else None
+        classes_BY = self.classify(tokens_BFVD, clip_BF) if self.classifier else None
         visual_BGD = self.connector(tokens_BFVD).flatten(1, 2)
         visual_BS = batch["visual_BS"].long()
         x_BSD = torch.where(visual_BS[..., None] >= 0, _take(visual_BGD, visual_BS.clamp(min=0)).float(),
@@ -420,7 +419,15 @@ class Agent(nn.Module):
         dtype = self.language.embed_tokens.weight.dtype
         hidden_BSD = self.language(x_BSD.to(dtype), batch["position_BS"].long(), causal_mask(batch["segment_BS"]))
         logits_BTK = self.language.logits(_take(hidden_BSD, batch["slot_BT"].long()))
-        return Output(logits_BTK, predicted, pixels, class_logits)
+        return Output(logits_BTK, predicted, pixels, classes_BY)
+
+    def classify(self, tokens_BFVD: Tensor, clip_BF: Tensor) -> Tensor:
+        """classes_BY of each row's first clip, from the mean of its images' CLS; a video model's are equal copies."""
+        assert self.classifier is not None
+        member_BF = (clip_BF == clip_BF[:, :1]).float()
+        mean_BD = (member_BF[..., None] * tokens_BFVD[:, :, 0].float()).sum(1) / member_BF.sum(1, keepdim=True)
+        with torch.autocast(mean_BD.device.type, enabled=False):
+            return F.linear(mean_BD, self.classifier.weight.float(), self.classifier.bias.float())
 
 
 def load_names(path: Path, prefix: str) -> list[str]:
@@ -434,14 +441,16 @@ def load_names(path: Path, prefix: str) -> list[str]:
 
 
 def losses(output: Output, batch: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The three losses of a batch and their total, in the form that `config` (agent.config["loss"]) names.
+    """The losses of a batch and their total, in the form that `config` (agent.config["loss"]) names.
 
         mean: sum over domains of  token * (weighted mean over language and action targets) + mae * (mean of patches)
         eq5:  mean over samples of (L_lang + L_mae + L_act) / (|W| + sum_t (|V_t| + |A_t|))
 
+    With a class head, the mean cross-entropy of the labels is added, of each domain in `mean`, of all in `eq5`.
+
     Returns:
-        `language` and `action` as means over their targets in nats, `mae` as mean squared error of a hidden patch, and
-        `total`, which is to be minimised.
+        `language`, `action` and `label` as means over their targets in nats, `mae` as mean squared error of a hidden
+        patch, and `total`, which is to be minimised.
     """
     language_BT, action_BT = batch["language_weight_BT"], batch["action_weight_BT"]
     frame_BF = torch.where(batch["clip_BF"] >= 0, batch["frame_weight_BF"], 0.0)
@@ -453,19 +462,24 @@ def losses(output: Output, batch: Mapping[str, Tensor], config: Mapping[str, Any
     else:
         square_BFIX = (output.predicted_BFIX - output.pixels_BFIX).square()
         error_BF, (patches, values) = square_BFIX.mean(-1).sum(-1), square_BFIX.shape[-2:]
+    label_B, nll_B = torch.zeros_like(frame_BF[:, 0]), torch.zeros_like(frame_BF[:, 0])
+    if output.classes_BY is not None:
+        label_B = ((batch["label_B"] >= 0) & (batch["clip_BF"][:, 0] >= 0)).float()
+        nll_B = F.cross_entropy(output.classes_BY, batch["label_B"].long().clamp(min=0), reduction="none")
     if config["form"] == "eq5":
         token_BT = nll_BT * (config["language"] * language_BT + config["action"] * action_BT) / batch["denominator_BT"]
         mae_BF = config["mae"] * values * error_BF * frame_BF / batch["denominator_BF"]
         samples = ((batch["segment_BS"] > 0) & (batch["position_BS"] == 0)).sum().clamp(min=1)
-        total = (token_BT.sum() + mae_BF.sum()) / samples
+        total = (token_BT.sum() + mae_BF.sum()) / samples + config["label"] * _mean(nll_B, label_B)
     else:
         total = nll_BT.new_zeros(())
-        for domain in batch["domain_BT"].unique().tolist():
+        for domain in torch.cat([batch["domain_BT"].flatten(), batch["domain_BF"].flatten()]).unique().tolist():
             here_BT, here_BF = batch["domain_BT"] == domain, batch["domain_BF"] == domain
             weight_BT = (config["language"] * language_BT + config["action"] * action_BT) * here_BT
             total = total + config["token"] * _mean(nll_BT, weight_BT)
             total = total + config["mae"] * _mean(error_BF / patches, frame_BF * here_BF)
-    return {"language": _mean(nll_BT, language_BT), "action": _mean(nll_BT, action_BT),
+            total = total + config["label"] * _mean(nll_B, label_B * here_BF[:, 0])
+    return {"language": _mean(nll_BT, language_BT), "action": _mean(nll_BT, action_BT), "label": _mean(nll_B, label_B),
             "mae": _mean(error_BF / patches, frame_BF), "total": total}
 
 
@@ -706,7 +720,7 @@ def lay_out(domain: Domain, samples: Sequence[tuple[Sequence[int], Sequence[Step
                      "action_weight_BT": np.float32([i >= len(text) - 1 for i in range(len(targets))]),
                      "denominator_BT": np.full(len(targets), len(targets) + patches * len(frames), np.float32),
                      "denominator_BF": np.full(len(frames), len(targets) + patches * len(frames), np.float32),
-                     "domain_BF": [0] * len(frames), "domain_BT": [0] * len(targets)})
+                     "domain_BF": [0] * len(frames), "domain_BT": [0] * len(targets)})  # one domain, no label
     padding = {"clip_BF": -1, "visual_BS": -1, "denominator_BT": 1, "denominator_BF": 1}
     batch = {}
     for name in rows[0]:
@@ -715,6 +729,7 @@ def lay_out(domain: Domain, samples: Sequence[tuple[Sequence[int], Sequence[Step
         for place, array in zip(full, arrays, strict=True):
             place[: len(array)] = array
         batch[name] = torch.from_numpy(full)
+    batch["label_B"] = torch.full((len(rows),), -1)
     return batch
 
 

@@ -6,12 +6,13 @@ ids, so that torch_agent.py needs nothing of this package to act.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from agent_jax.actions import BoundSpec
-from agent_jax.config import LanguageConfig, VisionConfig
+from agent_jax.config import Config, LanguageConfig, VisionConfig
 from agent_jax.convert.architecture import OPT_EPS
 from agent_jax.data.domains import Domain
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
@@ -107,7 +108,7 @@ def spec_json(bound: BoundSpec) -> dict[str, Any]:
     """A spec with the ids of its tokens, and its automaton as lists of (ids, states after them)."""
     spec, vocabulary, automaton = bound.spec, bound.vocabulary, bound.automaton
     groups = [{"start": vocabulary.id(spec.block, group.start),
-               "parts": [{**plain, "ids": vocabulary.ids(spec.block, part.tokens).tolist()}
+               "parts": [{**plain, "index": part.index, "ids": vocabulary.ids(spec.block, part.tokens).tolist()}
                          for plain, part in zip(written["parts"], group.parts, strict=True)],
                "end": vocabulary.id(spec.block, group.end)}
               for written, group in zip(spec.to_dict()["groups"], spec.groups, strict=True)]
@@ -120,17 +121,15 @@ def spec_json(bound: BoundSpec) -> dict[str, Any]:
             "fields": fields, "automaton": {"start": automaton.start, "accept": automaton.accept, "ways": ways}}
 
 
-def agent_json(meta: Mapping[str, Any], domains: Mapping[str, Domain], vision: VisionConfig,
-               source: Mapping[str, Any]) -> str:
+def agent_json(config: Config, domains: Mapping[str, Domain], source: Mapping[str, Any]) -> str:
     """agent.json: what the checkpoint's meta holds, and what torch_agent.py reads.
 
     Args:
-        meta: of the checkpoint, with `config` and `domains`.
+        config: of the run.
         domains: of the checkpoint, by name.
-        vision: sizes of the encoder.
         source: where the parameters come from.
     """
-    content = {"format": FORMAT, "source": dict(source), "preprocessing": preprocessing_json(vision),
-               "config": meta["config"], "domains": meta["domains"],
+    content = {"format": FORMAT, "source": dict(source), "preprocessing": preprocessing_json(config.model.vision),
+               "config": dataclasses.asdict(config), "domains": {name: domains[name].to_meta() for name in domains},
                "acting": {name: acting_json(domain) for name, domain in domains.items() if domain.spec}}
     return json.dumps(content, indent=1) + "\n"

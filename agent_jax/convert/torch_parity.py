@@ -18,7 +18,7 @@ import math
 import pathlib
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -127,11 +127,10 @@ def prove(folder: pathlib.Path, params: Params, config: Config, vocabulary: Voca
     release_freed_memory()
 
     agent = torch_agent.Agent.load(folder)
-    comparisons = [*_compared(ours, agent, config, batch, mask)]
+    comparisons, exact = _compared(ours, agent, config, batch, mask)
     with torch.inference_mode():
         logits = agent(as_torch(visible), as_mask(_masked(sees, visible)[1]), "visible").logits_BTK
         comparisons.append(compare("logits: of visible patches", logits, _real(seen.logits_BTK, logits), STACK))
-        exact = agent(as_torch(batch)).logits_BTK.numpy()
         with torch.autocast("cpu", torch.bfloat16):
             found = agent(as_torch(batch), as_mask(mask))
     comparisons += [_rounded("logits", rough.logits_BTK, found.logits_BTK, ours["logits"]),
@@ -174,11 +173,13 @@ def _ours(params: Params, config: Config, batch: Batch, keys_B: jax.Array, domai
         output: Any = agent.apply({"params": params}, batch, mask_keys_B=keys_B)
         assert output.mask is not None
         sums = loss_sums(output, batch, domains)
-        weights = loss_weights(batch, domains, output.mask.hide_BFI.shape[-1])
+        weights = loss_weights(batch, domains, output.mask.hide_BFI.shape[-1], classes=config.model.classes > 0)
         # Over all domains, as torch_agent.losses tells them.
         joint = means(*(jax.tree.map(lambda leaf: leaf.sum(keepdims=True), tree) for tree in (sums, weights)))
         forms = {form: total(sums, weights, dataclasses.replace(config.loss, form=form)) for form in ("mean", "eq5")}
         told = {"language": joint.language[0], "action": joint.action[0], "mae": joint.mae[0], **forms}
+        if joint.label is not None:
+            told["label"] = joint.label[0]
         return forms[config.loss.form], (output, told)
 
     run = jax.jit(lambda params, batch: agent.apply({"params": params}, batch, method=states))
@@ -188,14 +189,15 @@ def _ours(params: Params, config: Config, batch: Batch, keys_B: jax.Array, domai
     if config.model.vision.positions == "sincos":
         del named[FIXED_POSITIONS]
     return {"vision": np.asarray(vision), "language": np.asarray(language), "logits": np.asarray(output.logits_BTK),
-            "painted": np.asarray(output.predicted_BFIX),
+            "painted": np.asarray(output.predicted_BFIX), "classes": output.classes_BY,
             "losses": {name: float(value) for name, value in told.items()},
             "gradients": named}
 
 
 def _compared(ours: dict[str, Any], agent: torch_agent.Agent, config: Config, batch: Batch,
-              mask: PatchMask) -> Iterator[Comparison]:
-    """In f32: by layer, the results, the losses, the gradients. Our gradients are dropped as they are compared."""
+              mask: PatchMask) -> tuple[list[Comparison], np.ndarray]:
+    """In f32: by layer, the results, the losses, the gradients, ours dropped on the way; and PyTorch's logits_BTK."""
+    rows: list[Comparison] = []
     states: dict[str, list[np.ndarray]] = {"vision": [], "language": []}
     vision, language = agent.vision, agent.language
 
@@ -213,21 +215,26 @@ def _compared(ours: dict[str, Any], agent: torch_agent.Agent, config: Config, ba
     for part, found in states.items():
         for layer, (mine, other) in enumerate(zip(ours.pop(part), found, strict=True)):
             name = f"{part}: after block {layer}" if layer else f"{part}: embeddings"
-            yield compare(name, other, mine, BLOCK if (part, layer) == ("vision", 0) else STACK)
+            rows.append(compare(name, other, mine, BLOCK if (part, layer) == ("vision", 0) else STACK))
     for hook in hooks:
         hook.remove()
     logits, painted = output.logits_BTK.detach(), output.predicted_BFIX
     assert painted is not None
-    yield compare("logits: of all targets", logits, _real(ours["logits"], logits), STACK)
-    yield compare("painted patches: all hidden", painted.detach(), ours["painted"], STACK)
+    rows.append(compare("logits: of all targets", logits, _real(ours["logits"], logits), STACK))
+    rows.append(compare("painted patches: all hidden", painted.detach(), ours["painted"], STACK))
+
+    if ours["classes"] is not None:
+        assert output.classes_BY is not None
+        rows.append(compare("classes: of the first clips", output.classes_BY.detach(), ours["classes"], STACK))
 
     forms = {form: torch_agent.losses(output, tensors, {**agent.config["loss"], "form": form})
              for form in ("mean", "eq5")}
-    told = {name: forms["mean"][name] for name in ("language", "action", "mae")}
+    told = {name: forms["mean"][name] for name in ("language", "action", "mae", "label")}
     told |= {form: found["total"] for form, found in forms.items()}
     for name, value in ours["losses"].items():
-        yield compare(f"losses: {name}", told[name].detach(), value, STACK)
-    yield from _compared_gradients(ours.pop("gradients"), agent, forms[config.loss.form]["total"])
+        rows.append(compare(f"losses: {name}", told[name].detach(), value, STACK))
+    rows += _compared_gradients(ours.pop("gradients"), agent, forms[config.loss.form]["total"])
+    return rows, logits.numpy()
 
 
 def _compared_gradients(ours: dict[str, np.ndarray], agent: torch_agent.Agent, loss: torch.Tensor) -> list[Comparison]:

@@ -155,7 +155,8 @@ def _torch_model(kind: Any, directory: str | pathlib.Path) -> Any:
     try:
         model, report = kind.from_pretrained(
             str(directory), dtype=torch.float32, attn_implementation="eager", local_files_only=True,
-            use_safetensors=True, output_loading_info=True)
+            # A .bin is read by torch.load(weights_only=True).
+            use_safetensors=any(pathlib.Path(directory).glob("*.safetensors")), output_loading_info=True)
     finally:
         logging.set_verbosity(verbosity)
         if bars:
