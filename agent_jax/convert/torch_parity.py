@@ -109,7 +109,7 @@ def prove(folder: pathlib.Path, params: Params, config: Config, vocabulary: Voca
         vocabulary: of the run.
         domains: of the run; may be empty.
     """
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32", remat="full"))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32", remat="dots"))
     rows, batch = parity_rows(config.model, vocabulary, domains, visual_tokens=1 + config.model.vision.patches)
     keys_B, mask = _masked(config.model, batch)
     sees = dataclasses.replace(config.model, visual_tokens="visible")
@@ -117,24 +117,21 @@ def prove(folder: pathlib.Path, params: Params, config: Config, vocabulary: Voca
 
     with jax.default_matmul_precision("highest"):
         ours = _ours(params, config, batch, keys_B, max(1, len(domains)))
-        run = jax.jit(lambda params, batch: Agent(sees).apply(
-            {"params": params}, batch, mask_keys_B=_masked(sees, batch)[0], visual_tokens="visible"))
-        seen: Any = run(params, visible)
-    rounded = Agent(dataclasses.replace(config.model, dtype="bfloat16"))
-    run = jax.jit(lambda params, batch: rounded.apply({"params": params}, batch, mask_keys_B=keys_B))
-    rough: Any = run(params, batch)
+        seen = _read_visible(Agent(sees), params, visible)
+    rough = _read_visible(Agent(dataclasses.replace(sees, dtype="bfloat16")), params, visible)
     params.clear()
     release_freed_memory()
 
     agent = torch_agent.Agent.load(folder)
     comparisons, exact = _compared(ours, agent, config, batch, mask)
+    visible_mask = as_mask(_masked(sees, visible)[1])
     with torch.inference_mode():
-        logits = agent(as_torch(visible), as_mask(_masked(sees, visible)[1]), "visible").logits_BTK
+        logits = agent(as_torch(visible), visible_mask, "visible").logits_BTK
         comparisons.append(compare("logits: of visible patches", logits, _real(seen.logits_BTK, logits), STACK))
         with torch.autocast("cpu", torch.bfloat16):
-            found = agent(as_torch(batch), as_mask(mask))
-    comparisons += [_rounded("logits", rough.logits_BTK, found.logits_BTK, ours["logits"]),
-                    _rounded("painted patches", rough.predicted_BFIX, found.predicted_BFIX, ours["painted"])]
+            found = agent(as_torch(visible), visible_mask, "visible")
+    comparisons += [_rounded("logits", rough.logits_BTK, found.logits_BTK, seen.logits_BTK),
+                    _rounded("painted patches", rough.predicted_BFIX, found.predicted_BFIX, seen.predicted_BFIX)]
     actions, cached = compare_actions(ours["logits"], exact, rows, domains, folder, agent)
     comparisons += cached
     del agent, ours, found
@@ -146,6 +143,13 @@ def prove(folder: pathlib.Path, params: Params, config: Config, vocabulary: Voca
     sizes = {"rows": batch.rows, "samples": sum(map(len, rows)), "images": int((batch.clip_BF >= 0).sum()),
              "slots": int((batch.segment_BS > 0).sum()), "targets": targets}
     return Parity(tuple(comparisons), actions, sizes)
+
+
+def _read_visible(agent: Agent, params: Params, batch: Batch) -> Any:
+    """The output on rows whose language model sees the visible patches alone."""
+    run = jax.jit(lambda params, batch: agent.apply(
+        {"params": params}, batch, mask_keys_B=_masked(agent.config, batch)[0], visual_tokens="visible"))
+    return run(params, batch)
 
 
 def _masked(model: ModelConfig, batch: Batch) -> tuple[jax.Array, PatchMask]:
