@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -127,6 +128,14 @@ def test_parts_of_features_are_chosen_and_joined(tmp_path: Path) -> None:
     config = PrepareConfig(action_spec=spec, fields={"action": "action[0], gripper,action[1:2]"})
     steps = read_all(path, config)["episode_000001"][0][3]
     np.testing.assert_allclose(steps[1].actions["action"], [0.07, 1.0, -0.07], rtol=1e-6)
+
+
+def test_bounds_may_be_left_to_the_training_data(tmp_path: Path) -> None:
+    spec = presets.arm_spec("arm", names=("x", "y", "z"), bounds="quantiles")
+    path = version_3(tmp_path / "set")
+    [episode, *_] = [*read_all(path, dataclasses.replace(BOTH, action_spec=spec)).values()]
+    assert episode[0][3][0].actions["action"].shape == (3,)
+    assert open_source("lerobot", path, dataclasses.replace(BOTH, action_spec=spec)).action_spec == spec
 
 
 def test_every_nth_step_is_taken_where_actions_are_targets(tmp_path: Path) -> None:

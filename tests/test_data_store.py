@@ -147,6 +147,11 @@ def test_a_record_that_breaks_the_schema_is_refused_by_field(change, message):
         record_serializer(BABYAI_FEATURES)(record)
 
 
+def test_a_bucket_is_refused_with_the_way_to_mount_it():
+    with pytest.raises(ValueError, match=r"gs:.*mount the bucket, as with `gcsfuse"):
+        open_store("gs://bucket/set/0.0.1")
+
+
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere'?: not found; expected a directory with dataset_info.json"):
         open_store(tmp_path / "nowhere")

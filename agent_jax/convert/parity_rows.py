@@ -35,8 +35,8 @@ def parity_rows(model: ModelConfig, vocabulary: Vocabulary, domains: Mapping[str
         visual_tokens: V, visual tokens of an image.
     """
     random, size = np.random.default_rng(SEED), model.vision.image_size
-    several: list[Domain | None] = [*sorted(domains.values(), key=lambda domain: domain.index)] or [None]
-    first, *rest = several
+    several = sorted(domains.values(), key=lambda domain: domain.index)
+    first, *rest = several or [None]
     packed = first is None or first.layout != "label"  # a sample with a label has a row for itself
     wanted = [[(first, 2), (first, 1)] if packed else [(first, 2)], *([(domain, 2)] for domain in rest)]
     rows = [[_sample(random, domain, steps, size, vocabulary, model.classes) for domain, steps in row]

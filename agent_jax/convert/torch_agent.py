@@ -149,21 +149,34 @@ def _class_attention(q: Tensor, k: Tensor, v: Tensor, clip_BF: Tensor) -> Tensor
     return out.unflatten(0, (B, frames))
 
 
+class VisionEmbeddings(nn.Module):
+    """Tables and kernel of CLIP's input; fixed sin-cos positions are a table too, which is not trained."""
+
+    def __init__(self, c: Mapping[str, Any]):
+        super().__init__()
+        width, side = c["width"], c["patch_size"]
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.patch_embedding = nn.Conv2d(3, width, side, side, bias=False)
+        self.position_embedding = nn.Embedding(1 + (c["image_size"] // side) ** 2, width)
+        self.position_embedding.weight.requires_grad_(c["positions"] == "clip")
+
+
+class VisionBlocks(nn.Module):
+    """CLIP's blocks, under the name that its files have for them."""
+
+    def __init__(self, c: Mapping[str, Any]):
+        super().__init__()
+        self.layers = nn.ModuleList(VisionBlock(c) for _ in range(c["depth"]))
+
+
 class Vision(nn.Module):
     """CLIP's vision transformer (Radford et al., 2021); post_layernorm is applied to all tokens."""
 
     def __init__(self, c: Mapping[str, Any]):
         super().__init__()
-        width, eps, side = c["width"], c["layer_norm_eps"], c["patch_size"]
-        self.embeddings = nn.Module()
-        self.embeddings.class_embedding = nn.Parameter(torch.zeros(width))
-        self.embeddings.patch_embedding = nn.Conv2d(3, width, side, side, bias=False)
-        self.embeddings.position_embedding = nn.Embedding(1 + (c["image_size"] // side) ** 2, width)
-        # Sin-cos positions are a fixed table, which is stored all the same.
-        self.embeddings.position_embedding.weight.requires_grad_(c["positions"] == "clip")
+        width, eps = c["width"], c["layer_norm_eps"]
+        self.embeddings, self.encoder = VisionEmbeddings(c), VisionBlocks(c)
         self.pre_layrnorm, self.post_layernorm = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(VisionBlock(c) for _ in range(c["depth"]))
 
     def forward(self, patches_BFPX: Tensor, clip_BF: Tensor | None, keep_BFJ: Tensor | None = None) -> Tensor:
         """tokens_BFVD, CLS first, of all patches or of those that `keep_BFJ` names."""
@@ -279,6 +292,8 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 class MaeDecoder(nn.Module):
     """Paints the hidden patches from the visible tokens (He et al., 2022)."""
 
+    positions: Tensor
+
     def __init__(self, c: Mapping[str, Any], vision: Mapping[str, Any]):
         super().__init__()
         width, side = c["width"], vision["patch_size"]
@@ -321,6 +336,9 @@ class Output(NamedTuple):
 
 class Agent(nn.Module):
     """Encoder, connector, language model and masked-autoencoder decoder of an exported folder."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, description: Mapping[str, Any]):
         """Of agent.json, with fresh parameters."""
@@ -579,7 +597,7 @@ def symbols(part: Mapping[str, Any], given: Any) -> list[int]:
             return [min(int((given - low) / ((high - low) / last)), last - 1)]
         return [0 if given <= low else last]
     if kind == "choice":
-        numbers = np.float32(part["values"] or range(len(part["ids"])))
+        numbers = np.asarray(part["values"] or range(len(part["ids"])), np.float32)
         [found] = np.nonzero(numbers == np.float32(given))
         if not len(found):
             raise ValueError(f"{part['key']}: found {given}, expected one of {numbers.tolist()}")
@@ -716,8 +734,8 @@ def lay_out(domain: Domain, samples: Sequence[tuple[Sequence[int], Sequence[Step
                      "clip_BF": clips, "token_BS": tokens, "visual_BS": visual, "segment_BS": [1] * len(tokens),
                      "position_BS": [i if i < len(text) else i + gap for i in range(len(tokens))],
                      "slot_BT": slots, "target_BT": targets,
-                     "language_weight_BT": np.float32([i < len(text) - 1 for i in range(len(targets))]),
-                     "action_weight_BT": np.float32([i >= len(text) - 1 for i in range(len(targets))]),
+                     "language_weight_BT": (np.arange(len(targets)) < len(text) - 1).astype(np.float32),
+                     "action_weight_BT": (np.arange(len(targets)) >= len(text) - 1).astype(np.float32),
                      "denominator_BT": np.full(len(targets), len(targets) + patches * len(frames), np.float32),
                      "denominator_BF": np.full(len(frames), len(targets) + patches * len(frames), np.float32),
                      "domain_BF": [0] * len(frames), "domain_BT": [0] * len(targets)})  # one domain, no label
@@ -904,7 +922,7 @@ def main(folder: str) -> None:
         state_ids = domain.state.first() if domain.state else []
         states = [domain.state.decode(state_ids)] if domain.state else None
         print(f"{name}: an action {policy.act([images], ['go'], ['robot 0'], states)}")
-        step = Step(images, state_ids, domain.actions.first())
+        step = Step(list(images), state_ids, domain.actions.first())
         batch = lay_out(domain, [(domain.text_ids("go"), [step])], patches)
         optimizer = torch.optim.AdamW(parameter_groups(agent, 0.05), lr=1e-4)
         agent.train()

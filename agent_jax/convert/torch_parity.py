@@ -18,7 +18,7 @@ import math
 import pathlib
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -205,14 +205,13 @@ def _compared(ours: dict[str, Any], agent: torch_agent.Agent, config: Config, ba
     states: dict[str, list[np.ndarray]] = {"vision": [], "language": []}
     vision, language = agent.vision, agent.language
 
-    def keep(name: str, state: torch.Tensor) -> None:
-        states[name].append(state.detach().numpy().copy())
+    def keeper(name: str) -> Callable[[Any, Any, Any], None]:
+        return lambda _, inputs, output: states[name].append(output.detach().numpy().copy())
 
-    hooks = [language.layers[0].register_forward_pre_hook(lambda _, inputs: keep("language", inputs[0]))]
-    hooks += [layer.register_forward_hook(lambda _, inputs, output: keep("language", output))
-              for layer in language.layers]
-    hooks += [layer.register_forward_hook(lambda _, inputs, output: keep("vision", output))
-              for layer in (vision.pre_layrnorm, *vision.encoder.layers)]
+    first = language.layers[0]
+    hooks = [first.register_forward_pre_hook(lambda module, inputs: keeper("language")(module, inputs, inputs[0]))]
+    hooks += [layer.register_forward_hook(keeper("language")) for layer in language.layers]
+    hooks += [layer.register_forward_hook(keeper("vision")) for layer in (vision.pre_layrnorm, *vision.encoder.layers)]
     tensors = as_torch(batch)
     output = agent(tensors, as_mask(mask))
     del states["vision"][: 1 + len(vision.encoder.layers)]  # of the masked pass, which comes first

@@ -25,6 +25,9 @@ from agent_jax.data.mixture import Epoch, epoch_samples
 from agent_jax.data.packing import Plan, fitted_size, plan_rows
 from agent_jax.data.windows import Windows
 
+# Of the main process, where no workers are. Decoding and resizing let go of the interpreter: on 2 cores two threads
+# gave 3,100 frames/s, one 1,600, two worker processes, which copy each batch, 2,400 (benchmarks/input_pipeline.py).
+_THREADS = 2
 State = dict[str, Any]  # JSON: rows of the run, epoch, row of the epoch, windows of each domain
 
 
@@ -105,13 +108,14 @@ class PackedRows:
         return np.asarray([windows.domain.layout == "label" for windows in self.windows])[samples.domain_N]
 
     def _epoch(self, epoch: int) -> tuple[Epoch, Plan]:
-        if epoch not in self._epochs:
+        made = self._epochs.get(epoch)
+        if made is None:
             samples = epoch_samples(self.counts, self._weights, epoch, self._seed)
             made = samples, plan_rows(self._need(samples), self.size, (self._seed, epoch),
                                       alone_N=self._alone(samples))
             # Batches made ahead straddle two epochs at most; three, so that none is made twice.
             self._epochs = {**dict(list(self._epochs.items())[-2:]), epoch: made}
-        return self._epochs[epoch]
+        return made  # not from the table: another thread may have replaced it
 
 
 class _Batches:
@@ -137,10 +141,12 @@ class _Batches:
 
     def _locate(self, offset: int) -> tuple[int, int]:
         """Epoch and row at `offset` rows after the position this began at."""
-        while offset >= (end := self._starts[-1] + len(self._rows.plan(self._first_epoch + len(self._starts) - 1))):
-            self._starts.append(end)
-        number = bisect.bisect_right(self._starts, offset) - 1
-        return self._first_epoch + number, offset - self._starts[number]
+        starts = self._starts  # never changed, only replaced: another thread may be reading it
+        while offset >= (end := starts[-1] + len(self._rows.plan(self._first_epoch + len(starts) - 1))):
+            starts = [*starts, end]
+        self._starts = starts
+        number = bisect.bisect_right(starts, offset) - 1
+        return self._first_epoch + number, offset - starts[number]
 
 
 class Loader:
@@ -155,7 +161,7 @@ class Loader:
             batch_size: rows of a global batch.
             process_index: number of this process.
             process_count: processes that share each batch.
-            workers: processes that decode; 0: one thread of this one. A program that asks for some needs a
+            workers: processes that decode; 0: threads of this one. A program that asks for some needs a
                 `__main__` guard, since they are spawned.
             prefetch: batches made ahead.
             state: as handed out with the batch after which to go on, by any number of processes.
@@ -170,7 +176,8 @@ class Loader:
         self._rows = state["rows"]
         source = _Batches(rows, batch_size, process_index, process_count, state["epoch"], state["row"])
         dataset: Any = grain.MapDataset.source(source)
-        reading = grain.ReadOptions(num_threads=min(1, prefetch), prefetch_buffer_size=0 if workers else prefetch)
+        threads = min(1 if workers else _THREADS, prefetch)
+        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=0 if workers else prefetch)
         dataset = dataset.to_iter_dataset(reading)
         if workers:
             if not flags.FLAGS.is_parsed():

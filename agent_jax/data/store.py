@@ -185,6 +185,9 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         ValueError: the directory holds no TFDS data set, not one in array_record format, or not one in RLDS schema.
     """
     directory = Path(path)
+    if "://" in str(path):
+        raise ValueError(f"data set directory {str(path)!r}: array_record reads files of a file system only; mount the "
+                         "bucket, as with `gcsfuse --implicit-dirs BUCKET DIR`, and name the directory below DIR")
     if not directory.is_dir():
         raise FileNotFoundError(f"data set directory {str(directory)!r}: not found; expected a directory with "
                                 "dataset_info.json and features.json")

@@ -80,8 +80,8 @@ class Windows:
         """The windows of a turn: always the same ones, unless sampling is random."""
         domain, index = self.domain, self.index
         turn = turn if domain.sampling == "random" else 0
-        if turn in self._cuts:
-            return self._cuts[turn]
+        if (made := self._cuts.get(turn)) is not None:
+            return made
         length_W = index.length_N[self.record]
         # Missing steps are laid out only where a TERMINAL action can stand for them, at an episode's very end.
         ends_W = index.ends_N[self.record] & domain.has_terminal

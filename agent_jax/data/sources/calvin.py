@@ -36,7 +36,7 @@ import yaml
 from agent_jax.actions import CALVIN, ActionSpec, StateSpec, calvin_state
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.sources.calvin_annotations import Annotations, read_annotations
-from agent_jax.data.sources.choices import checked_options, chosen_cameras, columns, stride_of
+from agent_jax.data.sources.choices import checked_options, chosen_cameras, columns, declared_spec, stride_of
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 
 _SPLITS = {"training": "train", "validation": "test"}
@@ -141,7 +141,7 @@ def open_source(path: Path, config: PrepareConfig) -> CalvinSource:
                          "task_D_D")
     annotated = {folder: read_annotations(path / folder, options["language"], config.instruction or "ann")
                  for folder in folders}
-    action = ActionSpec.from_dict(config.action_spec) if config.action_spec else CALVIN
+    action = declared_spec(ActionSpec, config.action_spec) or CALVIN
     if not config.action_spec and config.fields.get("action", _ACTIONS) != _ACTIONS:
         raise ValueError(f"config.fields.action={config.fields['action']!r}: the spec of CALVIN is that of {_ACTIONS}; "
                          "give config.action_spec as well, with the bounds and units of these")
@@ -150,15 +150,17 @@ def open_source(path: Path, config: PrepareConfig) -> CalvinSource:
     shapes = {**action.fields, **(state.fields if state else {})}
     cameras = chosen_cameras(config, _CAMERAS, _CAMERAS[0])
     first = path / folders[0] / f"episode_{annotated[folders[0]].bounds_N2[0, 0]:07d}.npz"
-    return CalvinSource(Schema(_sizes(first, cameras), action.fields, state.fields if state else {}), action.to_dict(),
-                        state.to_dict() if state else {}, _RATE_HZ / stride, path, annotated, cameras,
+    own_state = state.to_dict() if state else {}
+    written = dict(config.action_spec) or action.to_dict(), dict(config.state_spec) or own_state
+    return CalvinSource(Schema(_sizes(first, cameras), action.fields, state.fields if state else {}), *written,
+                        _RATE_HZ / stride, path, annotated, cameras,
                         columns(config, shapes, {"action": _ACTIONS}), stride)
 
 
 def _state_spec(path: Path, config: PrepareConfig, options: Mapping[str, Any]) -> StateSpec | None:
     """robot_obs over mean +- 3 std of the training data, which validation uses as well."""
     if config.state_spec:
-        return StateSpec.from_dict(config.state_spec)
+        return declared_spec(StateSpec, config.state_spec)
     if not options["state"]:
         return None
     files = [path / folder / "statistics.yaml" for folder in _SPLITS]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.spec_declarations import closed
+
+_Kind = TypeVar("_Kind", ActionSpec, StateSpec)
 
 
 def checked_options(config: PrepareConfig, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,6 +26,15 @@ def checked_options(config: PrepareConfig, defaults: Mapping[str, Any]) -> dict[
             raise ValueError(f"config.options.{name}={value!r}: found {type(value).__name__}, expected "
                              f"{type(defaults[name]).__name__}")
     return {**defaults, **config.options}
+
+
+def declared_spec(kind: type[_Kind], content: Mapping[str, Any]) -> _Kind | None:
+    """The spec of a config, None for an empty one; bounds that are left to the data do not matter to a source.
+
+    Raises:
+        ValueError: it is none; names the field.
+    """
+    return kind.from_dict(closed(content, None, f"config.{kind.kind}_spec")) if content else None
 
 
 def columns(config: PrepareConfig, keys: Collection[str], own: Mapping[str, str]) -> dict[str, str]:

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.prepare_config import PrepareConfig
-from agent_jax.data.sources.choices import checked_options, chosen_cameras, nearest, stride_of
+from agent_jax.data.sources.choices import checked_options, chosen_cameras, declared_spec, nearest, stride_of
 from agent_jax.data.sources.lerobot_meta import EpisodeEntry, LeRobotMeta, read_meta
 from agent_jax.data.sources.lerobot_rows import EpisodeTables, Selection, column_numbers, select
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
@@ -189,8 +189,8 @@ def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
     checked_options(config, {})
     meta = read_meta(path)
     cameras = chosen_cameras(config, meta.cameras)
-    action = ActionSpec.from_dict(config.action_spec) if config.action_spec else None
-    state = StateSpec.from_dict(config.state_spec) if config.state_spec else None
+    action = declared_spec(ActionSpec, config.action_spec)
+    state = declared_spec(StateSpec, config.state_spec)
     if config.instruction and config.instruction not in meta.texts:
         raise ValueError(f"config.instruction={config.instruction!r}: no feature that holds a text; "
                          f"{nearest(config.instruction, meta.texts)}. Leave it empty to take the task")
@@ -209,7 +209,7 @@ def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
                       *(camera for camera in cameras.values() if meta.cameras[camera].kind == "image"),
                       *({config.instruction} if config.instruction else {"task_index"}),
                       *(name for name in (_REWARD, _DONE) if name in meta.numbers)})
-    return LeRobotSource(schema, action.to_dict() if action else {}, state.to_dict() if state else {},
+    return LeRobotSource(schema, dict(config.action_spec), dict(config.state_spec),
                          meta.rate_hz / stride, path, meta, cameras, numbers, stride, config, EpisodeTables(columns))
 
 

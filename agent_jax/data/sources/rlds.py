@@ -24,7 +24,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -32,13 +32,12 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources.choices import declared_spec
 from agent_jax.data.sources.rlds_features import FeatureNames, step_image_sizes
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.sources.tfrecord import read_record, record_offsets
 from agent_jax.data.store import METADATA_FILE, Episode, features_fields, length_field
-from agent_jax.spec_declarations import closed
 
-_Kind = TypeVar("_Kind", ActionSpec, StateSpec)
 _TEST_NAMES = ("test", "val", "valid", "validation", "eval")  # the first that the data have becomes "test"
 
 
@@ -71,8 +70,8 @@ class RldsSource:
         metadata = json.loads(own.read_text()) if own.is_file() else {}
         self.action_spec: Mapping[str, Any] = config.action_spec or metadata.get("action_spec") or {}
         self.state_spec: Mapping[str, Any] = config.state_spec or metadata.get("state_spec") or {}
-        spec = _spec(ActionSpec, self.action_spec)
-        state = _spec(StateSpec, self.state_spec)
+        spec = declared_spec(ActionSpec, self.action_spec)
+        state = declared_spec(StateSpec, self.state_spec)
         self.rate_hz: float = config.rate_hz or float(metadata.get("rate_hz") or 0) or (spec.rate_hz if spec else 0.0)
         self._drop_last = last_action == "drop"
         names = FeatureNames(str(directory), self._fields, config)
@@ -204,11 +203,6 @@ class RldsSource:
             except BadDataError:
                 continue
         raise BadDataError(f"{self._directory}: not one episode can be read; copy the data anew")
-
-
-def _spec(kind: type[_Kind], content: Mapping[str, Any]) -> _Kind | None:
-    """The spec, if there is one; bounds that are left to the data do not matter here."""
-    return kind.from_dict(closed(content, None, f"config.{kind.kind}_spec")) if content else None
 
 
 def _version_directory(path: Path) -> Path:
