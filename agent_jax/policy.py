@@ -9,55 +9,47 @@ Where a domain has several cameras, `images` holds a mapping (or a tuple in thei
     policy.act([{"rgb_static": image, "rgb_gripper": other}], ["open the drawer"], [0])
 
 What the agent sees is laid out by the same code as in training: instruction, then the last M steps, the newest without
-its action. The ids of the action follow one by one, each among those that the ActionSpec's automaton allows, so an
-action always decodes; where only one id is legal the model is not asked.
+its action. Each id of the action is among those that the ActionSpec's automaton allows, so an action always decodes.
 
-    history of an episode -> row (lay_out_prefix) -> logits of the last slot -> legal id -> ... -> ActionSpec.decode
+    observation -prepare-> images, ids -encode-> visual tokens -row of the episode-> read, say -> ids -> action
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from agent_jax import checkpoint
-from agent_jax.batch import Batch
+from agent_jax.acting.choices import Choices
+from agent_jax.acting.history import Episode, Seen, Sizes, next_chunk
+from agent_jax.acting.observation import Images, Prepared, prepare
+from agent_jax.acting.reader import Answer, Reader, Turn
 from agent_jax.config import Config, from_config_dict
 from agent_jax.data.domains import Domain
-from agent_jax.data.layout import Step, Window, blank_row, lay_out_prefix, row_size, stack
-from agent_jax.data.transforms import prepare_image
-from agent_jax.models.agent import Agent, Params
+from agent_jax.models.agent import Params
 from agent_jax.restart import restore_acting_parameters
 from agent_jax.vocabulary import Vocabulary
 
-# Rows the forward pass is compiled for; a larger batch is cut up, a smaller one filled up with empty rows.
-BUCKETS = (1, 8, 32)
+__all__ = ["Images", "Policy", "Prepared"]
 
-_NO_IDS = np.zeros(0, np.int32)
-
-Images = np.ndarray | Mapping[str, np.ndarray] | Sequence[np.ndarray]  # of one environment: an image, or one a camera
-
-
-@dataclasses.dataclass
-class _Episode:
-    """What is remembered of one environment."""
-
-    steps: deque[Step]  # the last M - 1, each with its action
-    text_ids: np.ndarray | None = None
-    instruction: str = ""
+History = Literal["sliding", "flushed"]
 
 
 class Policy:
-    """Acts in any number of environments at once; each has its own history, known by its id."""
+    """Acts in any number of environments at once; each has its own history, known by its id.
 
-    def __init__(self, config: Config, params: Params, domain: Domain, *, temperature: float = 0.0, seed: int = 0):
+    `prepare` may run in any thread; all else is for one caller at a time. A call that fails changes no episode.
+    """
+
+    def __init__(self, config: Config, params: Params, domain: Domain, *, temperature: float = 0.0, seed: int = 0,
+                 history: History = "sliding", flush_every: int = 0):
         """Of a model and the domain it is to act in.
 
         Args:
@@ -65,34 +57,46 @@ class Policy:
             params: its parameters.
             domain: ActionSpec, vocabulary, window and preprocessing.
             temperature: of sampling among the legal ids; 0: the best one.
-            seed: of sampling.
+            seed: of sampling; what is drawn depends on it, the environment's id, its episode and step alone.
+            history: "sliding": the last M steps are seen, as in training. "flushed": all since the last flush, as in
+                the paper's rollout code; only what is new is read, so a step costs a fraction.
+            flush_every: steps between flushes; 0: the domain's window. Flushed history only.
 
         Raises:
-            ValueError: a negative temperature, a window beyond the model's positions, or a domain without actions.
+            ValueError: a negative temperature, a window beyond the model's positions, a domain without actions, an
+                unknown history, or a flush later than the window, where positions were not trained.
         """
         if domain.spec is None:
             raise ValueError(f"domain {domain.name!r} has the layout {domain.layout!r}, which predicts no actions: "
                              "there is nothing to act with; name a domain of the layout 'actions'")
-        if temperature < 0:
+        if not temperature >= 0:
             raise ValueError(f"temperature={temperature} must be 0 (greedy) or positive")
-        self.domain, self.temperature = domain, temperature
-        self._params, self._random = params, np.random.default_rng(seed)
-        self._patches = config.model.vision.patches
-        self._spec = domain.spec
-        self._size = row_size([domain], 1 + self._patches, domain.images, config.model.language.positions)
-        self._episodes: dict[Any, _Episode] = {}
-        agent = Agent(config.model)
-        legal_A = jnp.asarray(self._spec.automaton.ids_A)
-
-        def logits_of_actions(params: Params, batch: Batch) -> jax.Array:
-            output: Any = agent.apply({"params": params}, batch)
-            return output.logits_BTK[:, 0, legal_A]
-
-        self._logits = jax.jit(logits_of_actions)
+        if history not in ("sliding", "flushed"):
+            raise ValueError(f"history={history!r}: expected 'sliding' or 'flushed'")
+        if flush_every and history == "sliding":
+            raise ValueError(f"flush_every={flush_every} is of history='flushed', but found history='sliding'")
+        if not 0 <= flush_every <= domain.window:
+            raise ValueError(f"flush_every={flush_every}: domain {domain.name!r} was trained on windows of "
+                             f"{domain.window} steps, later positions were not; expected 1 to {domain.window}")
+        self.domain, self.temperature, self.history = domain, temperature, history
+        self.flush_every = (flush_every or domain.window) if history == "flushed" else 0
+        self.last_ids: dict[Any, np.ndarray] = {}  # of the last step's actions, by env_id
+        self.params = _on_default_device(params)
+        self._spec, self._visual_tokens = domain.spec, 1 + config.model.vision.patches
+        self._choices = Choices.of(domain.spec.automaton)
+        if not self._choices.most:
+            raise ValueError(f"domain {domain.name!r}: its ActionSpec has one action only, so there is nothing to "
+                             "choose; act without a policy")
+        self._sizes = Sizes.of(domain, self._visual_tokens, config.model.language.positions)
+        video = domain.video and config.model.vision.temporal_attention
+        self._cached = history == "flushed" and not video  # each image changes the encoding of its whole clip
+        self._reader = Reader(config, domain, self._choices, self._sizes, cached=self._cached)
+        self._episodes: dict[Any, Episode] = {}
+        self._seed = seed
 
     @classmethod
     def load(cls, path: str | Path, *, domain: str = "", step: int | None = None, temperature: float = 0.0,
-             seed: int = 0) -> Self:
+             seed: int = 0, history: History = "sliding", flush_every: int = 0) -> Self:
         """The policy of a checkpoint, by its averaged parameters where the run kept some.
 
         Args:
@@ -101,6 +105,8 @@ class Policy:
             step: by default the one `path` names, or the newest undamaged one.
             temperature: as above.
             seed: as above.
+            history: as above.
+            flush_every: as above.
 
         Raises:
             FileNotFoundError: no checkpoint there.
@@ -112,27 +118,94 @@ class Policy:
         vocabulary = Vocabulary.from_json(meta["vocabulary"])
         found = _chosen(meta["domains"], domain, directory)
         params = restore_acting_parameters(directory, config, meta["step"])
-        return cls(config, params, Domain.from_meta(found, vocabulary), temperature=temperature, seed=seed)
+        return cls(config, params, Domain.from_meta(found, vocabulary), temperature=temperature, seed=seed,
+                   history=history, flush_every=flush_every)
 
     def with_temperature(self, temperature: float, seed: int = 0) -> Policy:
         """The same parameters, acting otherwise; histories are not shared."""
         other = object.__new__(type(self))
-        random = np.random.default_rng(seed)
-        other.__dict__ |= self.__dict__ | {"temperature": temperature, "_random": random, "_episodes": {}}
+        other.__dict__ |= self.__dict__ | {"temperature": temperature, "_seed": seed, "_episodes": {}, "last_ids": {}}
+        return other
+
+    def with_params(self, params: Params) -> Policy:
+        """Other parameters of the same shapes, acting alike with what is compiled already; histories are not shared."""
+        other = self.with_temperature(self.temperature, self._seed)
+        other.params = _on_default_device(params)
         return other
 
     def reset(self, env_ids: Sequence[Any]) -> None:
         """Begin new episodes: forget what was seen under these ids."""
         for env_id in env_ids:
-            self._episodes[env_id] = _Episode(deque(maxlen=self.domain.window - 1))
+            old = self._episodes.get(env_id)
+            self._episodes[env_id] = Episode(number=old.number + (old.time > 0) if old else 0)
 
-    def act(self, images: Sequence[Images] | np.ndarray, instructions: Sequence[str], env_ids: Sequence[Any],
-            states: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+    def forget(self, env_ids: Sequence[Any]) -> None:
+        """Drop all memory of these ids; unknown ones are passed over."""
+        for env_id in env_ids:
+            self._episodes.pop(env_id, None)
+            self.last_ids.pop(env_id, None)
+
+    def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
+        """Compile everything that acting in batches of up to these sizes will need, histories of any length mixed."""
+        self._reader.warm_up(self.params, max(batch_sizes))
+
+    def prepare(self, images: Images, instruction: str, state: Mapping[str, Any] | None = None) -> Prepared:
+        """One observation of one environment, checked and ready; needs no device and may run in any thread.
+
+        Args:
+            images: an image uint8 (height, width, 3), or a mapping or tuple of the cameras'; resized as in training.
+            instruction: the text.
+            state: the StateSpec's values; needed if the domain has one.
+
+        Raises:
+            ValueError: says in words what is wrong.
+        """
+        return prepare(self.domain, images, instruction, state)
+
+    def step(self, prepared: Sequence[Prepared], env_ids: Sequence[Any]) -> list[dict[str, Any]]:
         """The next action of each episode, which is taken to be executed.
 
         Args:
-            images: n uint8 images (height, width, 3), what is seen now; resized as in training. With several cameras,
-                n mappings of them by `domain.camera_names`, or n tuples in that order.
+            prepared: n observations.
+            env_ids: n different ids, in any order; unknown ones begin an episode.
+
+        Returns:
+            n mappings of the ActionSpec's values, in the environment's units.
+
+        Raises:
+            ValueError: sequences of unequal length, an id twice, or logits that are NaN.
+        """
+        answers = self._answer(prepared, env_ids, None)
+        return [self._spec.decode(answer.ids) for answer in answers]
+
+    def follow(self, prepared: Sequence[Prepared], env_ids: Sequence[Any], action_ids: Sequence[np.ndarray]
+               ) -> list[np.ndarray]:
+        """A step with given actions: what the policy would have said of each id, after the given ones before it.
+
+        Args:
+            prepared: n observations.
+            env_ids: n different ids.
+            action_ids: n whole actions as ids, which become history.
+
+        Returns:
+            n arrays f32 (choices, A) over `domain.spec.automaton.ids_A`: the logits of each choice among several legal
+            ids, -inf where an id is illegal.
+
+        Raises:
+            ValueError: as `step`; or an action that the automaton does not accept.
+        """
+        if len(action_ids) != len(env_ids):
+            raise ValueError(f"follow: found {len(action_ids)} actions and {len(env_ids)} env_ids, expected one each")
+        answers = self._answer(prepared, env_ids, action_ids)
+        return [answer.logits_JA[np.isfinite(answer.logits_JA).any(axis=1)] for answer in answers]
+
+    def act(self, images: Sequence[Images] | np.ndarray, instructions: Sequence[str], env_ids: Sequence[Any],
+            states: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+        """`prepare`, then `step`.
+
+        Args:
+            images: n uint8 images (height, width, 3), what is seen now. With several cameras, n mappings of them by
+                `domain.camera_names`, or n tuples in that order.
             instructions: n texts.
             env_ids: n different ids, in any order; unknown ones begin an episode.
             states: n mappings of the StateSpec's values; needed if the domain has one.
@@ -141,98 +214,67 @@ class Policy:
             n mappings of the ActionSpec's values, in the environment's units.
 
         Raises:
-            ValueError: sequences of unequal length, an id twice, a missing state or camera, an instruction too long.
+            ValueError: sequences of unequal length, an id twice, or an observation that is not as expected.
         """
         n = len(env_ids)
         if not len(images) == len(instructions) == n or (states is not None and len(states) != n):
             raise ValueError(f"act: found {len(images)} images, {len(instructions)} instructions and {n} env_ids"
                              f"{'' if states is None else f' and {len(states)} states'}, expected one each")
-        if len(set(env_ids)) != n:
+        return self.step([self.prepare(images[i], instructions[i], None if states is None else states[i])
+                          for i in range(n)], env_ids)
+
+    def _answer(self, prepared: Sequence[Prepared], env_ids: Sequence[Any], taught: Sequence[np.ndarray] | None
+                ) -> list[Answer]:
+        """Answers of all environments, remembered."""
+        if len(prepared) != len(env_ids):
+            raise ValueError(f"act: found {len(prepared)} observations and {len(env_ids)} env_ids, expected one each")
+        if len(set(env_ids)) != len(env_ids):
             raise ValueError(f"act: env_ids={list(env_ids)} hold an id twice")
-        if (self.domain.state is None) != (states is None):
-            raise ValueError(f"act: domain {self.domain.name!r} "
-                             f"{'has no' if self.domain.state is None else 'needs a'} state for each environment")
-        self.reset([env_id for env_id in env_ids if env_id not in self._episodes])
-        steps = []
-        for i, env_id in enumerate(env_ids):
-            episode = self._episodes[env_id]
-            if episode.text_ids is None or episode.instruction != instructions[i]:
-                episode.text_ids, episode.instruction = self.domain.text_ids(instructions[i]), instructions[i]
-            state_ids = self.domain.state.encode(states[i]) if self.domain.state and states is not None else _NO_IDS
-            steps.append(Step(self._frames(images[i]), state_ids, _NO_IDS))
-        actions = []
-        for i, ids in enumerate(self._decode([self._episodes[env_id] for env_id in env_ids], steps)):
-            self._episodes[env_ids[i]].steps.append(dataclasses.replace(steps[i], action_ids=ids))
-            actions.append(self._spec.decode(ids))
-        return actions
+        episodes = [self._episodes.get(env_id, Episode()) for env_id in env_ids]
+        turns = [self._turn(env_id, episode, seen, None if taught is None else taught[i])
+                 for i, (env_id, episode, seen) in enumerate(zip(env_ids, episodes, prepared, strict=True))]
+        for env_id, episode in zip(env_ids, episodes, strict=True):
+            if episode.kept is not None:  # given away with the turn; if that fails, the row is read anew
+                self._episodes[env_id] = dataclasses.replace(episode, kept=None, used=0)
+        answers = self._reader.answer(self.params, turns)
+        unsound = [env_id for env_id, answer in zip(env_ids, answers, strict=True) if not answer.sound]
+        if unsound:
+            raise ValueError(f"act: the model's logits for env_ids={unsound} are NaN or infinite, expected finite "
+                             "numbers: its parameters are damaged or their training diverged; load another step")
+        for env_id, episode, turn, answer in zip(env_ids, episodes, turns, answers, strict=True):
+            self._episodes[env_id] = self._remembered(episode, turn, answer)
+            self.last_ids[env_id] = answer.ids
+        return answers
 
-    def _frames(self, images: Images) -> tuple[np.ndarray, ...]:
-        """What the cameras of one environment see, in the order of the domain, as the encoder takes it."""
-        names = self.domain.camera_names
-        if isinstance(images, Mapping):
-            found, seen = ", ".join(map(str, images)), [images.get(name) for name in names]
-        elif isinstance(images, np.ndarray):
-            found, seen = "one image", [images]
-        else:
-            found, seen = f"{len(images)} images", list(images)
-        extra = isinstance(images, Mapping) and len(images) != len(names)
-        if len(seen) != len(names) or extra or any(image is None for image in seen):
-            raise ValueError(f"act: domain {self.domain.name!r} sees through {', '.join(names)}; found {found} of an "
-                             "environment, expected an image of each, in a mapping by these names or a tuple in this "
-                             "order")
-        return tuple(prepare_image(image, self.domain.image_size) for image in seen if image is not None)
+    def _turn(self, env_id: Any, episode: Episode, seen: Prepared, taught: np.ndarray | None) -> Turn:
+        """What an environment asks."""
+        chunk = next_chunk(self.domain, self._sizes, self._visual_tokens, episode, seen, self._choices.first_ids,
+                           self.flush_every or self.domain.window, flushed=self.history == "flushed")
+        kept = (episode.kept or self._reader.blank_cache()) if self._cached else None
+        noise_JA = None
+        if self.temperature:  # Gumbel-max (Gumbel, 1954): logits / temperature + noise, times temperature
+            rng = np.random.default_rng([self._seed, zlib.crc32(repr(env_id).encode()), episode.number, episode.time])
+            noise_JA = self.temperature * rng.gumbel(size=(self._choices.most, len(self._spec.automaton.ids_A)))
+        return Turn(seen, chunk, noise_JA, self._choices.columns(taught), kept)
 
-    def _decode(self, episodes: Sequence[_Episode], steps: Sequence[Step]) -> list[np.ndarray]:
-        """The ids of each action: all episodes advance together until the automaton accepts."""
-        automaton = self._spec.automaton
-        ids: list[list[int]] = [[] for _ in episodes]
-        where = [automaton.start] * len(episodes)
+    def _remembered(self, episode: Episode, turn: Turn, answer: Answer) -> Episode:
+        """The episode after a step."""
+        chunk, seen = turn.chunk, turn.seen
+        step = Seen(seen.frames if self._reader.clips else (), answer.tokens, seen.state_ids, answer.ids)
+        steps = (*chunk.past, step)
+        if self.history == "sliding":
+            steps = steps[len(steps) - self.domain.window + 1 :] if len(steps) >= self.domain.window else steps
+        used = chunk.used + len(chunk.token_C) if self._cached else 0
+        return Episode(episode.number, episode.time + 1, seen.text_ids, steps, answer.kept, used)
 
-        def follow(i: int, token: int) -> None:
-            ids[i].append(token)
-            where[i] = automaton.advance(where[i], token)
 
-        while open_ := [i for i, state in enumerate(where) if state != automaton.accept]:
-            asked = []
-            for i in open_:
-                legal = automaton.legal(where[i])
-                if len(legal) == 1:
-                    follow(i, int(legal[0]))
-                else:
-                    asked.append(i)
-            if not asked:
-                continue
-            windows = [self._window(episodes[i], steps[i], ids[i]) for i in asked]
-            for i, logits_A in zip(asked, self._ask(windows), strict=True):
-                legal_A = automaton.next_QA[where[i]] >= 0
-                follow(i, int(automaton.ids_A[self._choose(np.where(legal_A, logits_A, -np.inf))]))
-        return [np.asarray(sequence, np.int32) for sequence in ids]
+def _on_default_device(params: Params) -> Params:
+    """The parameters on the default device, and not committed to it, wherever they lie.
 
-    def _window(self, episode: _Episode, step: Step, ids: Sequence[int]) -> Window:
-        newest = dataclasses.replace(step, action_ids=np.asarray(ids, np.int32))
-        text_ids = episode.text_ids if episode.text_ids is not None else _NO_IDS
-        return Window(self.domain.index, text_ids, (*episode.steps, newest), seed=0, video=self.domain.video,
-                      first_position=self.domain.first_position)
-
-    def _ask(self, windows: Sequence[Window]) -> np.ndarray:
-        """logits (n, A) of the next id of each window, over the ids of the automaton."""
-        rows = [lay_out_prefix(window, self._size, 1 + self._patches, self._patches) for window in windows]
-        found = []
-        while rows:
-            bucket = next((size for size in BUCKETS if size >= len(rows)), BUCKETS[-1])
-            # Filling up a bucket costs its empty rows; a smaller one that leaves little over is cheaper.
-            smaller = [size for size in BUCKETS if size < bucket and 2 * len(rows) < bucket]
-            bucket = smaller[-1] if smaller else bucket
-            taken, rows = rows[:bucket], rows[bucket:]
-            batch = stack(taken + [blank_row(self._size)] * (bucket - len(taken)))
-            found.append(np.asarray(self._logits(self._params, batch))[: len(taken)])
-        return np.concatenate(found)
-
-    def _choose(self, logits_A: np.ndarray) -> int:
-        """The best of the finite logits, or one drawn from their softmax (Gumbel-max; Gumbel, 1954)."""
-        if self.temperature == 0:
-            return int(np.argmax(logits_A))
-        return int(np.argmax(logits_A / self.temperature + self._random.gumbel(size=logits_A.shape)))
+    What is computed from committed ones is committed as well, and a jitted function is compiled anew for every mixture
+    of committed arguments and fresh ones, such as the blanks that fill up a batch: seconds in the middle of an episode.
+    """
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), params)
 
 
 def _chosen(domains: Mapping[str, Any], name: str, directory: Any) -> Mapping[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,44 +11,77 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from data_stores import CAMERAS, babyai_domain, clip_domain, language_table_domain
+from data_stores import CAMERAS, babyai_domain, clip_domain, game_domain, language_table_domain
 from packed_rows import random_params
 from small_runs import Trained, differing, straight_run
 
-from agent_jax.actions import MINECRAFT
+from agent_jax.acting.uncached import Uncached
+from agent_jax.actions import BLEEDING_EDGE
 from agent_jax.config import Config, LanguageConfig, MaeConfig, ModelConfig, VisionConfig
 from agent_jax.data.domains import Domain
-from agent_jax.data.layout import Step, Window, lay_out, row_size, stack, window_need
-from agent_jax.models.agent import Agent
-from agent_jax.policy import Policy
+from agent_jax.data.layout import Step, Window
+from agent_jax.policy import History, Policy
 from agent_jax.restart import restore_acting_parameters
 
-PATCHES = 4
 TEXT = "push the red block left"
 STATE = {"effector_target_translation": np.float32([0.3, 0.1]), "effector_translation": np.float32([0.2, 0.0])}
+VIDEO = language_table_domain().vocabulary
+
+# Every kind of domain that acts: with a state, with ids in any number, with sticks, clips, several cameras, positions
+# that do not depend on the text.
+DOMAINS: dict[str, Domain] = {
+    "babyai": babyai_domain(max_text=32, window=3),
+    "table": language_table_domain(max_text=32, window=2),
+    "minecraft": game_domain(max_text=32, window=2),
+    "edge": babyai_domain(spec=BLEEDING_EDGE.bind(VIDEO), max_text=32, window=2, fixed_positions=True),
+    "clips": babyai_domain(cameras=CAMERAS, max_text=32, window=3, video=True, fixed_positions=True),
+    "cameras": language_table_domain(cameras=CAMERAS, max_text=32, window=2),
+}
 
 
 def make_config(domain: Domain) -> Config:
+    # A model of videos, so that images one by one are read in it as well.
     return Config(model=ModelConfig(
-        vision=VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2, mlp_width=32),
-        language=LanguageConfig(width=16, depth=1, heads=2, mlp_width=32, positions=512,
+        vision=VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2, mlp_width=32,
+                            temporal_attention=True),
+        language=LanguageConfig(width=16, depth=2, heads=2, mlp_width=32, positions=256,
                                 vocabulary_size=domain.vocabulary.size),
         mae=MaeConfig(width=16, depth=1, heads=2, mlp_width=32)))
 
 
-def make_policy(domain: Domain, temperature: float = 0.0) -> Policy:
+def make_policy(domain: Domain, temperature: float = 0.0, history: History = "sliding", flush_every: int = 0) -> Policy:
     config = make_config(domain)
-    return Policy(config, random_params(config.model), domain, temperature=temperature, seed=5)
+    return Policy(config, random_params(config.model), domain, temperature=temperature, seed=5, history=history,
+                  flush_every=flush_every)
 
 
 def make_images(number: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (number, 16, 16, 3), dtype=np.uint8)
 
 
+def observe(policy: Policy, seed: int, text: str = TEXT) -> Any:
+    """A prepared observation of random pixels and state."""
+    rng = np.random.default_rng(seed)
+    names = policy.domain.camera_names
+    images = rng.integers(0, 256, (len(names), 16, 16, 3), np.uint8)
+    state = {key: rng.uniform(-0.2, 0.5, 2).astype(np.float32) for key in STATE} if policy.domain.state else None
+    return policy.prepare(dict(zip(names, images, strict=True)), text, state)
+
+
+def random_action(domain: Domain, rng: np.random.Generator) -> np.ndarray:
+    """Ids of a random walk through the automaton."""
+    assert domain.spec is not None
+    automaton, ids, state = domain.spec.automaton, [], domain.spec.automaton.start
+    while state != automaton.accept:
+        ids.append(int(rng.choice(automaton.legal(state))))
+        state = automaton.advance(state, ids[-1])
+    return np.asarray(ids, np.int32)
+
+
 @pytest.fixture(scope="module")
 def table() -> Policy:
-    """Greedy, in a domain with a state and actions of several ids; windows of 4 steps."""
-    return make_policy(language_table_domain())
+    """Greedy, in a domain with a state and actions of several ids."""
+    return make_policy(DOMAINS["table"])
 
 
 @pytest.fixture(scope="module")
@@ -54,163 +89,233 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return straight_run(tmp_path_factory.getbasetemp())
 
 
-def listen(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The logits among which the policy chooses from now on, -inf where they are illegal."""
+@pytest.mark.parametrize("history", ["sliding", "flushed"])
+@pytest.mark.parametrize("name", DOMAINS)
+def test_cached_logits_are_those_of_the_uncached_row_across_windows_flushes_and_resets(name: str, history: History):
+    domain = DOMAINS[name]
+    policy, uncached = make_policy(domain, history=history), Uncached(make_config(domain), domain)
+    assert domain.spec is not None
+    automaton, rng = domain.spec.automaton, np.random.default_rng(1)
+    texts = {0: TEXT, 1: "go", 2: "to the left"}
+    rows: dict[int, list[Step]] = {env_id: [] for env_id in texts}
+    asked: list[Window] = []
     heard: list[np.ndarray] = []
-    choose = policy._choose
+    for time in range(2 * domain.window + 2):
+        acting = [2, 0, 1]
+        for env_id, begun in ((1, 1), (2, domain.window + 1)):  # so that histories differ in length
+            if time == begun:
+                policy.reset([env_id])
+                rows[env_id] = []
+        seen = {env_id: observe(policy, 10 * time + env_id, texts[env_id]) for env_id in acting}
+        ids = [random_action(domain, rng) for _ in acting]
+        found = policy.follow([seen[env_id] for env_id in acting], acting, ids)
+        for env_id, action, logits_JA in zip(acting, ids, found, strict=True):
+            full = len(rows[env_id]) >= domain.window
+            past = rows[env_id][1:] if full and history == "sliding" else [] if full else rows[env_id]
+            state, choices = automaton.start, iter(logits_JA)
+            for place, token in enumerate(action):
+                if len(automaton.legal(state)) > 1:
+                    step = Step(seen[env_id].frames, seen[env_id].state_ids, action[:place])
+                    asked.append(Window(domain.index, seen[env_id].text_ids, (*past, step), seed=0, video=domain.video,
+                                        first_position=domain.first_position))
+                    heard.append(np.where(automaton.next_QA[state] >= 0, next(choices), np.nan))
+                state = automaton.advance(state, int(token))
+            assert next(choices, None) is None
+            rows[env_id] = [*past, Step(seen[env_id].frames, seen[env_id].state_ids, action)]
+    params = random_params(make_config(domain).model)
+    for first in range(0, len(asked), 32):
+        windows = asked[first : first + 32]
+        windows += windows[-1:] * (32 - len(windows))
+        for cached_A, uncached_A in zip(heard[first : first + 32], uncached.logits(params, windows), strict=False):
+            legal = ~np.isnan(cached_A)
+            np.testing.assert_allclose(cached_A[legal], uncached_A[legal], rtol=0, atol=1e-4)
+            second, best = np.sort(uncached_A[legal])[-2:]
+            assert best - second <= 1e-3 or np.argmax(cached_A[legal]) == np.argmax(uncached_A[legal])
 
-    def recording(logits_A: np.ndarray) -> int:
-        heard.append(logits_A)
-        return choose(logits_A)
 
-    monkeypatch.setattr(policy, "_choose", recording)
-    return heard
-
-
-def act(policy: Policy, image: np.ndarray, env_id: Any = 0) -> np.ndarray:
-    """The ids of the action of one environment."""
-    states = [STATE] if policy.domain.state else None
-    return policy.domain.spec.encode(policy.act([image], [TEXT], [env_id], states)[0])
-
-
-def training_logits(domain: Domain, windows: Sequence[Window]) -> list[np.ndarray]:
-    """The logits (L, K) of the ids of the last action of each window, in the layout of training."""
-    config = make_config(domain)
-    size = row_size([domain], 1 + PATCHES, domain.images)
-    batch = stack([lay_out((window,), size, 1 + PATCHES, PATCHES) for window in windows])
-    output: Any = jax.jit(Agent(config.model).apply)({"params": random_params(config.model)}, batch)
-    ends = [window_need(window, 1 + PATCHES).targets for window in windows]
-    return [np.asarray(output.logits_BTK[row, end - len(window.steps[-1].action_ids) : end])
-            for row, (window, end) in enumerate(zip(windows, ends, strict=True))]
-
-
-def test_greedy_actions_are_the_best_legal_ids_of_the_training_layout_beyond_windows_and_after_resets(
-        table: Policy, monkeypatch: pytest.MonkeyPatch):
-    domain, automaton = table.domain, table.domain.spec.automaton
-    heard = listen(table, monkeypatch)
-    windows, history = [], []
-    for time, image in enumerate(make_images(9)):
-        if time in (0, 6):
-            table.reset([0])
-            history = []
-        ids = act(table, image)
-        history = [*history, Step((image,), domain.state.encode(STATE), ids)][-domain.window :]
-        windows.append(Window(domain.index, domain.text_ids(TEXT), tuple(history), seed=0))
-    asked = iter(heard)
-    for window, logits_LK in zip(windows, training_logits(domain, windows), strict=True):
+def test_greedy_actions_are_the_best_legal_ids_and_forced_ids_are_not_asked_for(table: Policy):
+    automaton = table.domain.spec.automaton
+    followed = make_policy(table.domain)
+    said = []
+    table.reset([0])
+    for seed in range(6):
+        seen = observe(table, seed)
+        action = table.step([seen], [0])[0]
+        ids = table.last_ids[0]
+        np.testing.assert_array_equal(table.domain.spec.encode(action), ids)
+        [logits_JA] = followed.follow([seen], [0], [ids])
+        choices = iter(logits_JA)
         state = automaton.start
-        for token, logits_K in zip(window.steps[-1].action_ids, logits_LK, strict=True):
-            legal = automaton.legal(state)
-            if len(legal) > 1:
-                assert token == legal[np.argmax(logits_K[legal])]
-                logits_A = next(asked)
-                np.testing.assert_array_equal(automaton.ids_A[np.isfinite(logits_A)], legal)
-                np.testing.assert_allclose(logits_A[np.isfinite(logits_A)], logits_K[legal], rtol=0, atol=1e-5)
+        for token in ids:
+            if len(automaton.legal(state)) > 1:
+                assert token == automaton.ids_A[np.argmax(next(choices))]
             state = automaton.advance(state, int(token))
-    assert next(asked, None) is None
-    assert len({tuple(window.steps[-1].action_ids) for window in windows}) > 1  # images matter
+        assert next(choices, None) is None
+        said.append(tuple(ids))
+    assert len(set(said)) > 1  # observations matter
 
 
-def test_what_acts_beside_an_episode_and_in_which_order_changes_nothing(table: Policy, monkeypatch: pytest.MonkeyPatch):
-    images_TN = make_images(15).reshape(3, 5, 16, 16, 3)
-    heard = listen(table, monkeypatch)
+def test_what_acts_beside_an_episode_and_in_which_order_changes_nothing():
+    domain = DOMAINS["babyai"]
+    policy = make_policy(domain, temperature=1.0)
 
-    def episodes(order: Sequence[int]) -> dict[int, list[tuple[int, ...]]]:
-        """All together, in this order, unlike the order of their ids."""
-        table.reset(order)
-        ids: dict[int, list[tuple[int, ...]]] = {env_id: [] for env_id in order}
-        for images in images_TN:
-            actions = table.act(images[list(order)], [f"{TEXT} {i}" for i in order], order, [STATE] * len(order))
-            for env_id, action in zip(order, actions, strict=True):
-                ids[env_id].append(tuple(table.domain.spec.encode(action)))
+    def episodes(order: Sequence[int]) -> dict[int, list[int]]:
+        policy.forget(range(5))
+        ids: dict[int, list[int]] = {env_id: [] for env_id in order}
+        for time in range(3):
+            policy.step([observe(policy, 10 * time + i, f"{TEXT} {i}") for i in order], order)
+            for env_id in order:
+                ids[env_id] += policy.last_ids[env_id].tolist()
         return ids
 
     together = episodes(range(5))
-    heard_together = list(heard)
     assert len({tuple(ids) for ids in together.values()}) > 1
     assert episodes([3, 0, 4, 2, 1]) == together
-    for env_id in (0, 3):
-        heard.clear()
-        assert episodes([env_id])[env_id] == together[env_id]
-        # A bucket of one row, against rows of a bucket of eight of which three are padding.
-        for alone, beside in zip(heard, heard_together[env_id::5], strict=True):
-            np.testing.assert_allclose(alone, beside, rtol=0, atol=1e-6)
+    assert episodes([3])[3] == together[3]
 
 
-@pytest.mark.parametrize("spec", [None, MINECRAFT], ids=["table", "minecraft"])
-def test_an_untrained_agent_acts_legally(spec: Any):
-    domain = language_table_domain()
-    if spec is not None:
-        domain = language_table_domain(spec=spec.bind(domain.vocabulary), state=None, window=2)
-    policy = make_policy(domain, temperature=2.0)
+@pytest.mark.parametrize("name", ["table", "minecraft", "edge"])
+def test_actions_decode_whatever_the_parameters_are(name: str):
+    domain = DOMAINS[name]
+    assert domain.spec is not None
     said = set()
-    for images in make_images(6).reshape(2, 3, 16, 16, 3):
-        states = [STATE] * 3 if domain.state else None
-        for action in policy.act(images, [TEXT] * 3, ["a", "b", "c"], states):
-            ids = domain.spec.encode(action)
-            assert domain.spec.automaton.accepts(ids)
-            said.add(tuple(ids))
-    assert len(said) > 1
+    for seed, scale in enumerate((1e-3, 1.0, 30.0)):
+        config = make_config(domain)
+        params = jax.tree.map(lambda leaf, scale=scale: scale * leaf, random_params(config.model, seed))
+        policy = Policy(config, params, domain, temperature=2.0, seed=seed)
+        for time in range(2):
+            policy.step([observe(policy, time + seed)] * 4, range(4))
+            for ids in policy.last_ids.values():
+                assert domain.spec.automaton.accepts(ids)
+                said.add(tuple(ids.tolist()))
+    assert len(said) > 4
 
 
-def test_sampling_draws_legal_ids_by_their_softmax_and_greedy_always_the_best(monkeypatch: pytest.MonkeyPatch):
-    greedy = make_policy(babyai_domain(max_text=32))
-    sampled = greedy.with_temperature(1.5, seed=1)
-    heard = listen(sampled, monkeypatch)
-    image, number = make_images(1)[0], 320
-    actions = sampled.act([image] * number, [TEXT] * number, range(number))
-    drawn = np.bincount([int(action["action"]) for action in actions], minlength=7)
-    logits = heard[0][np.isfinite(heard[0])] / 1.5
+def test_sampling_draws_legal_ids_by_their_softmax_and_repeats_itself_by_seed_environment_and_step():
+    greedy = make_policy(DOMAINS["babyai"])
+    seen, number = observe(greedy, 0), 320
+    drawn = {}
+    for seed in (1, 1, 2):
+        sampled = greedy.with_temperature(1.5, seed=seed)
+        actions = np.array([int(action["action"]) for action in sampled.step([seen] * number, range(number))])
+        assert seed not in drawn or np.array_equal(drawn[seed], actions)
+        drawn[seed] = actions
+    assert not np.array_equal(drawn[1], drawn[2])
+    ids = greedy.domain.spec.encode(greedy.step([seen], [0])[0])
+    greedy.reset([0])
+    [[logits_A]] = greedy.follow([seen], [0], [ids])
+    logits = logits_A[np.isfinite(logits_A)] / 1.5
     assert len(logits) == 7  # one of BabyAI's actions, and nothing else
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     assert 0.1 < expected.max() < 0.95  # neither certain nor uniform
-    assert np.all(np.abs(drawn / number - expected) < 4 * np.sqrt(expected * (1 - expected) / number) + 1 / number)
-    assert {int(greedy.act([image], [TEXT], [n])[0]["action"]) for n in range(3)} == {int(np.argmax(logits))}
+    share = np.bincount(drawn[1], minlength=7) / number
+    assert np.all(np.abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / number) + 1 / number)
+    assert greedy.last_ids[0][1] == greedy.domain.spec.automaton.ids_A[np.argmax(logits_A)]
 
 
 def test_a_policy_of_another_temperature_has_its_own_histories(table: Policy):
-    first, second, other = make_images(3, seed=7)
     table.reset([0])
-    act(table, first)
-    expected = act(table, second)
-    table.reset([0])
-    act(table, first)
+    table.step([observe(table, 1)], [0])
     twin = table.with_temperature(1.0)
-    act(twin, other)
-    act(twin, other)
-    np.testing.assert_array_equal(act(table, second), expected)
+    twin.step([observe(table, 2)], [0])
+    twin.step([observe(table, 3)], [0])
     assert (table.temperature, twin.temperature) == (0.0, 1.0)
-    assert len(twin._episodes[0].steps) == len(table._episodes[0].steps) == 2
+    assert (table._episodes[0].time, twin._episodes[0].time) == (1, 2)
 
 
-def test_several_cameras_are_laid_out_as_in_training_whether_they_come_by_name_or_in_order(
-        monkeypatch: pytest.MonkeyPatch):
-    domain = babyai_domain(cameras=CAMERAS, window=2, max_text=32)
-    policy = make_policy(domain)
-    heard = listen(policy, monkeypatch)
-    pairs = make_images(6).reshape(3, 2, 16, 16, 3)
-    history, windows = [], []
-    for front, wrist in pairs:
-        ids = domain.spec.encode(policy.act([{"wrist": wrist, "front": front}], [TEXT], [0])[0])
-        assert domain.spec.encode(policy.act([(front, wrist)], [TEXT], [1])[0]).tolist() == ids.tolist()
-        history = [*history, Step((front, wrist), np.zeros(0, np.int32), ids)][-2:]
-        windows.append(Window(domain.index, domain.text_ids(TEXT), tuple(history), seed=0))
-    for window, by_name, in_order, logits_LK in zip(windows, heard[::2], heard[1::2], training_logits(domain, windows),
-                                                    strict=True):
-        legal = np.isfinite(by_name)
-        np.testing.assert_array_equal(by_name, in_order)
-        chosen = logits_LK[1][domain.spec.automaton.ids_A[legal]]  # of the id between the delimiters
-        np.testing.assert_allclose(by_name[legal], chosen, rtol=0, atol=1e-5)
-        assert len(window.steps[-1].frames) == 2
+def test_a_changed_instruction_flushes_and_a_flush_may_come_earlier_than_the_window():
+    policy = make_policy(DOMAINS["babyai"], history="flushed", flush_every=2)
+    lengths = []
+    for time in range(6):
+        policy.step([observe(policy, time, "go" if time < 4 else "stop")], [0])
+        lengths.append(len(policy._episodes[0].steps))
+    assert lengths == [1, 2, 1, 2, 1, 2]
+    policy.step([observe(policy, 9, "go")], [0])
+    assert len(policy._episodes[0].steps) == 1
 
 
-@pytest.mark.parametrize("images", [make_images(1)[0], {"front": make_images(1)[0]}, (make_images(1)[0],),
+@pytest.mark.parametrize("history", ["sliding", "flushed"])
+def test_logits_that_are_nan_are_an_error_and_the_episode_is_as_before(history: History):
+    domain = DOMAINS["babyai"]
+    policy, twin = make_policy(domain, history=history), make_policy(domain, history=history)
+    for one in (policy, twin):
+        one.step([observe(one, 0)], [0])
+    sound = policy.params
+    policy.params = jax.tree.map(lambda leaf: leaf * np.nan, sound)
+    with pytest.raises(ValueError, match=r"logits for env_ids=\[0, 1\] are NaN or infinite.*load another step"):
+        policy.step([observe(policy, 1)] * 2, [0, 1])
+    policy.params = sound
+    assert set(policy._episodes) == {0}
+    ids = twin.domain.spec.encode({"action": 3})
+    after = [one.follow([observe(one, 2)], [0], [ids])[0] for one in (policy, twin)]
+    np.testing.assert_allclose(after[0], after[1], rtol=0, atol=1e-5)
+
+
+def test_nothing_is_left_of_an_environment_that_is_forgotten():
+    policy = make_policy(DOMAINS["babyai"], history="flushed")
+    policy.step([observe(policy, 0)], ["first"])
+    policy.forget(["first", "never seen"])
+    gc.collect()
+    before = len(jax.live_arrays())
+    for number in range(4):
+        policy.step([observe(policy, number)], [number])
+        policy.step([observe(policy, number + 9)], [number])
+    gc.collect()
+    assert len(jax.live_arrays()) > before
+    policy.forget(range(4))
+    gc.collect()
+    assert len(jax.live_arrays()) == before
+    assert not policy._episodes
+    assert not policy.last_ids
+
+
+def test_a_policy_that_is_warm_compiles_nothing_more():
+    domain = dataclasses.replace(DOMAINS["babyai"], window=2)
+    config = make_config(domain)
+    # Committed to a device, as parameters of a checkpoint or a mesh are; the blanks that fill up a batch are not.
+    params = jax.device_put(random_params(config.model), jax.devices()[0])
+    policy = Policy(config, params, domain, history="flushed")
+    policy.warm_up([2])
+    decoder = policy._reader._decoder
+    compiled = [function._cache_size() for function in (decoder.encode, decoder.decode_after)]
+    for time in range(5):
+        acting = [0, 1] if time else [1]
+        policy.step([observe(policy, time)] * len(acting), acting)
+    assert [function._cache_size() for function in (decoder.encode, decoder.decode_after)] == compiled
+
+
+@pytest.mark.parametrize("images", [make_images(1)[0], {"front": make_images(1)[0]}, (make_images(1)[0],), None, 3,
                                     {name: make_images(1)[0] for name in ("front", "wrist", "back")}],
-                         ids=["image", "mapping", "tuple", "one too many"])
+                         ids=["image", "mapping", "tuple", "none", "number", "one too many"])
 def test_a_missing_or_an_unknown_camera_is_refused_with_the_names(images: Any):
-    policy = make_policy(babyai_domain(cameras=CAMERAS, max_text=32))
+    policy = make_policy(DOMAINS["clips"])
     with pytest.raises(ValueError, match=r"domain 'babyai' sees through front, wrist; found .* expected an image of"):
         policy.act([images], [TEXT], [0])
+
+
+def test_images_that_are_no_pictures_and_states_that_are_no_numbers_are_refused(table: Policy):
+    image = make_images(1)[0]
+    for wrong in (image.astype(np.float32), image[..., :1], image[0], image[:0], image[None]):
+        with pytest.raises(ValueError, match=r"the camera 'rgb' shows .* expected uint8\[height, width, 3\]"):
+            table.prepare(wrong, TEXT, STATE)
+    for number in (np.inf, np.nan):
+        with pytest.raises(ValueError, match=r"the state 'effector_translation' holds .* expected finite numbers"):
+            table.prepare(image, TEXT, {**STATE, "effector_translation": np.float32([number, 0])})
+    with pytest.raises(ValueError, match="effector_translation"):
+        table.prepare(image, TEXT, {"effector_target_translation": np.float32([0.3, 0.1])})
+    with pytest.raises(ValueError, match="found a state of type list, expected a mapping"):
+        table.prepare(image, TEXT, [0.0])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="found an instruction of type bytes, expected a text"):
+        table.prepare(image, b"go", STATE)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="found the empty instruction"):
+        table.prepare(image, " ", STATE)
+
+
+def test_what_was_prepared_is_the_policys_own(table: Policy):
+    image = make_images(1)[0]
+    seen = table.prepare(image, TEXT, STATE)
+    image[:] = 0
+    assert seen.frames[0].any()
 
 
 @pytest.mark.parametrize("layout", ["answer", "label"])
@@ -227,12 +332,25 @@ def test_mistaken_calls_are_answered_with_what_was_found(table: Policy):
         table.act([image] * 2, [TEXT] * 2, [4, 4], [STATE] * 2)
     with pytest.raises(ValueError, match=r"domain 'table' needs a state for each environment"):
         table.act([image], [TEXT], [0])
-    with pytest.raises(ValueError, match=r"expected at most max_text=80"):
+    with pytest.raises(ValueError, match=r"expected at most max_text=32"):
         table.act([image], ["x" * 100], [0], [STATE])
     with pytest.raises(ValueError, match=r"domain 'babyai' has no state"):
-        make_policy(babyai_domain(max_text=32)).act([image], [TEXT], [0], [STATE])
-    with pytest.raises(ValueError, match=r"temperature=-1"):
-        make_policy(language_table_domain(), temperature=-1)
+        make_policy(DOMAINS["babyai"]).act([image], [TEXT], [0], [STATE])
+    with pytest.raises(ValueError, match=r"found the action ids \[5\], expected a complete legal action"):
+        table.follow([observe(table, 0)], [0], [np.asarray([5], np.int32)])
+    assert table.step([], []) == []
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"temperature": -1}, "temperature=-1"),
+    ({"temperature": np.nan}, "temperature=nan"),
+    ({"history": "none"}, "history='none': expected 'sliding' or 'flushed'"),
+    ({"flush_every": 2}, "flush_every=2 is of history='flushed'"),
+    ({"history": "flushed", "flush_every": 5}, "flush_every=5: domain 'table' was trained on windows of 2 steps"),
+])
+def test_a_policy_that_cannot_be_is_refused(arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        make_policy(DOMAINS["table"], **arguments)
 
 
 def test_a_policy_is_loaded_from_a_workdir_its_checkpoints_or_one_step(straight: Trained):
@@ -242,7 +360,7 @@ def test_a_policy_is_loaded_from_a_workdir_its_checkpoints_or_one_step(straight:
     for path, step, loaded in ((straight.workdir, None, 20), (checkpoints, None, 20), (checkpoints / "10", None, 10),
                                (straight.workdir, 10, 10)):
         policy = Policy.load(path, step=step, domain="tiles")
-        assert list(differing(policy._params, expected[loaded])) == []
+        assert list(differing(policy.params, expected[loaded])) == []
     action = policy.act(make_images(1), ["go to red"], [0])[0]
     assert 0 <= int(action["action"]) < 7
 

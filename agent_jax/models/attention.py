@@ -9,7 +9,9 @@ the softmax is done on the output, which is Z / H times smaller than the weights
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -75,3 +77,35 @@ def attend_causally(q_BSNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, seg
         mask_BSZ = causal_segment_mask(segment_BS, first, end)
         out.append(_attend_heads(q[:, :, first:end], k[:, :, :end], v[:, :, :end], mask_BSZ[:, None]))
     return jnp.concatenate(out, axis=2).transpose(0, 2, 1, 3)
+
+
+def attend_after(q_BCNH: jax.Array, k_BENH: jax.Array, v_BENH: jax.Array, index_BC: jax.Array,
+                 past: Sequence[tuple[tuple[jax.Array, jax.Array], jax.Array]]) -> jax.Array:
+    """Attention of the slots of a chunk over what was read before and over the chunk up to themselves.
+
+    Args:
+        q_BCNH: queries, of all slots of the chunk or of some.
+        k_BENH: keys of the chunk.
+        v_BENH: values of the chunk.
+        index_BC: the slot of the chunk that each query belongs to; B may be 1.
+        past: parts that were read before: ((k_BNZH, v_BNZH), visible_BZ).
+
+    Returns:
+        out_BCNH, in the dtype of the values.
+    """
+    width = q_BCNH.shape[-1]
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BCNH * width**-0.5, k_BENH, v_BENH))
+    own_BCE = jnp.arange(k.shape[2])[None, None] <= index_BC[:, :, None]
+    parts = [(*cached, visible_BZ[:, None]) for cached, visible_BZ in past] + [(k, v, own_BCE)]
+    scores = []
+    for keys_BNZH, _, mask in parts:
+        scores_BNCZ = jnp.einsum("BNCH,BNZH->BNCZ", q, keys_BNZH)
+        scores_BNCZ = scores_BNCZ.astype(jnp.promote_types(scores_BNCZ.dtype, jnp.float32))  # softmax in f32
+        scores.append(jnp.where(mask[:, None], scores_BNCZ, jnp.finfo(scores_BNCZ.dtype).min))
+    peak_BNC1 = functools.reduce(jnp.maximum, (jnp.max(score, axis=-1, keepdims=True) for score in scores))
+    weights = [jnp.exp(score - peak_BNC1) for score in scores]
+    total_BNC1 = functools.reduce(jnp.add, (jnp.sum(weight, axis=-1, keepdims=True) for weight in weights))
+    out = [jnp.einsum("BNCZ,BNZH->BNCH", weight.astype(values.dtype), values)
+           for weight, (_, values, _) in zip(weights, parts, strict=True)]
+    out_BNCH = (functools.reduce(jnp.add, out) / total_BNC1).astype(v.dtype)
+    return out_BNCH.transpose(0, 2, 1, 3)

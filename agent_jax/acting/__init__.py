@@ -1,0 +1,1 @@
+"""How a policy acts: observations are prepared, laid out and decoded into actions (see policy.py)."""

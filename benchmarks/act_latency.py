@@ -1,0 +1,239 @@
+"""Time of an action of the agent on random observations: cached, uncached, and the same agent in PyTorch, in one run.
+
+    python benchmarks/act_latency.py [--checkpoint DIR [--domain NAME] | --random full|tiny] [--frames 4] [--steps 5]
+        [--batch 1 8] [--only NAME ...] [--json PATH]
+
+    sliding     ours, as Policy acts by default: the window is read anew from kept encodings
+    flushed     ours, the keys and values of the window kept as well, and dropped when it is full
+    uncached    ours without any cache: for every id of the action, the whole row through the whole model
+    pytorch     the exported agent (convert.torch_agent.Policy): kept encodings, key-value cache; sliding window
+    generate    transformers' OPTForCausalLM.generate on the row that the exported agent embeds, with its own cache;
+                as one writes it first: every image of the window is encoded at each action
+
+The ways take turns, an action each, on the same observations, after their windows are full; medians of all turns, and
+their ratios; in brackets the same by processor time, which hardly depends on what else the machine does.
+docs/acting.md has what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from transformers import OPTForCausalLM
+
+from agent_jax import checkpoint
+from agent_jax.acting.choices import Choices
+from agent_jax.acting.uncached import Uncached
+from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
+from agent_jax.checkpoint import Checkpoints
+from agent_jax.config import (
+    Config,
+    DomainConfig,
+    LanguageConfig,
+    MaeConfig,
+    ModelConfig,
+    VisionConfig,
+    from_config_dict,
+)
+from agent_jax.convert import torch_agent
+from agent_jax.convert.to_pytorch import export
+from agent_jax.data.domains import Domain
+from agent_jax.data.layout import Step, Window
+from agent_jax.host_memory import keep_freed_memory
+from agent_jax.models.agent import init_params
+from agent_jax.policy import Policy
+from agent_jax.restart import checkpoint_meta
+from agent_jax.vocabulary import Vocabulary
+
+Act = Callable[[Sequence[np.ndarray], Sequence[Any]], Any]  # images and states of all environments -> their actions
+TEXT = "push the red block to the blue cube"
+
+
+def random_checkpoint(directory: Path, size: str, frames: int) -> Path:
+    """A checkpoint of random parameters that acts as in Language-Table: an image, a state, two numbers to say."""
+    # Of the full model's vocabulary, only the length matters here: as many ids of text as OPT has.
+    vocabulary = Vocabulary.build("bytes", ("iafm",))
+    model = ModelConfig(language=LanguageConfig(vocabulary_size=vocabulary.size))
+    if size == "tiny":
+        model = ModelConfig(
+            vision=VisionConfig(image_size=56, patch_size=8, width=96, depth=3, heads=4, mlp_width=192),
+            language=LanguageConfig(width=96, depth=3, heads=4, mlp_width=192, vocabulary_size=vocabulary.size),
+            mae=MaeConfig(width=32, depth=1, heads=4, mlp_width=64))
+    config = Config(model=model)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, domains={"table": DomainConfig()}))
+    domain = Domain("table", 0, LANGUAGE_TABLE.bind(vocabulary), LANGUAGE_TABLE_STATE.bind(vocabulary), vocabulary,
+                    window=frames, stride=frames, max_text=40, cameras=("steps/observation/rgb",),
+                    instruction="instruction", image_size=model.vision.image_size)
+    params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
+    with Checkpoints(directory, keep_latest=1, keep_best=0) as checkpoints:
+        checkpoints.save(1, {"params": params}, checkpoint_meta(config, vocabulary, [domain], {"params": params}, None))
+    return directory
+
+
+def ours(policy: Policy, texts: Sequence[str]) -> Act:
+    """Cached acting."""
+    return lambda images, states: policy.act(list(images), texts, range(len(images)),
+                                             states if policy.domain.state else None)
+
+
+def uncached(path: Path, domain: Domain, texts: Sequence[str]) -> Act:
+    """Every id by a whole forward pass; greedy."""
+    directory, named = checkpoint.locate(path)
+    config = from_config_dict(checkpoint.read_meta(directory, named)["config"])
+    policy = Policy.load(path, domain=domain.name)
+    assert domain.spec is not None
+    reference, choices = Uncached(config, domain), Choices.of(domain.spec.automaton)
+    automaton = choices.automaton
+    past: list[tuple[Step, ...]] = [()] * len(texts)
+
+    def act(images: Sequence[np.ndarray], states: Sequence[Any]) -> list[np.ndarray]:
+        seen = [policy.prepare(image, text, state) for image, text, state in zip(images, texts, states, strict=True)]
+        ids, where = [[*choices.first_ids.tolist()] for _ in seen], [choices.first_state] * len(seen)
+        while any(state != automaton.accept for state in where):
+            newest = [Step(one.frames, one.state_ids, np.asarray(said, np.int32))
+                      for one, said in zip(seen, ids, strict=True)]
+            windows = [Window(domain.index, one.text_ids, (*steps, now), seed=0, video=domain.video,
+                              first_position=domain.first_position)
+                       for one, steps, now in zip(seen, past, newest, strict=True)]
+            for i, logits_A in enumerate(reference.logits(policy.params, windows)):
+                if where[i] != automaton.accept:
+                    legal_A = automaton.next_QA[where[i]] >= 0
+                    column = int(np.argmax(np.where(legal_A, logits_A, -np.inf)))
+                    entered = automaton.next_QA[where[i], column]
+                    ids[i] += [automaton.ids_A[column], *choices.forced_QR[entered, : choices.count_Q[entered]]]
+                    where[i] = choices.after_Q[entered]
+        for i, one in enumerate(seen):
+            past[i] = (*past[i], Step(one.frames, one.state_ids, np.asarray(ids[i], np.int32)))[1 - domain.window :]
+        return [np.asarray(said, np.int32) for said in ids]
+
+    return act
+
+
+def generate(folder: Path, agent: torch_agent.Agent, name: str, texts: Sequence[str]) -> Act:
+    """transformers' generate, guided by the automaton; the images of the window are encoded at each action."""
+    policy = torch_agent.Policy(folder, domain=name, agent=agent)
+    codec, model = policy.domain.actions, OPTForCausalLM.from_pretrained(folder / "language").eval()
+    first, start = codec.forced(codec.start)
+    text_ids = [policy.domain.text_ids(text) for text in texts]
+
+    def allowed(_: int, said: torch.Tensor) -> list[int]:
+        state = start
+        for token in said.tolist():
+            state = codec.ways[state].get(token, codec.accept)
+        return list(codec.ways[state]) or [torch_agent.EOS]
+
+    @torch.inference_mode()
+    def act(images: Sequence[np.ndarray], states: Sequence[Any]) -> list[list[int]]:
+        steps = policy.observe(list(images), range(len(images)), states)
+        rows = []
+        for i, now in enumerate(steps):
+            episode = policy._episodes[i]
+            frames = [[policy.domain.image(image) for image in step.images] for _, step in episode.past]
+            if frames:
+                again = policy._encode(frames)
+                episode.past = type(episode.past)(zip(again, [step for _, step in episode.past], strict=True),
+                                                  maxlen=episode.past.maxlen)
+            rows.append(policy._row(episode, text_ids[i], now, first)[0])
+        said = model.generate(inputs_embeds=torch.stack(rows), do_sample=False, use_cache=True,
+                              attention_mask=torch.ones(len(rows), len(rows[0]), dtype=torch.long),
+                              max_new_tokens=policy_length - len(first), prefix_allowed_tokens_fn=allowed)
+        for i, (tokens, step) in enumerate(steps):
+            ids, state = list(first), start
+            for token in said[i].tolist():
+                if state != codec.accept:
+                    ids.append(token)
+                    state = codec.ways[state][token]
+            policy.remember(i, tokens, dataclasses.replace(step, action_ids=ids))
+        return said.tolist()
+
+    policy_length = len(codec.first())  # of Language-Table all actions are of one length
+    return act
+
+
+def measure(ways: dict[str, Act], domain: Domain, batch: int, steps: int) -> dict[str, tuple[float, float]]:
+    """Median seconds of an action of each way, by the clock and of the processor; the ways take turns."""
+    random = np.random.default_rng(0)
+    size = (batch, domain.image_size, domain.image_size, 3)
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for turn in range(domain.window + steps):
+        images = random.integers(0, 256, size, np.uint8)
+        states = [{key: np.zeros(shape, dtype) for key, (shape, dtype) in domain.state.spec.fields.items()}
+                  if domain.state else None] * batch
+        for name, act in ways.items():
+            begun, spent = time.perf_counter(), time.process_time()
+            act(images, states)
+            if turn >= domain.window:  # windows are full, everything is compiled
+                seconds[name].append((time.perf_counter() - begun, time.process_time() - spent))
+    return {name: tuple(np.median(found, axis=0).tolist()) for name, found in seconds.items()}
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--folder", type=Path, help="what to-pytorch made of the checkpoint; else it is made here")
+    parser.add_argument("--domain", default="")
+    parser.add_argument("--random", choices=("full", "tiny"), default="tiny")
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--only", nargs="+", default=["sliding", "flushed", "uncached", "pytorch", "generate"])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as scratch:
+        path = options.checkpoint or random_checkpoint(Path(scratch) / "random", options.random, options.frames)
+        policies = {history: Policy.load(path, domain=options.domain, history=history)
+                    for history in ("sliding", "flushed")}
+        domain, folder = policies["sliding"].domain, options.folder
+        if folder is None and {"pytorch", "generate"} & set(options.only):
+            folder = Path(scratch) / "torch"
+            export(path, folder)
+        found = {batch: compare(path, folder, policies, domain, batch, options) for batch in options.batch}
+    content = {"seconds": found, "frames": domain.window, "cores": os.cpu_count(), "machine": platform.machine(),
+               "load": os.getloadavg(), "versions": {"jax": jax.__version__, "torch": torch.__version__},
+               "date": datetime.date.today().isoformat()}
+    if options.json:
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def compare(path: Path, folder: Path | None, policies: dict[str, Policy], domain: Domain, batch: int,
+            options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """All ways at one batch size, printed."""
+    texts = [TEXT] * batch
+    for policy in policies.values():
+        policy.forget(range(batch))
+    ways: dict[str, Act] = {name: ours(policy, texts) for name, policy in policies.items()}
+    ways["uncached"] = uncached(path, domain, texts)
+    if folder is not None:
+        agent = torch_agent.Agent.load(folder)
+        exported = torch_agent.Policy(folder, domain=domain.name, agent=agent)
+        ways["pytorch"] = lambda images, states: exported.act(
+            list(images), texts, range(batch), None if states[0] is None else states)
+        ways["generate"] = generate(folder, agent, domain.name, texts)
+    ways = {name: act for name, act in ways.items() if name in options.only}
+    found = measure(ways, domain, batch, options.steps)
+    print(f"batch {batch}, load {os.getloadavg()[0]:.1f}")
+    for name, (clock, spent) in found.items():
+        against = ", ".join(f"{found[other][0] / clock:.2f}x ({found[other][1] / spent:.2f}x) faster than {other}"
+                            for other in ("uncached", "pytorch", "generate")
+                            if other in found and name in policies)
+        print(f"  {name:<9} {1e3 * clock:9.1f} ms ({1e3 * spent:9.1f} ms)  {against}", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()
