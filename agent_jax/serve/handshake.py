@@ -1,0 +1,58 @@
+"""The first message of a connection: all that a robot needs to know of the policy it is about to ask."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+import agent_jax
+from agent_jax.actions import ActionSpec, BoundSpec, Choice, StateSpec
+from agent_jax.client.wire import PROTOCOL
+from agent_jax.data.domains import Domain
+
+
+def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float) -> dict[str, Any]:
+    """What holds of the policy: plain JSON values.
+
+    Args:
+        domain: of the policy.
+        step: of the checkpoint.
+        checkpoint: where it lies, as the user named it.
+        temperature: of the policy.
+    """
+    spec, state = _spec(domain.spec), _spec(domain.state)
+    return {
+        "protocol": PROTOCOL,
+        "server": "agent_jax",
+        "versions": {"agent_jax": agent_jax.__version__, "jax": jax.__version__, "numpy": np.__version__,
+                     "python": platform.python_version()},
+        "checkpoint": checkpoint, "step": step, "temperature": temperature,
+        "domain": domain.name, "window": domain.window, "max_text": domain.max_text,
+        "cameras": list(domain.camera_names), "image_size": domain.image_size, "image_dtype": "uint8",
+        "vocabulary_hash": domain.vocabulary.fingerprint(),
+        "action_spec": spec.to_dict() if spec else {}, "action_fields": _fields(spec),
+        "action_spec_hash": spec.fingerprint() if spec else "",
+        "state_spec": state.to_dict() if state else {}, "state_fields": _fields(state),
+        "rate_hz": spec.rate_hz if isinstance(spec, ActionSpec) else 0.0,
+    }
+
+
+def _spec(bound: BoundSpec | None) -> ActionSpec | StateSpec | None:
+    return bound.spec if bound else None
+
+
+def _fields(spec: ActionSpec | StateSpec | None) -> dict[str, Any]:
+    """Shape, dtype, bounds of each key, and the values of components that are choices, by component."""
+    fields: dict[str, Any] = {}
+    if spec is None:
+        return fields
+    for key, (shape, dtype) in spec.fields.items():
+        low, high = spec.bounds(key)
+        choices = {str(part.index or 0): list(part.numbers) for part in spec.parts
+                   if isinstance(part, Choice) and part.key == key}
+        fields[key] = {"shape": list(shape), "dtype": dtype.name, "low": np.asarray(low).reshape(-1).tolist(),
+                       "high": np.asarray(high).reshape(-1).tolist(), "choices": choices}
+    return fields

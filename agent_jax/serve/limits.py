@@ -1,0 +1,144 @@
+"""What a robot may be told, and how often it may ask.
+
+    {"action": [[-0.02, 0.02], [-0.02, 0.02]]}      limits.json: [low, high] of each component, null: no limit
+
+An action is a robot's motion: one that is not finite is refused whatever the limits say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from agent_jax.actions import TERMINAL_KEY, ActionSpec
+
+
+class RefusedActionError(Exception):
+    """The policy chose what this robot may not be told."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionLimits:
+    """Bounds of an ActionSpec's numbers, tighter than its own."""
+
+    spec: ActionSpec
+    bounds: Mapping[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)  # (low, high)
+    beyond: Literal["clamp", "refuse"] = "clamp"
+
+    @classmethod
+    def read(cls, path: str | Path, spec: ActionSpec, beyond: Literal["clamp", "refuse"] = "clamp") -> Self:
+        """The limits of a JSON file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not JSON, a key that the spec lacks or that holds no real numbers, another number of
+                components, a low above its high, or limits that leave nothing of the spec's range.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"--action_limits={file}: no such file")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"--action_limits={file}: not JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"--action_limits={file}: found {type(content).__name__}, expected a map by key")
+        bounds = {key: _bounds(f"--action_limits={file}: {key!r}", key, pairs, spec) for key, pairs in content.items()}
+        return cls(spec, bounds, beyond)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the metadata; null where there is no limit."""
+        plain = lambda array: [float(x) if math.isfinite(x) else None for x in array.reshape(-1)]  # noqa: E731
+        return {"beyond": self.beyond, "bounds": {key: {"low": plain(low), "high": plain(high)}
+                                                  for key, (low, high) in self.bounds.items()}}
+
+    def apply(self, action: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
+        """The action within the limits, and the components that were changed for it, as in "action[1]: 0.03 -> 0.02".
+
+        Raises:
+            RefusedActionError: a number that is not finite, keys or shapes other than the spec's, or beyond the limits
+                where these refuse.
+        """
+        made = {key: np.asarray(value) for key, value in action.items()}
+        if self.spec.terminal and made.keys() == {TERMINAL_KEY}:  # the episode is over: nothing to move
+            return made, []
+        expected = {key: shape for key, (shape, _) in self.spec.fields.items()}
+        found = {key: value.shape for key, value in made.items()}
+        if found != expected:
+            raise RefusedActionError(f"the policy's action has the keys and shapes {found}, the ActionSpec {expected}")
+        for key, value in made.items():
+            if not np.isfinite(value).all():
+                raise RefusedActionError(f"the policy's action {key!r} is not finite: {value.tolist()}")
+        changed = []
+        for key, (low, high) in self.bounds.items():
+            value = made[key]
+            within = np.clip(value, low, high)
+            for place in np.argwhere(within != value):
+                index = tuple(int(i) for i in place)
+                name = key if not index else f"{key}[{index[0]}]"
+                changed.append(f"{name}: {value[index]:g} -> {within[index]:g}")
+            made[key] = within.astype(value.dtype)
+        if changed and self.beyond == "refuse":
+            raise RefusedActionError(f"beyond the server's action limits (nearest allowed): {'; '.join(changed)}")
+        return made, changed
+
+
+def _bounds(where: str, key: str, pairs: Any, spec: ActionSpec) -> tuple[np.ndarray, np.ndarray]:
+    if key not in spec.fields:
+        raise ValueError(f"{where}: the ActionSpec {spec.name!r} has {', '.join(spec.fields)}")
+    shape, dtype = spec.fields[key]
+    if dtype.kind != "f":
+        raise ValueError(f"{where}: found limits of {dtype}, expected them of real numbers: a choice cannot be clamped")
+    pairs = pairs if shape else [pairs]  # of a key that is one number: its [low, high] alone
+    size = math.prod(shape)
+    if not isinstance(pairs, list) or len(pairs) != size:
+        raise ValueError(f"{where}: found {pairs!r}, expected a list with [low, high] of each of {size} components")
+    low, high = np.full(size, -np.inf), np.full(size, np.inf)
+    for i, pair in enumerate(pairs):
+        if pair is None:
+            continue
+        is_pair = isinstance(pair, list) and len(pair) == 2
+        if not is_pair or not all(type(x) in (int, float) and math.isfinite(x) for x in pair) or pair[0] > pair[1]:
+            raise ValueError(f"{where}: found {pair!r} for component {i}, expected [low, high] with low <= high, or "
+                             "null")
+        low[i], high[i] = pair
+    lowest, highest = (bound.reshape(-1) for bound in spec.bounds(key))
+    if ((high < lowest) | (low > highest)).any():
+        raise ValueError(f"{where}: found {pairs!r}, none of which the ActionSpec reaches: its bounds are "
+                         f"{lowest.tolist()} to {highest.tolist()}; are the units the same?")
+    return _inner(low, np.inf).reshape(shape), _inner(high, -np.inf).reshape(shape)
+
+
+def _inner(bound: np.ndarray, inside: float) -> np.ndarray:
+    """float32 bounds that no action, which is float32 too, passes by rounding."""
+    rounded = bound.astype(np.float32)
+    outside = rounded < bound if inside > 0 else rounded > bound
+    return np.where(outside, np.nextafter(rounded, np.float32(inside)), rounded)
+
+
+class Rate:
+    """A token bucket (Turner, 1986): on average `hz` messages a second, and as many at once after a pause."""
+
+    def __init__(self, hz: float) -> None:
+        self._hz = hz
+        self._capacity = max(hz, 1.0)
+        self._left, self._seen = self._capacity, time.monotonic()
+
+    def take(self) -> float:
+        """0 if a message may come now; else the seconds until one may."""
+        if not self._hz:
+            return 0.0
+        now = time.monotonic()
+        self._left = min(self._capacity, self._left + (now - self._seen) * self._hz)
+        self._seen = now
+        if self._left < 1:
+            return (1 - self._left) / self._hz
+        self._left -= 1
+        return 0.0

@@ -1,0 +1,100 @@
+"""A message of a robot: read and checked, with every mistake told in words to the one who made it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from agent_jax.client import wire
+from agent_jax.data.domains import Domain
+
+_FIELDS = {"act": {"type", "images", "instruction", "state"}, "reset": {"type"}}
+_LONGEST_TEXT = 10_000  # characters; tokenising more is work that no instruction is worth
+
+
+class RefusedError(Exception):
+    """A message that is answered with an error; the connection goes on."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def reply(self) -> str:
+        """The error as it goes over the wire: text, where all other replies are binary."""
+        return json.dumps({"error": self.code, "message": str(self)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What a robot sees, in the types of `Policy.prepare`, which checks the rest."""
+
+    images: Any
+    instruction: str
+    state: Mapping[str, Any] | None
+
+
+def read_request(content: str | bytes, domain: Domain) -> Observation | None:
+    """The observation of an "act", or None for a "reset".
+
+    Raises:
+        ValueError: anything else; says what was found and what is expected.
+    """
+    if isinstance(content, str):
+        raise ValueError("found a text message, expected a binary one: a msgpack map (agent_jax/client/wire.py)")
+    message = wire.unpack(content)
+    kind = message.get("type", "act")
+    if not isinstance(kind, str) or kind not in _FIELDS:
+        raise ValueError(f"type: found {kind!r}, expected one of {', '.join(_FIELDS)}")
+    if unknown := sorted(message.keys() - _FIELDS[kind]):
+        raise ValueError(f"unknown fields {', '.join(unknown)[:200]}; a message of type {kind!r} has "
+                         f"{', '.join(sorted(_FIELDS[kind]))}")
+    if kind == "reset":
+        return None
+    if missing := sorted({"images", "instruction"} - message.keys()):
+        raise ValueError(f"missing fields {', '.join(missing)}")
+    images, instruction, state = message["images"], message["instruction"], message.get("state")
+    if not isinstance(instruction, str):
+        raise ValueError(f"instruction: found {type(instruction).__name__}, expected a text")
+    if len(instruction) > _LONGEST_TEXT:
+        raise ValueError(f"instruction: found {len(instruction)} characters, expected at most {domain.max_text} tokens")
+    _check_images(images)
+    _check_state(state, domain)
+    return Observation(images, instruction, state)
+
+
+def _check_images(images: Any) -> None:
+    found = [images] if isinstance(images, np.ndarray) else images
+    if isinstance(found, dict):
+        found = list(found.values()) if all(isinstance(name, str) for name in found) else None
+    if not isinstance(found, list) or not all(isinstance(image, np.ndarray) for image in found):
+        raise ValueError("images: expected an array uint8 (height, width, 3), a map of them by camera, or a list")
+    for image in found:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(f"images: found {image.dtype}{list(image.shape)}, expected uint8[height, width, 3]")
+
+
+def _check_state(state: Any, domain: Domain) -> None:
+    if state is None:
+        return
+    if not isinstance(state, dict):
+        raise ValueError(f"state: found {type(state).__name__}, expected a map of the StateSpec's values")
+    fields = domain.state.spec.fields if domain.state else {}
+    if unknown := sorted(map(str, state.keys() - fields.keys())):
+        raise ValueError(f"state: unknown keys {', '.join(unknown)[:200]}; domain {domain.name!r} has "
+                         f"{', '.join(fields) or 'no state'}")
+    for key, value in state.items():
+        if isinstance(value, (dict, str, bytes)) or value is None:
+            raise ValueError(f"state: {key}: found {type(value).__name__}, expected numbers")
+        try:
+            array = np.asarray(value)
+        except ValueError:  # ragged
+            array = np.asarray(None)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"state: {key}: expected an array of numbers")
+        if not np.isfinite(array).all():
+            raise ValueError(f"state: {key}: found {array.tolist()}, expected finite numbers: no action is chosen from "
+                             "a reading that is none")

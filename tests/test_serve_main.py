@@ -1,0 +1,90 @@
+"""The command: from a checkpoint directory to answers, until a SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_runs import environment, straight_run
+
+from agent_jax.client import Client
+from agent_jax.policy import Policy
+from agent_jax.serve import __main__
+from agent_jax.serve.options import ServeOptions, read_token
+
+TOKEN = "0123456789abcdef"
+
+
+def test_the_command_serves_a_checkpoint_until_it_is_told_to_end(tmp_path_factory: pytest.TempPathFactory,
+                                                                  tmp_path: Path):
+    workdir = straight_run(tmp_path_factory.getbasetemp()).workdir
+    token = tmp_path / "token"
+    token.write_text(TOKEN + "\n")
+    line = [sys.executable, "-m", "agent_jax.serve", "--checkpoint", str(workdir), "--port", "0", "--token_file",
+            str(token), "--max_batch", "1"]
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    home = environment(tmp_path)
+    with (tmp_path / "stderr").open("w+") as errors, \
+            subprocess.Popen(line, stdout=subprocess.PIPE, stderr=errors, text=True, env=home) as running:
+        try:
+            assert running.stdout is not None
+            said = [running.stdout.readline() for _ in range(2)]
+            errors.seek(0)
+            assert said[1].startswith("ready: domain 'tiles' of step 20 at ws://127.0.0.1:"), (said, errors.read())
+            address = said[1].partition("ws://")[2].partition(",")[0]
+            with urllib.request.urlopen(f"http://{address}/healthz", timeout=30) as response:
+                assert response.status == 200
+            with Client(f"ws://{address}", token=TOKEN) as client:
+                found = [client.act(image, "go to red")["action"] for _ in range(3)]
+                running.send_signal(signal.SIGTERM)
+                assert running.wait(timeout=60) == 0
+            assert "ended after 3 actions" in running.stdout.read()
+        finally:
+            running.kill()
+        errors.seek(0)
+        log = errors.read()
+    assert TOKEN not in log
+    assert "Traceback" not in log
+    policy = Policy.load(workdir)
+    assert [policy.act([image], ["go to red"], [0])[0]["action"] for _ in range(3)] == found
+
+
+def test_what_the_user_must_mend_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for arguments, message in [
+        (["--checkpoint", str(tmp_path / "none")], "no checkpoint"),
+        (["--checkpoint", ".", "--port", "70000"], "--port=70000: expected 0 (any free one) to 65535"),
+        (["--checkpoint", ".", "--max_batch", "0"], "--max_batch=0: expected at least 1"),
+        (["--checkpoint", ".", "--token_file", str(tmp_path / "none")], "no such file; expected one that holds the"),
+    ]:
+        assert __main__.main(arguments) == 1
+        said = capsys.readouterr().err
+        assert message in said
+        assert "Traceback" not in said
+
+
+def test_the_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "token"
+    path.write_text(f" {TOKEN}\n")
+    monkeypatch.setenv("AGENT_JAX_TOKEN", "f" * 20)
+    assert read_token(str(path)) == TOKEN
+    assert read_token("") == "f" * 20
+    for text, reason in (("", "found 0 characters"), ("short", "found 5 characters"), ("with a space in it", "spaces")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=reason):
+            read_token(str(path))
+    monkeypatch.delenv("AGENT_JAX_TOKEN")
+    assert read_token("") == ""
+
+
+def test_every_option_is_a_flag_and_says_what_it_expects():
+    parser = __main__._parser()
+    assert parser.parse_args(["--checkpoint", "x"]).host == ServeOptions().host == "127.0.0.1"
+    for name, value in {"port": -1, "max_batch": 0, "max_wait_ms": -1.0, "max_connections": 0, "max_message_bytes": 1,
+                        "max_rate_hz": -1.0, "ping_s": 0.0, "drain_s": -1.0}.items():
+        with pytest.raises(ValueError, match=f"--{name}="):
+            ServeOptions(**{name: value})

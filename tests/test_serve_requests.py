@@ -1,0 +1,96 @@
+"""Messages of robots: every mistake is answered in words, to the robot that made it, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from served import Served, make_image, served, table_policy, twin
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from agent_jax.client import BadRequestError, Client, wire
+
+TEXT = "push the red block left"
+STATE = {"effector_target_translation": np.float32([0.3, 0.1]), "effector_translation": np.float32([0.2, 0.0])}
+ACT = {"images": make_image(), "instruction": TEXT, "state": STATE}
+BAD = {
+    "height": ({"images": np.zeros((0, 16, 3), np.uint8)}, "uint8[height, width, 3]"),
+    "channels": ({"images": np.zeros((16, 16, 4), np.uint8)}, "uint8[height, width, 3]"),
+    "dtype": ({"images": np.zeros((16, 16, 3), np.float32)}, "found float32"),
+    "no image": ({"images": "picture"}, "images: expected an array"),
+    "camera": ({"images": {"wrist": make_image()}}, "sees through rgb"),
+    "no camera": ({"images": []}, "sees through rgb"),
+    "instruction": ({"instruction": 7}, "expected a text"),
+    "long instruction": ({"instruction": "x" * 81}, "max_text=80"),
+    "longer instruction": ({"instruction": "x" * 20_000}, "at most 80 tokens"),
+    "nan": ({"state": STATE | {"effector_translation": np.float32([np.nan, 0])}}, "finite"),
+    "inf": ({"state": STATE | {"effector_translation": [float("inf"), 0.0]}}, "finite"),
+    "no state": ({"state": None}, "state"),
+    "half a state": ({"state": {"effector_translation": [0.0, 0.0]}}, "effector_target_translation"),
+    "state's shape": ({"state": STATE | {"effector_translation": [0.0]}}, "expected shape (2,)"),
+    "ragged state": ({"state": STATE | {"effector_translation": [[0.0], 0.0]}}, "array of numbers"),
+    "state's type": ({"state": [1, 2]}, "expected a map"),
+    "state's key": ({"state": STATE | {"speed": 1.0}}, "unknown keys speed"),
+    "text in a state": ({"state": STATE | {"effector_translation": "0 0"}}, "expected numbers"),
+    "field": ({"imgaes": make_image()}, "unknown fields imgaes"),
+    "type": ({"type": "forget"}, "type: found 'forget'"),
+}
+
+
+@pytest.fixture(scope="module")
+def robots() -> Iterator[Served]:
+    with served(twin(table_policy()), max_message_bytes=50_000) as running:
+        yield running
+
+
+def asked(connection: ClientConnection, content: bytes | str) -> Any:
+    connection.send(content)
+    reply = connection.recv(timeout=30)
+    return json.loads(reply) if isinstance(reply, str) else wire.unpack(reply)
+
+
+def test_bad_observations_are_answered_in_words_and_change_nothing_for_anyone(robots: Served):
+    seen = [make_image(seed) for seed in range(6)]
+    alone = twin(table_policy())
+    expected = [alone.act([image], [TEXT], [0], [STATE])[0]["action"] for image in seen]
+    with Client(robots.url) as good, connect(robots.url, compression=None) as bad:
+        bad.recv()
+        found = []
+        for image, mistakes in zip(seen, np.array_split(list(BAD), len(seen)), strict=True):
+            for mistake in mistakes:
+                change, message = BAD[mistake]
+                reply = asked(bad, wire.pack({**ACT, **change}))
+                assert reply.get("error") == "bad_request", (mistake, reply)
+                assert message in reply["message"], (mistake, reply)
+            found.append(good.act(image, TEXT, STATE)["action"])
+            if len(found) <= len(seen):  # the same connection goes on, its history untouched by what was refused
+                reply = asked(bad, wire.pack({**ACT, "images": {"rgb": image}}))
+                np.testing.assert_array_equal(reply["action"]["action"], found[-1])
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("content", ["{}", b"", b"\xc1", b"\x81\xa1x", msgpack.packb([1]), msgpack.packb({"type": [1]}),
+                                     msgpack.packb({"images": {b"__ndarray__": True}})],
+                         ids=["text", "nothing", "no msgpack", "cut off", "list", "type", "array"])
+def test_malformed_messages_are_answered_and_the_connection_goes_on(robots: Served, content: bytes | str):
+    with connect(robots.url, compression=None) as connection:
+        connection.recv()
+        assert asked(connection, content)["error"] == "bad_request"
+        assert asked(connection, wire.pack(ACT))["type"] == "action"
+
+
+def test_an_oversized_message_ends_its_connection_alone_and_the_client_does_not_send_it(robots: Served):
+    large = np.zeros((200, 200, 3), np.uint8)
+    with Client(robots.url) as other, connect(robots.url, compression=None) as connection:
+        connection.recv()
+        connection.send(wire.pack({**ACT, "images": large}))
+        with pytest.raises(ConnectionClosed, match="1009"):
+            connection.recv(timeout=30)
+        with pytest.raises(BadRequestError, match=r"120\d\d\d bytes, expected at most 50000; resize the images to 16"):
+            other.act(large, TEXT, STATE)
+        other.act(make_image(), TEXT, STATE)
