@@ -6,6 +6,12 @@
      "rates": {"steps_per_second": 5.3, "frames_per_second": 339.2, "slots_per_second": 4410.0, "data_wait": 0.02,
                "eta_seconds": 620.0}}
 
+What the agent did in the simulator has lines of its own, one an evaluation:
+
+    {"step": 800, "split": "closed_loop", "time": 1700000000.0,
+     "success": {"GoToLocal": {"greedy": {"success": 0.9, "episodes": 200, "ci95": [0.85, 0.93], "mean_steps": 8.8,
+                                          "lost": []}}}}
+
 The keys are frozen: other programs read metrics.jsonl. A model with a class head adds `label` (nats) and
 `label_accuracy` to each group of losses. What does not apply (a domain without targets of a kind, the
 rates of a validation) or is not finite is null, since JSON has no NaN.
@@ -56,6 +62,20 @@ class Record:
     gradient_norm: float = math.nan
     learning_rate: float = math.nan
     rates: Rates | None = None
+
+    def to_json(self) -> str:
+        """The line, without its end."""
+        return json.dumps(_finite(dataclasses.asdict(self)), allow_nan=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class SuccessRecord:
+    """One evaluation in a simulator."""
+
+    step: int  # updates done of the parameters that acted
+    time: float  # seconds since the epoch
+    success: dict[str, dict[str, dict[str, Any]]]  # task -> policy -> figures
+    split: str = "closed_loop"
 
     def to_json(self) -> str:
         """The line, without its end."""
@@ -132,6 +152,17 @@ def progress_line(record: Record, steps: int) -> str:
     return "  ".join(parts)
 
 
+def success_line(record: SuccessRecord, steps: int) -> str:
+    """One line for a person: each task's success with its 95% interval, by policy if there are several."""
+    parts = []
+    for task, policies in record.success.items():
+        for name, figures in policies.items():
+            low, high = figures["ci95"]
+            who = f" {name}" if len(policies) > 1 else ""
+            parts.append(f"{task}{who} {figures['success']:.1%} [{low:.1%}, {high:.1%}] of {figures['episodes']}")
+    return "  ".join([f"{record.split} {record.step:,}/{steps:,}", *parts])
+
+
 class MetricsLog:
     """metrics.jsonl and TensorBoard events of a workdir, appended to by one process.
 
@@ -153,7 +184,7 @@ class MetricsLog:
         self._lines = self.path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record | SuccessRecord) -> None:
         """Append a record; its line is on disk when this returns."""
         self._lines.write(record.to_json() + "\n")
         self._lines.flush()

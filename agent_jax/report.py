@@ -1,6 +1,6 @@
 """What a run leaves for a reader: pictures, a rollout to watch, and report.json with every figure it printed.
 
-report.json: {"closed_loop": {LEVEL: {POLICY: {"success", "episodes", "ci95", "mean_steps"}}}, "losses": {...},
+report.json: {"closed_loop": {TASK: {POLICY: {"success", "episodes", "ci95", "mean_steps", "lost"}}}, "losses": {...},
 "steps", "parameters", "seconds": {PHASE: ...}, "peak_rss_bytes", "machine": {...}, "config", ...}
 """
 
@@ -25,14 +25,15 @@ import numpy as np
 from agent_jax import __version__
 from agent_jax.batch import Batch
 from agent_jax.config import Config
-from agent_jax.evaluate.closed_loop import Recording, closed_loop
+from agent_jax.evaluate.closed_loop import closed_loop
+from agent_jax.evaluate.in_training import acting_domain, simulator_image_size
 from agent_jax.models.agent import Agent, Params
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
 from agent_jax.policy import Policy
 from agent_jax.train_state import VALIDATION_KEY, purpose_key
 from agent_jax.train_step import MASK_KEY, row_keys
 from agent_jax.view.reconstruction import write_reconstruction
-from agent_jax.view.rollout import write_gif
+from agent_jax.view.rollout import write_recording
 
 PICTURED_IMAGES = 6
 
@@ -88,24 +89,18 @@ def write_picture(path: Path, config: Config, params: Params, batch: Batch) -> N
 
 
 def act_in_simulator(config: Config, workdir: Path) -> dict[str, Any]:
-    """Load the newest checkpoint as a user would, act on the levels of `config.closed_loop`, and write rollouts.
+    """Load the newest checkpoint as a user would, act on the tasks of `config.closed_loop`, and write rollouts.
 
     Returns:
-        The report of the levels: {LEVEL: {POLICY: figures}}.
+        The report of the tasks: {TASK: {POLICY: figures}}.
     """
-    greedy = Policy.load(workdir)
+    greedy = Policy.load(workdir, domain=acting_domain(config))
     sampled = greedy.with_temperature(config.closed_loop.temperature, seed=config.seed)
-    result = closed_loop(config.closed_loop, {"greedy": greedy, "sampled": sampled},
-                         image_size=config.data.demonstrations.image_size)
+    result = closed_loop(config.closed_loop, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
+                         image_size=simulator_image_size(config))
     for recording in result.recordings:
-        _write_rollout(workdir / "rollouts", recording)
+        write_recording(workdir / "rollouts", recording)
     return result.report
-
-
-def _write_rollout(directory: Path, recording: Recording) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    write_gif(directory / f"{recording.level}-{recording.policy}.gif", recording.frames, recording.instruction,
-              recording.actions, success=recording.success, title=f"{recording.level}, {recording.policy}")
 
 
 def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) -> None:

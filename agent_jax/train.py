@@ -2,8 +2,8 @@
 
     python -m agent_jax.train --config configs/babyai.py [--config.FIELD=VALUE ...] [--workdir DIR] [--json FILE]
 
-Mesh, data, start (restart.py has the ladder), then the loop: validate if due, save if due, step, log the step before;
-in the end save, act in the simulator, report. The same command starts a run and resumes it. In the workdir:
+Mesh, data, start (restart.py has the ladder), then the loop: validate if due, act in the simulator if due, save if due,
+step, log the step before; in the end save, act, report. The same command starts a run and resumes it. In the workdir:
 
     checkpoints/  metrics.jsonl  tensorboard/  pictures/  rollouts/  report.json
 """
@@ -27,9 +27,10 @@ from agent_jax.command_line import config_name, define_config, parse_flags, refu
 from agent_jax.config import Config, from_config_dict
 from agent_jax.data.loader import Loader
 from agent_jax.envs.collect import ensure_demonstrations
+from agent_jax.evaluate.in_training import InTraining
 from agent_jax.host_memory import keep_freed_memory
 from agent_jax.losses import LossSums, total
-from agent_jax.metrics import MetricsLog, Record, mean_losses, progress_line, rates
+from agent_jax.metrics import MetricsLog, Record, SuccessRecord, mean_losses, progress_line, rates, success_line
 from agent_jax.optimizer import averaged_params, make_optimizer
 from agent_jax.preemption import StopRequest
 from agent_jax.preflight import check_machine, describe, set_platform
@@ -72,6 +73,7 @@ class Run:
                                            keep_best=config.checkpoint.keep_best)
             self.first: Start = start(config, self.mesh, self.optimizer, self.data.vocabulary, self.data.domains,
                                       self.checkpoints)
+            self.in_training = InTraining(config, self.data.domains) if config.closed_loop.every else None
             print(self._head(), flush=True)
 
     def _head(self) -> str:
@@ -104,6 +106,18 @@ class Run:
             loss = float(total(sums, weights, self.config.loss))
         losses, domains = mean_losses(sums, weights, self._domain_names(), classes=self.config.model.classes > 0)
         return Record(int(jax.device_get(state.step)), "validation", time.time(), loss, losses, domains)
+
+    def act(self, state: TrainState) -> SuccessRecord | None:
+        """Success in the simulator, by the parameters of this step; None if the simulator failed, which is printed."""
+        assert self.in_training is not None
+        with self.phases.time("closed loop"):
+            jax.block_until_ready(state)  # on a CPU, devices share threads: no two programs at a time
+            try:
+                success = self.in_training(self.params_to_use(state))
+            except (ValueError, RuntimeError, OSError) as error:  # no reason to end the training
+                print(f"closed loop: failed, the training goes on: {error}", flush=True)
+                return None
+            return SuccessRecord(int(jax.device_get(state.step)), time.time(), success)
 
     def record(self, step: int, interval: list[StepMetrics], since: float | None, waited: float = 0.0) -> Record:
         """The log record of some steps, the last of which ended with `step` updates done. Waits for them.
@@ -161,6 +175,10 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
                 if last or (step > begun and _due(step, config.train.validate_every) and not stopped):
                     validation = run.validate(state)
                     say(validation)
+                acting = _due(step, config.closed_loop.every) and step > begun and not last and not stopped
+                if acting and (success := run.act(state)):
+                    log.write(success)
+                    print(success_line(success, steps), flush=True)
                 if last or (step > begun and _due(step, config.train.picture_every)):
                     with run.phases.time("pictures"):
                         report.write_picture(run.workdir / "pictures" / f"reconstruction-{step}.png", config,
@@ -219,6 +237,9 @@ def finish(run: Run, validation: Record, json_path: str) -> None:
     if run.config.closed_loop.environment:
         with run.phases.time("closed loop"):
             levels = report.act_in_simulator(run.config, run.workdir)
+        if jax.process_index() == 0:
+            with contextlib.closing(MetricsLog(run.workdir, run.config.train.steps)) as log:
+                log.write(SuccessRecord(run.config.train.steps, time.time(), levels))
     figures = {
         "closed_loop": levels,
         "losses": {"total": validation.loss, **validation.losses},

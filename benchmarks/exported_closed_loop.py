@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from agent_jax.convert import torch_agent
-from agent_jax.envs import load
-from agent_jax.evaluate.closed_loop import evaluate_level
+from agent_jax.evaluate.rollouts import run_policy
+from agent_jax.evaluate.simulators import Simulators
 from agent_jax.evaluate.statistics import success_summary
 from agent_jax.policy import Policy
 
@@ -42,9 +42,11 @@ def main() -> int:
 
     ours = Policy.load(options.checkpoint, domain=options.domain)
     theirs = torch_agent.Policy(options.folder, domain=options.domain or ours.domain.name)
-    module, found, results = load(options.environment), {}, []
+    found, results = {}, []
     for name, policy in (("jax", ours), ("torch", theirs)):
-        result = evaluate_level(policy, module, options.level, options.episodes, options.seed, ours.domain.image_size)
+        seeds = range(options.seed, options.seed + options.episodes)
+        with Simulators(options.environment, ours.domain.image_size) as simulators:
+            result = run_policy(policy, simulators, options.level, seeds)
         summary = success_summary(result.success)
         found[name] = {**summary, "mean_steps": float(result.steps.mean()), "policy_seconds": result.policy_seconds}
         low, high = summary["ci95"]

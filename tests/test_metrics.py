@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 
 from agent_jax.losses import LossSums
-from agent_jax.metrics import LOSSES, MetricsLog, Rates, Record, duration, mean_losses, progress_line, rates
+from agent_jax.metrics import (
+    LOSSES,
+    MetricsLog,
+    Rates,
+    Record,
+    SuccessRecord,
+    _scalars,
+    duration,
+    mean_losses,
+    progress_line,
+    rates,
+    success_line,
+)
 
 
 def record(step, **fields):
@@ -127,3 +139,16 @@ def test_tensorboard_gets_every_finite_number_once(tmp_path):
     assert found["train/rates/frames_per_second"] == (50, 320.0)
     assert "train/gradient_norm" not in found
     assert len(found) == 1 + 5 + 5 + 1 + 5
+
+
+def test_success_in_the_simulator_has_a_line_of_its_own(tmp_path):
+    figures = {"success": 0.5, "episodes": 4, "ci95": [0.15, 0.85], "mean_steps": math.nan, "lost": []}
+    found = SuccessRecord(20, 5.0, {"GoToObj": {"greedy": figures}})
+    log = MetricsLog(tmp_path, 0)
+    log.write(found)
+    log.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line == {"step": 20, "split": "closed_loop", "time": 5.0,
+                    "success": {"GoToObj": {"greedy": {**figures, "mean_steps": None}}}}
+    assert success_line(found, 100) == "closed_loop 20/100  GoToObj 50.0% [15.0%, 85.0%] of 4"
+    assert _scalars({"success": found.success})["success/GoToObj/greedy/success"] == 0.5

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from agent_jax.view.rollout import draw_rollout, write_gif
+from agent_jax.evaluate.rollouts import Recording
+from agent_jax.view.rollout import draw_rollout, write_gif, write_mp4, write_recording
 
 ACTIONS = ("left", "forward", "forward")
 INSTRUCTION = "go to the red ball, then put the yellow box next to the purple key on your left"
@@ -65,3 +66,24 @@ def test_frames_that_do_not_fit_the_actions_are_refused() -> None:
         draw_rollout(episode()[:3], INSTRUCTION, ACTIONS, success=True)
     with pytest.raises(ValueError, match="frames: found float64"):
         draw_rollout(episode() / 255, INSTRUCTION, ACTIONS, success=True)
+
+
+def test_an_mp4_shows_the_same_pictures_for_as_long(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    write_mp4(tmp_path / "a.mp4", episode(), INSTRUCTION, ACTIONS, success=True, title="GoToLocal, greedy")
+    with av.open(str(tmp_path / "a.mp4")) as video:
+        pictures = [frame.to_image() for frame in video.decode(video=0)]
+    assert len(pictures) == 3 + 4  # two a second; the last one stands for two seconds
+    for picture, drawn in zip(pictures, draw_rollout(episode(), INSTRUCTION, ACTIONS, success=True, title="a"),
+                              strict=False):
+        assert abs(picture.width - drawn.width) <= 1
+        middle = picture.width // 2, picture.height // 2
+        assert np.abs(colour_near(picture, *middle) - colour_near(drawn, *middle)).max() <= 12
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_recording_is_written_under_a_name_that_tells_task_policy_and_seed(tmp_path: Path) -> None:
+    recording = Recording("suite/open", "greedy", 7, INSTRUCTION, episode(), ACTIONS, success=False)
+    assert write_recording(tmp_path / "deep", recording).name == "suite_open-greedy.gif"
+    assert write_recording(tmp_path / "deep", recording, with_seed=True).name == "suite_open-greedy-7.gif"
+    assert len(list((tmp_path / "deep").iterdir())) == 2

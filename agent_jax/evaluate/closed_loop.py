@@ -1,237 +1,138 @@
 """Closed-loop evaluation: policies act in a simulator, on seeds that no demonstration has; successes are counted.
 
-All episodes of a level are stepped together, so that the policy sees batches; an episode that is over leaves the batch.
-The trained agent, the environment's expert and random actions go through the same loop.
+The environment's expert and its random actions are the baselines, on the same seeds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from agent_jax.config import ClosedLoopConfig
-from agent_jax.envs import Action, Environment, EnvironmentModule, Expert, load
+from agent_jax.data.domains import Domain
+from agent_jax.envs import EnvironmentModule, load
+from agent_jax.evaluate.rollouts import CONCURRENT, Policy, Recording, Sees, TaskResult, run_baseline, run_policy
+from agent_jax.evaluate.simulators import Simulators
+from agent_jax.evaluate.stage import EXPERT
 from agent_jax.evaluate.statistics import success_summary
-
-
-class Policy(Protocol):
-    """What chooses actions, for many episodes at a time. `env_ids` name the episodes, from `reset` to their end."""
-
-    def reset(self, env_ids: Sequence[int]) -> None:
-        """Begin these episodes: forget what was seen under their ids."""
-        ...
-
-    def act(self, images: np.ndarray, instructions: Sequence[str], env_ids: Sequence[int]) -> Sequence[Action]:
-        """The next action of each episode.
-
-        Args:
-            images: uint8 (n, size, size, 3), what the agent sees now.
-            instructions: n of them, the same text throughout an episode.
-            env_ids: n of them, in any order.
-        """
-        ...
-
-
-@runtime_checkable
-class Insider(Protocol):
-    """A policy that reads the simulator's state, as an expert does."""
-
-    def enter(self, environments: Sequence[Environment]) -> None:
-        """Be given the environments, by id; they are reset already."""
-        ...
-
-
-class ExpertPolicy:
-    """The environment's own expert."""
-
-    def __init__(self, module: EnvironmentModule) -> None:
-        self._make = module.Expert
-        self._environments: Sequence[Environment] = ()
-        self._experts: dict[int, Expert] = {}
-
-    def enter(self, environments: Sequence[Environment]) -> None:
-        """Take the environments that the experts look into."""
-        self._environments = environments
-
-    def reset(self, env_ids: Sequence[int]) -> None:
-        """One new expert an episode."""
-        self._experts |= {env_id: self._make(self._environments[env_id]) for env_id in env_ids}
-
-    def act(self, images: np.ndarray, instructions: Sequence[str], env_ids: Sequence[int]) -> list[Action]:
-        """What the experts say; the images are not looked at."""
-        del images, instructions
-        return [self._experts[env_id].act() for env_id in env_ids]
-
-
-class RandomPolicy:
-    """Draws uniformly from some actions; each episode has its own stream, so other episodes do not change it."""
-
-    def __init__(self, actions: Sequence[Action], seed: int) -> None:
-        self._actions, self._seed = actions, seed
-        self._streams: dict[int, np.random.Generator] = {}
-
-    def reset(self, env_ids: Sequence[int]) -> None:
-        """Begin the episodes' streams."""
-        self._streams |= {env_id: np.random.default_rng([self._seed, env_id]) for env_id in env_ids}
-
-    def act(self, images: np.ndarray, instructions: Sequence[str], env_ids: Sequence[int]) -> list[Action]:
-        """One draw an episode."""
-        del images, instructions
-        return [self._actions[int(self._streams[env_id].integers(len(self._actions)))] for env_id in env_ids]
-
-
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """One episode to look at: `view.rollout.write_gif` draws it."""
-
-    level: str
-    policy: str
-    seed: int
-    instruction: str
-    frames: np.ndarray  # uint8 (steps + 1, size, size, 3): before each action, and after the last
-    actions: tuple[str, ...]
-    success: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class LevelResult:
-    """Episodes of one policy on one level, in the order of their seeds."""
-
-    level: str
-    success: np.ndarray  # bool, one an episode
-    steps: np.ndarray  # int64, one an episode
-    recordings: tuple[Recording, ...]
-    seconds: float  # of the whole level
-    policy_seconds: float  # of which in the policy
-
-
-def evaluate_level(
-    policy: Policy,
-    module: EnvironmentModule,
-    level: str,
-    episodes: int,
-    seed: int,
-    image_size: int,
-    *,
-    name: str = "",
-    record: int = 0,
-) -> LevelResult:
-    """Run a policy through `episodes` episodes of a level, with seeds from `seed` on, until each has ended.
-
-    Args:
-        policy: what acts.
-        module: the environment, of `agent_jax.envs.load`.
-        level: of the environment.
-        episodes: how many.
-        seed: of the first episode.
-        image_size: pixels of the observations.
-        name: of the policy, for the recordings.
-        record: how many episodes to record, from the first.
-
-    Raises:
-        ValueError: no episodes; or the policy answers with another number of actions than it was asked for.
-    """
-    if episodes < 1:
-        raise ValueError(f"level {level!r}: found {episodes} episodes to evaluate, expected at least 1")
-    begun, policy_seconds = time.perf_counter(), 0.0
-    environments = [module.make(level, image_size) for _ in range(episodes)]
-    images = [environment.reset(seed=seed + i)[0]["rgb"] for i, environment in enumerate(environments)]
-    instructions = [environment.instruction for environment in environments]
-    success, steps = np.zeros(episodes, bool), np.zeros(episodes, np.int64)
-    frames, names = [[image] for image in images[:record]], [[] for _ in images[:record]]
-    if isinstance(policy, Insider):
-        policy.enter(environments)
-    running = list(range(episodes))
-    policy.reset(running)
-    while running:
-        asked = time.perf_counter()
-        actions = policy.act(np.stack([images[i] for i in running]), [instructions[i] for i in running], running)
-        policy_seconds += time.perf_counter() - asked
-        if len(actions) != len(running):
-            raise ValueError(
-                f"policy {name!r}: found {len(actions)} actions for {len(running)} episodes, expected one each"
-            )
-        ended = set()
-        for i, action in zip(running, actions, strict=True):
-            observation, _, terminated, truncated, info = environments[i].step(action)
-            images[i] = observation["rgb"]
-            steps[i] += 1
-            if i < record:
-                frames[i].append(images[i])
-                names[i].append(module.action_name(action))
-            if terminated or truncated:
-                success[i] = info["success"]
-                ended.add(i)
-        running = [i for i in running if i not in ended]
-    recordings = tuple(
-        Recording(level, name, seed + i, instructions[i], np.stack(frames[i]), tuple(names[i]), bool(success[i]))
-        for i in range(len(frames))
-    )
-    return LevelResult(level, success, steps, recordings, time.perf_counter() - begun, policy_seconds)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClosedLoopResult:
     """The figures, and some episodes to look at."""
 
-    report: dict[str, dict[str, dict[str, Any]]]  # level -> policy -> success, episodes, ci95, mean_steps
+    report: dict[str, dict[str, dict[str, Any]]]  # task -> policy -> success, episodes, ci95, mean_steps, lost
     recordings: tuple[Recording, ...]
 
 
-def closed_loop(
-    config: ClosedLoopConfig,
-    policies: Mapping[str, Policy],
-    *,
-    image_size: int = 56,
-    record: int = 1,
-    say: Callable[[str], None] = print,
-) -> ClosedLoopResult:
-    """Evaluate policies, the environment's random baselines and its expert ("bot") on every level of the config.
+def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, domain: Domain | None = None,
+                image_size: int = 0, record: int = 1, baselines: bool = True, concurrent: int = CONCURRENT,
+                say: Callable[[str], None] = print) -> ClosedLoopResult:
+    """Evaluate policies, the environment's random baselines and its expert ("bot") on every task of the config.
 
     Args:
-        config: environment, episodes by level, first seed.
+        config: environment, episodes by task, first seed, processes.
         policies: by their name in the report, e.g. "greedy" and "sampled".
-        image_size: pixels of the observations.
-        record: how many episodes of each level and each of `policies` to record, if `config.video`.
+        domain: in which the policies act; None: they see the image "rgb" alone.
+        image_size: pixels of the observations; 0: the environment's default.
+        record: how many episodes of each task and each of `policies` to record, if `config.video`.
+        baselines: whether to run them.
+        concurrent: episodes at a time.
         say: is given a line after each policy, and the table at the end.
 
     Raises:
-        ValueError: an unknown environment or level, a level without episodes, or a policy named like a baseline.
+        ValueError: an unknown environment or task, one without episodes, a policy named like a baseline, a domain that
+            does not fit the environment.
+        RuntimeError: the simulators cannot be started, or every episode of a task was lost.
     """
     module = load(config.environment)
-    baselines: dict[str, Policy] = {name: RandomPolicy(actions, config.seed) for name, actions in module.RANDOM.items()}
-    baselines["bot"] = ExpertPolicy(module)
-    if taken := sorted(set(policies) & set(baselines)):
+    names = baseline_names(module)
+    if taken := sorted(set(policies) & set(names)):
         raise ValueError(f"policies: the names {', '.join(taken)} are those of baselines, expected others")
+    for task, episodes in config.episodes.items():
+        if episodes < 1:
+            raise ValueError(f"task {task!r}: found {episodes} episodes to evaluate, expected at least 1")
+    sees = Sees()
+    if domain is not None:
+        check_domain(domain, module)
+        sees = Sees(domain.camera_names, tuple(domain.state.spec.fields) if domain.state else ())
     report: dict[str, dict[str, dict[str, Any]]] = {}
     recordings: list[Recording] = []
-    for level, episodes in config.episodes.items():
-        report[level] = {}
-        for name, policy in {**policies, **baselines}.items():
-            result = evaluate_level(policy, module, level, episodes, config.seed, image_size, name=name,
-                                    record=record if config.video and name in policies else 0)  # fmt: skip
-            summary = success_summary(result.success)
-            report[level][name] = {**summary, "mean_steps": float(result.steps.mean())}
-            recordings += result.recordings
-            say(f"closed loop: {level}, {name}: {summary['success']:.1%} of {episodes} episodes, "
-                f"{result.seconds:.1f} s ({result.policy_seconds:.1f} s of them in the policy)")
+    with Simulators(config.environment, image_size, processes=config.processes, keys=sees.keys) as simulators:
+        for task, episodes in config.episodes.items():
+            report[task] = {}
+            seeds = range(config.seed, config.seed + episodes)
+            for name in (*policies, *(names if baselines else ())):
+                if name in policies:
+                    result = run_policy(policies[name], simulators, task, seeds, sees=sees, name=name,
+                                        record=record if config.video else 0, action_name=module.action_name,
+                                        concurrent=concurrent)
+                else:
+                    result = run_baseline(simulators, task, seeds, name, config.seed)
+                report[task][name] = _figures(result, name)
+                recordings += result.recordings
+                say(_line(result, name, report[task][name]))
     say(format_table(report))
     return ClosedLoopResult(report, tuple(recordings))
 
 
+def baseline_names(module: EnvironmentModule) -> tuple[str, ...]:
+    """What `closed_loop` calls the baselines of an environment."""
+    return (*module.RANDOM, *((EXPERT,) if module.HAS_EXPERT else ()))
+
+
+def check_domain(domain: Domain, module: EnvironmentModule) -> None:
+    """Refuse a domain that would misread the environment, or whose actions would be misread by it.
+
+    Raises:
+        ValueError: says how ActionSpec, StateSpec or cameras differ.
+    """
+    wrong = []
+    theirs = {"ActionSpec": module.ACTION_SPEC, "StateSpec": module.STATE_SPEC}
+    ours = {"ActionSpec": domain.spec, "StateSpec": domain.state}
+    for kind, environment in theirs.items():
+        bound = ours[kind]
+        trained = bound.spec if bound else None
+        if trained is None and kind == "StateSpec":
+            continue  # a policy may do without what there is to know
+        if trained is None or environment is None:
+            wrong.append(f"the {'environment' if trained else 'domain'} has no {kind}")
+        elif difference := trained.difference(environment):
+            wrong.append(f"{kind}, the domain's (there the environment's): {difference}")
+    if missing := [camera for camera in domain.camera_names if camera not in module.CAMERAS]:
+        wrong.append(f"cameras: the domain sees through {', '.join(missing)}; the environment has "
+                     f"{', '.join(module.CAMERAS)}")
+    if wrong:
+        raise ValueError(f"domain {domain.name!r} cannot act in the environment {module.NAME!r}: {'; '.join(wrong)}. "
+                         "Name the environment whose data it was trained on, or another domain")
+
+
+def _figures(result: TaskResult, name: str) -> dict[str, Any]:
+    if not result.seeds:
+        raise RuntimeError(f"task {result.task!r}, {name}: all {len(result.lost)} episodes were lost, since their "
+                           f"processes died ({result.lost[0].reason}); their messages are above")
+    return {**success_summary(result.success), "mean_steps": float(result.steps.mean()),
+            "lost": [dataclasses.asdict(lost) for lost in result.lost]}
+
+
+def _line(result: TaskResult, name: str, figures: Mapping[str, Any]) -> str:
+    policy = f" ({result.policy_seconds:.1f} s of them in the policy)" if result.policy_seconds else ""
+    line = (f"closed loop: {result.task}, {name}: {figures['success']:.1%} of {figures['episodes']} episodes, "
+            f"{result.seconds:.1f} s{policy}")
+    lost = [f"\n  lost: seed {lost.seed}, its process died ({lost.reason})" for lost in result.lost]
+    return line + "".join(lost)
+
+
 def format_table(report: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """The report as aligned text, a line a level and policy."""
-    rows = [("level", "policy", "success", "95% interval", "episodes", "steps")]
-    for level, policies in report.items():
+    """The report as aligned text, a line a task and policy."""
+    rows = [("task", "policy", "success", "95% interval", "episodes", "steps")]
+    for task, policies in report.items():
         for name, figures in policies.items():
             low, high = figures["ci95"]
-            rows.append((level, name, f"{figures['success']:.1%}", f"{low:.1%} to {high:.1%}", str(figures["episodes"]),
+            rows.append((task, name, f"{figures['success']:.1%}", f"{low:.1%} to {high:.1%}", str(figures["episodes"]),
                          f"{figures['mean_steps']:.1f}"))  # fmt: skip
-            level = ""
+            task = ""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -1,17 +1,20 @@
-"""A rollout as an animated GIF: the instruction above, what the agent sees, the decoded action below.
+"""A rollout as a video: the instruction above, what the agent sees, the decoded action below.
 
     go to the red ball
     [ enlarged frame ]      green or red frame around the last picture
     step 3 of 5: forward
 
-Pillow draws it: no window, no video codec.
+Pillow draws it, without a window; the file is an animated GIF, or an MP4 where PyAV is installed.
 """
 
 from __future__ import annotations
 
+import fractions
+import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +23,53 @@ _SIDE = 336  # pixels of the enlarged frame, at least
 _MARGIN, _FONT_SIZE, _LINE = 8, 17, 22
 _INK, _PAPER, _GOOD, _BAD = (25, 25, 25), (250, 250, 250), (20, 140, 60), (190, 40, 40)
 _STEP_MS, _LAST_MS = 500, 2000
+_LONG = 60  # steps from which on an episode is shown faster, all of it in about 30 s
+
+Format = Literal["gif", "mp4"]
+
+
+class Recorded(Protocol):
+    """An episode to look at, e.g. `evaluate.rollouts.Recording`."""
+
+    @property
+    def task(self) -> str: ...  # noqa: D102
+    @property
+    def policy(self) -> str: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def instruction(self) -> str: ...  # noqa: D102
+    @property
+    def frames(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def actions(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def success(self) -> bool: ...  # noqa: D102
+
+
+def usual_format() -> Format:
+    """What `write_recording` writes: MP4, a tenth of the size, where PyAV is installed."""
+    return "mp4" if importlib.util.find_spec("av") else "gif"
+
+
+def write_recording(directory: str | os.PathLike[str], recording: Recorded, *, kind: Format = "gif",
+                    with_seed: bool = False) -> Path:
+    """Write TASK-POLICY.gif, or TASK-POLICY-SEED.mp4, into a directory, which is made; returns the path.
+
+    Args:
+        directory: of the file.
+        recording: the episode.
+        kind: of the file.
+        with_seed: whether the seed is part of the name, for several episodes of a task.
+    """
+    place = Path(directory)
+    place.mkdir(parents=True, exist_ok=True)
+    seed = f"-{recording.seed}" if with_seed else ""
+    path = place / f"{recording.task.replace('/', '_')}-{recording.policy}{seed}.{kind}"
+    write = write_mp4 if kind == "mp4" else write_gif
+    title = f"{recording.task}, {recording.policy}, seed {recording.seed}"
+    write(path, recording.frames, recording.instruction, recording.actions, success=recording.success, title=title)
+    return path
 
 
 def write_gif(
@@ -45,12 +95,59 @@ def write_gif(
         ValueError: the frames are not of this kind, or their number is not that of the actions and one.
     """
     pictures = draw_rollout(frames, instruction, actions, success=success, title=title)
-    durations = [_STEP_MS] * len(actions) + [_LAST_MS]
+    durations = [_step_ms(len(actions))] * len(actions) + [_LAST_MS]
     # One palette for all pictures: with one each, flat colours would flicker.
     drawn = [np.asarray(picture).reshape(-1, 1, 3) for picture in (pictures[0], pictures[-1])]
     palette = Image.fromarray(np.concatenate([*drawn, np.asarray(frames).reshape(-1, 1, 3)])).quantize(256)
     flat = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    flat[0].save(Path(path), "gif", save_all=True, append_images=flat[1:], duration=durations, loop=0)
+    partial = _beside(path)
+    flat[0].save(partial, "gif", save_all=True, append_images=flat[1:], duration=durations, loop=0)
+    os.replace(partial, path)
+
+
+def write_mp4(
+    path: str | os.PathLike[str],
+    frames: np.ndarray,
+    instruction: str,
+    actions: Sequence[str],
+    *,
+    success: bool,
+    title: str = "",
+) -> None:
+    """The same as `write_gif`, as H.264 in an MP4.
+
+    Raises:
+        ModuleNotFoundError: PyAV is not installed; says how to install it.
+        ValueError: as `write_gif`.
+    """
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f'{path}: an MP4 needs av, which is not installed: pip install "agent_jax[data]", or '
+                                  "write a GIF", name=error.name) from error
+    pictures = draw_rollout(frames, instruction, actions, success=success, title=title)
+    step_ms, partial = _step_ms(len(actions)), _beside(path)
+    with av.open(str(partial), "w", format="mp4") as container:
+        # Typed Any: which class of stream it is depends on the codec's name.
+        stream: Any = container.add_stream("libx264", rate=fractions.Fraction(1000, step_ms), options={"crf": "18"})
+        stream.width, stream.height = (side + side % 2 for side in pictures[0].size)  # the codec wants even sides
+        stream.pix_fmt = "yuv420p"  # what every player shows
+        for picture in [*pictures, *[pictures[-1]] * (_LAST_MS // step_ms - 1)]:
+            canvas = Image.new("RGB", (stream.width, stream.height), _PAPER)
+            canvas.paste(picture)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(canvas), format="rgb24")))
+        container.mux(stream.encode())
+    os.replace(partial, path)
+
+
+def _beside(path: str | os.PathLike[str]) -> Path:
+    """Where a file is written before it has its name."""
+    return Path(path).with_name(f".{Path(path).name}.partial")
+
+
+def _step_ms(steps: int) -> int:
+    """Milliseconds that a picture stays."""
+    return _STEP_MS if steps < _LONG else max(20, 30_000 // steps // 10 * 10)
 
 
 def draw_rollout(

@@ -1,0 +1,94 @@
+"""`python -m agent_jax.evaluate`: how good a checkpoint is.
+
+closed-loop --checkpoint DIR --env ENV [--task NAME ...] [--episodes N] [--baselines] [--video DIR] [--json PATH]
+    acts in a simulator: success of each task with its 95% interval
+replay --checkpoint DIR [--data DIR] [--env ENV] [--json PATH]
+    recorded actions replayed in the simulator, raw and after encode-decode; recorded frames through the acting path
+    against the evaluation forward. Exits 1 where they differ
+offline --checkpoint DIR [--data NAME=DIR ...] [--split NAME] [--json PATH]
+    accuracy, perplexity and BLEU-4 of recorded actions, by domain
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from agent_jax.checkpoint_meta import DamagedCheckpointError
+from agent_jax.evaluate import commands
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m agent_jax.evaluate", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    _add_closed_loop(subparsers.add_parser("closed-loop", help="act in a simulator", allow_abbrev=False))
+    _add_replay(subparsers.add_parser("replay", help="check data, simulator and acting against each other",
+                                      allow_abbrev=False))
+    _add_offline(subparsers.add_parser("offline", help="predict recorded data", allow_abbrev=False))
+    options = parser.parse_args(arguments)
+    run = {"closed-loop": commands.closed_loop_command, "replay": commands.replay_command,
+           "offline": commands.offline_command}[options.command]
+    try:
+        return run(options)
+    except (OSError, ValueError, RuntimeError, ImportError, DamagedCheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="DIR",
+                        help="a workdir, its checkpoints directory, or one step")
+    parser.add_argument("--json", default="", metavar="PATH", help="also write the figures here")
+
+
+def _add_simulator(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--processes", type=int, default=2, metavar="P",
+                        help="that step the simulators (0: this one); changes no result")
+    parser.add_argument("--image_size", type=int, default=0, metavar="PIXELS",
+                        help="of the simulator's images; by default as in the run's demonstrations")
+    parser.add_argument("--domain", default="", help="to act in, if the checkpoint has several")
+
+
+def _add_closed_loop(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    _add_simulator(parser)
+    parser.add_argument("--env", required=True, help="name of the environment")
+    parser.add_argument("--task", nargs="+", default=[], metavar="NAME",
+                        help="tasks or suites of them; by default those that the run itself evaluates")
+    parser.add_argument("--episodes", type=int, default=100, metavar="N", help="of each task")
+    parser.add_argument("--seed", type=int, default=1_000_000_000, metavar="S",
+                        help="of the first episode; those after it follow. Demonstrations stay below the default")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
+    parser.add_argument("--history", choices=("sliding", "flushed"), default="sliding")
+    parser.add_argument("--flush_every", type=int, default=0, metavar="STEPS", help="of --history flushed")
+    parser.add_argument("--baselines", action="store_true", help="also random actions and the environment's expert")
+    parser.add_argument("--concurrent", type=int, default=32, metavar="N",
+                        help="episodes at a time; part of the result where two actions are about equally good")
+    parser.add_argument("--video", default="", metavar="DIR", help="write rollouts there")
+    parser.add_argument("--videos", type=int, default=3, metavar="N", help="rollouts of each task")
+    parser.add_argument("--format", choices=("mp4", "gif"), default=None, help="of them; mp4 where PyAV is installed")
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    _add_simulator(parser)
+    parser.add_argument("--data", default="", metavar="DIR", help="data set; by default the run's own")
+    parser.add_argument("--split", default="", help="by default the run's own for validation")
+    parser.add_argument("--env", default="", help="environment; by default the one the data were gathered from, if any")
+    parser.add_argument("--episodes", type=int, default=200, metavar="N", help="at most so many; 0: all")
+
+
+def _add_offline(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("--data", nargs="+", default=[], metavar="NAME=DIR",
+                        help="data set of a domain; by default the run's own")
+    parser.add_argument("--split", default="", help="by default the run's own for validation")
+    parser.add_argument("--domain", default="", help="by default each")
+    parser.add_argument("--rows", type=int, default=0, metavar="N", help="at most so many of each domain; 0: all")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

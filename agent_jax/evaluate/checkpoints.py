@@ -1,0 +1,111 @@
+"""A checkpoint and recorded data to hold it against: the domain as it was trained, its store, its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from agent_jax import checkpoint
+from agent_jax.config import Config, from_config_dict
+from agent_jax.data.domains import Domain
+from agent_jax.data.layout import row_size
+from agent_jax.data.loader import PackedRows
+from agent_jax.data.store import Store, open_store
+from agent_jax.data.windows import Windows
+from agent_jax.envs.collect import ensure_demonstrations
+from agent_jax.models.agent import Params
+from agent_jax.restart import restore_acting_parameters
+from agent_jax.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a checkpoint says about its run."""
+
+    directory: Any  # of the checkpoints
+    step: int
+    config: Config
+    domains: Mapping[str, Domain]
+
+    @classmethod
+    def load(cls, path: str | Path, step: int | None = None) -> Self:
+        """Of a workdir, its checkpoints directory, or one step in it.
+
+        Raises:
+            FileNotFoundError: no checkpoint there.
+        """
+        directory, named = checkpoint.locate(path)
+        meta = checkpoint.read_meta(directory, named if step is None else step)
+        vocabulary = Vocabulary.from_json(meta["vocabulary"])
+        domains = {name: Domain.from_meta(found, vocabulary) for name, found in meta["domains"].items()}
+        return cls(directory, meta["step"], from_config_dict(meta["config"]), domains)
+
+    def params(self) -> Params:
+        """The parameters to evaluate: the averaged ones where the run kept some."""
+        return restore_acting_parameters(self.directory, self.config, self.step)
+
+    def domain(self, name: str = "") -> Domain:
+        """A domain by its name; "": the only one.
+
+        Raises:
+            ValueError: no such domain, or several and none named.
+        """
+        if not name and len(self.domains) == 1:
+            return next(iter(self.domains.values()))
+        if name not in self.domains:
+            raise ValueError(f"domain={name!r}: {self.directory} was trained on {', '.join(sorted(self.domains))}; "
+                             "name one of them")
+        return self.domains[name]
+
+    def open_store(self, domain: Domain, path: str = "") -> Store:
+        """The data of a domain: at `path`, or where the run had it; gathered anew if it was gathered and is gone.
+
+        Raises:
+            FileNotFoundError, ValueError: no data set there.
+        """
+        entry = self.config.data.domains.get(domain.name)
+        path = path or (entry.path if entry else "")
+        if path:
+            return open_store(path)
+        demonstrations = self.config.data.demonstrations
+        if not demonstrations.environment:
+            raise ValueError(f"domain {domain.name!r}: the checkpoint does not say where its data are; name their "
+                             f"directory by --data {domain.name}=DIR")
+        return open_store(ensure_demonstrations(demonstrations, Path(self.config.data.directory).expanduser()))
+
+    def split(self, domain: Domain, name: str = "") -> str:
+        """The split to evaluate on: the one named, or the run's own for validation."""
+        entry = self.config.data.domains.get(domain.name)
+        return name or (entry.validation_split if entry else "test")
+
+    def rows(self, domain: Domain, store: Store, split: str) -> PackedRows:
+        """The rows of a split as validation lays them out: every step once, all visual tokens.
+
+        Raises:
+            ValueError: an unknown split, or data that do not fit the domain.
+        """
+        model = self.config.model
+        store.split(split)  # an unknown one is refused here, in words
+        windows = Windows(dataclasses.replace(domain, sampling="consecutive"), store, split)
+        frames = self.config.data.frames_per_row or domain.images
+        size = row_size([domain], 1 + model.vision.patches, max(frames, domain.images), model.language.positions)
+        return PackedRows([windows], size, 1 + model.vision.patches, model.vision.patches, self.config.seed, fit=True)
+
+
+def data_paths(given: Sequence[str], domains: Mapping[str, Domain]) -> dict[str, str]:
+    """The values of --data, each NAME=DIR, or DIR where there is one domain, by domain.
+
+    Raises:
+        ValueError: an unknown domain, or a directory alone where there are several domains.
+    """
+    found = {}
+    for text in given:
+        name, separator, path = text.partition("=")
+        if not separator and len(domains) == 1:
+            name, path = next(iter(domains)), text
+        if name not in domains or not path:
+            raise ValueError(f"--data {text}: expected NAME=DIR with one of the domains {', '.join(sorted(domains))}")
+        found[name] = path
+    return found

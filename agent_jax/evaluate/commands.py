@@ -1,0 +1,149 @@
+"""What the subcommands of `python -m agent_jax.evaluate` do with their options."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from agent_jax.config import ClosedLoopConfig, Config
+from agent_jax.data.store import Store
+from agent_jax.envs import EnvironmentModule, load, tasks_of
+from agent_jax.evaluate.checkpoints import Trained, data_paths
+from agent_jax.evaluate.closed_loop import baseline_names, check_domain, closed_loop
+from agent_jax.evaluate.offline import evaluate_offline, format_scores
+from agent_jax.evaluate.replay_actions import format_replayed, gathered_from, recorded_episodes, replay_actions
+from agent_jax.evaluate.replay_frames import replay_frames
+from agent_jax.evaluate.simulators import Simulators
+from agent_jax.policy import Policy
+from agent_jax.view.rollout import usual_format, write_recording
+
+
+def closed_loop_command(options: argparse.Namespace) -> int:
+    """Act in a simulator; returns the exit status."""
+    begun = time.perf_counter()
+    module = load(options.env)
+    trained = Trained.load(options.checkpoint)
+    check_domain(trained.domain(options.domain), module)
+    tasks = _tasks(options, module, trained.config)
+    policy = Policy.load(options.checkpoint, domain=options.domain, temperature=options.temperature, seed=options.seed,
+                         history=options.history, flush_every=options.flush_every)
+    name = "greedy" if options.temperature == 0 else f"sampled-{options.temperature:g}"
+    config = ClosedLoopConfig(environment=options.env, episodes={task: int(options.episodes) for task in tasks},
+                              seed=options.seed, processes=options.processes, video=bool(options.video))
+    _say(f"checkpoint: {trained.directory}, step {trained.step}; domain {policy.domain.name!r}\n"
+         f"simulator: {module.version()}, {options.processes} process(es)\n"
+         f"seeds: {options.seed} to {options.seed + options.episodes - 1} of each of {len(tasks)} task(s), "
+         f"{', '.join((name, *(baseline_names(module) if options.baselines else ())))}")
+    image_size = _image_size(options, trained.config, options.env)
+    result = closed_loop(config, {name: policy}, domain=policy.domain, image_size=image_size,
+                         record=options.videos, baselines=options.baselines, concurrent=options.concurrent, say=_say)
+    for recording in result.recordings:
+        path = write_recording(options.video, recording, kind=options.format or usual_format(), with_seed=True)
+        _say(f"video: {path}")
+    _write(options, trained, {
+        "environment": options.env, "simulator": module.version(), "domain": policy.domain.name,
+        "seed": options.seed, "temperature": options.temperature, "history": options.history,
+        "concurrent": options.concurrent, "seconds": round(time.perf_counter() - begun, 1), "tasks": result.report})
+    return 0
+
+
+def offline_command(options: argparse.Namespace) -> int:
+    """Predict recorded data; returns the exit status."""
+    trained = Trained.load(options.checkpoint)
+    paths = data_paths(options.data, trained.domains)
+    domains = [trained.domain(options.domain)] if options.domain else list(trained.domains.values())
+    params = trained.params()
+    scores = [evaluate_offline(trained, params, domain, data=paths.get(domain.name, ""), split=options.split,
+                               rows_limit=options.rows) for domain in domains]
+    _say(format_scores(scores))
+    if any(one.action and one.bleu4 is None for one in scores):
+        _say('BLEU-4 needs sacrebleu, which is not installed: pip install "agent_jax[evaluate]"')
+    _write(options, trained, {"domains": [dataclasses.asdict(one) for one in scores]})
+    return 0
+
+
+def replay_command(options: argparse.Namespace) -> int:
+    """Check data, simulator and acting against each other; returns the exit status: 1 where they differ."""
+    trained = Trained.load(options.checkpoint)
+    domain = trained.domain(options.domain)
+    policy = Policy.load(options.checkpoint, domain=options.domain)
+    store, split = trained.open_store(domain, options.data), trained.split(domain, options.split)
+    _say(f"checkpoint: {trained.directory}, step {trained.step}; domain {domain.name!r}\n"
+         f"data: {store.directory}, split {split!r}")
+    frames = replay_frames(trained, trained.params(), policy, store, split, most=options.episodes)
+    _say(f"frames through the acting path: {frames.windows:,} windows, {frames.choices:,} choices; "
+         f"{frames.different} differ from the evaluation forward, {frames.near_ties} near ties; right "
+         f"{frames.acting_accuracy:.2%} acting, {frames.forward_accuracy:.2%} forward; logits differ by at most "
+         f"{frames.largest_difference:.1e}")
+    environment = options.env or gathered_from(store)
+    if environment:
+        module = load(environment)
+        check_domain(domain, module)
+        _warn_of_version(store, module)
+        episodes = recorded_episodes(store, domain, split, options.episodes)
+        with Simulators(environment, _image_size(options, trained.config, environment),
+                        processes=options.processes) as simulators:
+            tasks = replay_actions(simulators, episodes, domain)
+        _say(format_replayed(tasks))
+    else:
+        tasks = []
+        _say("actions in the simulator: not replayed, since the data set does not say from which simulator, task and "
+             "seed its episodes are")
+    alike = not frames.different and not any(task.different or task.lost for task in tasks)
+    _say("alike" if alike else "NOT ALIKE: acting, data and simulator have come apart; see above")
+    _write(options, trained, {"domain": domain.name, "data": str(store.directory), "split": split, "alike": alike,
+                              "frames": dataclasses.asdict(frames), "environment": environment,
+                              "tasks": [dataclasses.asdict(task) for task in tasks]})
+    return 0 if alike else 1
+
+
+def _warn_of_version(store: Store, module: EnvironmentModule) -> None:
+    recorded = store.metadata.get("demonstrations", {}).get("simulator", "")
+    if recorded and recorded != module.version():
+        _say(f"warning: the data are from {recorded}, here is {module.version()}: the same seed may be another episode")
+
+
+def _tasks(options: argparse.Namespace, module: EnvironmentModule, config: Config) -> tuple[str, ...]:
+    """The tasks named, or those of the run's own evaluation, or the environment's usual suite."""
+    if options.task:
+        return tasks_of(module, options.task)
+    if config.closed_loop.environment == options.env and config.closed_loop.episodes:
+        return tuple(config.closed_loop.episodes)
+    return tasks_of(module, list(module.TASKS)[:1])
+
+
+def _image_size(options: argparse.Namespace, config: Config, environment: str) -> int:
+    same = config.data.demonstrations.environment == environment
+    return options.image_size or (config.data.demonstrations.image_size if same else 0)
+
+
+def _write(options: argparse.Namespace, trained: Trained, figures: Mapping[str, Any]) -> None:
+    """The figures as JSON, where they were asked for, in one rename."""
+    if not options.json:
+        return
+    content = {
+        "checkpoint": str(trained.directory), "step": trained.step, **figures,
+        "command": " ".join(sys.argv), "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version(),
+                    "jax": version("jax")},
+    }
+    path = Path(options.json)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    _say(f"written: {path}")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,88 @@
+"""Acting in the simulator in the course of a training run, every `config.closed_loop.every` steps.
+
+The greedy policy alone, on the seeds of the final evaluation. Nothing here touches the run's state, its data or its
+random numbers, so a run learns the same with and without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from agent_jax.config import Config
+from agent_jax.data.domains import Domain
+from agent_jax.envs import load
+from agent_jax.evaluate.closed_loop import check_domain, closed_loop
+from agent_jax.evaluate.stage import make
+from agent_jax.models.agent import Params
+from agent_jax.policy import Policy
+
+
+class InTraining:
+    """Evaluates parameters as they come to be; checked before the first step."""
+
+    def __init__(self, config: Config, domains: Sequence[Domain]) -> None:
+        """Of a run.
+
+        Args:
+            config: of the run; `closed_loop.environment` is set.
+            domains: of the run.
+
+        Raises:
+            ValueError: the domain does not fit the environment, an unknown task, an instruction beyond `max_text`, or
+                there are several processes.
+            ModuleNotFoundError: the simulator is not installed.
+        """
+        if jax.process_count() > 1:
+            raise ValueError(f"config.closed_loop.every={config.closed_loop.every}: a run of {jax.process_count()} "
+                             "processes acts at its end only; set it to 0, and evaluate its checkpoints by "
+                             "`python -m agent_jax.evaluate closed-loop`")
+        name = acting_domain(config)
+        self._domain = next(domain for domain in domains if domain.name == name or not name)
+        module = load(config.closed_loop.environment)
+        check_domain(self._domain, module)
+        for task in config.closed_loop.episodes:  # an unknown one, or words that are too many, are told now
+            with contextlib.closing(make(module, task, simulator_image_size(config))) as environment:
+                environment.reset(seed=config.closed_loop.seed)
+                self._domain.text_ids(environment.instruction)
+        self._run, self._config = config, dataclasses.replace(config.closed_loop, video=False)
+        self._policy: Policy | None = None
+
+    def __call__(self, params: Params) -> dict[str, dict[str, dict[str, Any]]]:
+        """{TASK: {"greedy": figures}} of parameters on the device or the host."""
+        # One device acts; the others have the training's arrays and are idle.
+        here = jax.device_put(jax.device_get(params), jax.local_devices()[0])
+        policy = self._policy.with_params(here) if self._policy else Policy(self._run, here, self._domain)
+        self._policy = policy  # it keeps what was compiled
+        return closed_loop(self._config, {"greedy": policy}, domain=self._domain, baselines=False,
+                           image_size=simulator_image_size(self._run), say=lambda line: None).report
+
+
+def acting_domain(config: Config) -> str:
+    """The name of the domain that acts in `config.closed_loop.environment`; "": the only one.
+
+    Of several, the one named like the environment, or else the one whose data is gathered from it.
+
+    Raises:
+        ValueError: several domains, and none of them can be told to be the one.
+    """
+    domains, environment = config.data.domains, config.closed_loop.environment
+    if len(domains) <= 1:
+        return ""
+    gathered = [name for name, entry in domains.items()
+                if not entry.path and config.data.demonstrations.environment == environment]
+    found = [environment] if environment in domains else gathered
+    if len(found) != 1:
+        raise ValueError(f"config.closed_loop.environment={environment!r}: of the domains {', '.join(sorted(domains))} "
+                         "none has its name; name the domain that is to act in it like the environment")
+    return found[0]
+
+
+def simulator_image_size(config: Config) -> int:
+    """Pixels of what the simulator shows: as in the demonstrations of the run; 0, its default, if it has none."""
+    same = config.data.demonstrations.environment == config.closed_loop.environment
+    return config.data.demonstrations.image_size if same else 0

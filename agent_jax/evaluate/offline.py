@@ -1,0 +1,198 @@
+"""How well an agent predicts recorded data, domain by domain: no simulator, no acting.
+
+    token accuracy   share of targets whose best logit, among the whole vocabulary, is the recorded id
+    perplexity       exp of the mean negative log-likelihood of a target
+    BLEU-4           of the best ids of a window's actions, delimiters included, against the recorded ones (Papineni et
+                     al. 2002, by sacrebleu, over the whole split); as in the paper's tables
+    class accuracy   of labelled clips, beside that of always saying the training split's most frequent class
+
+All are teacher-forced: an id is predicted with the recorded ones before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agent_jax.batch import Batch
+from agent_jax.config import ModelConfig
+from agent_jax.data.domains import Domain
+from agent_jax.data.loader import PackedRows, validation_batches
+from agent_jax.evaluate.checkpoints import Trained
+from agent_jax.losses import token_nll
+from agent_jax.models.agent import Agent, Params
+
+BATCH_SIZE = 16  # rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Targets of one kind."""
+
+    count: int
+    accuracy: float  # share
+    perplexity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Clips with a class."""
+
+    count: int
+    accuracy: float  # share
+    majority_accuracy: float  # of always saying the most frequent class of the training split
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What came of one domain; None where it has no targets of the kind."""
+
+    domain: str
+    split: str
+    windows: int
+    action: Tokens | None
+    bleu4: float | None  # 0 to 100; None also where sacrebleu is not installed
+    language: Tokens | None
+    classes: Classes | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """The evaluation forward of some rows, on the host."""
+
+    nll_BT: np.ndarray
+    best_BT: np.ndarray  # ids
+    class_B: np.ndarray | None  # best class of a row
+
+
+def evaluate_offline(trained: Trained, params: Params, domain: Domain, *, data: str = "", split: str = "",
+                     rows_limit: int = 0) -> Scores:
+    """Score a domain of a checkpoint on a split of its data.
+
+    Args:
+        trained: the checkpoint.
+        params: its parameters.
+        domain: one of its domains.
+        data: directory of the data set; "": the run's own.
+        split: "": the run's own for validation.
+        rows_limit: at most so many rows, drawn once by the run's seed; 0: all.
+
+    Raises:
+        FileNotFoundError, ValueError: no data set there, or one that does not fit the domain.
+    """
+    store, split = trained.open_store(domain, data), trained.split(domain, split)
+    rows = trained.rows(domain, store, split)
+    sums = _Sums()
+    for batch, output in forwards(trained.config.model, params, rows, rows_limit):
+        sums.add(batch, output)
+    classes = None
+    if domain.layout == "label":
+        entry = trained.config.data.domains.get(domain.name)
+        training = entry.train_split if entry else "train"
+        known = trained.rows(domain, store, training if training in store.splits else split).windows[0].labels
+        classes = sums.classes(np.asarray(known))
+    return Scores(domain.name, split, sums.windows, sums.tokens("action"), sums.bleu4(), sums.tokens("language"),
+                  classes)
+
+
+def forwards(model: ModelConfig, params: Params, rows: PackedRows, rows_limit: int = 0
+             ) -> Iterator[tuple[Batch, Forward]]:
+    """The evaluation forward of every row, batch by batch: nothing is masked, recorded ids stand before each target."""
+    agent = Agent(model)
+
+    @jax.jit
+    def run(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        output: Any = agent.apply({"params": params}, batch, visual_tokens="all")
+        weight_BT = batch.language_weight_BT + batch.action_weight_BT
+        best_B = None if output.classes_BY is None else jnp.argmax(output.classes_BY, axis=-1)
+        return token_nll(output.logits_BTK, batch.target_BT, weight_BT), jnp.argmax(output.logits_BTK, axis=-1), best_B
+
+    batches = -(-rows_limit // BATCH_SIZE)
+    params = jax.device_put(params, jax.local_devices()[0])
+    for batch in validation_batches(rows, BATCH_SIZE, batches):
+        nll_BT, best_BT, class_B = jax.device_get(run(params, batch))
+        yield batch, Forward(nll_BT, best_BT, class_B)
+
+
+class _Sums:
+    """What is added up over the batches of a domain."""
+
+    def __init__(self) -> None:
+        self._sums = {kind: np.zeros(4) for kind in ("action", "language")}  # nll, right, weight, targets
+        self._said: list[str] = []  # ids of a window's actions
+        self._meant: list[str] = []
+        self._right: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self.windows = 0
+
+    def add(self, batch: Batch, output: Forward) -> None:
+        """Count a batch."""
+        best_BT, target_BT = output.best_BT, np.asarray(batch.target_BT)
+        segment_BT = np.take_along_axis(np.asarray(batch.segment_BS), np.asarray(batch.slot_BT), axis=1)
+        for kind, sums in self._sums.items():
+            weight_BT = np.asarray(getattr(batch, f"{kind}_weight_BT"), np.float64)
+            right_BT = best_BT == target_BT
+            sums += [(output.nll_BT * weight_BT).sum(), (right_BT * weight_BT).sum(), weight_BT.sum(),
+                     (weight_BT > 0).sum()]
+        for row, weight_T in enumerate(np.asarray(batch.action_weight_BT)):
+            self.windows += int(np.max(np.asarray(batch.segment_BS)[row]))
+            for segment in np.unique(segment_BT[row][weight_T > 0]).tolist():
+                chosen_T = (weight_T > 0) & (segment_BT[row] == segment)
+                self._said.append(_words(best_BT[row][chosen_T]))
+                self._meant.append(_words(target_BT[row][chosen_T]))
+        if output.class_B is not None:
+            label_B = np.asarray(batch.label_B)
+            self._right.append((output.class_B == label_B)[label_B >= 0])
+            self._labels.append(label_B[label_B >= 0])
+
+    def tokens(self, kind: str) -> Tokens | None:
+        """Accuracy and perplexity of the targets of a kind."""
+        nll, right, weight, count = self._sums[kind]
+        return Tokens(int(count), right / weight, math.exp(nll / weight)) if weight else None
+
+    def bleu4(self) -> float | None:
+        """BLEU-4 of the actions."""
+        if not self._said or importlib.util.find_spec("sacrebleu") is None:
+            return None
+        from sacrebleu.metrics.bleu import BLEU
+
+        # Tokens are words already. Short windows have no four words in a row: sacrebleu smooths (exp), as it does.
+        return float(BLEU(tokenize="none", force=True).corpus_score(self._said, [self._meant]).score)
+
+    def classes(self, training_labels: np.ndarray) -> Classes | None:
+        """Accuracy of the labelled rows."""
+        if not self._right:
+            return None
+        right, labels = np.concatenate(self._right), np.concatenate(self._labels)
+        majority = int(np.argmax(np.bincount(training_labels[training_labels >= 0])))
+        return Classes(len(right), float(right.mean()), float((labels == majority).mean()))
+
+
+def _words(ids: np.ndarray) -> str:
+    """Ids as words: BLEU asks only whether words are the same, and a token's own text may hold a blank."""
+    return " ".join(map(str, ids.tolist()))
+
+
+def format_scores(scores: Sequence[Scores]) -> str:
+    """The scores as aligned text, a line a domain; `-` where there is nothing to count."""
+    rows = [("domain", "split", "windows", "action accuracy", "perplexity", "BLEU-4", "language accuracy", "perplexity",
+             "class accuracy", "majority")]
+    for one in scores:
+        action, language, classes = one.action, one.language, one.classes
+        rows.append((
+            one.domain, one.split, f"{one.windows:,}",
+            f"{action.accuracy:.2%}" if action else "-", f"{action.perplexity:.3f}" if action else "-",
+            "-" if one.bleu4 is None else f"{one.bleu4:.1f}",
+            f"{language.accuracy:.2%}" if language else "-", f"{language.perplexity:.3f}" if language else "-",
+            f"{classes.accuracy:.2%}" if classes else "-", f"{classes.majority_accuracy:.2%}" if classes else "-"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) if i > 1 else cell.ljust(width)
+                       for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

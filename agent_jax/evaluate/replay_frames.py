@@ -1,0 +1,165 @@
+"""Recorded frames through the acting path, held against the evaluation forward: do they choose alike?
+
+    record --Windows.read--> row -----------------> Agent, all at once ----> logits of the legal ids --.
+        `--images as a camera gives them, instruction, state--> Policy.prepare, Policy.follow, ------> same choice?
+                                                                step by step with the recorded actions as history
+
+Both know the recorded ids before each choice. A difference means that acting sees something else than training did:
+another resize, another order of cameras, another row. Choices are the same wherever the forward's two best logits
+differ by more than `NEAR`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from agent_jax.data.domains import Domain
+from agent_jax.data.layout import Window, lay_out, row_size, stack
+from agent_jax.data.store import Episode, Split, Store
+from agent_jax.data.transforms import prepare_image
+from agent_jax.data.windows import Windows
+from agent_jax.evaluate.checkpoints import Trained
+from agent_jax.models.agent import Agent, Params
+from agent_jax.policy import Policy
+
+NEAR = 1e-3  # logits closer than this may be ordered either way
+_TOGETHER = 16  # windows
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayedFrames:
+    """Choices of ids made twice, and how often each was the recorded one."""
+
+    windows: int
+    choices: int
+    different: int  # although the forward's two best logits differ by more than NEAR
+    near_ties: int  # those that do not
+    forward_accuracy: float  # share of the choices
+    acting_accuracy: float
+    largest_difference: float  # of a logit
+
+
+def replay_frames(trained: Trained, params: Params, policy: Policy, store: Store, split: str, *,
+                  most: int = 0) -> ReplayedFrames:
+    """Compare every choice of every action in the windows of a split.
+
+    Args:
+        trained: the checkpoint.
+        params: its parameters.
+        policy: of it, greedy and with sliding history.
+        store: the data of the policy's domain.
+        split: of the store.
+        most: at most so many windows, spread evenly over the split; 0: all.
+
+    Raises:
+        ValueError: the split does not fit the domain.
+    """
+    domain = dataclasses.replace(policy.domain, sampling="consecutive")
+    windows = Windows(domain, store, split)
+    chosen = np.unique(np.linspace(0, len(windows) - 1, min(most or len(windows), len(windows))).round().astype(int))
+    forward, records, found = _Forward(trained, params, domain), store.split(split), []
+    for first in range(0, len(chosen), _TOGETHER):
+        numbers = chosen[first : first + _TOGETHER].tolist()
+        laid = [windows.read(number, 0) for number in numbers]
+        acted = _act(policy, windows, records, numbers, laid)
+        for window, ours, theirs, number in zip(laid, forward(laid), acted, numbers, strict=True):
+            real = int(windows.steps[number])  # those after it are repetitions, which no camera shows
+            # An image of a clip is encoded with the later ones, which acting has not seen yet.
+            kept = [real - 1] if domain.video and real == len(window.steps) else [] if domain.video else range(real)
+            found += [_compare(window.steps[step].action_ids, ours[step], theirs[step], domain) for step in kept]
+    counts = np.concatenate(found) if found else np.zeros((0, 5))
+    choices = len(counts)
+    share = lambda column: float(counts[:, column].mean()) if choices else float("nan")  # noqa: E731
+    return ReplayedFrames(len(chosen), choices, int(counts[:, 0].sum()), int(counts[:, 1].sum()), share(2), share(3),
+                          float(counts[:, 4].max(initial=0.0)))
+
+
+class _Forward:
+    """The evaluation forward of windows, a row each."""
+
+    def __init__(self, trained: Trained, params: Params, domain: Domain) -> None:
+        assert domain.spec is not None
+        model = trained.config.model
+        self._spec, self._patches = domain.spec, model.vision.patches
+        self._size = row_size([domain], 1 + self._patches, domain.images, model.language.positions)
+        self._params, ids_A = jax.device_put(params, jax.local_devices()[0]), domain.spec.automaton.ids_A
+        agent = Agent(model)
+
+        def logits(params: Params, batch: Any) -> jax.Array:
+            output: Any = agent.apply({"params": params}, batch, visual_tokens="all")
+            return output.logits_BTK[:, :, ids_A]
+
+        self._logits = jax.jit(logits)
+
+    def __call__(self, windows: Sequence[Window]) -> list[list[np.ndarray]]:
+        """Of each window and step: the logits (ids of the action, A)."""
+        rows = [lay_out((window,), self._size, 1 + self._patches, self._patches) for window in windows]
+        rows += [rows[-1]] * (_TOGETHER - len(rows))
+        logits_BTA = np.asarray(self._logits(self._params, stack(rows)))
+        found = []
+        for window, logits_TA in zip(windows, logits_BTA, strict=False):
+            target, steps = len(window.text_ids) - 1, []
+            for step in window.steps:
+                steps.append(logits_TA[target : target + len(step.action_ids)])
+                target += len(step.action_ids)
+            found.append(steps)
+        return found
+
+
+def _act(policy: Policy, windows: Windows, records: Split, numbers: Sequence[int],
+         laid: Sequence[Window]) -> list[list[np.ndarray]]:
+    """Of each window and step: the logits (choices, A) that the policy heard, the recorded actions behind it."""
+    heard: list[list[np.ndarray]] = [[] for _ in numbers]
+    seen = [_observations(policy.domain, records.fields, records[int(windows.record[number])],
+                          int(windows.start[number]), int(windows.steps[number])) for number in numbers]
+    # Always as many rows, all of one length, so that few shapes are compiled: those that have ended, and those that
+    # fill up the batch, act along and are not listened to.
+    ids = range(_TOGETHER)
+    policy.reset(ids)
+    for step in range(max(map(len, seen))):
+        places = [(i, min(step, len(seen[i]) - 1)) for i in (min(row, len(numbers) - 1) for row in ids)]
+        prepared = [policy.prepare(*seen[i][t]) for i, t in places]
+        answers = policy.follow(prepared, ids, [laid[i].steps[t].action_ids for i, t in places])
+        for row, logits in enumerate(answers[: len(numbers)]):
+            if step < len(seen[row]):
+                heard[row].append(logits)
+    policy.forget(ids)
+    return heard
+
+
+def _observations(domain: Domain, fields: Any, episode: Episode, start: int, count: int
+                  ) -> list[tuple[dict[str, np.ndarray], str, dict[str, np.ndarray] | None]]:
+    """What an agent would be shown at each step: images as the camera gave them, instruction, state."""
+    stop, instruction = start + count, episode.texts(domain.instruction)[start]
+    images = {name: [prepare_image(image, 0) for image in episode.values(path, start, stop)]
+              for name, path in zip(domain.camera_names, domain.cameras, strict=True)}
+    states = None
+    if domain.state is not None:
+        paths = {key: next(path for path in (f"steps/{key}", f"steps/observation/{key}") if path in fields)
+                 for key in domain.state.spec.fields}
+        states = {key: episode.values(path, start, stop) for key, path in paths.items()}
+    return [({name: camera[t] for name, camera in images.items()}, instruction,
+             None if states is None else {key: np.asarray(values[t]) for key, values in states.items()})
+            for t in range(count)]
+
+
+def _compare(ids: np.ndarray, forward: np.ndarray, acting: np.ndarray, domain: Domain) -> np.ndarray:
+    """(choices, 5) of one action: different, near tie, forward right, acting right, largest difference of a logit."""
+    assert domain.spec is not None
+    automaton, state, rows, choice = domain.spec.automaton, domain.spec.automaton.start, [], 0
+    for place, token in enumerate(ids.tolist()):
+        legal_A = automaton.next_QA[state] >= 0
+        if legal_A.sum() > 1:
+            ours, theirs, legal = forward[place][legal_A], acting[choice][legal_A], automaton.ids_A[legal_A]
+            second, best = np.sort(ours)[-2:]
+            near, differ = best - second <= NEAR, np.argmax(ours) != np.argmax(theirs)
+            rows.append((differ and not near, near, legal[np.argmax(ours)] == token, legal[np.argmax(theirs)] == token,
+                         np.max(np.abs(ours - theirs))))
+            choice += 1
+        state = automaton.advance(state, token)
+    return np.asarray(rows, np.float64).reshape(-1, 5)

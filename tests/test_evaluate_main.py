@@ -1,0 +1,80 @@
+"""`python -m agent_jax.evaluate`, on a tiny agent of random parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from recorded_babyai import recorded_store, tiny_agent
+
+from agent_jax.evaluate.__main__ import main
+
+pytest.importorskip("minigrid")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp() / "evaluate_main"
+
+
+@pytest.fixture(scope="module")
+def agent(base: Path) -> str:
+    return str(tiny_agent(base / "agent").path)
+
+
+def test_closed_loop_prints_seeds_and_a_table_and_writes_json_and_videos(
+        agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    videos, written = tmp_path / "videos", tmp_path / "deep" / "found.json"
+    status = main(["closed-loop", "--checkpoint", agent, "--env", "babyai", "--task", "GoToObj", "--episodes", "3",
+                   "--processes", "0", "--baselines", "--video", str(videos), "--videos", "2", "--format", "gif",
+                   "--json", str(written)])
+    said = capsys.readouterr().out
+    assert status == 0
+    assert "seeds: 1000000000 to 1000000002" in said
+    assert "95% interval" in said
+    found = json.loads(written.read_text())
+    assert (found["seed"], found["step"], found["domain"], found["environment"]) == (10**9, 7, "babyai", "babyai")
+    assert set(found["tasks"]["GoToObj"]) == {"greedy", "random", "random_moves", "bot"}
+    assert found["tasks"]["GoToObj"]["greedy"]["episodes"] == 3
+    assert sorted(path.name for path in videos.iterdir()) == [
+        "GoToObj-greedy-1000000000.gif", "GoToObj-greedy-1000000001.gif"]
+
+
+def test_replay_exits_0_where_all_is_alike_and_1_where_it_is_not(base: Path, agent: str, tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    written = tmp_path / "found.json"
+    common = ["replay", "--checkpoint", agent, "--processes", "0", "--episodes", "3"]
+    assert main([*common, "--data", str(recorded_store(base / "store").directory), "--json", str(written)]) == 0
+    found = json.loads(written.read_text())
+    assert found["alike"]
+    assert found["frames"]["different"] == 0
+    assert found["tasks"][0]["raw"]["success"] == 1.0
+    assert main([*common, "--data", str(recorded_store(base / "shifted", shift=1000).directory)]) == 1
+    assert "NOT ALIKE" in capsys.readouterr().out
+    assert main([*common, "--data", str(recorded_store(base / "foreign", gathered=False).directory)]) == 0
+    assert "actions in the simulator: not replayed" in capsys.readouterr().out
+
+
+def test_offline_writes_the_scores(base: Path, agent: str, tmp_path: Path) -> None:
+    written = tmp_path / "found.json"
+    assert main(["offline", "--checkpoint", agent, "--data", str(recorded_store(base / "store").directory),
+                 "--json", str(written)]) == 0
+    (scores,) = json.loads(written.read_text())["domains"]
+    assert 0 <= scores["action"]["accuracy"] <= 1
+
+
+def test_mistakes_are_told_in_one_line_before_anything_runs(agent: str, tmp_path: Path,
+                                                            capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["--checkpoint", str(tmp_path), "--env", "babyai"], "no checkpoint in"),
+        (["--checkpoint", agent, "--env", "babyay"], "did you mean 'babyai'?"),
+        (["--checkpoint", agent, "--env", "babyai", "--task", "GoToNowhere"], "'GoToNowhere'"),
+        (["--checkpoint", agent, "--env", "babyai", "--domain", "table"], "was trained on babyai"),
+        (["--checkpoint", agent, "--env", "babyai", "--episodes", "0"], "found 0 episodes"),
+    ):
+        assert main(["closed-loop", *arguments, "--processes", "0"]) == 2
+        told = capsys.readouterr().err
+        assert message in told
+        assert told.startswith("error: ")
+        assert "Traceback" not in told

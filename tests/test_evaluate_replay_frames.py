@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_stores import language_table_domain, language_table_store
+from recorded_babyai import recorded_store, tiny_agent
+from tiny_checkpoints import make_checkpoint
+
+from agent_jax.acting import observation
+from agent_jax.data.transforms import prepare_image
+from agent_jax.evaluate.checkpoints import Trained
+from agent_jax.evaluate.replay_frames import ReplayedFrames, replay_frames
+from agent_jax.policy import Policy
+
+pytest.importorskip("minigrid")
+
+
+def replayed(path: Path, store, split: str, most: int = 0) -> ReplayedFrames:
+    trained = Trained.load(path)
+    return replay_frames(trained, trained.params(), Policy.load(path), store, split, most=most)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp() / "replay_frames"
+
+
+def test_acting_chooses_as_the_evaluation_forward(base: Path) -> None:
+    store = recorded_store(base / "store")
+    found = replayed(tiny_agent(base / "agent").path, store, "test")
+    assert found.choices == sum(episode.steps for episode in store.split("test"))  # one choice an action
+    assert found.different == 0
+    assert found.largest_difference < 1e-4
+    assert found.forward_accuracy == pytest.approx(found.acting_accuracy, abs=found.near_ties / found.choices)
+    assert 0 < found.forward_accuracy < 1
+
+
+def test_another_preprocessing_in_acting_is_noticed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observation, "prepare_image", lambda image, size: prepare_image(image, size)[..., ::-1])
+    found = replayed(tiny_agent(base / "agent").path, recorded_store(base / "store"), "test")
+    assert found.different > 0
+    assert found.largest_difference > 1e-2
+
+
+def test_states_several_choices_and_padded_windows_are_compared_too(base: Path, tmp_path: Path) -> None:
+    fields = {"max_text": 80, "instruction": language_table_domain().instruction}
+    made = make_checkpoint(tmp_path / "table", ("table",), domain_fields=fields)
+    store = language_table_store(tmp_path / "store")  # 6, 8 and 3 steps: the second ends in a padded window
+    found = replayed(made.path, store, "train")
+    terminal = sum(len(np.unique(np.arange(0, steps, 3))) for steps in (6, 8, 3))
+    assert found.windows == terminal == 6
+    assert found.choices == 2 * 17  # x and y of every step; what is filled up is not seen
+    assert found.different == 0
+    assert found.largest_difference < 1e-4
+
+
+def test_of_a_clip_the_last_step_is_compared_and_a_part_of_the_windows_is_enough(base: Path, tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "video", ("babyai",), domain_fields={"max_text": 40, "video": True},
+                           temporal_attention=True)
+    store = recorded_store(base / "store")
+    found = replayed(made.path, store, "test", most=3)
+    assert found.windows == 3
+    assert 1 <= found.choices <= 3
+    assert (found.different, dataclasses.asdict(found)["largest_difference"] < 1e-4) == (0, True)
