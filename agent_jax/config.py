@@ -237,10 +237,12 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClosedLoopConfig:
-    """Acting in a simulator at the end of training."""
+    """Acting in a simulator at the end of training, and in its course."""
 
     environment: str = ""  # "babyai"; empty: none
-    episodes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # episodes by level
+    episodes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # episodes by task
+    every: int = 0  # steps between evaluations in training, greedy and without baselines; 0: at the end only
+    processes: int = 0  # that step the simulators; 0: the training's own
     seed: int = 1_000_000_000  # first seed; demonstrations never reach it
     temperature: float = 1.0  # of the sampled policy, reported beside the greedy one
     video: bool = True
@@ -417,5 +419,11 @@ def validate(config: Config) -> None:
                            ("closed_loop", config.closed_loop.episodes)):
         for level, number in episodes.items():
             _check(number >= 1, f"config.{name}.episodes.{level}={number} must be at least 1")
+    for name in ("every", "processes"):
+        _check(getattr(config.closed_loop, name) >= 0,
+               f"config.closed_loop.{name}={getattr(config.closed_loop, name)} must be at least 0")
+    _check(not config.closed_loop.every or bool(config.closed_loop.environment and config.closed_loop.episodes),
+           f"config.closed_loop.every={config.closed_loop.every} needs closed_loop.environment and closed_loop.episodes"
+           "; expected both, or every=0")
     _check(config.closed_loop.temperature > 0,
            f"config.closed_loop.temperature={config.closed_loop.temperature} must be positive")

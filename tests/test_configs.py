@@ -20,12 +20,15 @@ from agent_jax.config import (
     from_config_dict,
     to_config_dict,
 )
+from agent_jax.spec_declarations import config_specs, vocabulary_blocks
 from agent_jax.vocabulary import Vocabulary
 
 VARIANTS = {
     "default": ["", "paper", "code"],
     "babyai": ["", "long", "smoke"],
     "language_table": ["", "accelerator", "smoke"],
+    "metaworld": ["", "smoke"],
+    "vizdoom": ["", "smoke"],
     "tpu_v4": ["", "smoke"],
 }
 EVERY_CONFIG = [f"{name}.py:{variant}".rstrip(":") for name, variants in VARIANTS.items() for variant in variants]
@@ -82,7 +85,7 @@ def test_a_docstring_of_a_config_names_its_variants_and_its_command(root: Path, 
 @pytest.mark.parametrize("name", EVERY_CONFIG)
 def test_every_window_of_a_config_fits_the_positions_of_its_model(root: Path, name: str) -> None:
     config = from_config_dict(load(root, name))
-    vocabulary = Vocabulary.build("bytes", config.vocabulary.blocks)
+    vocabulary = Vocabulary.build("bytes", vocabulary_blocks(config.vocabulary.blocks, config_specs(config)))
     for domain in config.data.domains.values():
         spec = ActionSpec.from_dict(domain.action_spec) if domain.action_spec else None
         state = StateSpec.from_dict(domain.state_spec) if domain.state_spec else None

@@ -7,8 +7,10 @@ An environment is one module of this folder, and the only file that imports its 
     observation, info = environment.reset(seed=7)        # {"rgb": uint8 (size, size, 3)}, {"success": False}
     expert = module.Expert(environment)
     observation, reward, terminated, truncated, info = environment.step(expert.act())
+    environment.close()
 
-Observations and actions are dicts of arrays or numbers; an action's keys are those of the module's `ACTION_SPEC`.
+Observations and actions are dicts of arrays or numbers: an observation holds one image for each of the module's
+`CAMERAS` and the keys of its `STATE_SPEC`, an action the keys of its `ACTION_SPEC`.
 """
 
 from __future__ import annotations
@@ -20,10 +22,15 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from agent_jax.action_specs import ActionSpec, StateSpec
+
 Observation = dict[str, np.ndarray]
 Action = Mapping[str, Any]  # one time step's value of an ActionSpec
 
-_MODULES = {"babyai": "agent_jax.envs.babyai"}  # name in a config -> module; its simulator is imported with it
+# Name in a config -> module; its simulator is imported with it.
+_MODULES = {name: f"agent_jax.envs.{name}" for name in ("babyai", "metaworld", "vizdoom", "language_table", "calvin",
+                                                         "libero")}  # fmt: skip
+NAMES = tuple(_MODULES)
 
 
 class Environment(Protocol):
@@ -49,6 +56,10 @@ class Environment(Protocol):
         """Observation, reward, terminated, truncated, and info with `success`, as in gymnasium."""
         ...
 
+    def close(self) -> None:
+        """Let go of the simulator; the environment is of no use afterwards."""
+        ...
+
 
 class Expert(Protocol):
     """A scripted solver with access to the simulator's state; made after `reset`, for one episode."""
@@ -68,16 +79,29 @@ class EnvironmentModule(Protocol):
     """What a module of this folder offers."""
 
     NAME: str
-    ACTION_SPEC: Any  # agent_jax.actions.ActionSpec
+    ACTION_SPEC: ActionSpec
+    STATE_SPEC: StateSpec | None  # of the numbers in an observation; None: there are images alone
+    CAMERAS: tuple[str, ...]  # keys of an observation's images, "rgb" first
+    TASKS: Mapping[str, tuple[str, ...]]  # suites of tasks, by name, the usual one first; `make` may know more tasks
+    MAX_STEPS: int  # of an episode of any task in TASKS; an environment's own limit is its `max_steps`
+    RATE_HZ: float  # steps a second of the robot or player; 0: nothing moves between steps
+    IMAGE_SIZE: int  # pixels of square pictures where nothing else is asked for; 0: those of IMAGE_SHAPES
+    IMAGE_SHAPES: Mapping[str, tuple[int, int, int]]  # of the simulator's own pictures, by camera
+    HAS_EXPERT: bool
+    # Draws are from tables, so that actions of any kind are drawn alike: random_actions.py makes those of numbers.
     RANDOM: Mapping[str, Sequence[Action]]  # random baselines: name in the report -> the actions drawn from
     NOISE: Sequence[Action]  # what may be executed in the expert's place
 
-    def make(self, level: str, image_size: int = 56) -> Environment:
-        """An environment of the level; reset it before use."""
+    def make(self, level: str, image_size: int = ...) -> Environment:
+        """An environment of the level (or task); reset it before use."""
         ...
 
     def Expert(self, environment: Any) -> Expert:
-        """The solver of the environment's current episode."""
+        """The solver of the environment's current episode.
+
+        Raises:
+            ValueError: there is none (`HAS_EXPERT` is False).
+        """
         ...
 
     def version(self) -> str:
@@ -89,12 +113,25 @@ class EnvironmentModule(Protocol):
         ...
 
 
+def image_shapes(module: EnvironmentModule, image_size: int) -> dict[str, tuple[int, int, int]]:
+    """Height, width, 3 of the pictures that `module.make(..., image_size)` observes, by camera."""
+    square = (image_size, image_size, 3)
+    return {camera: square if image_size else module.IMAGE_SHAPES[camera] for camera in module.CAMERAS}
+
+
+def tasks_of(module: EnvironmentModule, names: Sequence[str]) -> tuple[str, ...]:
+    """The tasks that names stand for, once each: a suite for all of its tasks, another name for itself."""
+    return tuple(dict.fromkeys(task for name in names for task in module.TASKS.get(name, (name,))))
+
+
 def load(name: str) -> EnvironmentModule:
     """The environment module of a config's `environment` field.
 
     Raises:
         ValueError: there is no such environment.
         ModuleNotFoundError: its simulator is not installed; the message says how to install it.
+        FileNotFoundError: its simulator is a checkout of one's own that is not where it should be; the message says
+            from where to get it and where to point.
     """
     if name not in _MODULES:
         near = difflib.get_close_matches(name, _MODULES, n=1)

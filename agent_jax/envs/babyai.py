@@ -43,6 +43,18 @@ except ModuleNotFoundError as error:
 
 NAME = "babyai"
 ACTION_SPEC = BABYAI
+STATE_SPEC = None
+CAMERAS = ("rgb",)
+# Levels that the bot solves. `make` takes every level that minigrid has.
+TASKS = {
+    "BabyAI": ("GoToLocal", "GoToObj", "GoToRedBallGrey", "GoToSeqS5R2", "PickupLoc", "PutNextLocal", "OpenDoor",
+               "OpenTwoDoors", "UnlockPickup", "ActionObjDoor"),
+}  # fmt: skip
+MAX_STEPS = 720  # of OpenTwoDoors; 64 in one room
+RATE_HZ = 0.0
+IMAGE_SIZE = 56
+IMAGE_SHAPES = {"rgb": (IMAGE_SIZE, IMAGE_SIZE, 3)}
+HAS_EXPERT = True
 ACTION_NAMES = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 RANDOM = {
     "random": tuple({"action": index} for index in range(7)),
@@ -132,6 +144,10 @@ class BabyAI:
         """Take {"action": 0..6}; success is a reward above 0."""
         _, reward, terminated, truncated, _ = self.simulator.step(int(action["action"]))
         return self._observe(), float(reward), terminated, truncated, {"success": reward > 0}
+
+    def close(self) -> None:
+        """Nothing is held."""
+        self.simulator.close()
 
     def _observe(self) -> Observation:
         simulator = self.simulator

@@ -3,6 +3,7 @@
     config -> shards to write -> worker processes (worker.py) -> data set
 
     python -m agent_jax.envs.collect babyai --level GoToLocal --episodes 2000 --out DIR
+    python -m agent_jax.envs.collect metaworld --task MT10 --episodes 100 --out DIR
 
 Which episodes are made depends on the config alone, not on the number of processes. A data set appears when it is
 whole; what was killed is taken up again with the shards that are there.
@@ -31,7 +32,7 @@ import agent_jax
 from agent_jax.config import DemonstrationsConfig
 from agent_jax.data.store import open_store
 from agent_jax.data.writer import begin_store, finish_store, shard_path
-from agent_jax.envs import EnvironmentModule, load
+from agent_jax.envs import NAMES, EnvironmentModule, load, tasks_of
 from agent_jax.envs.worker import SEEDS, SEEDS_AN_EPISODE, Progress, Shard, demonstration_features
 
 FORMAT = 1  # of how episodes are made and stored: raise it where the same config comes to make others
@@ -45,7 +46,7 @@ def ensure_demonstrations(config: DemonstrationsConfig, directory: str | os.Path
 
     Raises:
         ValueError: the config names no level, or an unknown one, or the expert fails at more than half the episodes.
-        ModuleNotFoundError: the simulator is not installed.
+        ModuleNotFoundError, FileNotFoundError: the simulator is not installed, or not where it should be.
     """
     metadata = _metadata(config, load(config.environment))
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
@@ -62,7 +63,7 @@ def collect(config: DemonstrationsConfig, directory: str | os.PathLike[str]) -> 
 
     Raises:
         FileExistsError: `directory` exists.
-        ValueError, ModuleNotFoundError: as `ensure_demonstrations`.
+        ValueError, ModuleNotFoundError, FileNotFoundError: as `ensure_demonstrations`.
         RuntimeError: a worker process ended early; its own message is on stderr.
     """
     module, directory = load(config.environment), Path(directory)
@@ -90,12 +91,16 @@ def _metadata(config: DemonstrationsConfig, module: EnvironmentModule) -> dict[s
         raise ValueError(f"config.data.demonstrations.processes={config.processes} must be at least 1")
     if not 0 <= config.noise < 1:
         raise ValueError(f"config.data.demonstrations.noise={config.noise} must lie in [0, 1)")
+    if not module.HAS_EXPERT:
+        raise ValueError(f"environment {config.environment!r} has no expert to gather demonstrations from; prepare a "
+                         "recorded data set by `python -m agent_jax.data prepare`")
     for level in config.episodes:
-        module.make(level, config.image_size)
+        module.make(level, config.image_size).close()
     made = dataclasses.asdict(config)
     del made["processes"]
     made |= {"episodes": dict(config.episodes), "simulator": module.version(), "format": FORMAT}
-    return {"action_spec": module.ACTION_SPEC.to_dict(), "state_spec": {}, "demonstrations": made}
+    state = module.STATE_SPEC.to_dict() if module.STATE_SPEC else {}
+    return {"action_spec": module.ACTION_SPEC.to_dict(), "state_spec": state, "demonstrations": made}
 
 
 def _shards(config: DemonstrationsConfig, build: Path) -> list[Shard]:
@@ -227,20 +232,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser("python -m agent_jax.envs.collect", description="Gather expert demonstrations.")
     defaults = DemonstrationsConfig()
-    parser.add_argument("environment", help="babyai")
-    parser.add_argument("--level", nargs="+", default=["GoToLocal"], help="levels of the environment")
-    parser.add_argument("--episodes", type=int, required=True, help="of each level, in training")
+    parser.add_argument("environment", help=", ".join(NAMES))
+    parser.add_argument("--task", "--level", nargs="+", default=[], help="tasks (levels) of the environment, or suites "
+                        "of them, such as MT10; by default its first")
+    parser.add_argument("--episodes", type=int, required=True, help="of each task, in training")
     parser.add_argument("--out", required=True, help="directory of the data set; must not exist")
-    parser.add_argument("--validation_episodes", type=int, default=100, help="of each level, from other seeds")
+    parser.add_argument("--validation_episodes", type=int, default=100, help="of each task, from other seeds")
     parser.add_argument("--noise", type=float, default=defaults.noise, help="share of random actions, not imitated")
-    parser.add_argument("--image_size", type=int, default=defaults.image_size, help="pixels")
+    parser.add_argument("--image_size", type=int, help="pixels; by default what is usual in the environment")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="other seeds make other episodes")
     parser.add_argument("--processes", type=int, default=defaults.processes, help="simulators at a time")
     given: dict[str, Any] = vars(parser.parse_args(arguments))
-    out, levels, episodes = given.pop("out"), given.pop("level"), int(given.pop("episodes"))
+    out, tasks, episodes = given.pop("out"), given.pop("task"), int(given.pop("episodes"))
     try:
-        collect(DemonstrationsConfig(episodes=dict.fromkeys(levels, episodes), **given), out)
-    except (ValueError, FileExistsError, ModuleNotFoundError, RuntimeError) as error:
+        module = load(given["environment"])
+        names = tasks_of(module, tasks or [next(iter(module.TASKS.values()))[0]])
+        given["image_size"] = module.IMAGE_SIZE if given["image_size"] is None else given["image_size"]
+        collect(DemonstrationsConfig(episodes=dict.fromkeys(names, episodes), **given), out)
+    except (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
 
 

@@ -11,6 +11,7 @@ survive, and a spawn would import the caller's main module, jax included, in eve
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from agent_jax.data.writer import ShardWriter, episode_features
-from agent_jax.envs import Environment, EnvironmentModule, load
+from agent_jax.envs import Action, Environment, EnvironmentModule, image_shapes, load
 
 # Seeds of episodes. Closed-loop evaluation begins at 1_000_000_000, config.closed_loop.seed.
 FIRST_SEED = {"train": 0, "test": 500_000_000}
@@ -75,7 +76,7 @@ def write_shard(shard: Shard, report: Callable[[Progress], None]) -> None:
     features = demonstration_features(module, shard.image_size)
     attempts = shard.episodes * SEEDS_AN_EPISODE
     kept, progress, reported = 0, Progress(), time.monotonic()
-    with ShardWriter(shard.path, features) as writer:
+    with contextlib.closing(environment), ShardWriter(shard.path, features) as writer:
         for attempt in range(attempts):
             index = shard.first * SEEDS_AN_EPISODE + attempt
             record = demonstrate(module, environment, episode_seed(shard.split, shard.seed, index), shard.noise)
@@ -102,7 +103,8 @@ def write_shard(shard: Shard, report: Callable[[Progress], None]) -> None:
 
 def demonstration_features(module: EnvironmentModule, image_size: int) -> Any:
     """The schema of the records."""
-    return episode_features((image_size, image_size, 3), module.ACTION_SPEC.fields)
+    states = module.STATE_SPEC.fields if module.STATE_SPEC else None
+    return episode_features(image_shapes(module, image_size), module.ACTION_SPEC.fields, states)
 
 
 def demonstrate(module: EnvironmentModule, environment: Environment, seed: int, noise: float) -> dict[str, Any] | None:
@@ -130,7 +132,7 @@ def demonstrate(module: EnvironmentModule, environment: Environment, seed: int, 
             "observation": observation,
             **executed,
             # The random action may be the expert's own: then it is worth imitating.
-            "action_weight": float(dict(executed) == dict(action)),
+            "action_weight": float(_equal(executed, action)),
             "reward": reward,
             "is_first": not steps,
             "is_last": terminated or truncated,
@@ -141,6 +143,10 @@ def demonstrate(module: EnvironmentModule, environment: Environment, seed: int, 
             name = f"{environment.level}/{seed}"
             record = {"episode_id": name, "recording_id": name, "start": 0, "instruction": environment.instruction}
             return {**record, "steps": steps} if info["success"] else None
+
+
+def _equal(one: Action, other: Action) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
 
 
 def main() -> None:

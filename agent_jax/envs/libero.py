@@ -1,0 +1,141 @@
+"""LIBERO (Liu et al. 2023, arXiv 2306.03310) from a checkout of one's own: 130 tasks of an arm, in five suites.
+
+    AGENT_JAX_LIBERO=DIR     git clone https://github.com/Lifelong-Robot-Learning/LIBERO DIR
+
+"libero_goal/3" is the fourth task of a suite. An episode begins in the task's initial state number `seed % 50` and five
+steps of standing still, as in the repository's own evaluation. Pictures are turned by half a turn, as usual in what is
+trained on LIBERO: the simulator's stand on their head.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any
+
+import numpy as np
+
+from agent_jax.data.transforms import prepare_image
+from agent_jax.envs import Action, Observation
+from agent_jax.envs.checkout import Checkout
+from agent_jax.envs.random_actions import uniform_actions
+from agent_jax.envs.specs import LIBERO, LIBERO_STATE
+
+CHECKOUT = Checkout(
+    name="libero",
+    variable="AGENT_JAX_LIBERO",
+    url="https://github.com/Lifelong-Robot-Learning/LIBERO",
+    marker="libero/libero/benchmark/__init__.py",
+    roots=(".",),
+    install="pip install -r DIR/requirements.txt (robosuite 1.4, bddl, torch before 2.6), and "
+            'python -c "import libero.libero" once, which asks where its data lie',
+)  # fmt: skip
+benchmark = CHECKOUT.module("libero.libero.benchmark")
+environments = CHECKOUT.module("libero.libero.envs")
+
+NAME = "libero"
+ACTION_SPEC = LIBERO
+STATE_SPEC = LIBERO_STATE
+CAMERAS = ("rgb", "wrist")  # agentview and robot0_eye_in_hand
+_SUITES = {"libero_goal": 10, "libero_spatial": 10, "libero_object": 10, "libero_10": 10, "libero_90": 90}
+TASKS = {suite: tuple(f"{suite}/{number}" for number in range(count)) for suite, count in _SUITES.items()}
+MAX_STEPS = 600  # the repository's configs/eval/default.yaml
+RATE_HZ = 20.0
+IMAGE_SIZE = 224
+IMAGE_SHAPES = {"rgb": (128, 128, 3), "wrist": (128, 128, 3)}
+HAS_EXPERT = False
+RANDOM = {"random": uniform_actions(LIBERO)}
+NOISE = RANDOM["random"]
+_STILL = 5  # steps in which things settle
+
+
+def version() -> str:
+    """The checkout has no version of its own."""
+    return "libero (a checkout)"
+
+
+def action_name(action: Action) -> str:
+    """The hand's move in millimetres and the gripper."""
+    dx, dy, dz, *_, grip = (float(number) for number in action["action"])
+    return f"{50 * dx:+.0f} {50 * dy:+.0f} {50 * dz:+.0f} mm, {'close' if grip > 0 else 'open'}"
+
+
+def make(level: str, image_size: int = IMAGE_SIZE) -> Libero:
+    """An environment of a task, e.g. "libero_goal/3"; reset it before use.
+
+    Raises:
+        ValueError: there is no such suite, or no such task in it.
+    """
+    return Libero(level, image_size)
+
+
+def Expert(environment: Any) -> Any:
+    """There is none.
+
+    Raises:
+        ValueError: always.
+    """
+    del environment
+    raise ValueError("libero has no scripted expert; recorded data of it are prepared by `python -m agent_jax.data "
+                     "prepare`, e.g. with source lerobot")
+
+
+class Libero:
+    """Observations: {"rgb", "wrist": uint8 (size, size, 3), "state": float32 (8,): place, axis-angle, fingers}."""
+
+    def __init__(self, level: str, image_size: int) -> None:
+        suite, _, number = level.partition("/")
+        if suite not in _SUITES or not number.isdigit() or int(number) >= _SUITES[suite]:
+            near = difflib.get_close_matches(suite, _SUITES, n=1) or list(_SUITES)
+            raise ValueError(f"task: found {level!r}, expected SUITE/NUMBER, as in {near[0]}/0 to "
+                             f"{near[0]}/{_SUITES[near[0]] - 1}; suites are {', '.join(_SUITES)}")
+        self.level, self._size, self._steps = level, image_size, 0
+        tasks = benchmark.get_benchmark(suite)()
+        self.instruction = str(tasks.get_task(int(number)).language)
+        self._states = tasks.get_task_init_states(int(number))
+        size = image_size or IMAGE_SHAPES["rgb"][0]
+        self.simulator: Any = environments.OffScreenRenderEnv(
+            bddl_file_name=tasks.get_task_bddl_file_path(int(number)), camera_heights=size, camera_widths=size)
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of an episode."""
+        return MAX_STEPS
+
+    def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
+        """Begin in initial state `seed` modulo their number (50)."""
+        self.simulator.seed(seed % 2**32)
+        self.simulator.reset()
+        seen = self.simulator.set_init_state(self._states[seed % len(self._states)])
+        for _ in range(_STILL):
+            seen, *_ = self.simulator.step(np.zeros(7))
+        self._steps = 0
+        return self._observe(seen), {"success": False}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Take {"action": (7,)}, clipped to [-1, 1]."""
+        seen, reward, done, _ = self.simulator.step(np.clip(np.asarray(action["action"], np.float64), -1, 1))
+        self._steps += 1
+        success = bool(done) or bool(self.simulator.check_success())
+        return self._observe(seen), float(reward), success, not success and self._steps >= MAX_STEPS, {
+            "success": success}
+
+    def close(self) -> None:
+        """End the simulator."""
+        self.simulator.close()
+
+    def _observe(self, seen: Any) -> Observation:
+        images = {name: prepare_image(np.ascontiguousarray(np.asarray(seen[key], np.uint8)[::-1, ::-1]), self._size)
+                  for name, key in (("rgb", "agentview_image"), ("wrist", "robot0_eye_in_hand_image"))}
+        numbers = (seen["robot0_eef_pos"], _axis_angle(seen["robot0_eef_quat"]), seen["robot0_gripper_qpos"])
+        return {**images, "state": np.concatenate(numbers).astype(np.float32)}
+
+
+def _axis_angle(quaternion: Any) -> np.ndarray:
+    """Rotation vector of a unit quaternion (x, y, z, w), as robosuite's `quat2axisangle` has it."""
+    x, y, z, w = (float(number) for number in quaternion)
+    w = min(1.0, max(-1.0, w))
+    length = math.sqrt(1 - w * w)
+    if length < 1e-8:
+        return np.zeros(3)
+    return np.array([x, y, z]) * (2 * math.acos(w) / length)

@@ -1,0 +1,191 @@
+"""Stand-ins for simulators that are found in a checkout: files with the real repositories' modules and classes.
+
+They know no physics: a counter moves with the first number of the action, and what is asked for happens when it is high
+enough. What the adapters do with the answers is what they do with the real ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+LANGUAGE_TABLE = {
+    "language_table/__init__.py": "",
+    "language_table/environments/__init__.py": "",
+    "language_table/environments/blocks.py": """
+import enum
+class LanguageTableBlockVariants(enum.Enum):
+    BLOCK_4 = "BLOCK_4"
+    BLOCK_8 = "BLOCK_8"
+""",
+    "language_table/environments/language_table.py": """
+import numpy as np
+class LanguageTable:
+    def __init__(self, block_mode, training=True, reward_factory=None, control_frequency=10.0, seed=None):
+        self._rng = np.random.RandomState(seed)
+        self.block_mode, self._control_frequency = block_mode, control_frequency
+        self._reward_calculator = reward_factory(goal_reward=100.0, rng=self._rng, delay_reward_steps=0,
+                                                 block_mode=block_mode)
+        self.pybullet_client = self
+        self.connected, self.moved = True, 0.0
+        self.reset()
+    def disconnect(self): self.connected = False
+    def seed(self, seed=None):
+        self._rng = np.random.RandomState(seed=seed)
+        self._reward_calculator.seed(self._rng)
+    def reset(self, reset_poses=True):
+        self.layout, self.moved = int(self._rng.randint(1000)), 0.0
+        return self._observation()
+    def compute_state(self, request_task_update=True): return {"layout": self.layout}
+    def step(self, action):
+        assert action.dtype == np.float32
+        self.moved += float(action[0])
+        reward, done = self._reward_calculator.reward({"moved": self.moved})
+        return self._observation(), reward, done, {}
+    @property
+    def succeeded(self): return self._reward_calculator.reward({"moved": self.moved})[0] > 0.0
+    @staticmethod
+    def decode_instruction(bytes_list): return bytes(bytes_list[bytes_list != 0].tolist()).decode("utf-8")
+    def _observation(self):
+        text = f"layout {self.layout}".encode()
+        return {"effector_translation": np.array([0.4, self.moved]), "instruction": np.array([*text, 0, 0], np.int32),
+                "effector_target_translation": np.zeros(2, np.float32),
+                "rgb": np.full((180, 320, 3), self.layout % 256, np.uint8)}
+""",
+    "language_table/environments/oracles/__init__.py": "",
+    "language_table/environments/oracles/push_oracle_rrt_slowdown.py": """
+import numpy as np
+from tf_agents.trajectories import time_step as ts
+class ObstacleOrientedPushOracleBoard2dRRT:
+    def __init__(self, env, use_ee_planner): self._env, self.resets = env, 0
+    def get_plan(self, raw_state): return raw_state["layout"] % 3 == 0
+    def reset(self): self.resets += 1
+    def _action(self, time_step, policy_state):
+        if time_step.is_first(): self.reset()
+        assert self._env.get_control_frequency() == 10.0
+        class Step: action = np.array([0.5, 0.0])
+        return Step
+""",
+    "tf_agents/__init__.py": "",
+    "tf_agents/environments/__init__.py": "",
+    "tf_agents/environments/gym_wrapper.py": """
+class GymWrapper:
+    def __init__(self, environment): self._environment = environment
+    def __getattr__(self, name): return getattr(self._environment, name)
+""",
+    "tf_agents/trajectories/__init__.py": "",
+    "tf_agents/trajectories/time_step.py": """
+class TimeStep:
+    def __init__(self, first): self._first = first
+    def is_first(self): return self._first
+def restart(observation): return TimeStep(True)
+def transition(observation, reward): return TimeStep(False)
+""",
+    "language_table/environments/rewards/__init__.py": "",
+    **{f"language_table/environments/rewards/{module}.py": f"""
+class {name}:
+    def __init__(self, goal_reward, rng, delay_reward_steps, block_mode): self._goal_reward = goal_reward
+    def seed(self, rng): pass
+    def reward(self, state): return (self._goal_reward, True) if state["moved"] > 0.1 else (0.0, False)
+""" for module, name in (("block2block", "BlockToBlockReward"),
+                         ("block2absolutelocation", "BlockToAbsoluteLocationReward"),
+                         ("block2block_relative_location", "BlockToBlockRelativeLocationReward"),
+                         ("block2relativelocation", "BlockToRelativeLocationReward"),
+                         ("separate_blocks", "SeparateBlocksReward"))},
+}
+
+CALVIN = {
+    "calvin_models/calvin_agent/__init__.py": "",
+    "calvin_models/calvin_agent/evaluation/__init__.py": "",
+    "calvin_models/calvin_agent/evaluation/multistep_sequences.py": """
+def get_sequences(num_sequences=1000, num_workers=None):
+    return [({"number": i}, tuple(f"task_{(i + k) % 34}" for k in range(5))) for i in range(num_sequences)]
+""",
+    "calvin_models/calvin_agent/evaluation/utils.py": """
+import numpy as np
+def get_env_state_for_initial_condition(initial_condition):
+    return np.full(15, initial_condition["number"], float), np.zeros(24)
+""",
+    "calvin_models/conf/callbacks/rollout/tasks/new_playtable_tasks.yaml": "tasks",
+    "calvin_models/conf/annotations/new_playtable_validation.yaml": "annotations",
+    "calvin_env/calvin_env/__init__.py": "",
+    "calvin_env/calvin_env/envs/__init__.py": "",
+    "calvin_env/calvin_env/envs/play_table_env.py": """
+import numpy as np
+class PlayTableSimEnv:
+    def reset(self, robot_obs=None, scene_obs=None): self.robot_obs, self.moved, self.actions = robot_obs, 0.0, []
+    def get_obs(self):
+        return {"rgb_obs": {"rgb_static": np.full((200, 200, 3), 7, np.uint8),
+                            "rgb_gripper": np.full((84, 84, 3), 9, np.uint8)},
+                "depth_obs": {}, "robot_obs": self.robot_obs, "scene_obs": np.zeros(24)}
+    def get_info(self): return {"moved": self.moved}
+    def step(self, action):
+        assert action.shape == (7,) and action[-1] in (-1, 1)
+        self.actions.append(action)
+        self.moved += action[0]
+        return self.get_obs(), 0, False, self.get_info()
+    def close(self): self.closed = True
+def get_env(dataset_path, obs_space=None, show_gui=True): return PlayTableSimEnv()
+""",
+    "calvin_env/tacto/empty": "",
+    "calvin_env/hydra/__init__.py": "",
+    "calvin_env/hydra/utils.py": """
+class Tasks:
+    def get_task_info_for_set(self, start_info, end_info, task_filter):
+        return set(task_filter) if end_info["moved"] - start_info["moved"] >= 3 else set()
+def instantiate(configuration): return Tasks()
+""",
+    "calvin_env/omegaconf/__init__.py": """
+class OmegaConf:
+    @staticmethod
+    def load(path):
+        assert path.is_file(), path
+        return {f"task_{i}": [f"do thing {i}"] for i in range(34)}
+""",
+    "data/validation/.hydra/merged_config.yaml": "",
+}
+
+LIBERO = {
+    "libero/__init__.py": "",
+    "libero/libero/__init__.py": "",
+    "libero/libero/benchmark/__init__.py": """
+import numpy as np
+class Task:
+    def __init__(self, language): self.language = language
+class Suite:
+    def get_task(self, i): return Task(f"do thing {i}")
+    def get_task_init_states(self, i): return np.arange(50, dtype=float)[:, None]
+    def get_task_bddl_file_path(self, i): return f"/suite/{i}.bddl"
+def get_benchmark(name): return Suite
+""",
+    "libero/libero/envs/__init__.py": """
+import numpy as np
+class OffScreenRenderEnv:
+    def __init__(self, bddl_file_name, camera_heights, camera_widths):
+        self.size, self.bddl_file_name, self.moved = (camera_heights, camera_widths), bddl_file_name, None
+    def seed(self, seed): pass
+    def reset(self): self.moved, self.steps = 0.0, 0
+    def set_init_state(self, state): self.state = float(state[0]); return self.seen()
+    def step(self, action):
+        assert len(action) == 7 and abs(action).max() <= 1
+        self.moved, self.steps = self.moved + action[0], self.steps + 1
+        return self.seen(), float(self.check_success()), self.check_success(), {}
+    def check_success(self): return self.moved > 2
+    def seen(self):
+        image = np.zeros((*self.size, 3), np.uint8)
+        image[0, 0] = 255
+        return {"agentview_image": image, "robot0_eye_in_hand_image": image,
+                "robot0_eef_pos": np.array([self.state, self.moved, 0.0]),
+                "robot0_eef_quat": np.array([0.0, 0.0, np.sin(0.25), np.cos(0.25)]),
+                "robot0_gripper_qpos": np.array([0.02, -0.02])}
+    def close(self): self.closed = True
+""",
+}
+
+
+def write_checkout(directory: Path, files: dict[str, str]) -> Path:
+    """The files of a stand-in below `directory`."""
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return directory

@@ -1,0 +1,203 @@
+"""The adapters of Language-Table, CALVIN and LIBERO, on stand-ins that follow the real repositories' names."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from simulator_checkouts import CALVIN, LANGUAGE_TABLE, LIBERO, write_checkout
+
+from agent_jax.data.store import open_store
+from agent_jax.envs import collect, load
+from agent_jax.envs.worker import demonstrate, episode_seed
+
+FILES = {"language_table": LANGUAGE_TABLE, "calvin": CALVIN, "libero": LIBERO}
+TOPS = ("language_table", "tf_agents", "calvin_agent", "calvin_env", "hydra", "omegaconf", "libero")
+
+
+def forget(modules: tuple[str, ...]) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] in modules or name in [f"agent_jax.envs.{item}" for item in FILES]:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A function from an environment's name to its module, on a stand-in."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    forget(TOPS)
+
+    def find(name: str) -> Any:
+        checkout = write_checkout(tmp_path / name, FILES[name])
+        monkeypatch.setenv(f"AGENT_JAX_{name.upper()}", str(checkout))
+        monkeypatch.setenv("AGENT_JAX_CALVIN_DATA", str(checkout / "data"))
+        return load(name)
+
+    yield find
+    forget(TOPS)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_simulator_that_is_absent_is_answered_with_what_to_clone_install_and_set(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    variable = f"AGENT_JAX_{name.upper()}"
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(FileNotFoundError, match=rf"{variable} is not set.*git clone .*https://github.com/.*pip|install"):
+        load(name)
+    monkeypatch.setenv(variable, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=rf"{variable}={tmp_path} has no .*export {variable}=DIR"):
+        load(name)
+
+
+def test_a_package_that_a_checkout_needs_is_named(found: Any, tmp_path: Path) -> None:
+    found("language_table")
+    forget(TOPS)
+    (tmp_path / "language_table/tf_agents/trajectories/time_step.py").write_text("import surely_not_installed")
+    with pytest.raises(ModuleNotFoundError, match=r"needs surely_not_installed, .*pip install pybullet"):
+        load("language_table")
+
+
+def test_the_command_says_what_is_absent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("AGENT_JAX_CALVIN", raising=False)
+    with pytest.raises(SystemExit):
+        collect.main(["calvin", "--episodes", "1", "--out", "nowhere"])
+    assert "AGENT_JAX_CALVIN is not set" in capsys.readouterr().err
+
+
+def test_language_table_draws_layouts_until_the_oracle_has_a_plan_and_success_is_the_rewards(found: Any) -> None:
+    module = found("language_table")
+    for task in module.REWARDS:
+        environment = module.make(task)
+        seen, info = environment.reset(seed=3)
+        assert environment.simulator.layout % 3 == 0
+        assert environment.instruction == f"layout {environment.simulator.layout}"
+        assert seen["rgb"].shape == module.IMAGE_SHAPES["rgb"]
+        assert {key: seen[key].shape for key in module.STATE_SPEC.fields} == {
+            "effector_translation": (2,), "effector_target_translation": (2,)}
+        again = module.make(task).reset(seed=3)[0]
+        np.testing.assert_array_equal(seen["rgb"], again["rgb"])
+        expert, over, steps = module.Expert(environment), False, 0
+        while not over:
+            _, reward, over, truncated, info = environment.step(expert.act())
+            steps += 1
+        assert (info["success"], truncated, reward, steps) == (True, False, 100.0, 4)  # 0.03 m a step, past 0.1 m
+        environment.close()
+        assert not environment.simulator.connected
+
+
+def test_language_table_is_cut_off_after_200_steps_and_knows_its_sets_of_blocks(found: Any) -> None:
+    module = found("language_table")
+    environment = module.make("separate@BLOCK_4", 64)
+    assert environment.simulator.block_mode.name == "BLOCK_4"
+    assert environment.reset(seed=0)[0]["rgb"].shape == (64, 64, 3)
+    ends = [environment.step({"action": np.zeros(2)})[2:4] for _ in range(200)]
+    assert ends == [(False, False)] * 199 + [(False, True)]
+    with pytest.raises(ValueError, match="task: found 'blocktoblok', expected one of blocktoblock"):
+        module.make("blocktoblok")
+    with pytest.raises(ValueError, match="behind an @ none or one of BLOCK_4, BLOCK_8"):
+        module.make("separate@BLOCK_5")
+
+
+def test_demonstrations_of_language_table_hold_its_own_pictures_and_state(found: Any, tmp_path: Path) -> None:
+    module = found("language_table")
+    collect.main(["language_table", "--task", "separate", "--episodes", "2", "--validation_episodes", "1",
+                  "--processes", "1", "--out", str(tmp_path / "made")])
+    store = open_store(tmp_path / "made")
+    assert store.field("steps/observation/rgb").shape == (180, 320, 3)
+    record = demonstrate(module, module.make("separate"), episode_seed("train", 0, 0), 0.0)
+    assert record is not None
+    episode = store.split("train")[0]
+    assert episode.value("instruction").decode() == record["instruction"]
+    assert episode.steps == len(record["steps"])
+    assert np.asarray(episode.values("steps/observation/effector_translation", 0, episode.steps)).shape[1:] == (2,)
+
+
+def forward(module: Any) -> dict[str, np.ndarray]:
+    return {"action": np.array([1.0, 0, 0, 0, 0, 0, 0.4])}
+
+
+def test_calvin_gives_the_next_instruction_when_the_oracle_finds_one_done(found: Any) -> None:
+    module = found("calvin")
+    environment = module.make("Chains")
+    seen, info = environment.reset(seed=1_000_000_002)
+    assert info == {"success": False, "completed": 0}
+    assert {camera: seen[camera].shape for camera in module.CAMERAS} == module.IMAGE_SHAPES
+    assert seen["robot_obs"].tolist() == [2.0] * 15  # chain 2
+    told, rewards = [], []
+    over = False
+    while not over:
+        told.append(environment.instruction)
+        seen, reward, over, truncated, info = environment.step(forward(module))
+        rewards.append(reward)
+    assert told == [f"do thing {2 + k}" for k in range(5) for _ in range(3)]
+    assert rewards == [0.0, 0.0, 1.0] * 5
+    assert info == {"success": True, "completed": 5}
+    assert not truncated
+    assert {action[6] for action in environment.simulator.actions} == {1}  # the simulator takes nothing between
+
+
+def test_calvin_ends_with_the_first_instruction_that_takes_more_than_360_steps(found: Any) -> None:
+    module = found("calvin")
+    environment = module.make("Chains")
+    environment.reset(seed=0)
+    for _ in range(3):
+        environment.step(forward(module))
+    still = {"action": np.zeros(7)}
+    ends = [environment.step(still)[2:] for _ in range(360)]
+    assert ends[-1] == (False, True, {"success": False, "completed": 1})
+    assert all(end[:2] == (False, False) for end in ends[:-1])
+    first = module.make("First")
+    first.reset(seed=0)
+    info = [first.step(forward(module))[4] for _ in range(3)][-1]
+    assert info == {"success": True, "completed": 1}
+    assert (first.max_steps, environment.max_steps) == (360, 1800)
+
+
+def test_calvins_figures_are_shares_in_a_row_and_their_mean(found: Any) -> None:
+    figures = found("calvin").chain_figures([5, 3, 0, 1])
+    assert [figures[f"{k} in a row"] for k in range(1, 6)] == [0.75, 0.5, 0.5, 0.25, 0.25]
+    assert figures["mean length"] == 2.25
+
+
+def test_calvin_without_data_or_expert_says_so(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = found("calvin")
+    monkeypatch.setenv("AGENT_JAX_CALVIN_DATA", "/nowhere")
+    with pytest.raises(FileNotFoundError, match="AGENT_JAX_CALVIN_DATA=/nowhere, expected a directory with"):
+        module.make("Chains")
+    with pytest.raises(ValueError, match="no scripted expert"):
+        module.Expert(None)
+    with pytest.raises(ValueError, match='found \'Chain\', expected "Chains"'):
+        module.make("Chain")
+
+
+def test_libero_begins_in_its_initial_states_and_turns_its_pictures(found: Any) -> None:
+    module = found("libero")
+    environment = module.make("libero_goal/3", 32)
+    assert environment.instruction == "do thing 3"
+    assert environment.simulator.bddl_file_name == "/suite/3.bddl"
+    seen, _ = environment.reset(seed=1_000_000_007)
+    assert environment.simulator.state == 7.0
+    assert environment.simulator.steps == 5
+    assert seen["rgb"][-1, -1].tolist() == [255] * 3
+    assert seen["wrist"].shape == (32, 32, 3)
+    np.testing.assert_allclose(seen["state"], [7, 0, 0, 0, 0, 0.5, 0.02, -0.02], atol=1e-6)
+    results = [environment.step({"action": np.full(7, 9.0)}) for _ in range(3)]
+    assert [result[2] for result in results] == [False, False, True]
+    assert results[-1][4] == {"success": True}
+    environment.reset(seed=0)
+    ends = [environment.step({"action": np.zeros(7)})[2:4] for _ in range(600)]
+    assert ends[-1] == (False, True)
+    assert (False, True) not in ends[:-1]
+
+
+def test_libero_knows_its_suites(found: Any) -> None:
+    module = found("libero")
+    assert [len(tasks) for tasks in module.TASKS.values()] == [10, 10, 10, 10, 90]
+    for level in ("libero_goal/10", "libero_goal", "libero_gaol/1"):
+        with pytest.raises(ValueError, match="expected SUITE/NUMBER, as in libero_goal/0 to libero_goal/9"):
+            module.make(level)
