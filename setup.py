@@ -57,10 +57,15 @@ DATA = [
     "pydicom>=3.0.1,<4",  # decodes JPEG and RLE by Pillow and itself
     "pyyaml>=6,<7",
 ]
+EVALUATE = ["sacrebleu>=2.5,<3"]  # BLEU-4 of action tokens
 BABYAI = ["minigrid>=3.2.0,<3.3"]
+METAWORLD = ["metaworld>=3.1.1,<3.2", "mujoco>=3.3,<4", "packaging>=23"]  # gymnasium, which it imports, needs the last
+VIZDOOM = ["vizdoom>=1.3.2,<1.4"]  # with the free game data in its wheel
+SERVE = ["websockets>=15.0.1,<18", "msgpack>=1.1,<2"]  # and all that `agent_jax.client` needs beside NumPy
 TORCH = ["torch==2.13.0"]  # parity is held to 1e-5, so to one version
 LINT = ["ruff>=0.14,<0.18", "pyright[nodejs]>=1.1.400,<1.2"]  # with a Node.js of its own
-TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *DATA, *BABYAI, *TORCH, *LINT]
+SIMULATORS = [*BABYAI, *METAWORLD, *VIZDOOM]
+TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *DATA, *EVALUATE, *SIMULATORS, *SERVE, *TORCH, *LINT]
 
 setup(
     name="agent_jax",
@@ -77,7 +82,11 @@ setup(
     install_requires=REQUIRED,
     extras_require={
         "babyai": BABYAI,  # the simulator of configs/babyai.py
+        "metaworld": METAWORLD,  # the simulator of configs/metaworld.py; draws by EGL (libEGL)
+        "vizdoom": VIZDOOM,  # the simulator of configs/vizdoom.py
         "data": DATA,  # video, DICOM, parquet, YAML: what `python -m agent_jax.data prepare` reads them with
+        "serve": SERVE,  # `python -m agent_jax.serve`
+        "evaluate": EVALUATE,  # what `python -m agent_jax.evaluate offline` counts BLEU-4 with
         "torch": TORCH,  # the weight converter's parity checks
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],

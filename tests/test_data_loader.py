@@ -118,7 +118,8 @@ def three(tmp_path_factory) -> list[Windows]:
         patch.setenv("AGENT_JAX_CACHE", str(directory / "cache"))
         stores = [language_table_store(directory / "table", (12, 9)), game_store(directory / "game"),
                   babyai_store(directory / "tiles", LENGTHS)]
-        domains = [language_table_domain(index=0, sampling="random", weight=2.5), game_domain(index=1, sampling="random"),
+        domains = [language_table_domain(index=0, sampling="random", weight=2.5),
+                   game_domain(index=1, sampling="random"),
                    babyai_domain(index=2, sampling="random", weight=0.7)]
         return [Windows(domain, store, "train", seed=3) for domain, store in zip(domains, stores, strict=True)]
 

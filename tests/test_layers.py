@@ -39,6 +39,7 @@ LAYERS = {
     "agent_jax.vocabulary": 0,
     "agent_jax.text_tokenizer": 0,
     "agent_jax.json_object": 0,
+    "agent_jax.client": 0,  # the robot's end of serve: nothing of ours, so that a robot needs nothing of ours
     "agent_jax.sharding": 0,
     "agent_jax.host_memory": 0,
     "agent_jax.models": 1,
@@ -55,9 +56,11 @@ LAYERS = {
     "agent_jax.convert": 2,
     "agent_jax.restart": 2,
     "agent_jax.run_data": 2,
+    "agent_jax.acting": 3,
     "agent_jax.policy": 3,
     "agent_jax.envs": 3,
     "agent_jax.evaluate": 3,
+    "agent_jax.serve": 3,
     "agent_jax.view": 3,
     "agent_jax.command_line": 4,
     "agent_jax.preemption": 4,
@@ -74,10 +77,13 @@ ALLOWED = {
     "torch": ["agent_jax.convert.verify", "agent_jax.convert.torch_agent", "agent_jax.convert.torch_parity"],
     "minigrid": ["agent_jax.envs.babyai"],
     "gymnasium": ["agent_jax.envs"],
+    "metaworld": ["agent_jax.envs.metaworld"],
+    "mujoco": ["agent_jax.envs.metaworld"],
+    "vizdoom": ["agent_jax.envs.vizdoom"],
     "grain": ["agent_jax.data"],
     "array_record": ["agent_jax.data"],
     "tensorflow_datasets": ["agent_jax.data"],
-    "av": ["agent_jax.data.video"],
+    "av": ["agent_jax.data.video", "agent_jax.view.rollout"],
     "google_crc32c": ["agent_jax.data.sources"],
     "simplejpeg": ["agent_jax.data.transforms"],
     "cykooz_resizer": ["agent_jax.data.transforms"],
@@ -87,7 +93,10 @@ ALLOWED = {
     "yaml": ["agent_jax.data.sources.calvin"],
     "safetensors": ["agent_jax.convert"],
     "tensorboardX": ["agent_jax.metrics"],
+    "websockets": ["agent_jax.client", "agent_jax.serve"],
+    "msgpack": ["agent_jax.client"],
     "scipy": ["agent_jax.evaluate"],
+    "sacrebleu": ["agent_jax.evaluate.offline"],
     "tokenizers": ["agent_jax.text_tokenizer", "agent_jax.convert.torch_agent", "agent_jax.convert.torch_folder"],
     "transformers": ["agent_jax.convert"],
     "huggingface_hub": ["agent_jax.convert.hub"],
@@ -121,7 +130,11 @@ NUMPY_ALONE = [
     "agent_jax.vocabulary",
     "agent_jax.text_tokenizer",
     "agent_jax.json_object",
+    "agent_jax.client",
     "agent_jax.envs",
+    "agent_jax.evaluate.messages",
+    "agent_jax.evaluate.stage",
+    "agent_jax.evaluate.worker",
 ]
 TESTS_MAY_NOT = ["tensorflow", "matplotlib", "cloudpickle", "dill", "joblib", "marshal", "shelve"]
 
@@ -278,9 +291,13 @@ def imported_at_once(imports: dict[str, list[Import]], module: str) -> dict[str,
     return libraries
 
 
+# Work on the exported PyTorch agent, so need torch to be imported; commands import these when they are asked for.
+ON_TORCH = ["agent_jax.convert.to_pytorch", "agent_jax.convert.parity_actions", "agent_jax.convert.model_card"]
+
+
 def test_simulators_and_torch_are_imported_only_when_they_are_used(imports: dict[str, list[Import]]) -> None:
-    optional = {"minigrid", "gymnasium", "torch"}
-    own = [module for library in optional for module in ALLOWED[library]]
+    optional = {"minigrid", "gymnasium", "metaworld", "mujoco", "vizdoom", "torch"}
+    own = [*ON_TORCH, *(module for library in optional for module in ALLOWED[library])]
     for module in imports:
         if any(within(module, package) for package in own):
             continue
