@@ -138,8 +138,11 @@ def test_an_observation_of_another_form_is_refused(base: Path):
     made, folder, _ = exported(base, "clips")
     policy = torch_agent.Policy(folder)
     [seen] = images(made, 1)
-    with pytest.raises(ValueError, match="expected 2 images for each environment"):
+    with pytest.raises(ValueError, match="found 1 images, expected one of each camera: left, right"):
         policy.act([seen[:1]], ["go"], [0])
+    named = policy.act([{"right": seen[1], "left": seen[0]}], ["go"], ["named"])
+    in_order = policy.act([seen], ["go"], ["in order"])
+    assert str(named) == str(in_order)
     with pytest.raises(ValueError, match="expected images uint8"):
         policy.act([[image.astype(np.float32) for image in seen]], ["go"], [0])
     with pytest.raises(ValueError, match="has 40 tokens, expected at most 12"):
@@ -172,7 +175,7 @@ def test_rows_are_laid_out_alike(base: Path, name: str, fields: dict[str, Any]):
                    *(max(getattr(need, field) for need in needs) for field in ("slots", "targets")))
     expected = layout.stack([layout.lay_out([window], size, 10, 9) for window in windows])
     codec = CODECS[f"{name} actions"]
-    spoken = torch_agent.Domain(name, 3, 12, domain.first_position, domain.video, 24, len(domain.cameras), codec, None,
+    spoken = torch_agent.Domain(name, 3, 12, domain.first_position, domain.video, 24, domain.camera_names, codec, None,
                                 None)  # pyright: ignore[reportArgumentType]
     for field, tensor in torch_agent.lay_out(spoken, samples, 9).items():
         np.testing.assert_array_equal(tensor.numpy(), getattr(expected, field), err_msg=field)

@@ -660,7 +660,7 @@ class Domain:
     first_position: int  # of the first step; 0: it follows the instruction
     video: bool  # the images of a camera form one clip
     image_size: int
-    cameras: int
+    cameras: Sequence[str]  # their names, in the order of a step's images
     actions: Codec
     state: Codec | None
     tokenizer: Tokenizer
@@ -794,7 +794,7 @@ class Policy:
         """The next action of each episode, which is taken to be executed.
 
         Args:
-            images: n uint8 (height, width, 3), or n sequences of one such image a camera.
+            images: n uint8 (height, width, 3), or n sequences or mappings of one such image a camera.
             instructions: n texts.
             env_ids: n different ids; unknown ones begin an episode.
             states: n mappings of the StateSpec's values, if the domain has one.
@@ -814,16 +814,24 @@ class Policy:
                 ) -> list[tuple[list[Tensor], Step]]:
         """What is seen now, encoded: the visual tokens of each camera, and the step without its action."""
         self.reset([env_id for env_id in env_ids if env_id not in self._episodes])
-        given = [[image] if isinstance(image, np.ndarray) and image.ndim == 3 else image for image in images]
-        prepared = [[self.domain.image(image) for image in cameras] for cameras in given]
-        if any(len(cameras) != self.domain.cameras for cameras in prepared):
-            raise ValueError(f"expected {self.domain.cameras} images for each environment, one a camera")
+        prepared = [self._cameras(given) for given in images]
         encoded = [[]] * len(prepared) if self.domain.video else self._encode(prepared)
         steps = []
         for i, cameras in enumerate(prepared):
             state = self.domain.state.encode(states[i]) if self.domain.state and states is not None else []
             steps.append((encoded[i], Step(cameras, state)))
         return steps
+
+    def _cameras(self, given: Any) -> list[np.ndarray]:
+        """The images of an environment in the cameras' order, as the encoder takes them."""
+        names = self.domain.cameras
+        if isinstance(given, np.ndarray) and given.ndim == 3:
+            given = [given]
+        if isinstance(given, Mapping):
+            given = [given[name] for name in names if name in given]
+        if len(given) != len(names):
+            raise ValueError(f"found {len(given)} images, expected one of each camera: {', '.join(names)}")
+        return [self.domain.image(image) for image in given]
 
     @torch.inference_mode()
     def decode(self, env_ids: Sequence[Any], texts: Sequence[Sequence[int]], steps: Sequence[tuple[list[Tensor], Step]],
@@ -917,7 +925,7 @@ def main(folder: str) -> None:
     for name in agent.description["acting"]:
         policy = Policy(folder, domain=name, agent=agent)
         domain = policy.domain
-        size = (domain.cameras, domain.image_size, domain.image_size, 3)
+        size = (len(domain.cameras), domain.image_size, domain.image_size, 3)
         images = random.integers(0, 256, size, np.uint8)
         state_ids = domain.state.first() if domain.state else []
         states = [domain.state.decode(state_ids)] if domain.state else None

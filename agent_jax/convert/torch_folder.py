@@ -99,7 +99,7 @@ def acting_json(domain: Domain) -> dict[str, Any]:
     assert domain.spec is not None
     return {
         "window": domain.window, "max_text": domain.max_text, "first_position": domain.first_position,
-        "video": domain.video, "image_size": domain.image_size, "cameras": len(domain.cameras),
+        "video": domain.video, "image_size": domain.image_size, "cameras": list(domain.camera_names),
         "actions": spec_json(domain.spec), "state": spec_json(domain.state) if domain.state else None,
     }
 
