@@ -145,9 +145,15 @@ def prove(folder: pathlib.Path, params: Params, config: Config, vocabulary: Voca
     return Parity(tuple(comparisons), actions, sizes)
 
 
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, jitted to run once: at full size compiling it takes longer than running it."""
+    on_cpu = jax.default_backend() == "cpu"
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None)
+
+
 def _read_visible(agent: Agent, params: Params, batch: Batch) -> Any:
     """The output on rows whose language model sees the visible patches alone."""
-    run = jax.jit(lambda params, batch: agent.apply(
+    run = _compiled(lambda params, batch: agent.apply(
         {"params": params}, batch, mask_keys_B=_masked(agent.config, batch)[0], visual_tokens="visible"))
     return run(params, batch)
 
@@ -186,9 +192,9 @@ def _ours(params: Params, config: Config, batch: Batch, keys_B: jax.Array, domai
             told["label"] = joint.label[0]
         return forms[config.loss.form], (output, told)
 
-    run = jax.jit(lambda params, batch: agent.apply({"params": params}, batch, method=states))
+    run = _compiled(lambda params, batch: agent.apply({"params": params}, batch, method=states))
     vision, language = run(params, batch)
-    (_, (output, told)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
+    (_, (output, told)), gradients = _compiled(jax.value_and_grad(loss, has_aux=True))(params, batch)
     named = in_module(dict(to_tensors(jax.tree.map(np.asarray, gradients), config.model)))
     if config.model.vision.positions == "sincos":
         del named[FIXED_POSITIONS]
