@@ -131,9 +131,4 @@ def _write_descriptions(folder: pathlib.Path, config: Config, vocabulary: Vocabu
         (folder / file).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "language" / "tokenizer.json").write_text(torch_folder.tokenizer_json(vocabulary.text), encoding="utf-8")
     (folder / "agent.json").write_text(torch_folder.agent_json(config, domains, source), encoding="utf-8")
-    shutil.copyfile(str(torch_agent_file()), folder / "torch_agent.py")
-
-
-def torch_agent_file() -> pathlib.Path:
-    """The one file of PyTorch code, as it lies in this package."""
-    return pathlib.Path(str(torch_agent.__file__))
+    shutil.copyfile(str(torch_agent.__file__), folder / "torch_agent.py")

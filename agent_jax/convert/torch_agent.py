@@ -394,7 +394,7 @@ class Agent(nn.Module):
         shutil.copytree(source, partial, ignore=skipped)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         for part, prefix in PARTS.items():
-            names = load_names(Path(source) / part / "model.safetensors", prefix)
+            names = tensor_names(Path(source) / part / "model.safetensors", prefix)
             tensors = {prefix + name: state.pop(f"{part}.{name}") for name in names}
             save_file(tensors, partial / part / "model.safetensors", {"format": "pt"})
         save_file(state, partial / "agent.safetensors", {"format": "pt"})
@@ -448,7 +448,7 @@ class Agent(nn.Module):
             return F.linear(mean_BD, self.classifier.weight.float(), self.classifier.bias.float())
 
 
-def load_names(path: Path, prefix: str) -> list[str]:
+def tensor_names(path: Path, prefix: str) -> list[str]:
     """Names of the tensors of a file, without their prefix."""
     with safe_open(path, framework="pt") as file:
         return [name.removeprefix(prefix) for name in file.keys()]  # noqa: SIM118 - no mapping

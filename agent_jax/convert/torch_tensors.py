@@ -28,6 +28,7 @@ from agent_jax.convert.mapping import (
 from agent_jax.fingerprint import flat, nested
 from agent_jax.models.agent import Params
 from agent_jax.models.vision import sincos_positions
+from agent_jax.train_state import abstract_params
 
 VISION_FILE, LANGUAGE_FILE, AGENT_FILE = "vision/model.safetensors", "language/model.safetensors", "agent.safetensors"
 Tensors = dict[str, np.ndarray]
@@ -119,8 +120,6 @@ def to_params(read: Callable[[str, str], np.ndarray], model: ModelConfig) -> Par
 
 def shapes(model: ModelConfig) -> dict[str, dict[str, tuple[int, ...]]]:
     """Shape of every tensor, by file and name, from the sizes alone."""
-    from agent_jax.train_state import abstract_params
-
     leaves = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in flat(abstract_params(model)).items()}
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for section, tensors in to_tensors(nested(leaves), model):
