@@ -48,6 +48,7 @@ LAYERS = {
     "agent_jax.metrics": 1,
     "agent_jax.data": 1,
     "agent_jax.fingerprint": 2,
+    "agent_jax.flops": 2,
     "agent_jax.train_state": 2,
     "agent_jax.train_step": 2,
     "agent_jax.checkpoint": 2,
