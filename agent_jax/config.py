@@ -193,6 +193,7 @@ class TrainConfig:
     steps: int = 100_000
     batch_size: int = 256  # rows of an optimizer step, over all devices and microbatches
     accumulation: int = 1  # microbatches of a step
+    rows_per_device: int = 0  # most rows a device computes at once: makes the microbatches; 0: as many as accumulation
     log_every: int = 50
     validate_every: int = 1000  # 0: at the end only
     validation_batches: int = 8
@@ -201,11 +202,12 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices by axis; -1 in one place takes what is left."""
+    """Devices by axis (sharding.py); -1 in one place takes what is left."""
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    replica: int = 1  # outermost: one for each slice of a TPU, so that only gradients cross the network between them
     platform: Literal["", "cpu", "gpu", "tpu"] = ""  # refuse to run elsewhere; empty: whatever is there
 
 
@@ -389,6 +391,9 @@ def validate(config: Config) -> None:
            f"config.model.language.dropout={model.language.dropout} must lie in [0, 1)")
     _check(train.accumulation >= 1 and train.batch_size >= 1 and train.batch_size % train.accumulation == 0,
            f"config.train.batch_size={train.batch_size} must be a multiple of accumulation={train.accumulation}")
+    _check(train.rows_per_device >= 0 and not (train.rows_per_device and train.accumulation > 1),
+           f"config.train.rows_per_device={train.rows_per_device} and accumulation={train.accumulation}: expected 0 or "
+           "more, and accumulation=1 where it is set, which it stands in place of")
     for name in ("steps", "log_every", "validation_batches"):
         _check(getattr(train, name) >= 1, f"config.train.{name}={getattr(train, name)} must be at least 1")
     for name in ("validate_every", "picture_every"):
@@ -412,7 +417,7 @@ def validate(config: Config) -> None:
            f"config.data.out_of_bounds={config.data.out_of_bounds} is a share of the steps, in [0, 1]")
     _check(0 <= config.data.demonstrations.noise < 1,
            f"config.data.demonstrations.noise={config.data.demonstrations.noise} must lie in [0, 1)")
-    axes = {name: getattr(config.mesh, name) for name in ("data", "fsdp", "tensor")}
+    axes = {name: getattr(config.mesh, name) for name in ("replica", "data", "fsdp", "tensor")}
     _check(all(size >= 1 or size == -1 for size in axes.values()) and list(axes.values()).count(-1) <= 1,
            f"config.mesh: found {axes}, expected sizes of at least 1, or -1 in one place for the devices left")
     for name, episodes in (("data.demonstrations", config.data.demonstrations.episodes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 
 import jax
@@ -12,6 +13,7 @@ from agent_jax.config import Config
 from agent_jax.convert.hub import located
 from agent_jax.models.agent import training_visual_tokens
 from agent_jax.run_data import with_vocabulary
+from agent_jax.sharding import AXES
 from agent_jax.spec_declarations import config_specs, vocabulary_blocks
 from agent_jax.train_state import abstract_params
 from agent_jax.vocabulary import Vocabulary
@@ -22,8 +24,9 @@ def set_platform(config: Config) -> None:
     mesh = config.mesh
     if mesh.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
-        if -1 not in (mesh.data, mesh.fsdp, mesh.tensor):
-            jax.config.update("jax_num_cpu_devices", mesh.data * mesh.fsdp * mesh.tensor)
+        sizes = [getattr(mesh, axis) for axis in AXES]
+        if -1 not in sizes:
+            jax.config.update("jax_num_cpu_devices", math.prod(sizes))
 
 
 def check_machine(config: Config) -> None:
@@ -42,7 +45,9 @@ def describe(config: Config) -> str:
     """What the run would be, from its config alone."""
     mesh, train = config.mesh, config.train
     axes = ", ".join(f"{axis} {'all that is left' if size == -1 else size}"
-                     for axis, size in (("data", mesh.data), ("fsdp", mesh.fsdp), ("tensor", mesh.tensor)))
+                     for axis, size in ((axis, getattr(mesh, axis)) for axis in AXES))
+    microbatches = (f"microbatches of at most {train.rows_per_device} row(s) a device" if train.rows_per_device else
+                    f"{train.accumulation} microbatch(es)")
     vision, language = config.model.vision, config.model.language
     domains = ", ".join(f"{name} (window {entry.window})" for name, entry in sorted(config.data.domains.items()))
     lines = [
@@ -52,7 +57,7 @@ def describe(config: Config) -> str:
         f"decoder {config.model.mae.depth} x {config.model.mae.width}; {training_visual_tokens(config.model)} visual "
         f"tokens an image in training ({config.model.visual_tokens}){_parameters(config)}",
         f"  data      {domains or 'none'}; text by config.vocabulary.tokenizer={config.vocabulary.tokenizer}",
-        f"  training  {train.steps:,} steps of {train.batch_size} rows in {train.accumulation} microbatch(es)",
+        f"  training  {train.steps:,} steps of {train.batch_size} rows in {microbatches}",
     ]
     return "\n".join(lines)
 

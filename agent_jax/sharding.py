@@ -1,6 +1,7 @@
-"""Where every array lives: a mesh of three axes and one ordered table of (path pattern, PartitionSpec).
+"""Where every array lives: a mesh of four axes and one ordered table of (path pattern, PartitionSpec).
 
     axis      the rows of a batch     parameters and both Adam moments
+    replica   split                   copied: one a slice, so that only gradients cross the network between slices
     data      split                   copied
     fsdp      split                   split along a width; gathered layer by layer where they are used
     tensor    copied                  split along heads, MLP width and vocabulary; activations are summed over it
@@ -19,12 +20,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from agent_jax.config import Config, MeshConfig
+from agent_jax.config import Config, MeshConfig, TrainConfig
 
-AXES = ("data", "fsdp", "tensor")
-ROWS = PartitionSpec(("data", "fsdp"))  # of a batch: every leaf is split along its first dimension
+AXES = ("replica", "data", "fsdp", "tensor")  # from the slowest network to the fastest
+ROW_AXES = AXES[:3]
+ROWS = PartitionSpec(ROW_AXES)  # of a batch: every leaf is split along its first dimension
 
 # Leaves under `blocks` carry a leading axis of layers, which the scan walks over and which is never split.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
@@ -44,23 +47,69 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh (data, fsdp, tensor) over all devices of all processes, or over those given.
+    """The mesh (replica, data, fsdp, tensor) over all devices of all processes, or over those given.
+
+    Where the devices are of several slices (TPU slices; GPU nodes), which a slower network joins, `replica` runs over
+    slices first, then `data`, then `fsdp`, and what is left of each axis lies within a slice.
 
     Raises:
-        ValueError: if the axes do not multiply to the number of devices, naming them.
+        ValueError: if the axes do not multiply to the number of devices, or `tensor` would have to leave a slice.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [config.data, config.fsdp, config.tensor]
-    said = ", ".join(f"config.mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
-    if shape.count(-1) > 1 or any(size != -1 and size < 1 for size in shape):
+    wanted = [getattr(config, axis) for axis in AXES]
+    said = ", ".join(f"config.mesh.{axis}={size}" for axis, size in zip(AXES, wanted, strict=True))
+    if wanted.count(-1) > 1 or any(size != -1 and size < 1 for size in wanted):
         raise ValueError(f"{said}: each must be at least 1, and one of them may be -1 to take what is left")
-    known = math.prod(size for size in shape if size != -1)
-    shape = [len(devices) // known if size == -1 else size for size in shape]
+    known = math.prod(size for size in wanted if size != -1)
+    shape = [len(devices) // known if size == -1 else size for size in wanted]
     if math.prod(shape) != len(devices):
-        raise ValueError(f"{said} ask for {'a multiple of ' if -1 in (config.data, config.fsdp, config.tensor) else ''}"
-                         f"{known} devices, but there are {len(devices)} ({devices[0].platform}); change them so that "
-                         f"they multiply to {len(devices)}")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        raise ValueError(f"{said} ask for {'a multiple of ' if -1 in wanted else ''}{known} devices, but there are "
+                         f"{len(devices)} ({devices[0].platform}); change them so that they multiply to {len(devices)}")
+    types = (AxisType.Auto,) * len(AXES)
+    between = _between_slices(shape, devices)
+    if math.prod(between) == 1:
+        return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+    within = [size // slices for size, slices in zip(shape, between, strict=True)]
+    # As jax.make_mesh has it for one slice: these chips lie in a plane, along whose two axes few meshes would fit.
+    split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")
+    arranged = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=split)
+    return Mesh(arranged, AXES, axis_types=types)
+
+
+def slice_count(devices: Sequence[Any]) -> int:
+    """How many slices the devices are of; 1 where the platform knows none."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def _between_slices(shape: Sequence[int], devices: Sequence[Any]) -> list[int]:
+    """The part of each axis that runs over slices."""
+    left, between = slice_count(devices), []
+    for axis, size in zip(AXES, shape, strict=True):
+        between.append(1 if axis == "tensor" else math.gcd(left, size))
+        left //= between[-1]
+    if left > 1:
+        raise ValueError(f"the devices are of {slice_count(devices)} slices, and config.mesh.tensor={shape[-1]} would "
+                         "have to leave its slice: set config.mesh.replica to the number of slices, and the other axes "
+                         f"so that they multiply to the {len(devices) // slice_count(devices)} devices of one")
+    return between
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+
+
+def microbatches_of_step(train: TrainConfig, mesh: Mesh) -> int:
+    """How many microbatches a step takes on this mesh.
+
+    Returns:
+        `config.train.accumulation`; or where `rows_per_device` is set, the least number, a divisor of a device's rows,
+        that leaves at most so many of them at a time: the batch stays what it is, whatever the number of chips.
+    """
+    rows = train.batch_size // row_shards(mesh)
+    if not train.rows_per_device or not rows:
+        return train.accumulation
+    return next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= train.rows_per_device)
 
 
 def check_divides(config: Config, mesh: Mesh) -> None:
@@ -70,9 +119,9 @@ def check_divides(config: Config, mesh: Mesh) -> None:
         ValueError: one line per field that does not divide, with its value and the axis.
     """
     model, train = config.model, config.train
-    tensor, fsdp, shards = mesh.shape["tensor"], mesh.shape["fsdp"], mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = "config.train.batch_size", train.batch_size, shards * train.accumulation
-    rules = [(*rows, f"mesh data {mesh.shape['data']} x fsdp {fsdp} x config.train.accumulation {train.accumulation}")]
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    rules = [("config.train.batch_size", train.batch_size, row_shards(mesh) * train.accumulation,
+              f"{_row_axes(mesh)} x config.train.accumulation {train.accumulation}")]
     for name, part in (("vision", model.vision), ("language", model.language), ("mae", model.mae)):
         rules += [(f"config.model.{name}.heads", part.heads, tensor, f"mesh tensor {tensor}"),
                   (f"config.model.{name}.mlp_width", part.mlp_width, tensor, f"mesh tensor {tensor}"),
@@ -84,6 +133,12 @@ def check_divides(config: Config, mesh: Mesh) -> None:
              for name, value, divisor, reason in rules if value % divisor]
     if wrong:
         raise ValueError("the run does not divide over the mesh:\n  " + "\n  ".join(wrong))
+
+
+def _row_axes(mesh: Mesh) -> str:
+    """The axes that split rows, for a message: those beside replica always, that one where it does."""
+    axes = ROW_AXES if mesh.shape["replica"] > 1 else ROW_AXES[1:]
+    return "mesh " + " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
 
 
 def rule_for(path: str) -> int:
@@ -122,7 +177,7 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of every leaf of a Batch: rows over (data, fsdp)."""
+    """The sharding of every leaf of a Batch: rows over (replica, data, fsdp)."""
     return NamedSharding(mesh, ROWS)
 
 
@@ -146,11 +201,11 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     Raises:
         ValueError: if the rows do not divide over this process's share of the mesh.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = row_shards(mesh)
     rows = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
     if rows % shards:
-        raise ValueError(f"a batch of {rows} rows does not divide over mesh data {mesh.shape['data']} x fsdp "
-                         f"{mesh.shape['fsdp']} = {shards}; choose a batch size that is a multiple of {shards}")
+        raise ValueError(f"a batch of {rows} rows does not divide over {_row_axes(mesh)} = {shards}; choose a batch "
+                         f"size that is a multiple of {shards}")
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
 
@@ -182,6 +237,23 @@ def bytes_by_part(tree: Any, shardings: Any, depth: int = 2) -> list[PartBytes]:
         before = parts.get(part, (0, 0, 0))
         parts[part] = (before[0] + elements, before[1] + elements * width, before[2] + local)
     return [PartBytes(part, *sizes) for part, sizes in parts.items()]
+
+
+def mesh_lines(mesh: Mesh, train: TrainConfig) -> str:
+    """The mesh and the batch arithmetic, as lines to print at the top of a log."""
+    devices = list(mesh.devices.flat)
+    slices, shards, count = slice_count(devices), row_shards(mesh), microbatches_of_step(train, mesh)
+    over = ", ".join(f"{axis} {size}" for axis, size in
+                     zip(AXES, _between_slices(list(mesh.shape.values()), devices), strict=True) if size > 1)
+    between = f", {slices} slices ({over} between them)" if slices > 1 else ""
+    limit = f" (at most {train.rows_per_device} a device)" if train.rows_per_device else ""
+    processes = len({device.process_index for device in devices})
+    return "\n".join([
+        f"mesh: {dict(mesh.shape)} over {len(devices)} {devices[0].platform} device(s), {processes} process(es)"
+        f"{between}",
+        f"batch: {train.batch_size} rows = {shards} shard(s) x {train.batch_size // shards // count} rows{limit} x "
+        f"{count} microbatch(es)",
+    ])
 
 
 def bytes_table(parts: Sequence[PartBytes]) -> str:

@@ -36,7 +36,7 @@ from agent_jax.preemption import StopRequest
 from agent_jax.preflight import check_machine, describe, set_platform
 from agent_jax.restart import Start, checkpoint_meta, start
 from agent_jax.run_data import RunData, open_data, with_vocabulary
-from agent_jax.sharding import bytes_by_part, bytes_table, check_divides, make_mesh, shard_batch
+from agent_jax.sharding import bytes_by_part, bytes_table, check_divides, make_mesh, mesh_lines, shard_batch
 from agent_jax.train_state import TrainState, abstract_params, state_shardings
 from agent_jax.train_step import StepMetrics, make_eval_step, make_train_step
 
@@ -78,13 +78,9 @@ class Run:
 
     def _head(self) -> str:
         """Mesh, batch arithmetic, parameters and rung, for the top of the log."""
-        shape, train, size = dict(self.mesh.shape), self.config.train, self.data.size
-        devices, shards = math.prod(shape.values()), shape["data"] * shape["fsdp"]
-        state = self.first.state
+        size, state = self.data.size, self.first.state
         return "\n".join([
-            f"mesh: {shape} over {devices} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)",
-            f"batch: {train.batch_size} rows = {shards} shard(s) x {train.batch_size // shards // train.accumulation} "
-            f"rows x {train.accumulation} microbatch(es)",
+            mesh_lines(self.mesh, self.config.train),
             f"row: {size.slots} slots, {size.frames} images, {size.targets} targets",
             bytes_table(bytes_by_part(state, state_shardings(state))),
             f"start: {self.first.rung}",

@@ -29,7 +29,7 @@ from agent_jax.models.agent import Agent, Params
 from agent_jax.models.augmentation import augment
 from agent_jax.models.mae import kept_patches
 from agent_jax.optimizer import learning_rate_schedule, trained_mask
-from agent_jax.sharding import ROWS, batch_sharding, check_divides, replicated
+from agent_jax.sharding import ROWS, batch_sharding, check_divides, microbatches_of_step, replicated
 from agent_jax.train_state import STEP_KEY, VALIDATION_KEY, TrainState, abstract_state, purpose_key, state_shardings
 
 MASK_KEY, DROPOUT_KEY, AUGMENTATION_KEY = range(3)  # purposes of a row's keys
@@ -96,6 +96,7 @@ def make_train_step(
     """
     check_divides(config, mesh)
     agent, domains, hidden = Agent(config.model), domain_count(config), hidden_patches(config)
+    count = microbatches_of_step(config.train, mesh)
     schedule = learning_rate_schedule(config.optimizer, config.train.steps)
     state = abstract_state(config, mesh, optimizer)
     shardings = state_shardings(state)
@@ -123,7 +124,7 @@ def make_train_step(
             gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
             return jax.tree.map(jnp.add, carry, (gradients, (loss, sums))), None
 
-        rows = microbatches(batch, config.train.accumulation, mesh)
+        rows = microbatches(batch, count, mesh)
         first = jax.tree.map(lambda leaf: leaf[0], rows)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
                              (state.params, jax.eval_shape(loss_of, state.params, first, weights, key)))
@@ -146,16 +147,24 @@ def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], tupl
 
     Returns:
         step(params, batch) -> (sums, weights), to be added up over batches before `losses.total` or `losses.means`. The
-        batch is laid out for V = 1 + P visual tokens, whatever the training sees.
+        batch is laid out for V = 1 + P visual tokens, whatever the training sees; it is read in the microbatches of a
+        train step, so that it needs no more memory.
     """
     agent, domains, hidden = Agent(config.model), domain_count(config), hidden_patches(config)
+    count = microbatches_of_step(config.train, mesh)
 
     @_on_mesh(mesh)
     def step(params: Params, batch: Batch) -> tuple[LossSums, LossSums]:
-        keys_B = row_keys(purpose_key(config.seed, VALIDATION_KEY), batch.seed_B, MASK_KEY)
-        output: Any = agent.apply({"params": params}, batch, mask_keys_B=keys_B, visual_tokens="all")
+        def sums_of(batch: Batch) -> LossSums:
+            keys_B = row_keys(purpose_key(config.seed, VALIDATION_KEY), batch.seed_B, MASK_KEY)
+            output: Any = agent.apply({"params": params}, batch, mask_keys_B=keys_B, visual_tokens="all")
+            return loss_sums(output, batch, domains)
+
         weights = loss_weights(batch, domains, hidden, classes=config.model.classes > 0)
-        return loss_sums(output, batch, domains), weights
+        if count == 1:
+            return sums_of(batch), weights
+        sums = jax.lax.map(sums_of, microbatches(batch, count, mesh))
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums), weights
 
     return jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 

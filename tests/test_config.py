@@ -117,7 +117,7 @@ def test_an_override_of_a_reference_reaches_the_fields_that_follow_it() -> None:
         ("trian", "config.trian: no such field; did you mean 'train'?"),
         ("train.step", "config.train.step: no such field; did you mean 'steps'?"),
         ("data.domains.babyai.wieght", "config.data.domains.babyai.wieght: no such field; did you mean 'weight'?"),
-        ("mesh.xyz", "config.mesh.xyz: no such field; known fields: data, fsdp, tensor, platform"),
+        ("mesh.xyz", "config.mesh.xyz: no such field; known fields: data, fsdp, tensor, replica, platform"),
     ],
 )
 def test_an_unknown_field_is_refused_with_the_nearest_known_one(field: str, hint: str) -> None:
@@ -272,8 +272,10 @@ def test_a_config_file_that_is_not_there_is_named() -> None:
         ("data.augmentation.saturation", (1.4, 0.7), "augmentation.saturation=(1.4, 0.7): expected (least, greatest)"),
         ("data.augmentation.hue", 0.6, "config.data.augmentation.hue=0.6 must lie in [0, 0.5]"),
         ("data.out_of_bounds", 5.0, "config.data.out_of_bounds=5.0 is a share of the steps, in [0, 1]"),
-        ("mesh.fsdp", -1, "config.mesh: found {'data': -1, 'fsdp': -1, 'tensor': 1}"),
-        ("mesh.tensor", 0, "config.mesh: found {'data': -1, 'fsdp': 1, 'tensor': 0}"),
+        ("train.rows_per_device", -1, "config.train.rows_per_device=-1 and accumulation=1: expected 0 or more"),
+        ("mesh.replica", 0, "config.mesh: found {'replica': 0, 'data': -1, 'fsdp': 1, 'tensor': 1}"),
+        ("mesh.fsdp", -1, "config.mesh: found {'replica': 1, 'data': -1, 'fsdp': -1, 'tensor': 1}"),
+        ("mesh.tensor", 0, "config.mesh: found {'replica': 1, 'data': -1, 'fsdp': 1, 'tensor': 0}"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(field: str, value: object, message: str) -> None:
@@ -304,3 +306,9 @@ def test_patches_and_rows_of_the_vocabulary_are_derived() -> None:
 def test_a_config_cannot_be_changed_after_it_is_checked() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         MeshConfig().data = 2  # pyright: ignore[reportAttributeAccessIssue] - that is the point
+
+
+def test_microbatches_are_counted_or_follow_a_limit_but_not_both() -> None:
+    with pytest.raises(ValueError, match=r"rows_per_device=4 and accumulation=2: expected .* and accumulation=1"):
+        validate(Config(train=TrainConfig(rows_per_device=4, accumulation=2)))
+    validate(Config(train=TrainConfig(rows_per_device=4)))

@@ -36,8 +36,44 @@ def paths(tree):
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-    assert dict(make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert dict(make_mesh(MeshConfig(), jax.devices()[:3]).shape) == {"data": 3, "fsdp": 1, "tensor": 1}
+    shape = lambda *given: tuple(make_mesh(*given).shape.values())  # noqa: E731
+    assert make_mesh(MeshConfig()).axis_names == ("replica", "data", "fsdp", "tensor")
+    assert shape(MeshConfig(data=-1, fsdp=2, tensor=2)) == (1, 2, 2, 2)
+    assert shape(MeshConfig(data=2, replica=-1)) == (4, 2, 1, 1)
+    assert shape(MeshConfig(), jax.devices()[:3]) == (1, 3, 1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Of several slices, which a CPU does not have."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "chip"
+
+
+TWO_SLICES = [Chip(i, slice_index=i % 2) for i in range(8)]  # not in order
+
+
+@pytest.mark.parametrize(("config", "between"), [
+    (MeshConfig(replica=2, data=-1, tensor=2), "replica 2"),
+    (MeshConfig(data=-1, tensor=4), "data 2"),
+    (MeshConfig(replica=4, data=2), "replica 2"),  # two replicas a slice
+    (MeshConfig(data=1, fsdp=8), "fsdp 2"),
+])
+def test_over_several_slices_the_outermost_axes_lie_between_them(config, between):
+    mesh = make_mesh(config, TWO_SLICES)
+    assert f"2 slices ({between} between them)" in sharding.mesh_lines(mesh, TrainConfig(batch_size=64))
+    assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
+    halves = mesh.devices.reshape(2, 4)
+    assert [{chip.slice_index for chip in half} for half in halves] == [{0}, {1}]
+
+
+def test_tensor_parallelism_over_the_network_between_slices_is_refused():
+    with pytest.raises(ValueError, match=r"2 slices, and config.mesh.tensor=8 .* set config.mesh.replica"):
+        make_mesh(MeshConfig(data=1, tensor=8), TWO_SLICES)
 
 
 @pytest.mark.parametrize(("config", "message"), [
@@ -46,6 +82,7 @@ def test_minus_one_takes_the_devices_that_are_left():
     (MeshConfig(data=-1, fsdp=16, tensor=1), r"a multiple of 16 devices, but there are 8"),
     (MeshConfig(data=-1, fsdp=-1, tensor=1), r"one of them may be -1"),
     (MeshConfig(data=8, fsdp=0, tensor=1), r"config.mesh.fsdp=0.*at least 1"),
+    (MeshConfig(data=4, replica=3), r"config.mesh.replica=3, config.mesh.data=4.*ask for 12 devices, but there are 8"),
 ])
 def test_a_mesh_that_does_not_fit_the_devices_is_refused_by_name(config, message):
     with pytest.raises(ValueError, match=message):
@@ -65,6 +102,24 @@ def test_everything_that_does_not_divide_is_named_in_one_message():
     assert "mlp_width" not in text
     sharding.check_divides(dataclasses.replace(config, train=TrainConfig(batch_size=16, accumulation=4)),
                            make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+
+
+@pytest.mark.parametrize(("devices", "count", "rows"), [(1, 8, 6), (2, 4, 6), (4, 2, 6), (8, 1, 6)])
+def test_rows_per_device_keep_the_global_batch_on_any_number_of_devices(devices, count, rows):
+    train = TrainConfig(batch_size=48, rows_per_device=7)  # 6 is the greatest divisor up to it
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
+    assert sharding.microbatches_of_step(train, mesh) == count
+    sharding.check_divides(Config(model=full_model(), train=train), mesh)
+    assert (f"batch: 48 rows = {devices} shard(s) x {rows} rows (at most 7 a device) x {count} microbatch(es)"
+            in sharding.mesh_lines(mesh, train))
+
+
+def test_without_a_limit_the_microbatches_are_those_of_the_config():
+    mesh = make_mesh(MeshConfig(replica=2, tensor=2))
+    assert sharding.microbatches_of_step(TrainConfig(batch_size=48, accumulation=3), mesh) == 3
+    assert sharding.mesh_lines(mesh, TrainConfig(batch_size=48, accumulation=3)).splitlines() == [
+        "mesh: {'replica': 2, 'data': 2, 'fsdp': 1, 'tensor': 2} over 8 cpu device(s), 1 process(es)",
+        "batch: 48 rows = 4 shard(s) x 4 rows x 3 microbatch(es)"]
 
 
 def test_a_vocabulary_table_that_does_not_divide_is_refused():
@@ -134,12 +189,12 @@ def test_the_printed_table_ends_in_the_sums_of_its_lines():
     assert sharding.bytes_table(parts).splitlines()[-1].split() == ["total", "19", "0.0", "0.0"]
 
 
-def test_rows_are_split_over_data_and_fsdp_and_keep_their_order():
+def test_rows_are_split_over_replica_data_and_fsdp_and_keep_their_order():
     batch = Batch.fake(RowSize(1, 8, 8, 2), 8, visual_tokens=5, vocabulary_size=9)
-    placed = sharding.shard_batch(batch, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    placed = sharding.shard_batch(batch, make_mesh(MeshConfig(replica=2, data=1, fsdp=2, tensor=2)))
     for host, device in zip(jax.tree.leaves(batch), jax.tree.leaves(placed), strict=True):
         np.testing.assert_array_equal(host, device)
-        assert device.sharding.spec == PartitionSpec(("data", "fsdp"))
+        assert device.sharding.spec == PartitionSpec(("replica", "data", "fsdp"))
         assert device.addressable_shards[0].data.shape[0] == 2
 
 
@@ -152,6 +207,6 @@ def test_a_batch_that_does_not_divide_over_the_mesh_is_refused():
 def test_rows_are_pinned_only_where_a_mesh_is_set():
     x = jax.numpy.ones((8, 2))
     assert sharding.constrain_rows(x) is x
-    mesh = make_mesh(MeshConfig(data=4, fsdp=2, tensor=1))
+    mesh = make_mesh(MeshConfig(replica=2, data=2, fsdp=2))
     with jax.set_mesh(mesh):
-        assert jax.jit(sharding.constrain_rows)(x).sharding.spec == PartitionSpec(("data", "fsdp"))
+        assert jax.jit(sharding.constrain_rows)(x).sharding.spec == PartitionSpec(("replica", "data", "fsdp"))

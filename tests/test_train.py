@@ -173,7 +173,7 @@ def test_the_tpu_config_takes_its_two_smoke_steps_on_eight_devices_in_a_mesh_of_
     line = command("--config", str(ROOT / "configs" / "tpu_v4.py:smoke"), "--workdir", str(tmp_path / "run"))
     done = subprocess.run(line, env=environment(base), capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "mesh: {'data': 2, 'fsdp': 2, 'tensor': 2} over 8 cpu device(s)" in done.stdout
+    assert "mesh: {'replica': 1, 'data': 2, 'fsdp': 2, 'tensor': 2} over 8 cpu device(s)" in done.stdout
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2]
     figures = json.loads((tmp_path / "run" / "report.json").read_text())
     assert figures["steps"] == 2

@@ -29,7 +29,15 @@ from agent_jax.losses import total
 from agent_jax.models.augmentation import augment
 from agent_jax.optimizer import averaged_params, learning_rate_schedule, make_optimizer
 from agent_jax.sharding import batch_sharding, make_mesh, shard_batch
-from agent_jax.train_state import STEP_KEY, abstract_params, abstract_state, init_state, purpose_key
+from agent_jax.train_state import (
+    STEP_KEY,
+    TrainState,
+    abstract_params,
+    abstract_state,
+    init_state,
+    purpose_key,
+    state_shardings,
+)
 from agent_jax.train_step import AUGMENTATION_KEY, make_eval_step, make_train_step, microbatches, row_keys
 
 PAPER_COLOURS = AugmentationConfig(brightness=(0.7, 1.4), saturation=(0.7, 1.4), hue=0.05)
@@ -46,9 +54,9 @@ def make_config(**train):
                   data=DataConfig(domains={"one": DomainConfig(), "two": DomainConfig()}))
 
 
-def make_batch(visual_tokens=5, slots=20):
+def make_batch(visual_tokens=5, slots=20, seed=0):
     size = RowSize(frames=2, image_size=16, slots=slots, targets=8)
-    batch = Batch.fake(size, ROWS_OF_BATCH, visual_tokens=visual_tokens, vocabulary_size=70, domains=2)
+    batch = Batch.fake(size, ROWS_OF_BATCH, visual_tokens=visual_tokens, vocabulary_size=70, domains=2, seed=seed)
     batch.language_weight_BT[3] = 0.0  # rows of unequal weight: a mean over microbatches of their means would be wrong
     batch.action_weight_BT[5, 2:] = 0.0
     batch.frame_weight_BF[7, 1] = 0.0
@@ -80,13 +88,54 @@ def reference(host_params):
     return gradients_and_metrics(host_params, one_device(), 1)
 
 
-@pytest.mark.parametrize(("shape", "accumulation"), [((8, 1, 1), 1), ((1, 8, 1), 1), ((2, 2, 2), 4)])
-def test_loss_and_gradients_equal_one_device_and_one_batch(host_params, reference, shape, accumulation):
-    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
-    gradients, metrics = gradients_and_metrics(host_params, mesh, accumulation)
+@pytest.mark.parametrize(("mesh", "accumulation"), [
+    (MeshConfig(data=8), 1),
+    (MeshConfig(data=1, fsdp=8), 1),
+    (MeshConfig(replica=2, data=1, fsdp=2, tensor=2), 4),
+    pytest.param(MeshConfig(data=2, fsdp=2, tensor=2), 4, marks=pytest.mark.slow),
+    pytest.param(MeshConfig(replica=2, data=1, tensor=4), 1, marks=pytest.mark.slow),
+])
+def test_loss_and_gradients_equal_one_device_and_one_batch(host_params, reference, mesh, accumulation):
+    gradients, metrics = gradients_and_metrics(host_params, make_mesh(mesh), accumulation)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(reference[0])) > 0.1  # there is something to compare
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), gradients, reference[0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6), metrics, reference[1])
+
+
+def five_exact_steps(params, mesh, **train):
+    """Losses and parameters of five AdamW steps in float64, each on another batch."""
+    config = make_config(**train)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float64"))
+    optimizer = make_optimizer(config.optimizer, config.train.steps, params)
+    with jax.enable_x64():
+        exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+        state = TrainState(np.zeros((), np.int32), exact, jax.jit(optimizer.init)(exact))
+        state = jax.device_put(state, state_shardings(abstract_state(config, mesh, optimizer)))
+        batches = [shard_batch(make_batch(seed=seed), mesh) for seed in range(5)]
+        step = make_train_step(config, mesh, optimizer).lower(state, batches[0]).compile(compiler_options=QUICK)
+        losses = []
+        for batch in batches:
+            state, metrics = step(state, batch)
+            losses.append(float(metrics.loss))
+        return losses, jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def exact_reference(host_params):
+    return five_exact_steps(host_params, one_device())
+
+
+@pytest.mark.parametrize(("mesh", "train"), [
+    (MeshConfig(replica=2, data=1, fsdp=2, tensor=2), {"rows_per_device": 2}),  # two microbatches
+    pytest.param(MeshConfig(replica=2, data=2, fsdp=2), {}, marks=pytest.mark.slow),
+    pytest.param(MeshConfig(data=2, tensor=4), {"accumulation": 4}, marks=pytest.mark.slow),
+])
+def test_five_steps_of_adamw_in_float64_are_the_same_on_every_mesh(host_params, exact_reference, mesh, train):
+    losses, params = five_exact_steps(host_params, make_mesh(mesh), **train)
+    np.testing.assert_allclose(losses, exact_reference[0], rtol=1e-10, atol=0)
+    assert len(set(losses)) == 5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10), params, exact_reference[1])
+    assert params["connector"]["kernel"].dtype == np.float64
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +284,16 @@ def test_validation_is_repeatable_and_adds_up_over_batches(host_params):
     jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a, b + c, rtol=1e-5), whole, *halves)
     assert np.all(np.asarray(whole[0].mae) > 0)
     assert step._cache_size() == 1
+
+
+def test_validation_reads_as_many_rows_at_a_time_as_training_does(host_params):
+    batch, mesh = make_batch(visual_tokens=17, slots=44), make_mesh(MeshConfig(), jax.devices()[:2])
+    whole = make_eval_step(make_config(), one_device())(host_params, batch)
+    step = make_eval_step(make_config(rows_per_device=2), mesh)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, step(host_params, batch))
+    text = step.lower(host_params, batch).as_text()
+    assert "tensor<4x44x16xf32>" in text  # rows x slots x width: two rows of each of two devices
+    assert "tensor<16x44x16xf32>" not in text
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_compiled():
