@@ -85,6 +85,7 @@ class ModelConfig:
     visual_tokens: Literal["all", "visible"] = "all"  # all: eq. 1, a second, unmasked encoder pass; visible: one pass
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matmuls; parameters, softmax, norms and losses are f32
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but matmuls, all
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # kernel in training (models/flash_attention.py)
     classes: int = 0  # of a clip, told by a linear head on its CLS for domains of the layout "label"; 0: no head
     unroll: int = 1  # layers compiled as one piece of the scan: a small model on a CPU gains a sixth by all of them
 
@@ -384,6 +385,14 @@ def validate(config: Config) -> None:
         _check(part.depth > 0, f"config.model.{name}.depth={part.depth} must be at least 1")
     for name, width in (("vision", vision.width), ("mae", model.mae.width)):
         _check(width % 4 == 0, f"config.model.{name}.width={width} must be a multiple of 4 for 2-D sin-cos positions")
+    if model.attention == "cudnn":
+        _check(model.dtype == "bfloat16", f"config.model.attention='cudnn' computes in 16 bits, but config.model.dtype="
+               f"{model.dtype!r}; expected 'bfloat16', or attention='xla'")
+        for name, part in (("vision", vision), ("language", model.language), ("mae", model.mae)):
+            head = part.width // part.heads
+            _check(head <= 128 and head % 8 == 0,
+                   f"config.model.attention='cudnn': config.model.{name}.width={part.width} / heads={part.heads} makes "
+                   f"heads of {head}; expected a multiple of 8, at most 128, or attention='xla'")
     _check(model.classes >= 0, f"config.model.classes={model.classes} must be at least 0")
     _check(model.unroll >= 1, f"config.model.unroll={model.unroll} must be at least 1")
     _check(0 < model.mae.mask_ratio < 1, f"config.model.mae.mask_ratio={model.mae.mask_ratio} must lie between 0 and 1")

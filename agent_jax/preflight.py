@@ -35,7 +35,7 @@ def check_machine(config: Config) -> None:
     Raises:
         ValueError: one line for each thing that is missing, with the flag that gives it, and what the run would be.
     """
-    missing = [*_missing_devices(config), *_missing_files(config)]
+    missing = [*_missing_devices(config), *_missing_kernel(config), *_missing_files(config)]
     if missing:
         lines = "\n".join(f"  - {line}" for line in missing)
         raise ValueError(f"this run cannot begin on this machine:\n{lines}\n{describe(config)}")
@@ -84,6 +84,20 @@ def _missing_devices(config: Config) -> list[str]:
     return [f"config.mesh.platform={wanted!r}, but JAX finds {jax.device_count()} device(s) of {found!r} here. Start "
             f"it on such a machine{install}; or pass --config.mesh.platform={found} to try it on this one, or the "
             "variant :smoke where the config has it"]
+
+
+def _missing_kernel(config: Config) -> list[str]:
+    """What a kernel of attention asks of the devices."""
+    kernel, [device, *_] = config.model.attention, jax.local_devices()
+    needs = {"cudnn": "gpu", "splash": "tpu"}.get(kernel, device.platform)
+    if device.platform != needs:
+        return [f"config.model.attention={kernel!r} runs on {needs!r}, but JAX finds {device.platform!r} here; pass "
+                "--config.model.attention=xla"]
+    capability = getattr(device, "compute_capability", "")
+    if kernel == "cudnn" and capability and float(capability) < 8:
+        return [f"config.model.attention='cudnn' needs a GPU of compute capability 8.0 or more (Ampere), but "
+                f"{device.device_kind} has {capability}; pass --config.model.attention=xla"]
+    return []
 
 
 def _missing_files(config: Config) -> list[str]:

@@ -36,7 +36,7 @@ FREE_FIELDS = re.compile(
     r"(mesh|checkpoint|closed_loop|init)\..*|data\.(workers|prefetch|directory|out_of_bounds)"
     r"|data\.(demonstrations\.processes|domains\.\w+\.path)"
     r"|train\.(accumulation|rows_per_device|log_every|validate_every|validation_batches|picture_every)"
-    r"|model\.(remat|unroll)"
+    r"|model\.(attention|remat|unroll)"
 )
 
 

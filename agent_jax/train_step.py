@@ -95,7 +95,7 @@ def make_train_step(
         ValueError: if model or batch do not divide over the mesh.
     """
     check_divides(config, mesh)
-    agent, domains, hidden = Agent(config.model), domain_count(config), hidden_patches(config)
+    agent, domains, hidden = Agent(config.model, config.model.attention), domain_count(config), hidden_patches(config)
     count = microbatches_of_step(config.train, mesh)
     schedule = learning_rate_schedule(config.optimizer, config.train.steps)
     state = abstract_state(config, mesh, optimizer)
@@ -150,7 +150,7 @@ def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], tupl
         batch is laid out for V = 1 + P visual tokens, whatever the training sees; it is read in the microbatches of a
         train step, so that it needs no more memory.
     """
-    agent, domains, hidden = Agent(config.model), domain_count(config), hidden_patches(config)
+    agent, domains, hidden = Agent(config.model, config.model.attention), domain_count(config), hidden_patches(config)
     count = microbatches_of_step(config.train, mesh)
 
     @_on_mesh(mesh)

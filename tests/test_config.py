@@ -17,6 +17,7 @@ from agent_jax.config import (
     DomainConfig,
     LanguageConfig,
     LossConfig,
+    MaeConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
@@ -312,3 +313,15 @@ def test_microbatches_are_counted_or_follow_a_limit_but_not_both() -> None:
     with pytest.raises(ValueError, match=r"rows_per_device=4 and accumulation=2: expected .* and accumulation=1"):
         validate(Config(train=TrainConfig(rows_per_device=4, accumulation=2)))
     validate(Config(train=TrainConfig(rows_per_device=4)))
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    (ModelConfig(attention="cudnn"), "config.model.dtype='float32'; expected 'bfloat16', or attention='xla'"),
+    (ModelConfig(attention="cudnn", dtype="bfloat16", mae=MaeConfig(heads=4)),
+     "config.model.mae.width=768 / heads=4 makes heads of 192; expected a multiple of 8, at most 128"),
+    (ModelConfig(attention="cudnn", dtype="bfloat16", language=LanguageConfig(width=24, heads=2)),
+     "config.model.language.width=24 / heads=2 makes heads of 12; expected a multiple of 8, at most 128"),
+])
+def test_what_cudnns_attention_cannot_compute_is_refused(model: ModelConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        validate(Config(model=model))

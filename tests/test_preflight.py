@@ -34,6 +34,14 @@ def test_everything_missing_is_named_in_one_message_with_its_flag(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("attention", "platform"), [("cudnn", "gpu"), ("splash", "tpu")])
+def test_a_kernel_of_another_platform_is_refused(tmp_path: Path, attention: str, platform: str):
+    config = small_config(tmp_path, **{"model.attention": attention, "model.dtype": "bfloat16"})
+    with pytest.raises(ValueError, match=f"config.model.attention='{attention}' runs on '{platform}', but JAX finds "
+                                         "'cpu' here; pass --config.model.attention=xla"):
+        check_machine(config)
+
+
 def test_a_domain_without_a_path_needs_demonstrations_to_be_gathered(tmp_path: Path):
     changes = {"data.demonstrations.environment": "babyai", "data.directory": str(tmp_path)}
     with pytest.raises(ValueError, match=r"no data for domain 'tiles': pass --config.data.domains.tiles.path=DIR"):

@@ -49,18 +49,19 @@ class Agent(nn.Module):
     """The Interactive Agent Foundation Model (Durante et al., 2024), arXiv 2402.05929, eq. 1."""
 
     config: ModelConfig
+    attention: str = "xla"  # a kernel of flash_attention.py: the training's, where acting is on another machine
 
     def setup(self) -> None:
         """Encoder, connector, language model and MAE decoder."""
         c = self.config
         dtype = jnp.dtype(c.dtype)
         grid = c.vision.image_size // c.vision.patch_size
-        self.vision = VisionEncoder(c.vision, dtype, c.remat, c.unroll)
+        self.vision = VisionEncoder(c.vision, dtype, c.remat, c.unroll, self.attention)
         self.connector = Dense((c.language.width,), dtype)
-        self.language = LanguageModel(c.language, dtype, c.remat, c.unroll)
+        self.language = LanguageModel(c.language, dtype, c.remat, c.unroll, self.attention)
         if c.classes:
             self.classifier = Dense((c.classes,), jnp.dtype(jnp.float32))
-        self.mae = MaeDecoder(c.mae, c.vision.patch_size**2 * 3, grid, dtype, c.remat, c.unroll)
+        self.mae = MaeDecoder(c.mae, c.vision.patch_size**2 * 3, grid, dtype, c.remat, c.unroll, self.attention)
 
     def __call__(
         self,

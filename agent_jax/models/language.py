@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from agent_jax.config import LanguageConfig
-from agent_jax.models.attention import attend_causally
+from agent_jax.models.flash_attention import KERNELS
 from agent_jax.models.transformer import BlockConfig, LayerNorm, run_blocks
 
 POSITION_OFFSET = 2  # OPT keeps two rows of the table unused
@@ -23,6 +23,7 @@ class LanguageModel(nn.Module):
     dtype: jnp.dtype
     remat: str = "none"
     unroll: int = 1
+    attention: str = "xla"
 
     def setup(self) -> None:
         """The tables, shared by `embed` and `logits`."""
@@ -66,7 +67,8 @@ class LanguageModel(nn.Module):
         first = x
         block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self.dtype, self.remat,
                             self.unroll, c.dropout)
-        x, hidden = run_blocks(block, c.depth, x, segment_BS, keys_B, collect=collect, spatial=attend_causally)
+        x, hidden = run_blocks(block, c.depth, x, segment_BS, keys_B, collect=collect,
+                               spatial=KERNELS[self.attention].causally)
         out = LayerNorm(c.layer_norm_eps, self.dtype, name="final_norm")(x)
         return out, (jnp.concatenate([first[None], hidden]) if collect else None)
 

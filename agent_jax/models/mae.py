@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from agent_jax.config import MaeConfig
+from agent_jax.models.flash_attention import KERNELS
 from agent_jax.models.transformer import BlockConfig, Dense, LayerNorm, like, run_blocks
 from agent_jax.models.vision import sincos_positions
 
@@ -62,6 +63,7 @@ class MaeDecoder(nn.Module):
     dtype: jnp.dtype
     remat: str = "none"
     unroll: int = 1
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, tokens_BFVD: jax.Array, mask: PatchMask) -> jax.Array:
@@ -78,7 +80,7 @@ class MaeDecoder(nn.Module):
         x = x + like(x, sincos_positions(self.grid, c.width).astype(self.dtype))
         block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self.dtype, self.remat,
                             self.unroll)
-        x, _ = run_blocks(block, c.depth, x.reshape(B * F, 1 + patches, c.width))
+        x, _ = run_blocks(block, c.depth, x.reshape(B * F, 1 + patches, c.width), spatial=KERNELS[self.attention].among)
         x = LayerNorm(c.layer_norm_eps, self.dtype, name="norm")(x).reshape(B, F, 1 + patches, c.width)
         x = jnp.take_along_axis(x[:, :, 1:], mask.hide_BFI[..., None], axis=2)
         out = Dense((self.patch_values,), self.dtype, name="prediction")(x)

@@ -9,6 +9,9 @@ rule serves frame-level and video-level rows, mixed in any way: a clip of one im
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,7 @@ import numpy as np
 
 from agent_jax.config import VisionConfig
 from agent_jax.models.attention import attend
+from agent_jax.models.flash_attention import KERNELS
 from agent_jax.models.transformer import BlockConfig, Dense, LayerNorm, like, run_blocks
 
 # CLIP's normalisation (Radford et al., 2021; HF CLIPImageProcessor).
@@ -66,13 +70,17 @@ def _class_attention(q: jax.Array, k: jax.Array, v: jax.Array, clip_BF: jax.Arra
     return out.reshape(B, F, 1, N, H)
 
 
-def within_images(q: jax.Array, k: jax.Array, v: jax.Array, clip_BF: jax.Array | None) -> jax.Array:
-    """Spatial attention (B, F, V, N, H): a patch sees its image and CLS, CLS its whole clip (Bain et al., 2021)."""
+def within_images(q: jax.Array, k: jax.Array, v: jax.Array, clip_BF: jax.Array | None, *,
+                  among: Callable[..., jax.Array] = attend) -> jax.Array:
+    """Spatial attention (B, F, V, N, H): a patch sees its image and CLS, CLS its whole clip (Bain et al., 2021).
+
+    `among` computes what every patch sees; the one query of a CLS is little work.
+    """
     B, F, V, N, H = q.shape
     if clip_BF is None:
         merged = (x.reshape(B * F, V, N, H) for x in (q, k, v))
-        return attend(*merged).reshape(B, F, V, N, H)
-    patches = attend(q[:, :, 1:].reshape(B * F, V - 1, N, H), k.reshape(B * F, V, N, H), v.reshape(B * F, V, N, H))
+        return among(*merged, None).reshape(B, F, V, N, H)
+    patches = among(q[:, :, 1:].reshape(B * F, V - 1, N, H), k.reshape(B * F, V, N, H), v.reshape(B * F, V, N, H), None)
     return jnp.concatenate([_class_attention(q, k, v, clip_BF), patches.reshape(B, F, V - 1, N, H)], axis=2)
 
 
@@ -104,6 +112,7 @@ class VisionEncoder(nn.Module):
     dtype: jnp.dtype
     remat: str = "none"
     unroll: int = 1
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
@@ -144,7 +153,8 @@ class VisionEncoder(nn.Module):
         block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self.dtype, self.remat,
                             self.unroll, temporal=temporal)
         visibility = clip_BF if c.temporal_attention else None
-        x, hidden = run_blocks(block, c.depth, x, visibility, collect=collect, spatial=within_images,
+        spatial = functools.partial(within_images, among=KERNELS[self.attention].among)
+        x, hidden = run_blocks(block, c.depth, x, visibility, collect=collect, spatial=spatial,
                                across_time=across_images)
         tokens = LayerNorm(c.layer_norm_eps, self.dtype, name="post_norm")(x)
         return tokens, (jnp.concatenate([first[None], hidden]) if collect else None)

@@ -1,0 +1,209 @@
+"""Every kernel of attention: the same test for those that run here, and a compile check for the others."""
+
+import dataclasses
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from packed_rows import TINY, mixed_batch, quick_jit, random_params
+
+from agent_jax.batch import Batch, RowSize
+from agent_jax.config import (
+    Config,
+    DataConfig,
+    DomainConfig,
+    LanguageConfig,
+    MaeConfig,
+    MeshConfig,
+    ModelConfig,
+    TrainConfig,
+    VisionConfig,
+)
+from agent_jax.models import flash_attention
+from agent_jax.models.agent import Agent
+from agent_jax.models.attention import causal_segment_mask
+from agent_jax.models.flash_attention import KERNELS, cudnn_flops
+from agent_jax.sharding import batch_sharding, make_mesh, shard_batch
+from agent_jax.train_state import abstract_state
+from agent_jax.train_step import make_train_step
+
+ROWS, SLOTS, HEADS, WIDTH = 2, 140, 2, 16  # padded to 256 by splash: two blocks
+
+
+@pytest.fixture
+def splash_here(monkeypatch):
+    """Splash attention at any length, interpreted instruction by instruction, as this machine has no TPU."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+
+    monkeypatch.setattr(kernel, "make_splash_mha", functools.partial(kernel.make_splash_mha, interpret=True))
+    monkeypatch.setattr(flash_attention, "SPLASH_LEAST", 1)
+
+
+def queries_keys_values(rows=ROWS):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((rows, SLOTS, HEADS, WIDTH), np.float32) for _ in range(3)]
+
+
+def segments(rows=ROWS):
+    """Two samples and padding in each row; none of the edges is that of a block."""
+    segment_BS = np.zeros((rows, SLOTS), np.int32)
+    segment_BS[:, :70], segment_BS[:, 70:133] = 1, 2
+    segment_BS[1, 30:] += segment_BS[1, 30:] > 0
+    return segment_BS
+
+
+def expected(q, k, v, mask_BSZ):
+    """The formula, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    scores = np.einsum("bsnh,bznh->bnsz", q, k) / np.sqrt(q.shape[-1])
+    weights = np.exp(scores) * np.asarray(mask_BSZ)[:, None]
+    return np.einsum("bnsz,bznh->bsnh", weights / weights.sum(-1, keepdims=True), v)
+
+
+def gradients(pattern, given, last, mask_BSZ):
+    """Outputs of a pattern, and gradients of a function of them, in remat as the model has it."""
+
+    def loss(q, k, v):
+        out = jax.checkpoint(lambda q, k, v: pattern(q, k, v, last))(q, k, v)
+        return jnp.sum(jnp.sin(out * jnp.any(mask_BSZ, axis=2)[..., None, None])), out
+
+    return quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*given)
+
+
+@pytest.mark.parametrize("name", ["xla", "splash"])
+@pytest.mark.parametrize("pattern", ["among", "causally"])
+@pytest.mark.usefixtures("splash_here")
+def test_every_kernel_computes_the_formula_and_its_gradients(name, pattern):
+    given, segment_BS = queries_keys_values(), segments()
+    mask = np.ones((ROWS, SLOTS, SLOTS), bool) if pattern == "among" else np.asarray(causal_segment_mask(segment_BS))
+    (_, out), found = gradients(getattr(KERNELS[name], pattern), given, segment_BS if pattern == "causally" else None,
+                                mask)
+    np.testing.assert_allclose(out, expected(*given, mask), rtol=0, atol=2e-6)
+    dense = lambda q, k, v, _: jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])  # noqa: E731
+    (_, same), reference = gradients(dense, given, None, mask)
+    np.testing.assert_allclose(out, same, rtol=0, atol=2e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=5e-6), found, reference)
+    assert all(np.abs(leaf).max() > 0.05 for leaf in reference)
+
+
+@pytest.mark.usefixtures("splash_here")
+def test_on_a_mesh_every_device_attends_its_own_rows_and_heads():
+    mesh = make_mesh(MeshConfig(replica=2, data=1, fsdp=2, tensor=2))
+    given, segment_BS = queries_keys_values(4), segments(4)
+    placed = [jax.device_put(x, batch_sharding(mesh)) for x in (*given, segment_BS)]
+
+    def on_mesh(*given):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return KERNELS["splash"].causally(*given)
+
+    compiled = jax.jit(on_mesh).lower(*placed).compile()
+    mask = np.asarray(causal_segment_mask(segment_BS))
+    np.testing.assert_allclose(compiled(*placed), expected(*given, mask), rtol=0, atol=2e-6)
+    spec = compiled.output_shardings.spec  # an axis of one device is left out
+    assert (spec[0], spec[2]) == (("replica", "fsdp"), "tensor")
+
+
+@pytest.mark.usefixtures("splash_here")
+def test_the_agent_with_splash_says_what_it_says_with_xla():
+    batch, params = mixed_batch(17), random_params(TINY)
+    outputs = [quick_jit(lambda params, batch, name=name: Agent(TINY, name).apply({"params": params}, batch).logits_BTK)
+               (params, batch) for name in ("xla", "splash")]
+    real = (batch.language_weight_BT + batch.action_weight_BT) > 0
+    one, other = (np.asarray(out)[..., : TINY.language.vocabulary_size][real] for out in outputs)
+    assert not np.array_equal(one, other)  # another kernel, so another order of the sums
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(one).max())
+
+
+def test_short_rows_and_images_are_left_to_xla():
+    given, segment_BS = queries_keys_values(), segments()
+    for name, last in (("among", None), ("causally", segment_BS)):
+        one, other = (str(jax.make_jaxpr(getattr(KERNELS[kernel], name))(*given, last)) for kernel in ("xla", "splash"))
+        assert one == other
+
+
+def test_what_has_not_been_measured_is_not_the_default():
+    assert Config().model.attention == "auto"
+    assert KERNELS["auto"] is KERNELS["xla"]
+
+
+def test_acting_knows_no_kernel_of_the_machine_that_trained():
+    config = dataclasses.replace(TINY, attention="cudnn")
+    batch = mixed_batch(17)
+    jax.eval_shape(lambda params: Agent(config).apply({"params": params}, batch), random_params(TINY))
+    with pytest.raises(RuntimeError, match="cuDNN"):
+        jax.eval_shape(lambda params: Agent(config, config.attention).apply({"params": params}, batch),
+                       random_params(TINY))
+
+
+def kernel_run(attention, slots, slices=1):
+    """A run whose heads are 64 wide, and a batch of it."""
+    sizes = {"width": 128, "depth": 2, "heads": 2, "mlp_width": 256}
+    model = ModelConfig(vision=VisionConfig(image_size=64, patch_size=16, **sizes), mae=MaeConfig(**sizes),
+                        language=LanguageConfig(positions=1024, vocabulary_size=1000, **sizes), dtype="bfloat16",
+                        remat="dots", attention=attention)
+    rows = 8 * slices
+    config = Config(model=model, mesh=MeshConfig(replica=slices, data=1, fsdp=2, tensor=2),
+                    train=TrainConfig(batch_size=rows, rows_per_device=2), data=DataConfig({"one": DomainConfig()}))
+    return config, Batch.fake(RowSize(2, 64, slots, 8), rows, visual_tokens=17, vocabulary_size=1000)
+
+
+@pytest.fixture
+def some_cudnn(monkeypatch):
+    """The version of a cuDNN that is not installed: lowering for it asks for no more."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
+
+
+@pytest.mark.usefixtures("some_cudnn")
+def test_the_train_step_lowers_to_cudnns_kernels():
+    config, batch = kernel_run("cudnn", slots=51)  # odd: padded to 52
+
+    def lowered(mesh):
+        step = make_train_step(config, mesh, optax.sgd(1.0))
+        traced = step.trace(abstract_state(config, mesh, optax.sgd(1.0)), shard_batch(batch, mesh))
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    text = lowered(make_mesh(MeshConfig(), jax.devices()[:1]))
+    # In each stack forward, again in the backward pass (remat), and backward.
+    assert text.count("@__cudnn$fmhaScaleBiasSoftmax(") == 2
+    assert text.count("@__cudnn$fmhaScaleBiasSoftmaxBackward(") == 1
+    assert text.count("@__cudnn$fmhaSoftmax(") == 3 * 2  # encoder on all and on visible patches, MAE decoder
+    assert text.count("@__cudnn$fmhaSoftmaxBackward(") == 3
+    assert "x52x52xbf16>" in text
+    # On a mesh, the compiler asks jax how to split each of them by rows and heads.
+    calls = 3 + 3 * 3
+    assert lowered(make_mesh(config.mesh, jax.devices()[:4])).count("@CustomSPMDPartitioning(") == calls
+
+
+@pytest.mark.usefixtures("some_cudnn")
+def test_the_operations_of_cudnns_kernels_are_those_of_their_products():
+    q_BSNH, k_BZNH = (jax.ShapeDtypeStruct((3, slots, 2, 64), jnp.bfloat16) for slots in (10, 14))
+    attend = lambda q, k, v: jnp.sum(KERNELS["cudnn"].among(q, k, v)).astype(jnp.float32)  # noqa: E731
+    jaxpr = jax.make_jaxpr(jax.grad(attend, argnums=(0, 1, 2)))(q_BSNH, k_BZNH, k_BZNH)
+    found = {eqn.primitive.name: cudnn_flops(eqn.primitive.name, [v.aval.shape for v in eqn.invars])
+             for eqn in jaxpr.jaxpr.eqns}
+    product = 2 * 3 * 2 * 10 * 14 * 64
+    assert sorted(flops for flops in found.values() if flops is not None) == [2 * product, 5 * product]
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize(("attention", "slots", "slices"), [("splash", 600, 1), ("xla", 100, 2)])
+def test_the_train_step_compiles_for_tpu_v4(attention, slots, slices):
+    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler: pip install 'agent_jax[tpu]'")
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v4:2x2x1", chip_config_name="megacore",
+                                           chips_per_host_bounds=(2, 2, 1), num_slices=slices).devices
+    config, batch = kernel_run(attention, slots, slices)
+    mesh, optimizer = make_mesh(config.mesh, devices), optax.sgd(1.0)
+    spec = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
+    step = make_train_step(config, mesh, optimizer).lower(abstract_state(config, mesh, optimizer), spec).compile()
+    # Forward, forward again (remat), and backward for queries and for keys and values.
+    assert step.as_text().count('custom_call_target="tpu_custom_call"') == (4 if attention == "splash" else 0)
+    assert step.memory_analysis().temp_size_in_bytes > 0
