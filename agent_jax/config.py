@@ -199,6 +199,7 @@ class TrainConfig:
     validate_every: int = 1000  # 0: at the end only
     validation_batches: int = 8
     picture_every: int = 0  # steps between pictures of input, mask, reconstruction; 0: at the end only
+    compile_cache: str = "compiled"  # compiled programs for the next start, in the workdir unless absolute; "": none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,20 +1,19 @@
 """What a run leaves for a reader: pictures, a rollout to watch, and report.json with every figure it printed.
 
 report.json: {"closed_loop": {TASK: {POLICY: {"success", "episodes", "ci95", "mean_steps", "lost"}}}, "losses": {...},
-"steps", "parameters", "seconds": {PHASE: ...}, "peak_rss_bytes", "machine": {...}, "config", ...}
+"steps", "parameters", "seconds": {PHASE: ...},
+"seconds_to_first_step", "data_wait_share", "peak_rss_bytes", "machine": {...}, "config", ...}
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
 import platform
 import resource
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from agent_jax.evaluate.closed_loop import closed_loop
 from agent_jax.evaluate.in_training import acting_domain, simulator_image_size
 from agent_jax.models.agent import Agent, Params
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
+from agent_jax.phases import Phases
 from agent_jax.policy import Policy
 from agent_jax.train_state import VALIDATION_KEY, purpose_key
 from agent_jax.train_step import MASK_KEY, row_keys
@@ -36,26 +36,6 @@ from agent_jax.view.reconstruction import write_reconstruction
 from agent_jax.view.rollout import write_recording
 
 PICTURED_IMAGES = 6
-
-
-class Phases:
-    """Wall seconds by phase of the run."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {"import": time.time() - _process_start()}
-
-    @contextlib.contextmanager
-    def time(self, name: str) -> Iterator[None]:
-        """Add what passes inside to a phase."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - begun)
-
-    def add(self, name: str, seconds: float) -> None:
-        """Add seconds to a phase."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
 def peak_rss_bytes() -> int:
@@ -107,7 +87,7 @@ def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) 
     """Write the figures with time, memory and machine, to each path in one rename."""
     content = {
         **figures,
-        "seconds": {name: round(seconds, 2) for name, seconds in phases.seconds.items()},
+        **phases.to_json(),
         "peak_rss_bytes": peak_rss_bytes(),
         "command": " ".join(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -130,13 +110,3 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _process_start() -> float:
-    """Seconds since the epoch at which this process began; now, where the system does not say."""
-    try:
-        ticks = float(Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
-        uptime = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
-        return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return time.time()

@@ -35,7 +35,7 @@ from agent_jax.vocabulary import Vocabulary
 FREE_FIELDS = re.compile(
     r"(mesh|checkpoint|closed_loop|init)\..*|data\.(workers|prefetch|directory|out_of_bounds)"
     r"|data\.(demonstrations\.processes|domains\.\w+\.path)"
-    r"|train\.(accumulation|rows_per_device|log_every|validate_every|validation_batches|picture_every)"
+    r"|train\.(accumulation|rows_per_device|log_every|validate_every|validation_batches|picture_every|compile_cache)"
     r"|model\.(attention|remat|unroll)"
 )
 

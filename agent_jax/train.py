@@ -5,7 +5,7 @@
 Mesh, data, start (restart.py has the ladder), then the loop: validate if due, act in the simulator if due, save if due,
 step, log the step before; in the end save, act, report. The same command starts a run and resumes it. In the workdir:
 
-    checkpoints/  metrics.jsonl  tensorboard/  pictures/  rollouts/  report.json
+    checkpoints/  metrics.jsonl  tensorboard/  pictures/  rollouts/  report.json  compiled/
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from absl import app, flags, logging
 from agent_jax import report
 from agent_jax.checkpoint import Checkpoints, DamagedCheckpointError
 from agent_jax.command_line import config_name, define_config, parse_flags, refuse
+from agent_jax.compile_cache import use_compile_cache
 from agent_jax.config import Config, from_config_dict
 from agent_jax.data.loader import Loader
 from agent_jax.envs.collect import ensure_demonstrations
@@ -32,6 +33,7 @@ from agent_jax.host_memory import keep_freed_memory
 from agent_jax.losses import LossSums, total
 from agent_jax.metrics import MetricsLog, Record, SuccessRecord, mean_losses, progress_line, rates, success_line
 from agent_jax.optimizer import averaged_params, make_optimizer
+from agent_jax.phases import DATA_WAIT, DEMONSTRATIONS, EVALUATION, SAVING, START, STEP, Phases
 from agent_jax.preemption import StopRequest
 from agent_jax.preflight import check_machine, describe, set_platform
 from agent_jax.restart import Start, checkpoint_meta, start
@@ -48,7 +50,7 @@ _JSON = flags.DEFINE_string("json", "", "Also write the report to this file.")
 class Run:
     """What the loop holds on to; everything in it is made before the first step."""
 
-    def __init__(self, config: Config, workdir: Path, phases: report.Phases):
+    def __init__(self, config: Config, workdir: Path, phases: Phases):
         """Open the data, build the step, find the first state.
 
         Raises:
@@ -59,10 +61,10 @@ class Run:
         self.mesh = make_mesh(config.mesh)
         check_divides(config, self.mesh)
         print(describe(config), flush=True)
-        with phases.time("demonstrations"):
+        with phases.time(DEMONSTRATIONS):
             gathered = (ensure_demonstrations(config.data.demonstrations, Path(config.data.directory).expanduser())
                         if config.data.demonstrations.environment else None)
-        with phases.time("start"):
+        with phases.time(START):
             self.data: RunData = open_data(config, gathered)
             self.config = config = with_vocabulary(config, self.data.vocabulary)
             print(self.data.summary(), flush=True)
@@ -71,9 +73,9 @@ class Run:
             self.eval_step = make_eval_step(config, self.mesh)
             self.checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest,
                                            keep_best=config.checkpoint.keep_best)
+            self.in_training = InTraining(config, self.data.domains) if config.closed_loop.every else None
             self.first: Start = start(config, self.mesh, self.optimizer, self.data.vocabulary, self.data.domains,
                                       self.checkpoints)
-            self.in_training = InTraining(config, self.data.domains) if config.closed_loop.every else None
             print(self._head(), flush=True)
 
     def _head(self) -> str:
@@ -93,7 +95,7 @@ class Run:
 
     def validate(self, state: TrainState) -> Record:
         """Losses of the held-out rows."""
-        with self.phases.time("validation"):
+        with self.phases.time(EVALUATION):
             params = self.params_to_use(state)
             batches = self.data.validation_batches(self.config, jax.process_index(), jax.process_count())
             # Read one by one: neither all batches on the device nor several programs under way.
@@ -106,8 +108,7 @@ class Run:
     def act(self, state: TrainState) -> SuccessRecord | None:
         """Success in the simulator, by the parameters of this step; None if the simulator failed, which is printed."""
         assert self.in_training is not None
-        with self.phases.time("closed loop"):
-            jax.block_until_ready(state)  # on a CPU, devices share threads: no two programs at a time
+        with self.phases.time(EVALUATION):
             try:
                 success = self.in_training(self.params_to_use(state))
             except (ValueError, RuntimeError, OSError) as error:  # no reason to end the training
@@ -136,9 +137,10 @@ class Run:
 
     def save(self, state: TrainState, data_state: dict[str, Any] | None, record: Record | None) -> None:
         """Save this step, with its validation where there is one."""
-        metrics = None if record is None else {"validation/loss": record.loss}
-        meta = checkpoint_meta(self.config, self.data.vocabulary, self.data.domains, state, data_state)
-        self.checkpoints.save(int(jax.device_get(state.step)), state, meta, metrics)
+        with self.phases.time(SAVING):
+            metrics = None if record is None else {"validation/loss": record.loss}
+            meta = checkpoint_meta(self.config, self.data.vocabulary, self.data.domains, state, data_state)
+            self.checkpoints.save(int(jax.device_get(state.step)), state, meta, metrics)
 
     def _domain_names(self) -> list[str]:
         return [domain.name for domain in self.data.domains]
@@ -165,21 +167,30 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
           StopRequest() as stop, jax.transfer_guard("disallow")):
         while True:
             stopped = stop.requested and step > begun
-            paused = time.perf_counter()
             last, validation = step == steps, None
+            moved = step > begun
+            validating = last or (moved and _due(step, config.train.validate_every) and not stopped)
+            acting = moved and _due(step, config.closed_loop.every) and not last and not stopped
+            picturing = last or (moved and _due(step, config.train.picture_every))
+            saving = last or stopped or (moved and _due(step, every))
+            if validating or acting or picturing or saving:
+                # Steps under way are no part of what follows; and CPU devices share threads: no two programs at a time.
+                jax.block_until_ready(state)
+                if step == begun + 1:
+                    run.phases.first_step_ended()
+            paused = time.perf_counter()
             with jax.transfer_guard("allow"):
-                if last or (step > begun and _due(step, config.train.validate_every) and not stopped):
+                if validating:
                     validation = run.validate(state)
                     say(validation)
-                acting = _due(step, config.closed_loop.every) and step > begun and not last and not stopped
                 if acting and (success := run.act(state)):
                     log.write(success)
                     print(success_line(success, steps), flush=True)
-                if last or (step > begun and _due(step, config.train.picture_every)):
-                    with run.phases.time("pictures"):
+                if picturing:
+                    with run.phases.time(EVALUATION):
                         report.write_picture(run.workdir / "pictures" / f"reconstruction-{step}.png", config,
                                              run.params_to_use(state), next(run.data.validation_batches(config)))
-                if last or stopped or (step > begun and _due(step, every)):
+                if saving:
                     if interval:
                         _check_finite(float(interval[-1].loss), step, run.workdir)
                     run.save(state, data_state, validation)
@@ -189,7 +200,8 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
 
             asked = time.perf_counter()
             batch, data_state = next(loader)
-            waited += time.perf_counter() - asked
+            waited += (took := time.perf_counter() - asked)
+            run.phases.add(DATA_WAIT, took)
             state, metrics = run.train_step(state, shard_batch(batch, run.mesh))
             step += 1
             if one_at_a_time:
@@ -200,13 +212,15 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
                 record = run.record(step - 1, interval, None if first else logged_at, waited)
                 now = time.perf_counter()
                 if first:
-                    run.phases.add("first step", now - logged_at)
+                    run.phases.first_step_ended()
                 say(record)
                 _check_finite(record.loss, step - 1, run.workdir)
                 interval, logged_at, waited = [], now, 0.0
             interval.append(metrics)
         if interval:
             say(run.record(step, interval, logged_at, waited))
+        with run.phases.time(SAVING):
+            run.checkpoints.wait()
     return state, validation if step == steps else None
 
 
@@ -231,7 +245,7 @@ def finish(run: Run, validation: Record, json_path: str) -> None:
     """Act in the simulator with the saved agent, and write the report."""
     levels: dict[str, Any] = {}
     if run.config.closed_loop.environment:
-        with run.phases.time("closed loop"):
+        with run.phases.time(EVALUATION):
             levels = report.act_in_simulator(run.config, run.workdir)
         if jax.process_index() == 0:
             with contextlib.closing(MetricsLog(run.workdir, run.config.train.steps)) as log:
@@ -246,14 +260,15 @@ def finish(run: Run, validation: Record, json_path: str) -> None:
     }
     paths = [run.workdir / "report.json", *([Path(json_path)] if json_path else [])]
     report.write_report(paths, figures, run.phases)
-    seconds = ", ".join(f"{name} {spent:.0f} s" for name, spent in run.phases.seconds.items())
-    print(f"time: {seconds}\nmemory: {report.peak_rss_bytes() / 2**30:.2f} GiB at most\nreport: {paths[0]}", flush=True)
+    print(f"time: {run.phases}\nmemory: {report.peak_rss_bytes() / 2**30:.2f} GiB at most\nreport: {paths[0]}",
+          flush=True)
 
 
 def main(arguments: list[str]) -> None:
     """Parse, check, train, report. What the user must mend ends with one message and exit code 2."""
     del arguments
-    phases = report.Phases()
+    phases = Phases()
+    phases.count_compiling()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells dozens of lines of every save
     keep_freed_memory()
@@ -261,11 +276,12 @@ def main(arguments: list[str]) -> None:
         config = from_config_dict(_CONFIG.value)
         set_platform(config)
         workdir = Path(_WORKDIR.value or f"runs/{config_name()}").expanduser()
+        use_compile_cache(config.train.compile_cache, workdir)
         run = Run(config, workdir, phases)
     except (ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError) as error:
         logging.debug("where it was found:", exc_info=True)
         refuse(str(error))
-    with phases.time("training"):
+    with phases.time(STEP):
         state, validation = train(run)
     if validation is None:
         print(f"stopped by SIGTERM after step {int(state.step)}; the same command goes on from there", flush=True)

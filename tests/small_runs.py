@@ -118,6 +118,7 @@ class Smoke:
     json: Path
     stopped: subprocess.CompletedProcess[str]
     steps_after_stop: list[str]  # names in the checkpoints directory
+    compiled: list[str]  # names in the compilation cache, by then
     finished: subprocess.CompletedProcess[str]
 
 
@@ -127,8 +128,10 @@ def smoke_run(base: Path) -> Smoke:
     home.mkdir(parents=True, exist_ok=True)
     config = str(ROOT / "configs" / "babyai.py:smoke")
     line = command("--config", config, "--workdir", str(workdir), "--json", str(json))
+    own_cache = environment(home)
+    own_cache.pop("JAX_COMPILATION_CACHE_DIR", None)  # the session's: a user has the one in the workdir
     with (home / "stderr").open("w+") as errors, \
-            subprocess.Popen(line, env=environment(home), stdout=subprocess.PIPE, stderr=errors, text=True) as running:
+            subprocess.Popen(line, env=own_cache, stdout=subprocess.PIPE, stderr=errors, text=True) as running:
         assert running.stdout is not None
         said = []
         for text in running.stdout:
@@ -141,8 +144,9 @@ def smoke_run(base: Path) -> Smoke:
         errors.seek(0)
         stopped = subprocess.CompletedProcess(line, running.returncode, "".join(said), errors.read())
     steps = sorted(path.name for path in (workdir / "checkpoints").glob("*"))
-    finished = subprocess.run(line, env=environment(home), capture_output=True, text=True, check=False, timeout=600)
-    return Smoke(workdir, json, stopped, steps, finished)
+    compiled = sorted(path.name for path in (workdir / "compiled").rglob("*-cache"))
+    finished = subprocess.run(line, env=own_cache, capture_output=True, text=True, check=False, timeout=600)
+    return Smoke(workdir, json, stopped, steps, compiled, finished)
 
 
 def listing(directory: Path) -> dict[str, tuple[int, str]]:

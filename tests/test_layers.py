@@ -64,8 +64,10 @@ LAYERS = {
     "agent_jax.serve": 3,
     "agent_jax.view": 3,
     "agent_jax.command_line": 4,
+    "agent_jax.compile_cache": 4,
     "agent_jax.preemption": 4,
     "agent_jax.preflight": 4,
+    "agent_jax.phases": 4,
     "agent_jax.report": 4,
     "agent_jax.train": 4,
 }

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from small_runs import Smoke, smoke_run
 
-from agent_jax.report import Phases, peak_rss_bytes, write_report
+from agent_jax.phases import Phases
+from agent_jax.report import peak_rss_bytes, write_report
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,11 @@ def test_the_report_of_a_run_has_the_success_of_every_policy_losses_times_and_me
         assert figures["episodes"] == 4
     assert level["bot"]["success"] == 1.0
     assert {"total", "language", "action", "mae"} <= set(report["losses"])
-    assert {"import", "start", "training", "closed loop"} <= set(report["seconds"])
+    assert list(report["seconds"]) == ["import", "demonstrations", "start", "compile", "data wait", "step", "saving",
+                                       "evaluation", "other"]
     assert all(seconds >= 0 for seconds in report["seconds"].values())
+    assert report["seconds"]["import"] < report["seconds_to_first_step"] < sum(report["seconds"].values())
+    assert 0 <= report["data_wait_share"] <= 1
     assert 2**27 < report["peak_rss_bytes"] < 2**34
     assert report["machine"]["devices"] == ["cpu"]
     assert report["start"].startswith("resumed from step")

@@ -158,6 +158,15 @@ def test_the_same_command_finishes_the_run(smoke: Smoke):
     assert [record["step"] for record in records(smoke.workdir, "train")] == [1, 2, 3, 4]
 
 
+def test_a_run_that_is_started_again_reads_its_compiled_step_from_the_workdir(smoke: Smoke):
+    def steps(names: list[str]) -> list[str]:
+        return [name for name in names if name.startswith("jit_step-")]
+
+    assert len(steps(smoke.compiled)) == 1  # it was stopped before its first validation
+    names = [path.name for path in (smoke.workdir / "compiled").rglob("*-cache")]
+    assert len(steps(names)) == 2  # the step of training was not compiled anew, that of validation came to it
+
+
 def test_a_run_keeps_orbax_quiet(smoke: Smoke):
     assert "Started load checkpoint" not in smoke.finished.stderr
     assert "Finished async_save" not in smoke.stopped.stderr
