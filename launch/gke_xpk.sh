@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Slices of Cloud TPU in Google Kubernetes Engine, by XPK (pip install xpk; it wants gcloud and kubectl).
+# CLUSTER, NAME, TYPE, SLICES, ZONE and PROJECT say what. DRY_RUN=1 prints the commands instead of running them.
+#
+#   export CLUSTER=agents NAME=agent TYPE=v4-32 SLICES=2 ZONE=us-central2-b PROJECT=my-project
+#   launch/gke_xpk.sh create                                   # the cluster, of spot machines with SPOT=1
+#   launch/gke_xpk.sh run --config configs/tpu_v4.py --workdir gs://BUCKET/RUN --config.mesh.replica=2 ...
+#   launch/gke_xpk.sh logs                                     # follows those of the first host, which alone prints
+#   launch/gke_xpk.sh stop                                     # saves a step, and ends
+#   launch/gke_xpk.sh delete                                   # the cluster
+#
+# The code travels in an image that XPK makes. GKE starts a failed or preempted job set again, on the same workdir;
+# status 2, yours to mend, ends it.
+set -euo pipefail
+
+: "${CLUSTER:?set CLUSTER}" "${ZONE:?set ZONE, such as us-central2-b}" "${PROJECT:?set PROJECT}"
+checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+where=(--cluster "$CLUSTER" --zone "$ZONE" --project "$PROJECT")
+
+act() {
+  if [[ -n "${DRY_RUN:-}" ]]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+size() { sized=(--tpu-type "${TYPE:?set TYPE, such as v4-32}" --num-slices "${SLICES:-1}"); }
+job() { : "${NAME:?set NAME, of the job set}"; }
+
+case "${1:-}" in
+create)
+  size
+  kind=--on-demand && [[ -z "${SPOT:-}" ]] || kind=--spot
+  act xpk cluster create "${where[@]}" "${sized[@]}" "$kind"
+  ;;
+run)
+  shift
+  size && job
+  image="$(mktemp -d)" # without the virtual environment and the runs that may lie in the checkout
+  trap 'rm -rf "$image"' EXIT
+  act cp -R "$checkout"/{agent_jax,configs,setup.py,pyproject.toml,README.md} "$image"
+  # 75: the run ended because a host did; 1: any other failure. XPK restarts after those of signals by itself.
+  act xpk workload create "${where[@]}" "${sized[@]}" --workload "$NAME" \
+    --base-docker-image "${BASE:-python:3.12}" --script-dir "$image" \
+    --max-restarts "${RESTARTS:-100}" --restart-on-exit-codes 1,75 --termination-grace-period-seconds 180 \
+    --command "pip install -q -e '.[tpu]' && exec python -m agent_jax.train$(printf ' %q' "$@")"
+  ;;
+logs)
+  job
+  act kubectl logs --follow --container jax-tpu --selector \
+    "jobset.sigs.k8s.io/jobset-name=$NAME,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
+  ;;
+stop) job && act xpk workload delete "${where[@]}" --workload "$NAME" ;;
+delete) act xpk cluster delete "${where[@]}" ;;
+*)
+  echo "usage: launch/gke_xpk.sh create | run FLAGS... | logs | stop | delete" >&2
+  exit 2
+  ;;
+esac

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# A bucket of Google Cloud Storage as a directory of this machine (Debian or Ubuntu), for data sets: array_record reads
+# files only.
+#
+#   launch/mount_bucket.sh BUCKET /mnt/data           then --config.data.domains.NAME.path=/mnt/data/...
+#
+# Reads are of one record at a time, in random order, so what has been read is kept in CACHE (50,000 MiB below /tmp).
+set -euo pipefail
+
+if (($# != 2)); then
+  echo "usage: launch/mount_bucket.sh BUCKET DIRECTORY" >&2
+  exit 2
+fi
+bucket="${1#gs://}" directory="$2"
+if mountpoint -q "$directory"; then
+  echo "$directory is mounted already"
+  exit 0
+fi
+if ! command -v gcsfuse >/dev/null; then
+  # As https://cloud.google.com/storage/docs/cloud-storage-fuse/install has it.
+  apt="https://packages.cloud.google.com/apt"
+  curl -fsS "$apt/doc/apt-key.gpg" | sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null
+  echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc] $apt gcsfuse-$(lsb_release -cs) main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  sudo apt-get update -q
+  sudo apt-get install -q -y gcsfuse
+fi
+sudo mkdir -p "$directory"
+sudo chown "$(id -u):$(id -g)" "$directory"
+gcsfuse --implicit-dirs --cache-dir "${CACHE:-/tmp/gcsfuse}" --file-cache-max-size-mb "${CACHE_MB:-50000}" \
+  "$bucket" "$directory"
