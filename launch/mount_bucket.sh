@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A bucket of Google Cloud Storage as a directory of this machine (Debian or Ubuntu), for data sets: array_record reads
-# files only.
+# A bucket of Google Cloud Storage as a directory of this machine, by gcsfuse, for data sets: array_record reads files
+# only.
 #
 #   launch/mount_bucket.sh BUCKET /mnt/data           then --config.data.domains.NAME.path=/mnt/data/...
 #
@@ -17,13 +17,8 @@ if mountpoint -q "$directory"; then
   exit 0
 fi
 if ! command -v gcsfuse >/dev/null; then
-  # As https://cloud.google.com/storage/docs/cloud-storage-fuse/install has it.
-  apt="https://packages.cloud.google.com/apt"
-  curl -fsS "$apt/doc/apt-key.gpg" | sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null
-  echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc] $apt gcsfuse-$(lsb_release -cs) main" |
-    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-  sudo apt-get update -q
-  sudo apt-get install -q -y gcsfuse
+  echo "gcsfuse is not installed on $(hostname): https://cloud.google.com/storage/docs/cloud-storage-fuse/install" >&2
+  exit 2
 fi
 sudo mkdir -p "$directory"
 sudo chown "$(id -u):$(id -g)" "$directory"
