@@ -11,23 +11,24 @@ JSON and arrays are read: nothing in a checkpoint is executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from agent_jax import checkpoint_meta
 from agent_jax.checkpoint_meta import FORMAT_VERSION, DamagedCheckpointError
 from agent_jax.checkpoint_retention import Retention, rank, set_aside
+from agent_jax.distributed import all_true, check_same
 from agent_jax.fingerprint import fingerprint, flat, nested
 
 __all__ = ["FORMAT_VERSION", "Checkpoints", "DamagedCheckpointError", "best_steps", "locate", "read_meta",
            "restore_parameters", "steps"]
+
+T = TypeVar("T")
 
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # of Orbax; a full disk is a ValueError of tensorstore
 _REASON_LENGTH = 300  # of tensorstore's messages, which run to pages
@@ -262,7 +263,11 @@ def _newest_undamaged(directory: epath.Path, abstract: Any,
                       subtree: str) -> tuple[tuple[Any, dict[str, Any]] | None, list[int]]:
     """((tree, meta), the damaged steps after it); (None, []) if there is no step at all."""
     damaged, reasons = [], []
-    for step in reversed(steps(directory)):
+    found = steps(directory)
+    if _spans_processes(abstract):
+        check_same({f"checkpoints in {directory}": found}, "expected storage that all hosts share, so that they see "
+                   "the same checkpoints")
+    for step in reversed(found):
         try:
             return _load(directory / str(step), abstract, subtree), damaged
         except DamagedCheckpointError as error:
@@ -276,13 +281,23 @@ def _newest_undamaged(directory: epath.Path, abstract: Any,
 
 def _load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any, dict[str, Any]]:
     """(tree, meta) of one step, every array checked against its fingerprint."""
-    meta = checkpoint_meta.read(step_directory)
+    together = _spans_processes(abstract)
+    meta = _undamaged(lambda: checkpoint_meta.read(step_directory), step_directory, together=together)
     prefix = f"{subtree}/" if subtree else ""
     recorded = {path: entry for path, entry in meta["fingerprint"].items() if path.startswith(prefix)}
     wanted = {prefix + path: _placed(leaf) for path, leaf in flat(abstract).items()}
     checkpoint_meta.check_structure(recorded, wanted, step_directory)
-    loaded: dict[str, Any] = {}
-    failure = ""
+    loaded = _undamaged(lambda: _arrays(step_directory, wanted), step_directory, together=together)
+    sums = fingerprint(loaded)
+    if altered := [path for path, entry in recorded.items() if sums[path] != entry["sum"]]:
+        raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: values do not match the fingerprint of "
+                                     f"{', '.join(altered[:3])}{' and others' if len(altered) > 3 else ''}")
+    structure = jax.tree.structure(abstract)
+    return jax.tree.unflatten(structure, [loaded[path] for path in wanted]), meta
+
+
+def _arrays(step_directory: epath.Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """The arrays of a step by path; of each, what lives on this process's devices is read."""
     try:
         with _context(partial=True):
             loaded = flat(ocp.load(step_directory, nested(wanted), checkpointable_name="state"))
@@ -290,17 +305,29 @@ def _load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any,
             raise KeyError(", ".join(absent))  # a partial load passes over what it does not find
     except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
         raise  # says nothing about the files
-    except Exception as error:  # noqa: BLE001 - Orbax raises a bare Exception for a chunk that it cannot decode
+    except Exception as error:  # Orbax raises a bare Exception for a chunk that it cannot decode
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # tensorstore prints its whole specification
-        failure = f"checkpoint {step_directory} is damaged: {reason[:_REASON_LENGTH]}"
-    if not _all_processes(not failure):
-        raise DamagedCheckpointError(failure or f"checkpoint {step_directory} is damaged: another process says why")
-    sums = fingerprint(loaded)
-    if altered := [path for path, entry in recorded.items() if sums[path] != entry["sum"]]:
-        raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: values do not match the fingerprint of "
-                                     f"{', '.join(altered[:3])}{' and others' if len(altered) > 3 else ''}")
-    structure = jax.tree.structure(abstract)
-    return jax.tree.unflatten(structure, [loaded[path] for path in wanted]), meta
+        raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: {reason[:_REASON_LENGTH]}") from error
+    return loaded
+
+
+def _undamaged(read: Callable[[], T], step_directory: epath.Path, *, together: bool) -> T:
+    """What `read` returns, unless a process finds the step damaged: then all that read it together do."""
+    try:
+        result = read()
+    except DamagedCheckpointError:
+        if together:
+            all_true(False)
+        raise
+    if together and not all_true(True):
+        raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: another process says why")
+    return result
+
+
+def _spans_processes(abstract: Any) -> bool:
+    """Whether the arrays are to live on devices of several processes, which then load them together."""
+    return any(leaf.sharding is not None and not leaf.sharding.is_fully_addressable
+               for leaf in jax.tree.leaves(abstract))
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -326,12 +353,6 @@ def _context(*, partial: bool = False) -> ocp.Context:
     return context
 
 
-def _all_processes(value: bool) -> bool:
-    if jax.process_count() == 1:
-        return value
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
-
-
 def _readable_metas(directory: epath.Path) -> Iterator[dict[str, Any]]:
     """The undamaged meta dicts, newest first; damaged ones are logged."""
     for step in reversed(steps(directory)):
@@ -347,4 +368,5 @@ def _all_damaged(directory: epath.Path, reasons: str) -> DamagedCheckpointError:
 
 
 def _absolute(directory: epath.PathLike) -> epath.Path:
-    return epath.Path(directory).expanduser().absolute()
+    path = epath.Path(directory)
+    return path if "://" in str(path) else path.expanduser().absolute()  # a bucket's path is absolute, and stays so

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-USER_ERROR = 2  # exit status of what the user must mend
+from agent_jax.distributed import USER_ERROR, Cluster
 
 
 def define_config() -> Any:
@@ -19,6 +19,25 @@ def define_config() -> Any:
     holder = config_flags.DEFINE_config_file("config", None, "A config file, FILE.py or FILE.py:VARIANT.")
     flags.mark_flag_as_required("config")
     return holder
+
+
+def define_cluster() -> Callable[[], Cluster]:
+    """The flags of a run of several processes; the function reads them, once they are parsed."""
+    default = Cluster()
+    holders: dict[str, Any] = {
+        "coordinator": flags.DEFINE_string("coordinator", default.coordinator, "HOST:PORT of process 0, where the "
+            "processes of one run meet; empty: by the environment (TPU pod, Slurm, Open MPI, Kubernetes), or alone."),
+        "processes": flags.DEFINE_integer("processes", default.processes, "How many processes the run has; 1: this "
+            "one alone, whatever the environment says."),
+        "process": flags.DEFINE_integer("process", default.process, "Which of them this is, from 0."),
+        "join_timeout": flags.DEFINE_float("join_timeout", default.join_timeout, "Seconds until all processes must "
+            "have come."),
+        "heartbeat_timeout": flags.DEFINE_float("heartbeat_timeout", default.heartbeat_timeout, "Seconds of silence "
+            "after which a process counts as dead, and the others end."),
+        "stall_timeout": flags.DEFINE_float("stall_timeout", default.stall_timeout, "Seconds without progress (a "
+            "step, a compilation, an evaluation) after which a run of several processes ends."),
+    }  # fmt: skip
+    return lambda: Cluster(**{name: holder.value for name, holder in holders.items()})
 
 
 def config_name() -> str:

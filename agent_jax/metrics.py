@@ -170,12 +170,15 @@ class MetricsLog:
     `step`, and a last line cut short, are dropped when the log is opened, and TensorBoard is told to do the same.
     """
 
-    def __init__(self, workdir: str | Path, step: int) -> None:
-        """Open the log of a run that continues after `step`, 0 for a new one.
+    def __init__(self, workdir: str | Path, step: int, *, silent: bool = False) -> None:
+        """Open the log of a run that continues after `step`, 0 for a new one; a silent one writes nothing at all.
 
         Raises:
             ValueError: if metrics.jsonl holds anything else than such lines.
         """
+        self._silent = silent
+        if silent:
+            return
         from tensorboardX import SummaryWriter  # here, since it imports torch where torch is installed
 
         self.path = Path(workdir) / "metrics.jsonl"
@@ -186,6 +189,8 @@ class MetricsLog:
 
     def write(self, record: Record | SuccessRecord) -> None:
         """Append a record; its line is on disk when this returns."""
+        if self._silent:
+            return
         self._lines.write(record.to_json() + "\n")
         self._lines.flush()
         for tag, value in _scalars(dataclasses.asdict(record)).items():
@@ -193,6 +198,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Finish both files."""
+        if self._silent:
+            return
         self._lines.close()
         self._events.close()
 

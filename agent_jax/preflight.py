@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib.util
 import math
 import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import jax
 from etils import epath
 
+import agent_jax
 from agent_jax.config import Config
 from agent_jax.convert.hub import located
 from agent_jax.models.agent import training_visual_tokens
+from agent_jax.restart import by_name
 from agent_jax.run_data import with_vocabulary
 from agent_jax.sharding import AXES
 from agent_jax.spec_declarations import config_specs, vocabulary_blocks
@@ -19,14 +27,33 @@ from agent_jax.train_state import abstract_params
 from agent_jax.vocabulary import Vocabulary
 
 
-def set_platform(config: Config) -> None:
-    """Make the CPU backend what `config.mesh` asks for, fake devices included; call it before the first computation."""
+def set_platform(config: Config, processes: int = 1) -> None:
+    """Make the CPU backend what `config.mesh` asks for, fake devices included; call it before the first computation.
+
+    Raises:
+        ValueError: the devices do not divide among the processes.
+    """
     mesh = config.mesh
     if mesh.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
-        sizes = [getattr(mesh, axis) for axis in AXES]
-        if -1 not in sizes:
-            jax.config.update("jax_num_cpu_devices", math.prod(sizes))
+        sizes = {axis: getattr(mesh, axis) for axis in AXES}
+        if -1 not in sizes.values():
+            devices = math.prod(sizes.values())
+            if devices % processes:
+                said = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+                raise ValueError(f"config.mesh: {said}: {devices} CPU devices do not divide among {processes} "
+                                 f"processes; choose a multiple of {processes}")
+            jax.config.update("jax_num_cpu_devices", devices // processes)
+
+
+def facts(config: Config, workdir: Any) -> dict[str, Any]:
+    """What all processes of a run must have in common, by name: config, workdir, versions, every file of our code."""
+    package = Path(agent_jax.__file__).parent
+    code = {f"agent_jax/{path.relative_to(package)}": hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+            for path in sorted(package.rglob("*.py"))}
+    versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")}
+    return {**{f"config.{name}": value for name, value in by_name(dataclasses.asdict(config)).items()},
+            "--workdir": str(workdir), "python": platform.python_version(), **versions, **code}
 
 
 def check_machine(config: Config) -> None:

@@ -24,12 +24,14 @@ import numpy as np
 from agent_jax import __version__
 from agent_jax.batch import Batch
 from agent_jax.config import Config
+from agent_jax.distributed import leads, progress
 from agent_jax.evaluate.closed_loop import closed_loop
 from agent_jax.evaluate.in_training import acting_domain, simulator_image_size
 from agent_jax.models.agent import Agent, Params
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
 from agent_jax.phases import Phases
 from agent_jax.policy import Policy
+from agent_jax.sharding import on_host
 from agent_jax.train_state import VALIDATION_KEY, purpose_key
 from agent_jax.train_step import MASK_KEY, row_keys
 from agent_jax.view.reconstruction import write_reconstruction
@@ -47,6 +49,8 @@ def peak_rss_bytes() -> int:
 def write_picture(path: Path, config: Config, params: Params, batch: Batch) -> None:
     """PNG of the first images of a validation batch: input, masked input, reconstruction.
 
+    All processes compute it together, and process 0 writes it.
+
     Args:
         path: of the PNG; its directory is made.
         config: of the run.
@@ -57,9 +61,12 @@ def write_picture(path: Path, config: Config, params: Params, batch: Batch) -> N
     key = purpose_key(config.seed, VALIDATION_KEY)
     output: Any = jax.jit(lambda params, rows: Agent(config.model).apply(
         {"params": params}, rows, mask_keys_B=row_keys(key, rows.seed_B, MASK_KEY)))(params, rows)
+    output = on_host((output.mask.hide_BFI, output.predicted_BFIX))
+    if not leads():
+        return
     shown = np.flatnonzero(np.asarray(rows.clip_BF).reshape(-1) >= 0)[:PICTURED_IMAGES]
     flat = lambda array: np.asarray(array).reshape(-1, *array.shape[2:])[shown]  # noqa: E731
-    hidden_FI, painted_FIX = flat(output.mask.hide_BFI), flat(output.predicted_BFIX)
+    hidden_FI, painted_FIX = (flat(part) for part in output)
     hidden_FP = np.zeros((len(shown), config.model.vision.patches), bool)
     painted_FPX = np.zeros((*hidden_FP.shape, painted_FIX.shape[-1]), np.float32)
     np.put_along_axis(hidden_FP, hidden_FI, True, axis=1)
@@ -76,8 +83,13 @@ def act_in_simulator(config: Config, workdir: Path) -> dict[str, Any]:
     """
     greedy = Policy.load(workdir, domain=acting_domain(config))
     sampled = greedy.with_temperature(config.closed_loop.temperature, seed=config.seed)
+
+    def say(line: str) -> None:
+        print(line)
+        progress("acting in the simulator")
+
     result = closed_loop(config.closed_loop, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
-                         image_size=simulator_image_size(config))
+                         image_size=simulator_image_size(config), say=say)
     for recording in result.recordings:
         write_recording(workdir / "rollouts", recording)
     return result.report

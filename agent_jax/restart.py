@@ -161,18 +161,18 @@ def _check_same_run(meta: Mapping[str, Any], config: Config, vocabulary: Vocabul
 
 def config_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Fields that differ between two configs as JSON, less those that may: {field: (there, here)}."""
-    one, two = _plain(there), _plain(here)
+    one, two = by_name(there), by_name(here)
     differing = {field: (one.get(field), two.get(field)) for field in sorted(one.keys() | two.keys())
                  if one.get(field) != two.get(field)}
     return {f"config.{field}": values for field, values in differing.items()
             if not FREE_FIELDS.fullmatch(field)}
 
 
-def _plain(value: Any, prefix: str = "") -> dict[str, Any]:
+def by_name(value: Any, prefix: str = "") -> dict[str, Any]:
     """Leaves of nested mappings by dotted name, tuples as lists."""
     if isinstance(value, Mapping):
         found: dict[str, Any] = {}
         for name, item in value.items():
-            found |= _plain(item, f"{prefix}.{name}" if prefix else name)
+            found |= by_name(item, f"{prefix}.{name}" if prefix else name)
         return found
     return {prefix: list(value) if isinstance(value, tuple) else value}

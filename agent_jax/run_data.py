@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from agent_jax.batch import Batch, RowSize
 from agent_jax.config import Config, DomainConfig
@@ -37,6 +40,15 @@ class RunData:
         """The same batches at every validation of the run, of `config.train.batch_size` rows."""
         return validation_batches(self.validation, config.train.batch_size, config.train.validation_batches,
                                   process_index=process_index, process_count=process_count)
+
+    def facts(self) -> dict[str, Any]:
+        """What all processes of a run must have in common of the data, by name."""
+        digest = lambda value: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]  # noqa: E731
+        found: dict[str, Any] = {"vocabulary": digest(self.vocabulary.to_json()), "row": dataclasses.asdict(self.size)}
+        for domain, train, validation in zip(self.domains, self.train.counts, self.validation.counts, strict=True):
+            found |= {f"windows of {domain.name}": [train, validation],
+                      f"specs and fields of {domain.name}": digest(domain.to_meta())}
+        return found
 
     def summary(self) -> str:
         """Lines for the log: how full the rows are, what each domain adds to the mixture, and what its numbers mean."""

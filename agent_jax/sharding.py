@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from agent_jax.config import Config, MeshConfig, TrainConfig
@@ -181,6 +181,25 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ROWS)
 
 
+def rows_here(mesh: Mesh) -> tuple[int, int]:
+    """Which part of each batch this process loads, as (index, count): the index-th of `count` equal parts.
+
+    Processes whose devices hold the same rows (a tensor axis across hosts) load the same part.
+
+    Raises:
+        ValueError: the rows of one process overlap with those of another without being the same.
+    """
+    held: dict[int, set[int]] = {}
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((mesh.size,)).items():
+        held.setdefault(device.process_index, set()).add(rows.start or 0)
+    parts = sorted({tuple(sorted(starts)) for starts in held.values()})
+    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) > len({row for part in parts for row in part}):
+        raise ValueError(f"mesh {dict(mesh.shape)} over {len(held)} processes: the rows of a batch cannot be shared "
+                         "out among them; choose axes after data and fsdp whose product divides a process's devices "
+                         "or is a multiple of them")
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+
+
 def constrain_rows(x: jax.Array) -> jax.Array:
     """`x` split by rows as the batch is and whole in its other dimensions; `x` itself where no mesh is set.
 
@@ -202,12 +221,19 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         ValueError: if the rows do not divide over this process's share of the mesh.
     """
     shards = row_shards(mesh)
-    rows = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
+    rows = jax.tree.leaves(batch)[0].shape[0] * rows_here(mesh)[1]
     if rows % shards:
         raise ValueError(f"a batch of {rows} rows does not divide over {_row_axes(mesh)} = {shards}; choose a batch "
                          f"size that is a multiple of {shards}")
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+    # With several processes the guard of the training loop takes this transfer, which is meant, for one by accident.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+
+
+def on_host(tree: Any) -> Any:
+    """A tree of global arrays as whole NumPy arrays, on every process. All processes call it together."""
+    return jax.device_get(tree) if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from pathlib import Path
@@ -21,9 +22,9 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from agent_jax import report
+from agent_jax import distributed, report
 from agent_jax.checkpoint import Checkpoints, DamagedCheckpointError
-from agent_jax.command_line import config_name, define_config, parse_flags, refuse
+from agent_jax.command_line import config_name, define_cluster, define_config, parse_flags, refuse
 from agent_jax.compile_cache import use_compile_cache
 from agent_jax.config import Config, from_config_dict
 from agent_jax.data.loader import Loader
@@ -35,14 +36,24 @@ from agent_jax.metrics import MetricsLog, Record, SuccessRecord, mean_losses, pr
 from agent_jax.optimizer import averaged_params, make_optimizer
 from agent_jax.phases import DATA_WAIT, DEMONSTRATIONS, EVALUATION, SAVING, START, STEP, Phases
 from agent_jax.preemption import StopRequest
-from agent_jax.preflight import check_machine, describe, set_platform
+from agent_jax.preflight import check_machine, describe, facts, set_platform
 from agent_jax.restart import Start, checkpoint_meta, start
 from agent_jax.run_data import RunData, open_data, with_vocabulary
-from agent_jax.sharding import bytes_by_part, bytes_table, check_divides, make_mesh, mesh_lines, shard_batch
+from agent_jax.sharding import (
+    bytes_by_part,
+    bytes_table,
+    check_divides,
+    make_mesh,
+    mesh_lines,
+    on_host,
+    rows_here,
+    shard_batch,
+)
 from agent_jax.train_state import TrainState, abstract_params, state_shardings
 from agent_jax.train_step import StepMetrics, make_eval_step, make_train_step
 
 _CONFIG = define_config()
+_CLUSTER = define_cluster()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; by default runs/NAME of the config file.")
 _JSON = flags.DEFINE_string("json", "", "Also write the report to this file.")
 
@@ -61,21 +72,26 @@ class Run:
         self.mesh = make_mesh(config.mesh)
         check_divides(config, self.mesh)
         print(describe(config), flush=True)
+        gather = functools.partial(ensure_demonstrations, config.data.demonstrations,
+                                   Path(config.data.directory).expanduser())
         with phases.time(DEMONSTRATIONS):
-            gathered = (ensure_demonstrations(config.data.demonstrations, Path(config.data.directory).expanduser())
-                        if config.data.demonstrations.environment else None)
+            gathered = distributed.leader_first(gather) if config.data.demonstrations.environment else None
         with phases.time(START):
             self.data: RunData = open_data(config, gathered)
+            distributed.check_same(self.data.facts(), "give all hosts the same data")
             self.config = config = with_vocabulary(config, self.data.vocabulary)
+            self.rows_here = rows_here(self.mesh)
             print(self.data.summary(), flush=True)
             self.optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
             self.train_step = make_train_step(config, self.mesh, self.optimizer)
             self.eval_step = make_eval_step(config, self.mesh)
             self.checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest,
                                            keep_best=config.checkpoint.keep_best)
-            self.in_training = InTraining(config, self.data.domains) if config.closed_loop.every else None
+            acts = config.closed_loop.every and distributed.leads()
+            self.in_training = InTraining(config, self.data.domains) if acts else None
             self.first: Start = start(config, self.mesh, self.optimizer, self.data.vocabulary, self.data.domains,
                                       self.checkpoints)
+            distributed.check_shared(workdir)
             print(self._head(), flush=True)
 
     def _head(self) -> str:
@@ -97,24 +113,33 @@ class Run:
         """Losses of the held-out rows."""
         with self.phases.time(EVALUATION):
             params = self.params_to_use(state)
-            batches = self.data.validation_batches(self.config, jax.process_index(), jax.process_count())
-            # Read one by one: neither all batches on the device nor several programs under way.
-            found = [jax.device_get(self.eval_step(params, shard_batch(batch, self.mesh))) for batch in batches]
+            found = []
+            for batch in self.data.validation_batches(self.config, *self.rows_here):
+                # Read one by one: neither all batches on the device nor several programs under way.
+                found.append(jax.device_get(self.eval_step(params, shard_batch(batch, self.mesh))))
+                distributed.progress("validation")
             sums, weights = _added(found)
             loss = float(total(sums, weights, self.config.loss))
         losses, domains = mean_losses(sums, weights, self._domain_names(), classes=self.config.model.classes > 0)
         return Record(int(jax.device_get(state.step)), "validation", time.time(), loss, losses, domains)
 
     def act(self, state: TrainState) -> SuccessRecord | None:
-        """Success in the simulator, by the parameters of this step; None if the simulator failed, which is printed."""
-        assert self.in_training is not None
+        """Success in the simulator, by the parameters of this step; None if the simulator failed, which is printed.
+
+        Process 0 acts, and the others wait for it: they return None.
+        """
         with self.phases.time(EVALUATION):
-            try:
-                success = self.in_training(self.params_to_use(state))
-            except (ValueError, RuntimeError, OSError) as error:  # no reason to end the training
-                print(f"closed loop: failed, the training goes on: {error}", flush=True)
-                return None
-            return SuccessRecord(int(jax.device_get(state.step)), time.time(), success)
+            params = on_host(self.params_to_use(state))
+            success = distributed.by_leader(lambda: self._acted(params))
+            return SuccessRecord(int(jax.device_get(state.step)), time.time(), success) if success else None
+
+    def _acted(self, params: Any) -> dict[str, Any] | None:
+        assert self.in_training is not None
+        try:
+            return self.in_training(params)
+        except (ValueError, RuntimeError, OSError) as error:  # no reason to end the training
+            print(f"closed loop: failed, the training goes on: {error}", flush=True)
+            return None
 
     def record(self, step: int, interval: list[StepMetrics], since: float | None, waited: float = 0.0) -> Record:
         """The log record of some steps, the last of which ended with `step` updates done. Waits for them.
@@ -155,18 +180,20 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
     one_at_a_time = jax.default_backend() == "cpu" and jax.device_count() > 1
     interval: list[StepMetrics] = []
     logged_at, waited, validation = time.perf_counter(), 0.0, None
-    loader = Loader(run.data.train, config.train.batch_size, process_index=jax.process_index(),
-                    process_count=jax.process_count(), workers=config.data.workers, prefetch=config.data.prefetch,
-                    state=data_state)
+    part, parts = run.rows_here
+    loader = Loader(run.data.train, config.train.batch_size, process_index=part, process_count=parts,
+                    workers=config.data.workers, prefetch=config.data.prefetch, state=data_state)
+    log = MetricsLog(run.workdir, step, silent=not distributed.leads())
 
     def say(record: Record) -> None:
         log.write(record)
         print(progress_line(record, steps), flush=True)
 
-    with (contextlib.closing(loader), contextlib.closing(MetricsLog(run.workdir, step)) as log, run.checkpoints,
-          StopRequest() as stop, jax.transfer_guard("disallow")):
+    with (contextlib.closing(loader), contextlib.closing(log), run.checkpoints, StopRequest() as stop,
+          jax.transfer_guard("disallow")):
         while True:
-            stopped = stop.requested and step > begun
+            distributed.progress(f"step {step}")
+            stopped = stop.before_step(step) and step > begun
             last, validation = step == steps, None
             moved = step > begun
             validating = last or (moved and _due(step, config.train.validate_every) and not stopped)
@@ -247,9 +274,8 @@ def finish(run: Run, validation: Record, json_path: str) -> None:
     if run.config.closed_loop.environment:
         with run.phases.time(EVALUATION):
             levels = report.act_in_simulator(run.config, run.workdir)
-        if jax.process_index() == 0:
-            with contextlib.closing(MetricsLog(run.workdir, run.config.train.steps)) as log:
-                log.write(SuccessRecord(run.config.train.steps, time.time(), levels))
+        with contextlib.closing(MetricsLog(run.workdir, run.config.train.steps)) as log:
+            log.write(SuccessRecord(run.config.train.steps, time.time(), levels))
     figures = {
         "closed_loop": levels,
         "losses": {"total": validation.loss, **validation.losses},
@@ -274,19 +300,26 @@ def main(arguments: list[str]) -> None:
     keep_freed_memory()
     try:
         config = from_config_dict(_CONFIG.value)
-        set_platform(config)
-        workdir = Path(_WORKDIR.value or f"runs/{config_name()}").expanduser()
-        use_compile_cache(config.train.compile_cache, workdir)
-        run = Run(config, workdir, phases)
-    except (ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError) as error:
-        logging.debug("where it was found:", exc_info=True)
+        distributed.join(_CLUSTER())
+    except ValueError as error:
         refuse(str(error))
-    with phases.time(STEP):
-        state, validation = train(run)
-    if validation is None:
-        print(f"stopped by SIGTERM after step {int(state.step)}; the same command goes on from there", flush=True)
-        return
-    finish(run, validation, _JSON.value)
+    with distributed.ending_together():
+        try:
+            workdir = Path(_WORKDIR.value or f"runs/{config_name()}").expanduser()
+            distributed.check_same(facts(config, workdir), "start the same command, of the same code, on all hosts")
+            set_platform(config, distributed.count())
+            use_compile_cache(config.train.compile_cache, workdir)
+            run = Run(config, workdir, phases)
+        except (ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError) as error:
+            logging.debug("where it was found:", exc_info=True)
+            distributed.tell(str(error))
+            refuse(str(error))
+        with phases.time(STEP):
+            state, validation = train(run)
+        if validation is None:
+            print(f"stopped by SIGTERM after step {int(state.step)}; the same command goes on from there", flush=True)
+        elif distributed.leads():
+            finish(run, validation, _JSON.value)
 
 
 if __name__ == "__main__":

@@ -33,14 +33,9 @@ class InTraining:
             domains: of the run.
 
         Raises:
-            ValueError: the domain does not fit the environment, an unknown task, an instruction beyond `max_text`, or
-                there are several processes.
+            ValueError: the domain does not fit the environment, an unknown task, or an instruction beyond `max_text`.
             ModuleNotFoundError: the simulator is not installed.
         """
-        if jax.process_count() > 1:
-            raise ValueError(f"config.closed_loop.every={config.closed_loop.every}: a run of {jax.process_count()} "
-                             "processes acts at its end only; set it to 0, and evaluate its checkpoints by "
-                             "`python -m agent_jax.evaluate closed-loop`")
         name = acting_domain(config)
         self._domain = next(domain for domain in domains if domain.name == name or not name)
         module = load(config.closed_loop.environment)
@@ -53,9 +48,9 @@ class InTraining:
         self._policy: Policy | None = None
 
     def __call__(self, params: Params) -> dict[str, dict[str, dict[str, Any]]]:
-        """{TASK: {"greedy": figures}} of parameters on the device or the host."""
+        """{TASK: {"greedy": figures}} of parameters on the host."""
         # One device acts; the others have the training's arrays and are idle.
-        here = jax.device_put(jax.device_get(params), jax.local_devices()[0])
+        here = jax.device_put(params, jax.local_devices()[0])
         policy = self._policy.with_params(here) if self._policy else Policy(self._run, here, self._domain)
         self._policy = policy  # it keeps what was compiled
         return closed_loop(self._config, {"greedy": policy}, domain=self._domain, baselines=False,
