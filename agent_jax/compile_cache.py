@@ -17,12 +17,13 @@ import platform
 from pathlib import Path
 
 import jax
+from etils import epath
 
 # Seconds of compiling below which a program is not kept: reading it back takes about as long.
 _WORTH_KEEPING_S = 0.1
 
 
-def use_compile_cache(directory: str, workdir: Path) -> Path | None:
+def use_compile_cache(directory: str, workdir: Path | epath.Path) -> Path | epath.Path | None:
     """Keep what this process compiles from now on, and read what was kept; call it before the first compilation.
 
     A cache that JAX has been given already, as by `JAX_COMPILATION_CACHE_DIR`, stays as it is.
@@ -39,7 +40,8 @@ def use_compile_cache(directory: str, workdir: Path) -> Path | None:
     if not directory:
         return None
     path = workdir / Path(directory).expanduser() / cpu_fingerprint()
-    jax.config.update("jax_compilation_cache_dir", str(path.absolute()))
+    place = str(path)  # of a bucket, which JAX writes to as well
+    jax.config.update("jax_compilation_cache_dir", place if "://" in place else str(path.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING_S)
     return path
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+from etils import epath
 from jax._src import distributed as _jax_distributed  # jax has no public way to exchange text between processes
 
 from agent_jax.watchdog import KEYS, Watchdog
@@ -169,7 +170,7 @@ def leader_first(work: Callable[[], T]) -> T:
     return work()
 
 
-def check_shared(directory: Path) -> None:
+def check_shared(directory: Path | epath.Path) -> None:
     """Refuse a directory that is not the same one for all processes; makes it. All of them call it together.
 
     Raises:
@@ -180,7 +181,7 @@ def check_shared(directory: Path) -> None:
     name = f".hosts-{uuid.uuid4().hex}"
     if leads():
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / name).touch()
+        (directory / name).write_text("")
     sees = (directory / exchange(name)[0]).exists()
     try:
         check_same({f"{directory} is that of process 0": sees}, "name storage that all hosts share by --workdir")

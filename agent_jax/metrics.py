@@ -31,6 +31,7 @@ import numpy as np
 
 from agent_jax.losses import LossSums
 
+METRICS_FILE = "metrics.jsonl"
 LOSSES = ("language", "action", "mae", "language_accuracy", "action_accuracy")  # nats, nats, squared error, shares
 LABEL_LOSSES = ("label", "label_accuracy")  # nats, share
 # Of LossSums; the others have the name itself.
@@ -181,7 +182,7 @@ class MetricsLog:
             return
         from tensorboardX import SummaryWriter  # here, since it imports torch where torch is installed
 
-        self.path = Path(workdir) / "metrics.jsonl"
+        self.path = Path(workdir) / METRICS_FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _drop_after(self.path, step)
         self._lines = self.path.open("a", encoding="utf-8")

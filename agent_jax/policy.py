@@ -17,9 +17,9 @@ its action. Each id of the action is among those that the ActionSpec's automaton
 from __future__ import annotations
 
 import dataclasses
+import os
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import jax
@@ -95,7 +95,7 @@ class Policy:
         self._seed = seed
 
     @classmethod
-    def load(cls, path: str | Path, *, domain: str = "", step: int | None = None, temperature: float = 0.0,
+    def load(cls, path: str | os.PathLike[str], *, domain: str = "", step: int | None = None, temperature: float = 0.0,
              seed: int = 0, history: History = "sliding", flush_every: int = 0) -> Self:
         """The policy of a checkpoint, by its averaged parameters where the run kept some.
 

@@ -134,7 +134,7 @@ def _missing_files(config: Config) -> list[str]:
         flag = f"--config.data.domains.{name}.path=DIR"
         if not entry.path and not gathered:
             lines.append(f"no data for domain {name!r}: pass {flag}, the directory that holds its dataset_info.json")
-        elif entry.path and not epath.Path(entry.path).exists():
+        elif entry.path and "://" not in entry.path and not epath.Path(entry.path).exists():  # open_store tells of it
             lines.append(f"config.data.domains.{name}.path={entry.path}: not found; pass another {flag}")
     named = {"config.vocabulary.tokenizer": config.vocabulary.tokenizer.removeprefix("bytes"),
              "config.init.checkpoint": config.init.checkpoint}

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from agent_jax import __version__
 from agent_jax.batch import Batch
@@ -75,8 +76,13 @@ def write_picture(path: Path, config: Config, params: Params, batch: Batch) -> N
     write_reconstruction(path, flat(rows.frames_BFHWC), hidden_FP, painted_FPX, mean=PIXEL_MEAN, std=PIXEL_STD)
 
 
-def act_in_simulator(config: Config, workdir: Path) -> dict[str, Any]:
+def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path) -> dict[str, Any]:
     """Load the newest checkpoint as a user would, act on the tasks of `config.closed_loop`, and write rollouts.
+
+    Args:
+        config: of the run.
+        workdir: holds the checkpoints.
+        directory: gets the rollouts, in `rollouts/`.
 
     Returns:
         The report of the tasks: {TASK: {POLICY: figures}}.
@@ -91,7 +97,7 @@ def act_in_simulator(config: Config, workdir: Path) -> dict[str, Any]:
     result = closed_loop(config.closed_loop, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
                          image_size=simulator_image_size(config), say=say)
     for recording in result.recordings:
-        write_recording(workdir / "rollouts", recording)
+        write_recording(directory / "rollouts", recording)
     return result.report
 
 

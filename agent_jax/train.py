@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags, logging
+from etils import epath
 
 from agent_jax import distributed, report
 from agent_jax.checkpoint import Checkpoints, DamagedCheckpointError
@@ -39,6 +40,7 @@ from agent_jax.preemption import StopRequest
 from agent_jax.preflight import check_machine, describe, facts, set_platform
 from agent_jax.restart import Start, checkpoint_meta, start
 from agent_jax.run_data import RunData, open_data, with_vocabulary
+from agent_jax.run_files import COPY_EVERY_S, RunFiles, workdir_path
 from agent_jax.sharding import (
     bytes_by_part,
     bytes_table,
@@ -61,13 +63,14 @@ _JSON = flags.DEFINE_string("json", "", "Also write the report to this file.")
 class Run:
     """What the loop holds on to; everything in it is made before the first step."""
 
-    def __init__(self, config: Config, workdir: Path, phases: Phases):
+    def __init__(self, config: Config, workdir: Path | epath.Path, phases: Phases):
         """Open the data, build the step, find the first state.
 
         Raises:
             ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError: what the user must mend, in one message.
         """
         self.workdir, self.phases = workdir, phases
+        self.files = RunFiles(epath.Path(workdir), silent=not distributed.leads())
         check_machine(config)
         self.mesh = make_mesh(config.mesh)
         check_divides(config, self.mesh)
@@ -91,7 +94,7 @@ class Run:
             self.in_training = InTraining(config, self.data.domains) if acts else None
             self.first: Start = start(config, self.mesh, self.optimizer, self.data.vocabulary, self.data.domains,
                                       self.checkpoints)
-            distributed.check_shared(workdir)
+            distributed.check_shared(epath.Path(workdir))
             print(self._head(), flush=True)
 
     def _head(self) -> str:
@@ -166,6 +169,7 @@ class Run:
             metrics = None if record is None else {"validation/loss": record.loss}
             meta = checkpoint_meta(self.config, self.data.vocabulary, self.data.domains, state, data_state)
             self.checkpoints.save(int(jax.device_get(state.step)), state, meta, metrics)
+        self.files.try_to_copy()
 
     def _domain_names(self) -> list[str]:
         return [domain.name for domain in self.data.domains]
@@ -183,11 +187,12 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
     part, parts = run.rows_here
     loader = Loader(run.data.train, config.train.batch_size, process_index=part, process_count=parts,
                     workers=config.data.workers, prefetch=config.data.prefetch, state=data_state)
-    log = MetricsLog(run.workdir, step, silent=not distributed.leads())
+    log = MetricsLog(run.files.directory, step, silent=not distributed.leads())
 
     def say(record: Record) -> None:
         log.write(record)
         print(progress_line(record, steps), flush=True)
+        run.files.try_to_copy(every=COPY_EVERY_S)
 
     with (contextlib.closing(loader), contextlib.closing(log), run.checkpoints, StopRequest() as stop,
           jax.transfer_guard("disallow")):
@@ -215,7 +220,7 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
                     print(success_line(success, steps), flush=True)
                 if picturing:
                     with run.phases.time(EVALUATION):
-                        report.write_picture(run.workdir / "pictures" / f"reconstruction-{step}.png", config,
+                        report.write_picture(run.files.directory / "pictures" / f"reconstruction-{step}.png", config,
                                              run.params_to_use(state), next(run.data.validation_batches(config)))
                 if saving:
                     if interval:
@@ -256,7 +261,7 @@ def _added(found: list[tuple[LossSums, LossSums]]) -> tuple[LossSums, LossSums]:
     return jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *found)
 
 
-def _check_finite(loss: float, step: int, workdir: Path) -> None:
+def _check_finite(loss: float, step: int, workdir: Path | epath.Path) -> None:
     """End a run that has diverged, before anything of it is saved."""
     if not math.isfinite(loss):
         raise FloatingPointError(
@@ -273,8 +278,8 @@ def finish(run: Run, validation: Record, json_path: str) -> None:
     levels: dict[str, Any] = {}
     if run.config.closed_loop.environment:
         with run.phases.time(EVALUATION):
-            levels = report.act_in_simulator(run.config, run.workdir)
-        with contextlib.closing(MetricsLog(run.workdir, run.config.train.steps)) as log:
+            levels = report.act_in_simulator(run.config, run.workdir, run.files.directory)
+        with contextlib.closing(MetricsLog(run.files.directory, run.config.train.steps)) as log:
             log.write(SuccessRecord(run.config.train.steps, time.time(), levels))
     figures = {
         "closed_loop": levels,
@@ -284,10 +289,10 @@ def finish(run: Run, validation: Record, json_path: str) -> None:
         "start": run.first.rung,
         "config": dataclasses.asdict(run.config),
     }
-    paths = [run.workdir / "report.json", *([Path(json_path)] if json_path else [])]
+    paths = [run.files.directory / "report.json", *([Path(json_path)] if json_path else [])]
     report.write_report(paths, figures, run.phases)
-    print(f"time: {run.phases}\nmemory: {report.peak_rss_bytes() / 2**30:.2f} GiB at most\nreport: {paths[0]}",
-          flush=True)
+    print(f"time: {run.phases}\nmemory: {report.peak_rss_bytes() / 2**30:.2f} GiB at most", flush=True)
+    print(f"report: {run.workdir / 'report.json'}", flush=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -305,7 +310,7 @@ def main(arguments: list[str]) -> None:
         refuse(str(error))
     with distributed.ending_together():
         try:
-            workdir = Path(_WORKDIR.value or f"runs/{config_name()}").expanduser()
+            workdir = workdir_path(_WORKDIR.value or f"runs/{config_name()}")
             distributed.check_same(facts(config, workdir), "start the same command, of the same code, on all hosts")
             set_platform(config, distributed.count())
             use_compile_cache(config.train.compile_cache, workdir)
@@ -320,6 +325,7 @@ def main(arguments: list[str]) -> None:
             print(f"stopped by SIGTERM after step {int(state.step)}; the same command goes on from there", flush=True)
         elif distributed.leads():
             finish(run, validation, _JSON.value)
+        run.files.copy()
 
 
 if __name__ == "__main__":

@@ -47,9 +47,10 @@ class Watchdog:
         self._client, self._index, self._hosts = client, index, hosts
         self._heartbeat_timeout, self._stall_timeout = heartbeat_timeout, stall_timeout
         self._beats = self._passed = self._waits = 0
+        self._clock = 0.0  # seconds that the thread has watched
         self._place = "the start"
         self._stopped, self._ending = threading.Event(), threading.Lock()
-        # Of each process, by its number: the last heartbeat, when it changed, when the progress in it changed.
+        # Of each process, by its number: the last heartbeat, when it changed by that clock, when its progress changed.
         self._heard: dict[int, tuple[dict[str, Any], float, float]] = {}
         # When the service is gone, jaxlib aborts each process within milliseconds, which no time-out of it puts off. A
         # handler of Python's would never run: abort() returns to no interpreter.
@@ -58,8 +59,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to watch."""
-        now = time.monotonic()
-        self._heard = {process: ({}, now, now) for process in range(len(self._hosts))}
+        self._heard = {process: ({}, 0.0, 0.0) for process in range(len(self._hosts))}
         ctypes.CDLL(None).signal(signal.SIGABRT.value, self._abort_handler)
         self._thread.start()
 
@@ -95,8 +95,12 @@ class Watchdog:
         self._stopped.wait(self._heartbeat_timeout + 5 * _INTERVAL_S)
 
     def _watch(self) -> None:
-        answered = time.monotonic()
+        looked = answered = time.monotonic()
         while not self._stopped.wait(_INTERVAL_S):
+            # Time in which this thread could not look, on a machine that is overloaded or was suspended, says nothing
+            # about the others.
+            self._clock += min(time.monotonic() - looked, 3 * _INTERVAL_S)
+            looked = time.monotonic()
             try:
                 verdict = self._look()
                 answered = time.monotonic()
@@ -125,7 +129,7 @@ class Watchdog:
 
     def _judged(self, beats: dict[int, dict[str, Any]]) -> str:
         """What is wrong, "" if nothing is."""
-        now = time.monotonic()
+        now = self._clock
         for process, beat in beats.items():
             last, _, moved = self._heard[process]
             if beat != last:
@@ -172,9 +176,8 @@ class Watchdog:
             return
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             while time.monotonic() < until:
-                now = time.monotonic()
                 living = {str(process) for process, (_, heard, _) in self._heard.items()
-                          if process and now - heard < self._heartbeat_timeout}
+                          if process and self._clock - heard < self._heartbeat_timeout}
                 if living <= self._read(f"{KEYS}/seen").keys():
                     break
                 time.sleep(_INTERVAL_S / 5)

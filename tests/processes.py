@@ -76,7 +76,7 @@ def codes(processes: Sequence[Process]) -> list[int]:
 def cluster_flags(count: int, **timeouts: float) -> list[list[str]]:
     """The flags of each process of a run."""
     port = free_port()
-    more = [f"--{name}={value}" for name, value in {"join_timeout": 60, "heartbeat_timeout": 6, **timeouts}.items()]
+    more = [f"--{name}={value}" for name, value in {"join_timeout": 120, "heartbeat_timeout": 15, **timeouts}.items()]
     return [[f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process={number}", *more]
             for number in range(count)]
 

@@ -71,6 +71,7 @@ LAYERS = {
     "agent_jax.preflight": 4,
     "agent_jax.phases": 4,
     "agent_jax.report": 4,
+    "agent_jax.run_files": 4,
     "agent_jax.train": 4,
 }
 ENTRY = 4  # every __main__ file, in whatever package
