@@ -85,7 +85,7 @@ class RunFiles:
                 self._copied[path] = stamp
 
     def try_to_copy(self, *, every: float = 0.0) -> None:
-        """The same, unless it was done `every` seconds ago or less; a failure is logged, and mended by the next copy."""
+        """The same, if it is `every` seconds since the last time; a failure is logged, and mended by the next copy."""
         if time.monotonic() - self._at < every:
             return
         try:

@@ -42,14 +42,17 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def started(lines: Sequence[Sequence[str]], logs: Path) -> Iterator[list[Process]]:
-    """The commands, running side by side; those still there at the end are killed."""
+def started(lines: Sequence[Sequence[str]], logs: Path,
+            variables: Sequence[dict[str, str]] = ()) -> Iterator[list[Process]]:
+    """The commands, running side by side, each with its variables; those still there at the end are killed."""
     logs.mkdir(parents=True, exist_ok=True)
     processes = []
     with contextlib.ExitStack() as files:
         for number, line in enumerate(lines):
             out, err = logs / f"{number}.out", logs / f"{number}.err"
-            running = subprocess.Popen(line, env=environment(logs), stdout=files.enter_context(out.open("wb")),
+            own = variables[number] if variables else {}
+            running = subprocess.Popen(line, env={**environment(logs), **own},
+                                       stdout=files.enter_context(out.open("wb")),
                                        stderr=files.enter_context(err.open("wb")))
             processes.append(Process(running, out, err))
         try:
@@ -98,6 +101,11 @@ def script_lines(body: str, count: int, **timeouts: float) -> list[list[str]]:
     return [[sys.executable, "-c", script, *flags] for flags in cluster_flags(count, **timeouts)]
 
 
+def without_flags(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The same commands, which must find each other by the environment."""
+    return [[part for part in line if not part.startswith(("--coordinator", "--process"))] for line in lines]
+
+
 def config_file(base: Path, name: str, **changes: object) -> Path:
     """A config file of `small_config` on 8 CPU devices, with these fields."""
     draft = {"mesh.platform": "cpu", "mesh.data": 2, "mesh.fsdp": 4, "mesh.tensor": 1, "train.batch_size": 16,
@@ -129,5 +137,5 @@ def losses(workdir: Path, split: str = "train") -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if line["split"] == split}
 
 
-__all__ = ["ROOT", "Process", "cluster_flags", "codes", "config_file", "losses", "script_lines", "started",
-           "training_lines", "wait_until"]
+__all__ = ["ROOT", "Process", "cluster_flags", "codes", "config_file", "free_port", "losses", "script_lines", "started",
+           "training_lines", "wait_until", "without_flags"]

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import codes, script_lines, started, wait_until
+from processes import codes, free_port, script_lines, started, wait_until, without_flags
 
 from agent_jax import distributed
 from agent_jax.distributed import Cluster
@@ -57,6 +57,20 @@ def test_processes_exchange_texts_take_disjoint_rows_and_only_the_first_one_prin
     assert "led by 0 False" in said
     assert "hello" not in processes[1].said
     assert [process.complained for process in processes] == ["", ""]
+
+
+@pytest.mark.parametrize("engine", ["slurm", "open mpi"])
+def test_processes_find_each_other_by_what_the_engine_says_in_the_environment(tmp_path: Path, engine: str):
+    job = free_port() % 4096  # decides about the port
+    variables = [
+        {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_PROCID": number,
+         "SLURM_LOCALID": number} if engine == "slurm" else
+        {"OMPI_MCA_orte_hnp_uri": f"{job * 4096}.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": "2",
+         "OMPI_COMM_WORLD_RANK": number, "OMPI_COMM_WORLD_LOCAL_RANK": number} for number in "01"]
+    lines = without_flags(script_lines("print(distributed.exchange(f'text {me}'), jax.device_count())", 2))
+    with started(lines, tmp_path, variables) as processes:
+        assert codes(processes) == [0, 0], [process.complained for process in processes]
+    assert "['text 0', 'text 1'] 4" in processes[0].said
 
 
 def test_processes_that_differ_are_told_in_what_on_every_one_of_them(tmp_path: Path):
