@@ -76,6 +76,7 @@ def join(cluster: Cluster) -> None:
             cluster_detection_method="deactivate" if explicit else None,
             initialization_timeout=int(cluster.join_timeout) + 60,
             heartbeat_timeout_seconds=int(cluster.heartbeat_timeout) + 180)
+        hosts = exchange(socket.gethostname())
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         if "coordinator_address should be defined" in str(error):
             return  # no cluster: one process
@@ -83,7 +84,6 @@ def join(cluster: Cluster) -> None:
                          "--processes=N and --process=I on each of them, or --processes=1 to run alone") from error
     finally:
         impatient.cancel()
-    hosts = exchange(socket.gethostname())
     if len(hosts) > 1:
         _watchdog = Watchdog(_client(), index(), hosts, heartbeat_timeout=cluster.heartbeat_timeout,
                              stall_timeout=cluster.stall_timeout)

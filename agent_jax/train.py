@@ -3,7 +3,8 @@
     python -m agent_jax.train --config configs/babyai.py [--config.FIELD=VALUE ...] [--workdir DIR] [--json FILE]
 
 Mesh, data, start (restart.py has the ladder), then the loop: validate if due, act in the simulator if due, save if due,
-step, log the step before; in the end save, act, report. The same command starts a run and resumes it. In the workdir:
+step, log the step before; in the end save, act, report. The same command starts a run and resumes it. Of
+several processes (distributed.py) all take every step, and process 0 alone prints, logs and acts. In the workdir:
 
     checkpoints/  metrics.jsonl  tensorboard/  pictures/  rollouts/  report.json  compiled/
 """

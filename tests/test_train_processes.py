@@ -84,6 +84,17 @@ def test_four_processes_take_the_steps_of_one(base: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_a_sigterm_before_the_first_step_is_kept_until_after_it(base: Path, tmp_path: Path):
+    lines = training_lines(config_file(base, "early"), tmp_path / "run", 2)
+    with started(lines, tmp_path / "logs") as processes:
+        wait_until(lambda: "the plan of this run" in processes[0].said, "the plan")
+        processes[1].running.send_signal(signal.SIGTERM)
+        assert codes(processes) == [0, 0], [process.complained for process in processes]
+    assert "stopped by SIGTERM after step 1" in processes[0].said
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [1]
+
+
+@pytest.mark.slow
 def test_a_run_moves_from_four_processes_to_one_and_back(base: Path, tmp_path: Path):
     """Each part ends by a SIGTERM, but for the last."""
     workdir = tmp_path / "run"
