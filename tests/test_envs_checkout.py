@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 from simulator_checkouts import CALVIN, LANGUAGE_TABLE, LIBERO, write_checkout
 
+from agent_jax.config import ClosedLoopConfig
 from agent_jax.data.store import open_store
 from agent_jax.envs import collect, load
 from agent_jax.envs.worker import demonstrate, episode_seed
+from agent_jax.evaluate.closed_loop import closed_loop
 
 FILES = {"language_table": LANGUAGE_TABLE, "calvin": CALVIN, "libero": LIBERO}
+MODULES = [f"agent_jax.envs.{item}" for item in (*FILES, "calvin_checkout")]
 TOPS = ("language_table", "tf_agents", "calvin_agent", "calvin_env", "hydra", "omegaconf", "libero")
 
 
 def forget(modules: tuple[str, ...]) -> None:
     for name in list(sys.modules):
-        if name.partition(".")[0] in modules or name in [f"agent_jax.envs.{item}" for item in FILES]:
+        if name.partition(".")[0] in modules or name in MODULES:
             del sys.modules[name]
 
 
@@ -29,12 +32,14 @@ def forget(modules: tuple[str, ...]) -> None:
 def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A function from an environment's name to its module, on a stand-in."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for variable in ("LIBERO_CONFIG_PATH", "AGENT_JAX_CALVIN_DATA", "AGENT_JAX_CALVIN_EGL"):
+        monkeypatch.setenv(variable, "")  # so that it is put back, whatever an adapter makes of it
+        monkeypatch.delenv(variable)
     forget(TOPS)
 
     def find(name: str) -> Any:
         checkout = write_checkout(tmp_path / name, FILES[name])
         monkeypatch.setenv(f"AGENT_JAX_{name.upper()}", str(checkout))
-        monkeypatch.setenv("AGENT_JAX_CALVIN_DATA", str(checkout / "data"))
         return load(name)
 
     yield find
@@ -117,26 +122,27 @@ def test_demonstrations_of_language_table_hold_its_own_pictures_and_state(found:
     assert np.asarray(episode.values("steps/observation/effector_translation", 0, episode.steps)).shape[1:] == (2,)
 
 
-def forward(module: Any) -> dict[str, np.ndarray]:
-    return {"action": np.array([1.0, 0, 0, 0, 0, 0, 0.4])}
+FORWARD = {"action": np.array([1.0, 0, 0, 0, 0, 0, 0.4])}
+STILL = {"action": np.zeros(7)}
 
 
 def test_calvin_gives_the_next_instruction_when_the_oracle_finds_one_done(found: Any) -> None:
     module = found("calvin")
     environment = module.make("Chains")
     seen, info = environment.reset(seed=1_000_000_002)
-    assert info == {"success": False, "completed": 0}
+    assert info == {"success": False, "completed": 0, "instructions": 5}
     assert {camera: seen[camera].shape for camera in module.CAMERAS} == module.IMAGE_SHAPES
-    assert seen["robot_obs"].tolist() == [2.0] * 15  # chain 2
+    condition, subtasks = module.chain(2)
+    assert seen["robot_obs"].tolist() == [condition["number"]] * 15
     told, rewards = [], []
     over = False
     while not over:
         told.append(environment.instruction)
-        seen, reward, over, truncated, info = environment.step(forward(module))
+        seen, reward, over, truncated, info = environment.step(FORWARD)
         rewards.append(reward)
-    assert told == [f"do thing {2 + k}" for k in range(5) for _ in range(3)]
+    assert told == [f"do thing {subtask.removeprefix('task_')}" for subtask in subtasks for _ in range(3)]
     assert rewards == [0.0, 0.0, 1.0] * 5
-    assert info == {"success": True, "completed": 5}
+    assert info == {"success": True, "completed": 5, "instructions": 5}
     assert not truncated
     assert {action[6] for action in environment.simulator.actions} == {1}  # the simulator takes nothing between
 
@@ -146,28 +152,118 @@ def test_calvin_ends_with_the_first_instruction_that_takes_more_than_360_steps(f
     environment = module.make("Chains")
     environment.reset(seed=0)
     for _ in range(3):
-        environment.step(forward(module))
-    still = {"action": np.zeros(7)}
-    ends = [environment.step(still)[2:] for _ in range(360)]
-    assert ends[-1] == (False, True, {"success": False, "completed": 1})
+        environment.step(FORWARD)
+    ends = [environment.step(STILL)[2:] for _ in range(360)]
+    assert ends[-1] == (False, True, {"success": False, "completed": 1, "instructions": 5})
     assert all(end[:2] == (False, False) for end in ends[:-1])
+    environment.close()
     first = module.make("First")
     first.reset(seed=0)
-    info = [first.step(forward(module))[4] for _ in range(3)][-1]
-    assert info == {"success": True, "completed": 1}
+    info = [first.step(FORWARD)[4] for _ in range(3)][-1]
+    assert info == {"success": True, "completed": 1, "instructions": 1}
     assert (first.max_steps, environment.max_steps) == (360, 1800)
 
 
-def test_calvins_figures_are_shares_in_a_row_and_their_mean(found: Any) -> None:
-    figures = found("calvin").chain_figures([5, 3, 0, 1])
-    assert [figures[f"{k} in a row"] for k in range(1, 6)] == [0.75, 0.5, 0.5, 0.25, 0.25]
-    assert figures["mean length"] == 2.25
+def test_calvins_chains_are_those_of_its_own_generator_in_its_order(found: Any) -> None:
+    class Here:
+        """Runs what the generator gives to processes, of which each has numpy's global numbers to itself."""
+
+        def __init__(self, max_workers: int) -> None: ...
+        def __enter__(self) -> Here:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def map(self, function: Any, items: Any) -> list[Any]:
+            with sequences.temp_seed(0):
+                return [function(item) for item in items]
+
+    module = found("calvin")
+    chains = [module.chain(number) for number in range(1000)]
+    sequences: Any = sys.modules["calvin_agent.evaluation.multistep_sequences"]
+    sequences.ProcessPoolExecutor = Here
+    assert chains == sequences.get_sequences(1000)
+    assert len({condition["number"] for condition, _ in chains[:20]}) > 10  # shuffled
+
+
+def test_calvins_evaluation_is_imported_without_what_it_does_not_need(found: Any) -> None:
+    module = found("calvin")
+    checkout: Any = sys.modules["agent_jax.envs.calvin_checkout"]
+    module.chain(0)
+    assert not {"pyhash", "pytorch_lightning", "calvin_agent.models.mcil"} & set(sys.modules)
+    assert checkout.fnv1_32("hello world") == 2805756500  # as the documentation of pyhash has it
+    places = [module.initial_state(module.chain(number)[0])[1] for number in (0, 0, 1)]
+    np.testing.assert_array_equal(places[0], places[1])
+    assert (places[0] != places[2]).any()
+
+
+def test_calvins_scene_is_d_or_that_of_a_data_set_with_two_cameras(found: Any, monkeypatch: pytest.MonkeyPatch,
+                                                                   tmp_path: Path) -> None:
+    module = found("calvin")
+    environment = module.make("Chains")
+    assert (environment.simulator.env.scene, environment.simulator.env.use_egl) == ("D", True)
+    assert environment.simulator.kwargs == {"show_gui": False, "use_vr": False, "use_scene_info": True}
+    environment.close()
+    monkeypatch.setenv("AGENT_JAX_CALVIN_DATA", str(tmp_path / "calvin/data"))
+    monkeypatch.setenv("AGENT_JAX_CALVIN_EGL", "0")
+    environment = module.make("Chains")
+    assert (environment.simulator.env.scene, environment.simulator.env.use_egl) == ("recorded", False)
+
+
+def test_a_process_has_one_calvin_which_is_closed_once(found: Any) -> None:
+    module = found("calvin")
+    environment = module.make("Chains")
+    with pytest.raises(RuntimeError, match="found another environment open in this process"):
+        module.make("First")
+    environment.close()
+    simulator = environment.simulator
+    simulator.close()  # as it does when it is collected
+    assert simulator.closed == 1
+    module.make("First").close()
+
+
+class Walker:
+    """Walks forward for every instruction but those it was told to stand still at; knows when it was reset."""
+
+    def __init__(self, stop_at: int) -> None:
+        self.stop_at, self.told, self.resets = stop_at, {}, []
+
+    def reset(self, env_ids: Any) -> None:
+        self.resets += [(i, len(self.told.get(i, ()))) for i in env_ids]
+
+    def act(self, images: Any, instructions: Any, env_ids: Any, states: Any = None) -> list[Any]:
+        for i, instruction in zip(env_ids, instructions, strict=True):
+            self.told.setdefault(i, []).append(instruction)
+        return [STILL if i and len(set(self.told[i])) > self.stop_at else FORWARD for i in env_ids]
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_policy_forgets_at_every_new_instruction_and_chains_are_reported_by_length(
+        found: Any, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    found("calvin")
+    walker, said = Walker(stop_at=2), []
+    config = ClosedLoopConfig(environment="calvin", episodes={"Chains": 2}, processes=processes)
+    result = closed_loop(config, {"greedy": walker}, baselines=False, record=2, say=said.append)
+    figures = result.report["Chains"]["greedy"]
+    assert [share["success"] for share in figures["chain"]["in_a_row"]] == [1.0, 1.0, 0.5, 0.5, 0.5]
+    assert figures["chain"]["mean_length"] == 3.5
+    assert (figures["success"], figures["mean_steps"]) == (0.5, (15 + 6 + 360) / 2)
+    # Before its first step, and after every three, of which each chain's last ends it.
+    assert [time for i, time in walker.resets if i == 0] == [0, 3, 6, 9, 12]
+    assert [time for i, time in walker.resets if i == 1] == [0, 3, 6]
+    for i, recording in enumerate(result.recordings):
+        assert list(recording.instructions[:-1]) == walker.told[i]
+        assert len(set(recording.instructions)) == (5, 3)[i]
+    assert said[-1].splitlines()[-3:] == [
+        "in a row  policy       1       2      3      4      5  mean length",
+        "------------------------------------------------------------------",
+        "Chains    greedy  100.0%  100.0%  50.0%  50.0%  50.0%         3.50",
+    ]
 
 
 def test_calvin_without_data_or_expert_says_so(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = found("calvin")
     monkeypatch.setenv("AGENT_JAX_CALVIN_DATA", "/nowhere")
-    with pytest.raises(FileNotFoundError, match="AGENT_JAX_CALVIN_DATA=/nowhere, expected a directory with"):
+    with pytest.raises(FileNotFoundError, match="AGENT_JAX_CALVIN_DATA=/nowhere, expected a data set of CALVIN"):
         module.make("Chains")
     with pytest.raises(ValueError, match="no scripted expert"):
         module.Expert(None)
@@ -179,7 +275,7 @@ def test_libero_begins_in_its_initial_states_and_turns_its_pictures(found: Any) 
     module = found("libero")
     environment = module.make("libero_goal/3", 32)
     assert environment.instruction == "do thing 3"
-    assert environment.simulator.bddl_file_name == "/suite/3.bddl"
+    assert environment.simulator.bddl_file_name.endswith("libero/libero/bddl_files/suite/3.bddl")
     seen, _ = environment.reset(seed=1_000_000_007)
     assert environment.simulator.state == 7.0
     assert environment.simulator.steps == 5

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from agent_jax.evaluate.rollouts import Recording
-from agent_jax.view.rollout import draw_rollout, write_gif, write_mp4, write_recording
+from agent_jax.view.rollout import Rollout, draw_rollout, write_gif, write_mp4, write_recording
 
 ACTIONS = ("left", "forward", "forward")
 INSTRUCTION = "go to the red ball, then put the yellow box next to the purple key on your left"
@@ -19,12 +19,18 @@ def episode() -> np.ndarray:
     return np.broadcast_to(colours[:, None, None], (4, 56, 56, 3)).copy()
 
 
+def rollout(*instructions: str, actions: tuple[str, ...] = ACTIONS, success: bool = True, title: str = "") -> Rollout:
+    """Of an instruction for all of its frames, or of one for each."""
+    told = instructions if len(instructions) == 4 else instructions * 4
+    return Rollout(episode(), told, actions, success, title)
+
+
 def colour_near(picture: Image.Image, x: int, y: int) -> np.ndarray:
     return np.asarray(picture.convert("RGB")).astype(int)[y, x]
 
 
 def test_a_gif_has_a_picture_a_step_with_its_colours_and_lasts(tmp_path: Path) -> None:
-    write_gif(tmp_path / "a.gif", episode(), INSTRUCTION, ACTIONS, success=True, title="GoToLocal, greedy")
+    write_gif(tmp_path / "a.gif", rollout(INSTRUCTION, title="GoToLocal, greedy"))
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.info["loop"] == 0
         pictures = [(picture.convert("RGB"), picture.info["duration"]) for picture in ImageSequence.Iterator(gif)]
@@ -35,7 +41,7 @@ def test_a_gif_has_a_picture_a_step_with_its_colours_and_lasts(tmp_path: Path) -
 
 def test_the_outcome_frames_the_last_picture_alone() -> None:
     for success, channel in ((True, 1), (False, 0)):
-        *before, last = draw_rollout(episode(), INSTRUCTION, ACTIONS, success=success)
+        *before, last = draw_rollout(rollout(INSTRUCTION, success=success))
         border = colour_near(last, 5, last.height // 2)
         assert border.argmax() == channel
         assert border.max() > border.min() + 100
@@ -45,7 +51,7 @@ def test_the_outcome_frames_the_last_picture_alone() -> None:
 
 def test_instruction_action_and_step_are_drawn() -> None:
     def drawn(instruction: str = INSTRUCTION, actions: tuple[str, ...] = ACTIONS, title: str = "a") -> np.ndarray:
-        return np.asarray(draw_rollout(episode(), instruction, actions, success=True, title=title)[0])
+        return np.asarray(next(draw_rollout(rollout(instruction, actions=actions, title=title))))
 
     base = drawn()
     assert (drawn(title="b") != base)[:30].any()
@@ -55,7 +61,7 @@ def test_instruction_action_and_step_are_drawn() -> None:
 
 
 def test_a_long_instruction_is_wrapped_and_stays_inside() -> None:
-    short, long = (draw_rollout(episode(), text, ACTIONS, success=True)[0] for text in ("go", INSTRUCTION))
+    short, long = (next(draw_rollout(rollout(text))) for text in ("go", INSTRUCTION))
     assert long.width == short.width
     assert long.height > short.height
     assert (np.asarray(long)[:60, -4:] == 250).all()
@@ -63,19 +69,29 @@ def test_a_long_instruction_is_wrapped_and_stays_inside() -> None:
 
 def test_frames_that_do_not_fit_the_actions_are_refused() -> None:
     with pytest.raises(ValueError, match=r"found uint8 of shape \(3, 56, 56, 3\) for 3 actions, expected uint8 \(4,"):
-        draw_rollout(episode()[:3], INSTRUCTION, ACTIONS, success=True)
+        Rollout(episode()[:3], [INSTRUCTION] * 3, ACTIONS, success=True)
     with pytest.raises(ValueError, match="frames: found float64"):
-        draw_rollout(episode() / 255, INSTRUCTION, ACTIONS, success=True)
+        Rollout(episode() / 255, [INSTRUCTION] * 4, ACTIONS, success=True)
+    with pytest.raises(ValueError, match="instructions: found 3 for 4 frames, expected one each"):
+        Rollout(episode(), [INSTRUCTION] * 3, ACTIONS, success=True)
+
+
+def test_a_picture_shows_the_instruction_of_its_own_step_and_all_are_of_one_size() -> None:
+    first, second, third, last = draw_rollout(rollout("go", "go", INSTRUCTION, INSTRUCTION))
+    assert first.size == second.size == third.size == last.size
+    head = [np.asarray(picture)[:50] for picture in (first, second, third, last)]
+    np.testing.assert_array_equal(head[0], head[1])
+    np.testing.assert_array_equal(head[2], head[3])
+    assert (head[1] != head[2]).any()
 
 
 def test_an_mp4_shows_the_same_pictures_for_as_long(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
-    write_mp4(tmp_path / "a.mp4", episode(), INSTRUCTION, ACTIONS, success=True, title="GoToLocal, greedy")
+    write_mp4(tmp_path / "a.mp4", rollout(INSTRUCTION, title="GoToLocal, greedy"))
     with av.open(str(tmp_path / "a.mp4")) as video:
         pictures = [frame.to_image() for frame in video.decode(video=0)]
     assert len(pictures) == 3 + 4  # two a second; the last one stands for two seconds
-    for picture, drawn in zip(pictures, draw_rollout(episode(), INSTRUCTION, ACTIONS, success=True, title="a"),
-                              strict=False):
+    for picture, drawn in zip(pictures, draw_rollout(rollout(INSTRUCTION, title="a")), strict=False):
         assert abs(picture.width - drawn.width) <= 1
         middle = picture.width // 2, picture.height // 2
         assert np.abs(colour_near(picture, *middle) - colour_near(drawn, *middle)).max() <= 12
@@ -83,7 +99,7 @@ def test_an_mp4_shows_the_same_pictures_for_as_long(tmp_path: Path) -> None:
 
 
 def test_a_recording_is_written_under_a_name_that_tells_task_policy_and_seed(tmp_path: Path) -> None:
-    recording = Recording("suite/open", "greedy", 7, INSTRUCTION, episode(), ACTIONS, success=False)
+    recording = Recording("suite/open", "greedy", 7, (INSTRUCTION,) * 4, episode(), ACTIONS, success=False)
     assert write_recording(tmp_path / "deep", recording).name == "suite_open-greedy.gif"
     assert write_recording(tmp_path / "deep", recording, with_seed=True).name == "suite_open-greedy-7.gif"
     assert len(list((tmp_path / "deep").iterdir())) == 2

@@ -53,7 +53,11 @@ class Environment(Protocol):
         ...
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Observation, reward, terminated, truncated, and info with `success`, as in gymnasium."""
+        """Observation, reward, terminated, truncated, and info with `success`, as in gymnasium.
+
+        Where an episode is a chain of instructions, of which each comes when the one before it is carried out, info
+        also has `completed` and `instructions`: how many were, and how many there are.
+        """
         ...
 
     def close(self) -> None:
@@ -87,6 +91,7 @@ class EnvironmentModule(Protocol):
     RATE_HZ: float  # steps a second of the robot or player; 0: nothing moves between steps
     IMAGE_SIZE: int  # pixels of square pictures where nothing else is asked for; 0: those of IMAGE_SHAPES
     IMAGE_SHAPES: Mapping[str, tuple[int, int, int]]  # of the simulator's own pictures, by camera
+    ONE_A_PROCESS: bool  # a process cannot have two environments at once
     HAS_EXPERT: bool
     # Draws are from tables, so that actions of any kind are drawn alike: random_actions.py makes those of numbers.
     RANDOM: Mapping[str, Sequence[Action]]  # random baselines: name in the report -> the actions drawn from

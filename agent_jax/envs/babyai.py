@@ -54,6 +54,7 @@ MAX_STEPS = 720  # of OpenTwoDoors; 64 in one room
 RATE_HZ = 0.0
 IMAGE_SIZE = 56
 IMAGE_SHAPES = {"rgb": (IMAGE_SIZE, IMAGE_SIZE, 3)}
+ONE_A_PROCESS = False
 HAS_EXPERT = True
 ACTION_NAMES = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 RANDOM = {

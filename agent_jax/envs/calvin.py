@@ -1,23 +1,21 @@
 """CALVIN (Mees et al. 2022, arXiv 2112.03227) from a checkout of one's own: chains of five instructions at a desk.
 
     AGENT_JAX_CALVIN=DIR          git clone --recurse-submodules https://github.com/mees/calvin DIR
-    AGENT_JAX_CALVIN_DATA=DIR     one of its data sets: validation/.hydra/merged_config.yaml describes the scene
+    AGENT_JAX_CALVIN_DATA=DIR     one of its data sets, for its scene; unset: scene D, as the checkout describes it
+    AGENT_JAX_CALVIN_EGL=0        pybullet's renderer for CPUs in place of OpenGL's
 
     seed -> one of the 1,000 chains -> instruction 1 --done, by the task oracle--> instruction 2 ... 5
                                        at most 360 steps each
 
 "Chains" is the benchmark: the instruction changes within the episode whenever the oracle finds it carried out, and the
-episode ends with the first that is not. info["completed"] counts; `chain_figures` makes the benchmark's numbers of it.
-A policy that remembers forgets at every new instruction there, as CALVIN's protocol has it. "First" is the first
-instruction alone.
+episode ends with the first that is not. info["completed"] counts them; the closed loop empties the policy's memory at
+every new instruction, as CALVIN's protocol has it, and reports chains by their length. "First" is the first instruction
+alone.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Sequence
-from pathlib import Path
+import weakref
 from typing import Any
 
 import numpy as np
@@ -25,19 +23,10 @@ import numpy as np
 from agent_jax.actions import CALVIN
 from agent_jax.data.transforms import prepare_image
 from agent_jax.envs import Action, Observation
-from agent_jax.envs.checkout import Checkout
+from agent_jax.envs.arm import hand_move, no_expert
+from agent_jax.envs.calvin_checkout import CHAINS, CHECKOUT, chain, initial_state, make_simulator, oracle, sentences
 from agent_jax.envs.random_actions import uniform_actions
 
-CHECKOUT = Checkout(
-    name="calvin",
-    variable="AGENT_JAX_CALVIN",
-    url="https://github.com/mees/calvin",
-    marker="calvin_models/calvin_agent/evaluation/multistep_sequences.py",
-    roots=("calvin_models", "calvin_env", "calvin_env/tacto"),
-    install="sh install.sh in DIR (Python 3.8), and dataset/download_data.sh debug for a data set to point "
-            "AGENT_JAX_CALVIN_DATA to",
-)  # fmt: skip
-DATA = "AGENT_JAX_CALVIN_DATA"
 CHECKOUT.directory()
 
 NAME = "calvin"
@@ -45,35 +34,35 @@ ACTION_SPEC = CALVIN
 STATE_SPEC = None  # its bounds come from the data set (actions.calvin_state); observations have its key, robot_obs
 CAMERAS = ("rgb", "rgb_gripper")  # rgb_static and rgb_gripper
 TASKS = {"CALVIN": ("Chains",), "First": ("First",)}
-CHAINS = 1000
 SUBTASKS = 5
 SUBTASK_STEPS = 360  # evaluate_policy.py: EP_LEN
 MAX_STEPS = SUBTASKS * SUBTASK_STEPS
 RATE_HZ = 30.0
 IMAGE_SIZE = 0
 IMAGE_SHAPES = {"rgb": (200, 200, 3), "rgb_gripper": (84, 84, 3)}
+ONE_A_PROCESS = True  # the robot's code speaks to pybullet's first simulation, whichever it belongs to
 HAS_EXPERT = False
 RANDOM = {"random": uniform_actions(CALVIN)}
 NOISE = RANDOM["random"]
 
 
 def version() -> str:
-    """The checkout has no version of its own."""
-    return "calvin (a checkout)"
+    """Of the checkout."""
+    return CHECKOUT.version()
 
 
 def action_name(action: Action) -> str:
     """The hand's move in millimetres and the gripper."""
-    dx, dy, dz, *_, grip = (float(number) for number in action["action"])
-    return f"{20 * dx:+.0f} {20 * dy:+.0f} {20 * dz:+.0f} mm, {'open' if grip > 0 else 'close'}"
+    return hand_move(action, 20, opens=True)
 
 
 def make(level: str, image_size: int = IMAGE_SIZE) -> Calvin:
-    """An environment of "Chains" or "First"; reset it before use.
+    """An environment of "Chains" or "First", the only one of this process; reset it before use.
 
     Raises:
         ValueError: there is no such task.
         FileNotFoundError: AGENT_JAX_CALVIN_DATA leads to no data set.
+        RuntimeError: another one is open in this process.
     """
     return Calvin(level, image_size)
 
@@ -85,31 +74,10 @@ def Expert(environment: Any) -> Any:
         ValueError: always.
     """
     del environment
-    raise ValueError("calvin has no scripted expert; its recorded data are prepared by `python -m agent_jax.data "
-                     "prepare` with source calvin")
+    no_expert(NAME, "calvin")
 
 
-def chain_figures(completed: Sequence[int]) -> dict[str, float]:
-    """The benchmark's numbers: the share of chains with at least 1, ..., 5 instructions done, and their mean."""
-    counts = np.asarray(completed)
-    return {**{f"{k} in a row": float((counts >= k).mean()) for k in range(1, SUBTASKS + 1)},
-            "mean length": float(counts.mean())}
-
-
-@functools.cache
-def _chains() -> list[Any]:
-    """The 1,000 pairs of initial state and five subtasks; the repository makes them anew in every process."""
-    return CHECKOUT.module("calvin_agent.evaluation.multistep_sequences").get_sequences(CHAINS)
-
-
-def _scene() -> Path:
-    """The validation split that describes the scene."""
-    value = os.environ.get(DATA, "")
-    folder = Path(value).expanduser() / "validation"
-    if not value or not (folder / ".hydra" / "merged_config.yaml").is_file():
-        raise FileNotFoundError(f'the environment "calvin" needs a data set: {DATA}={value or "(not set)"}, expected a '
-                                f"directory with validation/.hydra/merged_config.yaml. {CHECKOUT}")
-    return folder
+_MADE: weakref.WeakSet[Calvin] = weakref.WeakSet()  # what is left of those of this process
 
 
 class Calvin:
@@ -118,14 +86,14 @@ class Calvin:
     def __init__(self, level: str, image_size: int) -> None:
         if level not in ("Chains", "First"):
             raise ValueError(f'task: found {level!r}, expected "Chains" (five instructions) or "First" (one alone)')
+        if any(other.open for other in _MADE):
+            raise RuntimeError("calvin: found another environment open in this process, and its simulator's code can "
+                               "drive one only; close that one, or make this one in a process of its own")
         self.level, self._size = level, image_size
-        self.simulator: Any = CHECKOUT.module("calvin_env.envs.play_table_env").get_env(_scene(), show_gui=False)
-        configuration = CHECKOUT.directory() / "calvin_models" / "conf"
-        load = CHECKOUT.module("omegaconf").OmegaConf.load
-        tasks = load(configuration / "callbacks/rollout/tasks/new_playtable_tasks.yaml")
-        self._oracle: Any = CHECKOUT.module("hydra.utils").instantiate(tasks)
-        self._sentences: Any = load(configuration / "annotations/new_playtable_validation.yaml")
-        self._initial = CHECKOUT.module("calvin_agent.evaluation.utils").get_env_state_for_initial_condition
+        self._oracle, self._sentences = oracle(), sentences()
+        self.simulator: Any = make_simulator()
+        self.open = True
+        _MADE.add(self)
         self.subtasks: tuple[str, ...] = ()
         self._completed = self._steps = 0
         self._before: Any = None
@@ -142,13 +110,13 @@ class Calvin:
 
     def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
         """Begin chain `seed % 1000`."""
-        condition, subtasks = _chains()[seed % CHAINS]
+        condition, subtasks = chain(seed % CHAINS)
         self.subtasks = tuple(subtasks) if self.level == "Chains" else tuple(subtasks[:1])
-        robot, scene = self._initial(condition)
-        self.simulator.reset(robot_obs=robot, scene_obs=scene)
+        robot, scene = initial_state(condition)
+        seen = self.simulator.reset(robot_obs=robot, scene_obs=scene)
         self._completed = self._steps = 0
         self._before = self.simulator.get_info()
-        return self._observe(self.simulator.get_obs()), {"success": False, "completed": 0}
+        return self._observe(seen), self._info
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Take {"action": (7,)}; reward 1 whenever a subtask is done.
@@ -163,13 +131,20 @@ class Calvin:
         done = bool(self._oracle.get_task_info_for_set(self._before, info, {self.subtasks[self._completed]}))
         if done:
             self._completed, self._steps, self._before = self._completed + 1, 0, info
-        success = self._completed == len(self.subtasks)
+        info = self._info
         late = not done and self._steps >= SUBTASK_STEPS
-        return self._observe(seen), float(done), success, late, {"success": success, "completed": self._completed}
+        return self._observe(seen), float(done), info["success"], late, info
 
     def close(self) -> None:
         """End the physics server."""
+        self.open = False
         self.simulator.close()
+        self.simulator.ownsPhysicsClient = False  # or it ends the server of that number once more when it is collected
+
+    @property
+    def _info(self) -> dict[str, Any]:
+        count = len(self.subtasks)
+        return {"success": self._completed == count, "completed": self._completed, "instructions": count}
 
     def _observe(self, seen: Any) -> Observation:
         images = seen["rgb_obs"]

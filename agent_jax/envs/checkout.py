@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,15 @@ class Checkout:
             if place not in sys.path:
                 sys.path.insert(0, place)
         return path
+
+    def version(self) -> str:
+        """Name and commit of the checkout; it has no other version."""
+        asked = ["git", "-C", str(self.directory()), "rev-parse", "--short=10", "HEAD"]
+        try:
+            commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):  # no git, or a copy without history
+            return f"{self.name} (a checkout)"
+        return f"{self.name} (a checkout at {commit})"
 
     def module(self, name: str) -> ModuleType:
         """A module of the checkout.

@@ -52,6 +52,7 @@ MAX_STEPS = 200  # eval/main.py
 RATE_HZ = 10.0
 IMAGE_SIZE = 0
 IMAGE_SHAPES = {"rgb": (180, 320, 3)}
+ONE_A_PROCESS = False
 HAS_EXPERT = True
 RANDOM = {"random": uniform_actions(LANGUAGE_TABLE)}
 NOISE = RANDOM["random"]
@@ -59,8 +60,8 @@ _ATTEMPTS = 100  # at a layout that the oracle can solve; most are
 
 
 def version() -> str:
-    """The checkout has no version of its own."""
-    return "language_table (a checkout)"
+    """Of the checkout."""
+    return CHECKOUT.version()
 
 
 def action_name(action: Action) -> str:

@@ -9,14 +9,21 @@ trained on LIBERO: the simulator's stand on their head.
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import json
 import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agent_jax.data.transforms import prepare_image
 from agent_jax.envs import Action, Observation
+from agent_jax.envs.arm import hand_move, no_expert
 from agent_jax.envs.checkout import Checkout
 from agent_jax.envs.random_actions import uniform_actions
 from agent_jax.envs.specs import LIBERO, LIBERO_STATE
@@ -27,9 +34,26 @@ CHECKOUT = Checkout(
     url="https://github.com/Lifelong-Robot-Learning/LIBERO",
     marker="libero/libero/benchmark/__init__.py",
     roots=(".",),
-    install="pip install -r DIR/requirements.txt (robosuite 1.4, bddl, torch before 2.6), and "
-            'python -c "import libero.libero" once, which asks where its data lie',
-)  # fmt: skip
+    install="pip install torch robosuite==1.4.0 bddl==1.0.1 mujoco==3.3.0 easydict gym cloudpickle matplotlib h5py",
+)
+
+
+def _say_where_its_files_are() -> None:
+    """Point LIBERO at its checkout, unless LIBERO_CONFIG_PATH does: without that, importing it asks on stdin."""
+    if "LIBERO_CONFIG_PATH" in os.environ:
+        return
+    root = CHECKOUT.directory().resolve() / "libero" / "libero"
+    folder = tempfile.mkdtemp(prefix="agent_jax_libero_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    places = {"benchmark_root": root, "bddl_files": root / "bddl_files", "init_states": root / "init_files",
+              "datasets": root.parent / "datasets", "assets": root / "assets"}
+    # JSON is YAML, too.
+    Path(folder, "config.yaml").write_text(json.dumps({name: str(place) for name, place in places.items()}))
+    os.environ["LIBERO_CONFIG_PATH"] = folder
+
+
+os.environ.setdefault("MUJOCO_GL", "egl")  # without a screen; robosuite reads it when it is imported
+_say_where_its_files_are()
 benchmark = CHECKOUT.module("libero.libero.benchmark")
 environments = CHECKOUT.module("libero.libero.envs")
 
@@ -43,6 +67,7 @@ MAX_STEPS = 600  # the repository's configs/eval/default.yaml
 RATE_HZ = 20.0
 IMAGE_SIZE = 224
 IMAGE_SHAPES = {"rgb": (128, 128, 3), "wrist": (128, 128, 3)}
+ONE_A_PROCESS = False
 HAS_EXPERT = False
 RANDOM = {"random": uniform_actions(LIBERO)}
 NOISE = RANDOM["random"]
@@ -50,14 +75,13 @@ _STILL = 5  # steps in which things settle
 
 
 def version() -> str:
-    """The checkout has no version of its own."""
-    return "libero (a checkout)"
+    """Of the checkout."""
+    return CHECKOUT.version()
 
 
 def action_name(action: Action) -> str:
     """The hand's move in millimetres and the gripper."""
-    dx, dy, dz, *_, grip = (float(number) for number in action["action"])
-    return f"{50 * dx:+.0f} {50 * dy:+.0f} {50 * dz:+.0f} mm, {'close' if grip > 0 else 'open'}"
+    return hand_move(action, 50, opens=False)
 
 
 def make(level: str, image_size: int = IMAGE_SIZE) -> Libero:
@@ -76,8 +100,7 @@ def Expert(environment: Any) -> Any:
         ValueError: always.
     """
     del environment
-    raise ValueError("libero has no scripted expert; recorded data of it are prepared by `python -m agent_jax.data "
-                     "prepare`, e.g. with source lerobot")
+    no_expert(NAME, "lerobot")
 
 
 class Libero:
@@ -92,7 +115,7 @@ class Libero:
         self.level, self._size, self._steps = level, image_size, 0
         tasks = benchmark.get_benchmark(suite)()
         self.instruction = str(tasks.get_task(int(number)).language)
-        self._states = tasks.get_task_init_states(int(number))
+        self._states = _initial_states(tasks, int(number))
         size = image_size or IMAGE_SHAPES["rgb"][0]
         self.simulator: Any = environments.OffScreenRenderEnv(
             bddl_file_name=tasks.get_task_bddl_file_path(int(number)), camera_heights=size, camera_widths=size)
@@ -129,6 +152,16 @@ class Libero:
                   for name, key in (("rgb", "agentview_image"), ("wrist", "robot0_eye_in_hand_image"))}
         numbers = (seen["robot0_eef_pos"], _axis_angle(seen["robot0_eef_quat"]), seen["robot0_gripper_qpos"])
         return {**images, "state": np.concatenate(numbers).astype(np.float32)}
+
+
+def _initial_states(tasks: Any, number: int) -> Any:
+    """The task's initial states, (50, numbers of the simulator)."""
+    # The repository reads them by torch.load, which since torch 2.6 takes only what it is told to take: arrays.
+    make = np.zeros(0).__reduce__()[0]
+    names = [(make, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]  # numpy 1 and 2
+    allowed = [np.ndarray, np.dtype, np.dtypes.Float64DType, *names]
+    with CHECKOUT.module("torch").serialization.safe_globals(allowed):
+        return np.asarray(tasks.get_task_init_states(number))
 
 
 def _axis_angle(quaternion: Any) -> np.ndarray:

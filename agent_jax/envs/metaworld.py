@@ -45,6 +45,7 @@ MAX_STEPS = 500  # Meta-World's own
 RATE_HZ = 80.0
 IMAGE_SIZE = 224
 IMAGE_SHAPES = {"rgb": (IMAGE_SIZE, IMAGE_SIZE, 3)}
+ONE_A_PROCESS = False
 HAS_EXPERT = True
 # Our own words: Meta-World has names alone.
 SENTENCES = {

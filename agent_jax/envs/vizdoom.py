@@ -52,6 +52,7 @@ MAX_STEPS = 60
 RATE_HZ = 35 / 4
 IMAGE_SIZE = 224
 IMAGE_SHAPES = {"rgb": (IMAGE_SIZE, IMAGE_SIZE, 3)}
+ONE_A_PROCESS = False
 HAS_EXPERT = True
 RANDOM = {
     "random": uniform_actions(VIZDOOM),

@@ -15,14 +15,15 @@ from agent_jax.envs import EnvironmentModule, load
 from agent_jax.evaluate.rollouts import CONCURRENT, Policy, Recording, Sees, TaskResult, run_baseline, run_policy
 from agent_jax.evaluate.simulators import Simulators
 from agent_jax.evaluate.stage import EXPERT
-from agent_jax.evaluate.statistics import success_summary
+from agent_jax.evaluate.statistics import chain_summary, success_summary
 
 
 @dataclasses.dataclass(frozen=True)
 class ClosedLoopResult:
     """The figures, and some episodes to look at."""
 
-    report: dict[str, dict[str, dict[str, Any]]]  # task -> policy -> success, episodes, ci95, mean_steps, lost
+    # task -> policy -> success, episodes, ci95, mean_steps, lost; where episodes are chains, also chain
+    report: dict[str, dict[str, dict[str, Any]]]
     recordings: tuple[Recording, ...]
 
 
@@ -38,7 +39,7 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
         image_size: pixels of the observations; 0: the environment's default.
         record: how many episodes of each task and each of `policies` to record, if `config.video`.
         baselines: whether to run them.
-        concurrent: episodes at a time.
+        concurrent: episodes at a time; where a process can have one environment only, as many as there are processes.
         say: is given a line after each policy, and the table at the end.
 
     Raises:
@@ -53,6 +54,8 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
     for task, episodes in config.episodes.items():
         if episodes < 1:
             raise ValueError(f"task {task!r}: found {episodes} episodes to evaluate, expected at least 1")
+    if module.ONE_A_PROCESS:
+        concurrent = min(concurrent, max(1, config.processes))
     sees = Sees()
     if domain is not None:
         check_domain(domain, module)
@@ -112,7 +115,8 @@ def _figures(result: TaskResult, name: str) -> dict[str, Any]:
     if not result.seeds:
         raise RuntimeError(f"task {result.task!r}, {name}: all {len(result.lost)} episodes were lost, since their "
                            f"processes died ({result.lost[0].reason}); their messages are above")
-    return {**success_summary(result.success), "mean_steps": float(result.steps.mean()),
+    chain = {} if result.completed is None else {"chain": chain_summary(result.completed, result.instructions)}
+    return {**success_summary(result.success), "mean_steps": float(result.steps.mean()), **chain,
             "lost": [dataclasses.asdict(lost) for lost in result.lost]}
 
 
@@ -125,14 +129,27 @@ def _line(result: TaskResult, name: str, figures: Mapping[str, Any]) -> str:
 
 
 def format_table(report: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """The report as aligned text, a line a task and policy."""
+    """The report as aligned text, a line a task and policy; chains of instructions have a table of their own below."""
     rows = [("task", "policy", "success", "95% interval", "episodes", "steps")]
+    chains: list[tuple[str, ...]] = []
     for task, policies in report.items():
         for name, figures in policies.items():
             low, high = figures["ci95"]
-            rows.append((task, name, f"{figures['success']:.1%}", f"{low:.1%} to {high:.1%}", str(figures["episodes"]),
-                         f"{figures['mean_steps']:.1f}"))  # fmt: skip
-            task = ""
+            first = next(iter(policies)) == name
+            rows.append((task if first else "", name, f"{figures['success']:.1%}", f"{low:.1%} to {high:.1%}",
+                         str(figures["episodes"]), f"{figures['mean_steps']:.1f}"))
+            if "chain" in figures:
+                shares = [f"{share['success']:.1%}" for share in figures["chain"]["in_a_row"]]
+                chains.append((task if first else "", name, *shares, f"{figures['chain']['mean_length']:.2f}"))
+    tables = [_aligned(rows)]
+    if chains:
+        head = ("in a row", "policy", *map(str, range(1, len(chains[0]) - 2)), "mean length")
+        tables.append(_aligned([head, *chains]))
+    return "\n\n".join(tables)
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    """A table with a head; two columns of words, then numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

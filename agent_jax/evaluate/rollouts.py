@@ -28,7 +28,7 @@ class Policy(Protocol):
     """What chooses actions, for many episodes at a time. `env_ids` name the episodes, from `reset` to their end."""
 
     def reset(self, env_ids: Sequence[Any]) -> None:
-        """Begin these episodes: forget what was seen under their ids."""
+        """Begin these episodes, or go on with a new instruction: forget what was seen under their ids."""
         ...
 
     def act(self, images: Any, instructions: Sequence[str], env_ids: Sequence[Any],
@@ -60,7 +60,7 @@ class Recording:
     task: str
     policy: str
     seed: int
-    instruction: str
+    instructions: tuple[str, ...]  # one a frame
     frames: np.ndarray  # uint8 (steps + 1, height, width, 3): before each action, and after the last
     actions: tuple[str, ...]
     success: bool
@@ -86,6 +86,8 @@ class TaskResult:
     recordings: tuple[Recording, ...] = ()
     seconds: float = 0.0  # of all episodes
     policy_seconds: float = 0.0  # of which in the policy
+    completed: np.ndarray | None = None  # int64, one an episode: instructions of its chain that were carried out
+    instructions: int = 1  # of an episode; several where `completed` counts them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +145,7 @@ class _Rollouts:
         self._ended: dict[int, Seen] = {}  # by episode
         self._lost: dict[int, str] = {}  # by episode
         self._frames: dict[int, list[np.ndarray]] = {}
+        self._instructions: dict[int, list[str]] = {}
         self._actions: dict[int, list[str]] = {}
         self._policy_seconds = 0.0
 
@@ -164,7 +167,7 @@ class _Rollouts:
                 episode = self._episode[place] = self._waiting.popleft()
                 self._policy.reset([episode])
                 if episode < self._record:
-                    self._frames[episode], self._actions[episode] = [], []
+                    self._frames[episode], self._instructions[episode], self._actions[episode] = [], [], []
                 arguments = {"place": place, "task": self._task, "seed": self._seeds[episode]}
                 commands[place] = Command("begin", arguments)
         return commands
@@ -175,9 +178,12 @@ class _Rollouts:
         for place, answer in answers.items():
             episode = self._episode[place]
             if isinstance(answer, Seen):
+                if answer.steps and answer.instruction != self._seen[place].instruction:
+                    self._policy.reset([episode])  # what was done for another instruction is no part of this one
                 self._seen[place] = answer
                 if episode in self._frames:
                     self._frames[episode].append(answer.observation[self._sees.cameras[0]])
+                    self._instructions[episode].append(answer.instruction)
                 if not answer.over:
                     continue
                 self._ended[episode] = answer
@@ -205,7 +211,7 @@ class _Rollouts:
     def result(self, seconds: float) -> TaskResult:
         """What came of all episodes."""
         recordings = tuple(
-            Recording(self._task, self._name, self._seeds[i], self._ended[i].instruction, np.stack(self._frames[i]),
+            Recording(self._task, self._name, self._seeds[i], tuple(self._instructions[i]), np.stack(self._frames[i]),
                       tuple(self._actions[i]), self._ended[i].success)
             for i in sorted(self._frames) if i in self._ended)
         return dataclasses.replace(_result(self._task, self._seeds, self._ended, self._lost), recordings=recordings,
@@ -243,6 +249,11 @@ def run_baseline(simulators: Simulators, task: str, seeds: Sequence[int], who: s
 
 def _result(task: str, seeds: Sequence[int], ended: Mapping[int, Seen], lost: Mapping[int, str]) -> TaskResult:
     order = sorted(ended)
-    return TaskResult(task, tuple(seeds[i] for i in order), np.array([ended[i].success for i in order], bool),
-                      np.array([ended[i].steps for i in order], np.int64),
-                      tuple(Lost(seeds[i], lost[i]) for i in sorted(lost)))
+    result = TaskResult(task, tuple(seeds[i] for i in order), np.array([ended[i].success for i in order], bool),
+                        np.array([ended[i].steps for i in order], np.int64),
+                        tuple(Lost(seeds[i], lost[i]) for i in sorted(lost)))
+    chains = [chain for i in order if (chain := ended[i].chain)]
+    if not chains:
+        return result
+    return dataclasses.replace(result, completed=np.array([done for done, _ in chains], np.int64),
+                               instructions=chains[0][1])

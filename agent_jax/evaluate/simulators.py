@@ -168,7 +168,8 @@ class _Worker:
     def answer(self) -> Seen:
         """The next answer."""
         fields, observation = receive(self._answers)  # pyright: ignore[reportArgumentType]
-        return Seen(observation, **fields)
+        chain = fields.pop("chain")
+        return Seen(observation, **fields, chain=tuple(chain) if chain else None)
 
     def end(self) -> str:
         """End the process if it has not ended; says how it ended."""

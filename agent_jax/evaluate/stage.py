@@ -29,6 +29,7 @@ class Seen:
     steps: int  # taken so far
     over: bool
     success: bool
+    chain: tuple[int, int] | None = None  # instructions carried out, and of how many; None: the episode has one
 
 
 class Stage:
@@ -54,11 +55,11 @@ class Stage:
         """Begin the episode of a seed; whatever ran in this place is over."""
         found = self._environments.get(place)
         if found is None or found[0] != task:
-            if found is not None:
-                found[1].close()
+            for other in list(self._environments) if self.module.ONE_A_PROCESS else [place] if found else []:
+                self._environments.pop(other)[1].close()
             found = self._environments[place] = task, make(self.module, task, self._image_size)
         observation, info = found[1].reset(seed=seed)
-        return self._seen(place, observation, steps=0, over=False, success=bool(info["success"]))
+        return self._seen(place, observation, info, steps=0, over=False)
 
     def step(self, place: int, action: Action) -> Seen:
         """Take one action in a place; one that says that the episode is over ends it as it stands."""
@@ -66,8 +67,7 @@ class Stage:
         if action.get(TERMINAL_KEY, False):
             return dataclasses.replace(last, steps=last.steps + 1, over=True)
         observation, _, terminated, truncated, info = self._environments[place][1].step(action)
-        return self._seen(place, observation, steps=last.steps + 1, over=terminated or truncated,
-                          success=bool(info["success"]))
+        return self._seen(place, observation, info, steps=last.steps + 1, over=terminated or truncated)
 
     def play(self, task: str, seed: int, who: str, stream: Sequence[int]) -> Seen:
         """A whole episode of a baseline.
@@ -104,10 +104,13 @@ class Stage:
             environment.close()
         self._environments = {}
 
-    def _seen(self, place: int, observation: Mapping[str, Any], *, steps: int, over: bool, success: bool) -> Seen:
+    def _seen(self, place: int, observation: Mapping[str, Any], info: Mapping[str, Any], *, steps: int, over: bool
+              ) -> Seen:
         kept = {key: np.asarray(value) for key, value in observation.items() if not self._keys or key in self._keys}
         instruction = self._environments[place][1].instruction
-        self._last[place] = Seen(kept, instruction, steps, over=bool(over), success=success)
+        several = info.get("instructions", 1) > 1
+        chain = (int(info["completed"]), int(info["instructions"])) if several else None
+        self._last[place] = Seen(kept, instruction, steps, over=bool(over), success=bool(info["success"]), chain=chain)
         return self._last[place]
 
 

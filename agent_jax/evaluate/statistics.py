@@ -29,3 +29,22 @@ def success_summary(successes: np.ndarray) -> dict[str, Any]:
         "episodes": int(successes.size),
         "ci95": [float(interval.low), float(interval.high)],
     }
+
+
+def chain_summary(completed: np.ndarray, instructions: int) -> dict[str, Any]:
+    """{"in_a_row": [success_summary of at least 1, of 2, ... instructions], "mean_length": of chains}.
+
+    As CALVIN (Mees et al. 2022) reports it: an episode is a chain of instructions that ends with the first failure.
+
+    Args:
+        completed: instructions carried out, one number an episode.
+        instructions: of each chain.
+
+    Raises:
+        ValueError: there are no episodes, or numbers that no chain of this length has.
+    """
+    completed = np.asarray(completed)
+    if not completed.size or completed.min() < 0 or completed.max() > instructions:
+        raise ValueError(f"completed: found {completed}, expected numbers from 0 to {instructions}, one an episode")
+    return {"in_a_row": [success_summary(completed >= k) for k in range(1, instructions + 1)],
+            "mean_length": float(completed.mean())}

@@ -49,7 +49,8 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
             prefix = f"{number}/"
             own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
             seen = execute(stage, command, own)
-            told = {"instruction": seen.instruction, "steps": seen.steps, "over": seen.over, "success": seen.success}
+            told = {"instruction": seen.instruction, "steps": seen.steps, "over": seen.over, "success": seen.success,
+                    "chain": seen.chain}
             send(answers, told, seen.observation)
     stage.close()
 

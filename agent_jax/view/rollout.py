@@ -9,10 +9,11 @@ Pillow draws it, without a window; the file is an animated GIF, or an MP4 where 
 
 from __future__ import annotations
 
+import dataclasses
 import fractions
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,7 +22,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 _SIDE = 336  # pixels of the enlarged frame, at least
 _MARGIN, _FONT_SIZE, _LINE = 8, 17, 22
-_INK, _PAPER, _GOOD, _BAD = (25, 25, 25), (250, 250, 250), (20, 140, 60), (190, 40, 40)
+_INK, _PALE, _PAPER = (25, 25, 25), (120, 120, 120), (250, 250, 250)
+_GOOD, _BAD = (20, 140, 60), (190, 40, 40)
 _STEP_MS, _LAST_MS = 500, 2000
 _LONG = 60  # steps from which on an episode is shown faster, all of it in about 30 s
 
@@ -38,13 +40,40 @@ class Recorded(Protocol):
     @property
     def seed(self) -> int: ...  # noqa: D102
     @property
-    def instruction(self) -> str: ...  # noqa: D102
+    def instructions(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
     def frames(self) -> np.ndarray: ...  # noqa: D102
     @property
     def actions(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
     def success(self) -> bool: ...  # noqa: D102
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """What a video shows."""
+
+    frames: np.ndarray  # uint8 (steps + 1, height, width, 3): before each action, and after the last
+    instructions: Sequence[str]  # what the agent was told, one a frame
+    actions: Sequence[str]  # a word for each step
+    success: bool  # the episode ended well
+    title: str = ""  # a line above the instruction, e.g. level and policy
+
+    def __post_init__(self) -> None:
+        frames, steps = self.frames, len(self.actions)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) != steps + 1:
+            raise ValueError(
+                f"frames: found {frames.dtype} of shape {frames.shape} for {steps} actions, expected uint8 "
+                f"({steps + 1}, height, width, 3): one before each action and one after the last"
+            )
+        if len(self.instructions) != len(frames):
+            raise ValueError(f"instructions: found {len(self.instructions)} for {len(frames)} frames, expected one each")
+
+    @property
+    def step_ms(self) -> int:
+        """Milliseconds that a picture stays."""
+        steps = len(self.actions)
+        return _STEP_MS if steps < _LONG else max(20, 30_000 // steps // 10 * 10)
 
 
 def usual_format() -> Format:
@@ -68,74 +97,47 @@ def write_recording(directory: str | os.PathLike[str], recording: Recorded, *, k
     path = place / f"{recording.task.replace('/', '_')}-{recording.policy}{seed}.{kind}"
     write = write_mp4 if kind == "mp4" else write_gif
     title = f"{recording.task}, {recording.policy}, seed {recording.seed}"
-    write(path, recording.frames, recording.instruction, recording.actions, success=recording.success, title=title)
+    write(path, Rollout(recording.frames, recording.instructions, recording.actions, recording.success, title))
     return path
 
 
-def write_gif(
-    path: str | os.PathLike[str],
-    frames: np.ndarray,
-    instruction: str,
-    actions: Sequence[str],
-    *,
-    success: bool,
-    title: str = "",
-) -> None:
-    """Write one episode.
-
-    Args:
-        path: of the GIF.
-        frames: uint8 (steps + 1, height, width, 3): before each action, and after the last.
-        instruction: what the agent was told.
-        actions: a word for each step.
-        success: whether the episode ended well.
-        title: a line above the instruction, e.g. level and policy.
-
-    Raises:
-        ValueError: the frames are not of this kind, or their number is not that of the actions and one.
-    """
-    pictures = draw_rollout(frames, instruction, actions, success=success, title=title)
-    durations = [_step_ms(len(actions))] * len(actions) + [_LAST_MS]
+def write_gif(path: str | os.PathLike[str], rollout: Rollout) -> None:
+    """Write an episode as an animated GIF."""
+    pictures = list(draw_rollout(rollout))
+    durations = [rollout.step_ms] * len(rollout.actions) + [_LAST_MS]
     # One palette for all pictures: with one each, flat colours would flicker.
     drawn = [np.asarray(picture).reshape(-1, 1, 3) for picture in (pictures[0], pictures[-1])]
-    palette = Image.fromarray(np.concatenate([*drawn, np.asarray(frames).reshape(-1, 1, 3)])).quantize(256)
+    palette = Image.fromarray(np.concatenate([*drawn, rollout.frames.reshape(-1, 1, 3)])).quantize(256)
     flat = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     partial = _beside(path)
     flat[0].save(partial, "gif", save_all=True, append_images=flat[1:], duration=durations, loop=0)
     os.replace(partial, path)
 
 
-def write_mp4(
-    path: str | os.PathLike[str],
-    frames: np.ndarray,
-    instruction: str,
-    actions: Sequence[str],
-    *,
-    success: bool,
-    title: str = "",
-) -> None:
-    """The same as `write_gif`, as H.264 in an MP4.
+def write_mp4(path: str | os.PathLike[str], rollout: Rollout) -> None:
+    """Write an episode as H.264 in an MP4.
 
     Raises:
         ModuleNotFoundError: PyAV is not installed; says how to install it.
-        ValueError: as `write_gif`.
     """
     try:
         import av
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f'{path}: an MP4 needs av, which is not installed: pip install "agent_jax[data]", or '
                                   "write a GIF", name=error.name) from error
-    pictures = draw_rollout(frames, instruction, actions, success=success, title=title)
-    step_ms, partial = _step_ms(len(actions)), _beside(path)
+    step_ms, partial = rollout.step_ms, _beside(path)
     with av.open(str(partial), "w", format="mp4") as container:
         # Typed Any: which class of stream it is depends on the codec's name.
         stream: Any = container.add_stream("libx264", rate=fractions.Fraction(1000, step_ms), options={"crf": "18"})
-        stream.width, stream.height = (side + side % 2 for side in pictures[0].size)  # the codec wants even sides
         stream.pix_fmt = "yuv420p"  # what every player shows
-        for picture in [*pictures, *[pictures[-1]] * (_LAST_MS // step_ms - 1)]:
+        for number, picture in enumerate(draw_rollout(rollout)):
+            if not number:
+                stream.width, stream.height = (side + side % 2 for side in picture.size)  # the codec wants even sides
             canvas = Image.new("RGB", (stream.width, stream.height), _PAPER)
             canvas.paste(picture)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(canvas), format="rgb24")))
+            stays = _LAST_MS // step_ms if number == len(rollout.actions) else 1
+            for _ in range(stays):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(canvas), format="rgb24")))
         container.mux(stream.encode())
     os.replace(partial, path)
 
@@ -145,51 +147,33 @@ def _beside(path: str | os.PathLike[str]) -> Path:
     return Path(path).with_name(f".{Path(path).name}.partial")
 
 
-def _step_ms(steps: int) -> int:
-    """Milliseconds that a picture stays."""
-    return _STEP_MS if steps < _LONG else max(20, 30_000 // steps // 10 * 10)
-
-
-def draw_rollout(
-    frames: np.ndarray,
-    instruction: str,
-    actions: Sequence[str],
-    *,
-    success: bool,
-    title: str = "",
-) -> list[Image.Image]:
-    """The pictures of `write_gif`, one a frame, all of one size."""
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) != len(actions) + 1:
-        raise ValueError(
-            f"frames: found {frames.dtype} of shape {frames.shape} for {len(actions)} actions, expected uint8 "
-            f"({len(actions) + 1}, height, width, 3): one before each action and one after the last"
-        )
+def draw_rollout(rollout: Rollout) -> Iterator[Image.Image]:
+    """The pictures of a video, one a frame, all of one size; drawn as they are asked for, since they may be many."""
+    frames, actions = rollout.frames, rollout.actions
     scale = max(1, -(-_SIDE // max(frames.shape[1:3])))
     height, width = frames.shape[1] * scale, frames.shape[2] * scale
     font = ImageFont.load_default(_FONT_SIZE)
-    head = ([title] if title else []) + _wrapped(instruction, width, font)
-    top = _MARGIN + _LINE * len(head) + _MARGIN
-    pictures = []
+    title = [rollout.title] if rollout.title else []
+    told = {text: title + _wrapped(text, width, font) for text in dict.fromkeys(rollout.instructions)}
+    top = _MARGIN + _LINE * max(map(len, told.values())) + _MARGIN
     for step, frame in enumerate(frames):
         picture = Image.new("RGB", (width + 2 * _MARGIN, top + height + _MARGIN + _LINE + _MARGIN), _PAPER)
         draw = ImageDraw.Draw(picture)
-        for line, text in enumerate(head):
-            draw.text((_MARGIN, _MARGIN + _LINE * line), text, (120, 120, 120) if title and not line else _INK, font)
+        for line, text in enumerate(told[rollout.instructions[step]]):
+            draw.text((_MARGIN, _MARGIN + _LINE * line), text, _PALE if title and not line else _INK, font)
         last = step == len(actions)
-        colour = (_GOOD if success else _BAD) if last else _INK
+        colour = (_GOOD if rollout.success else _BAD) if last else _INK
         if last:
             around = (_MARGIN - 5, top - 5, _MARGIN + width + 4, top + height + 4)
             draw.rectangle(around, fill=colour)
             steps = f"{len(actions)} step{'s' * (len(actions) != 1)}"
-            below = f"succeeded after {steps}" if success else f"failed after {steps}"
+            below = f"succeeded after {steps}" if rollout.success else f"failed after {steps}"
         else:
             below = f"step {step + 1} of {len(actions)}: {actions[step]}"
         enlarged = Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST)
         picture.paste(enlarged, (_MARGIN, top))
         draw.text((_MARGIN, top + height + _MARGIN), below, colour, font)
-        pictures.append(picture)
-    return pictures
+        yield picture
 
 
 def _wrapped(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
