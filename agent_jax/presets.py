@@ -173,6 +173,57 @@ def small_model(config: Draft, *, image_size: int, patch_size: int, width: int, 
     language.dropout = 0.0
 
 
+def simulator_agent(config: Draft, environment: str, *, image_size: int) -> None:
+    """What small agents have in common that learn a simulator's tasks on a CPU; comes after `small_model`.
+
+    Args:
+        config: changed in place.
+        environment: of the demonstrations and the closed loop; names the vocabulary block of its actions as well.
+        image_size: pixels of what it shows.
+    """
+    config.vocabulary.tokenizer = "bytes"  # needs no files, and "go to the yellow medikit" is 25 tokens
+    config.vocabulary.blocks = (environment,)
+
+    config.model.mae.width = 32
+    config.model.mae.mlp_width = 64
+    config.model.unroll = 4
+    # So that tokens and positions tell slots apart from the start; OPT's 0.02 is for long pre-training.
+    config.model.language.token_std = 0.5
+    config.model.language.position_std = 0.5
+
+    # Nearly all of what there is to learn is in the few tokens of an action. The others must not drown them.
+    config.loss.token = 1.0
+    config.loss.language = 0.1
+    config.loss.mae = 0.1
+
+    config.data.demonstrations.environment = environment
+    config.data.demonstrations.image_size = image_size
+    config.closed_loop.environment = environment
+
+    config.optimizer.b2 = 0.98
+    config.optimizer.clip_norm = 1.0
+    config.train.batch_size = 16
+    config.train.log_every = 100
+
+
+def simulator_smoke(config: Draft, task: str, *, episodes: int, validation_episodes: int, acting: int) -> None:
+    """All that such an agent's run does, in a few steps and episodes of one task.
+
+    Args:
+        config: changed in place.
+        task: of the environment.
+        episodes: demonstrated for training.
+        validation_episodes: demonstrated for validation.
+        acting: episodes acted at the end.
+    """
+    tiny_run(config, steps=4)
+    config.train.batch_size = 4
+    config.data.demonstrations.episodes = {task: episodes}
+    config.data.demonstrations.validation_episodes = validation_episodes
+    config.data.demonstrations.processes = 1
+    config.closed_loop.episodes = {task: acting}
+
+
 def tiny_run(config: Draft, *, steps: int = 2) -> None:
     """A model of a few thousand parameters and a run of a few steps: does everything hold together?"""
     small_model(config, image_size=56, patch_size=14, width=16, heads=2, vision_depth=1, language_depth=1,

@@ -27,44 +27,24 @@ LEVELS = {
 
 
 def _main(config: presets.Draft) -> None:
-    config.vocabulary.tokenizer = "bytes"  # needs no files, and "go to the purple ball" is 22 tokens
-    config.vocabulary.blocks = ("babyai",)
-
     # One patch for each of the 7 x 7 tiles the agent sees, so one block is enough to tell what is in them.
     presets.small_model(config, image_size=56, patch_size=8, width=64, heads=2, vision_depth=1, language_depth=3,
                         positions=256)  # 4 x (50 visual tokens + 3 action tokens) + 32 of the instruction
-    config.model.mae.width = 32
-    config.model.mae.mlp_width = 64
-    config.model.unroll = 4
-    # So that tokens and positions tell slots apart from the start; OPT's 0.02 is for long pre-training.
-    config.model.language.token_std = 0.5
-    config.model.language.position_std = 0.5
+    presets.simulator_agent(config, "babyai", image_size=56)
 
-    # Nearly all of what there is to learn is in one token an image: which of the moves. The others must not drown it.
-    config.loss.token = 1.0
-    config.loss.language = 0.1
-    config.loss.mae = 0.1
-
-    config.data.demonstrations.environment = "babyai"
     config.data.demonstrations.episodes = LEVELS
     config.data.demonstrations.validation_episodes = 100
     # No noise: every state is like some first state here, and undoing noise is a habit that greedy acting cannot stop.
     config.data.demonstrations.noise = 0.0
-    config.data.demonstrations.image_size = 56
     # No path: the demonstrations of this run.
     config.data.domains = {"babyai": presets.domain(window=4, stride=4, max_text=24, fixed_positions=True)}
 
     config.optimizer.learning_rate = 3e-3
     config.optimizer.end_learning_rate = 3e-5
-    config.optimizer.b2 = 0.98
-    config.optimizer.clip_norm = 1.0
     config.train.steps = 3_200
-    config.train.batch_size = 16
-    config.train.log_every = 100
     config.train.validate_every = 800
     config.checkpoint.every = 800
 
-    config.closed_loop.environment = "babyai"
     config.closed_loop.episodes = {level: 200 if level == "GoToLocal" else 100 for level in LEVELS}
 
 
@@ -76,12 +56,7 @@ def _long(config: presets.Draft) -> None:
 
 
 def _smoke(config: presets.Draft) -> None:
-    presets.tiny_run(config, steps=4)
-    config.train.batch_size = 4
-    config.data.demonstrations.episodes = {"GoToObj": 12}
-    config.data.demonstrations.validation_episodes = 4
-    config.data.demonstrations.processes = 1
-    config.closed_loop.episodes = {"GoToObj": 4}
+    presets.simulator_smoke(config, "GoToObj", episodes=12, validation_episodes=4, acting=4)
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -24,28 +24,14 @@ TASKS = {
 
 
 def _main(config: presets.Draft) -> None:
-    config.vocabulary.tokenizer = "bytes"  # needs no files, and "press the button from above" is 28 tokens
-    config.vocabulary.blocks = ("metaworld",)
-
     presets.small_model(config, image_size=64, patch_size=8, width=96, heads=4, vision_depth=2, language_depth=3,
                         positions=256)  # 2 x (65 visual tokens + 6 state tokens + 6 action tokens) + 40
-    config.model.mae.width = 32
-    config.model.mae.mlp_width = 64
-    config.model.unroll = 4
-    # So that tokens and positions tell slots apart from the start; OPT's 0.02 is for long pre-training.
-    config.model.language.token_std = 0.5
-    config.model.language.position_std = 0.5
+    presets.simulator_agent(config, "metaworld", image_size=64)
 
-    config.loss.token = 1.0
-    config.loss.language = 0.1  # four sentences, known by heart soon
-    config.loss.mae = 0.1
-
-    config.data.demonstrations.environment = "metaworld"
     config.data.demonstrations.episodes = TASKS
     config.data.demonstrations.validation_episodes = 10
     # Pushed off its path, a scripted policy shows how to come back: closed loop drifts, and 15 steps leave little time.
     config.data.demonstrations.noise = 0.1
-    config.data.demonstrations.image_size = 64
     # No path: the demonstrations of this run. Two steps tell how the hand moves.
     config.data.domains = {"metaworld": presets.domain(
         action_spec=METAWORLD.to_dict(), state_spec=METAWORLD_STATE.to_dict(), window=2, stride=2, max_text=40,
@@ -53,25 +39,15 @@ def _main(config: presets.Draft) -> None:
 
     config.optimizer.learning_rate = 2e-3
     config.optimizer.end_learning_rate = 2e-5
-    config.optimizer.b2 = 0.98
-    config.optimizer.clip_norm = 1.0
     config.train.steps = 3_000
-    config.train.batch_size = 16
-    config.train.log_every = 100
     config.train.validate_every = 1_000
     config.checkpoint.every = 1_000
 
-    config.closed_loop.environment = "metaworld"
     config.closed_loop.episodes = dict.fromkeys(TASKS, 50)
 
 
 def _smoke(config: presets.Draft) -> None:
-    presets.tiny_run(config, steps=4)
-    config.train.batch_size = 4
-    config.data.demonstrations.episodes = {"drawer-close@16hz": 4}
-    config.data.demonstrations.validation_episodes = 2
-    config.data.demonstrations.processes = 1
-    config.closed_loop.episodes = {"drawer-close@16hz": 2}
+    presets.simulator_smoke(config, "drawer-close@16hz", episodes=4, validation_episodes=2, acting=2)
 
 
 def get_config(variant: str = "") -> ConfigDict:

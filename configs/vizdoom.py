@@ -19,52 +19,28 @@ TASKS = {"GoTo2": 4_000, "GoTo1": 1_000}
 
 
 def _main(config: presets.Draft) -> None:
-    config.vocabulary.tokenizer = "bytes"  # needs no files, and "go to the yellow medikit" is 25 tokens
-    config.vocabulary.blocks = ("vizdoom",)
-
     presets.small_model(config, image_size=64, patch_size=8, width=96, heads=4, vision_depth=1, language_depth=3,
                         positions=320)  # 3 x (65 visual tokens + at most 8 action tokens) + 32
-    config.model.mae.width = 32
-    config.model.mae.mlp_width = 64
-    config.model.unroll = 4
-    # So that tokens and positions tell slots apart from the start; OPT's 0.02 is for long pre-training.
-    config.model.language.token_std = 0.5
-    config.model.language.position_std = 0.5
+    presets.simulator_agent(config, "vizdoom", image_size=64)
 
-    config.loss.token = 1.0
-    config.loss.language = 0.1
-    config.loss.mae = 0.1
-
-    config.data.demonstrations.environment = "vizdoom"
     config.data.demonstrations.episodes = TASKS
     config.data.demonstrations.validation_episodes = 100
     config.data.demonstrations.noise = 0.1  # shows what to do where the player has strayed
-    config.data.demonstrations.image_size = 64
     # No path: the demonstrations of this run. Three steps tell which way the player has been turning.
     config.data.domains = {"vizdoom": presets.domain(
         action_spec=VIZDOOM.to_dict(), window=3, stride=3, max_text=32, fixed_positions=True)}
 
     config.optimizer.learning_rate = 3e-3
     config.optimizer.end_learning_rate = 3e-5
-    config.optimizer.b2 = 0.98
-    config.optimizer.clip_norm = 1.0
     config.train.steps = 2_500
-    config.train.batch_size = 16
-    config.train.log_every = 100
     config.train.validate_every = 500
     config.checkpoint.every = 500
 
-    config.closed_loop.environment = "vizdoom"
     config.closed_loop.episodes = {"GoTo2": 200, "GoTo1": 100}
 
 
 def _smoke(config: presets.Draft) -> None:
-    presets.tiny_run(config, steps=4)
-    config.train.batch_size = 4
-    config.data.demonstrations.episodes = {"GoTo1": 8}
-    config.data.demonstrations.validation_episodes = 2
-    config.data.demonstrations.processes = 1
-    config.closed_loop.episodes = {"GoTo1": 2}
+    presets.simulator_smoke(config, "GoTo1", episodes=8, validation_episodes=2, acting=2)
 
 
 def get_config(variant: str = "") -> ConfigDict:

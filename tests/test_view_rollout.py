@@ -72,7 +72,7 @@ def test_frames_that_do_not_fit_the_actions_are_refused() -> None:
         Rollout(episode()[:3], [INSTRUCTION] * 3, ACTIONS, success=True)
     with pytest.raises(ValueError, match="frames: found float64"):
         Rollout(episode() / 255, [INSTRUCTION] * 4, ACTIONS, success=True)
-    with pytest.raises(ValueError, match="instructions: found 3 for 4 frames, expected one each"):
+    with pytest.raises(ValueError, match="instructions: found 3 for 4 frames, expected one of each"):
         Rollout(episode(), [INSTRUCTION] * 3, ACTIONS, success=True)
 
 

@@ -67,7 +67,8 @@ class Rollout:
                 f"({steps + 1}, height, width, 3): one before each action and one after the last"
             )
         if len(self.instructions) != len(frames):
-            raise ValueError(f"instructions: found {len(self.instructions)} for {len(frames)} frames, expected one each")
+            raise ValueError(f"instructions: found {len(self.instructions)} for {len(frames)} frames, expected one of "
+                             "each")
 
     @property
     def step_ms(self) -> int:
