@@ -11,14 +11,11 @@ the interval of ours.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import pathlib
-import platform
 import sys
+from pathlib import Path
 
 import numpy as np
-import torch
+from machine import describe, write_json
 
 from agent_jax.convert import torch_agent
 from agent_jax.evaluate.rollouts import run_policy
@@ -37,8 +34,9 @@ def main() -> int:
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1_000_000_000)
     parser.add_argument("--domain", default="")
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    machine = describe()
 
     ours = Policy.load(options.checkpoint, domain=options.domain)
     theirs = torch_agent.Policy(options.folder, domain=options.domain or ours.domain.name)
@@ -59,11 +57,8 @@ def main() -> int:
     print(f"{alike} of {options.episodes} episodes ended alike; PyTorch's success is "
           f"{'within' if within else 'OUTSIDE'} the interval of ours")
     if options.json:
-        content = {"environment": options.environment, "level": options.level, "seed": options.seed, **found,
-                   "alike": alike, "within": within,
-                   "versions": {"torch": torch.__version__}, "machine": platform.machine(),
-                   "date": datetime.date.today().isoformat()}
-        pathlib.Path(options.json).write_text(json.dumps(content, indent=1) + "\n")
+        write_json(options.json, machine, {"environment": options.environment, "level": options.level,
+                                           "seed": options.seed, **found, "alike": alike, "within": within})
     return 0 if within else 1
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import describe, write_json
 from PIL import Image
 
 from agent_jax import presets
@@ -257,6 +258,7 @@ def main() -> None:
     if options.watch_memory:
         print(json.dumps(watch_memory(options.data)))
         return
+    machine = describe(accelerators=False)
     with tempfile.TemporaryDirectory() as temporary:
         copy = tfrecord_copy(options.data, Path(temporary))
         ways: dict[str, Callable[[], Iterator[int]]] = {
@@ -266,7 +268,7 @@ def main() -> None:
         }
         rates = measure(ways, options.rounds, options.seconds)
         used = memory(options.data, Path(temporary), options.copies)
-    figures = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "window": WINDOW, "size": SIZE, "rates": rates,
+    figures = {"window": WINDOW, "size": SIZE, "rates": rates,
                "memory": used, "chips": needs(rates["ours"]["frames_per_core_s"])}
     for name, value in rates.items():
         print(_said(name, value))
@@ -279,7 +281,7 @@ def main() -> None:
         print(f"{name}: needs {chip['needed']:,.0f} frames/s at {MFU:.0%} of its peak; {chip['cores']} cores beside it "
               f"would deliver {chip['predicted']:,.0f}")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(options.json, machine, figures)
 
 
 if __name__ == "__main__":

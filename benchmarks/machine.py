@@ -1,0 +1,78 @@
+"""What a benchmark was run on: processor, cores, memory, system, accelerators, load, versions; alone, it prints it."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch", "transformers", "tensorflow")
+
+
+def describe(*, accelerators: bool = True) -> dict[str, Any]:
+    """The machine as JSON; call it before measuring, since it says how busy others keep it.
+
+    Args:
+        accelerators: ask JAX for its devices, which starts its backend; False: leave them out.
+    """
+    found = {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+    return {**found, "accelerators": _accelerators()} if accelerators else found
+
+
+def write_json(path: Path, machine: dict[str, Any], figures: dict[str, Any]) -> None:
+    """The figures of a benchmark with the machine under "machine", replacing the file as a whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps({"machine": machine, **figures}, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _accelerators() -> list[str]:
+    import jax
+
+    return [f"{device.platform} {device.device_kind}" for device in jax.devices() if device.platform != "cpu"]
+
+
+def _cpu_name() -> str:
+    """The model, and the widest vector instructions that matter here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    wide = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in fields.get("flags", "").split()]
+    return " ".join([fields.get("model name", platform.machine()), *(f"({', '.join(wide)})" for _ in wide[:1])])
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    print(json.dumps(describe(), indent=1))

@@ -1,0 +1,219 @@
+"""Every benchmark, one after another, each in a process of its own; what they say goes into one page and one JSON file.
+
+    python benchmarks/run_all.py [--quick] [--only NAME ...] [--out docs] [--data DIR] [--beside FILE.json]
+
+    OUT/benchmarks.md      machine, versions, date, and of each benchmark its command, tables, plots
+    OUT/benchmarks.json    the same figures: {"runs": {NAME: {"status", "command", "machine", "figures", ...}}}
+    OUT/benchmarks/*.svg   plots, where the extra "benchmarks" (matplotlib) is installed
+
+Both files are written anew after each benchmark; those that are not run now keep what OUT/benchmarks.json has of them.
+One that fails, or whose packages or inputs are absent, is said to, and the others go on. `--quick` takes tiny sizes,
+minutes in all: it shows that everything runs, its figures mean little, so it writes to runs/benchmarks unless --out
+says otherwise. `--beside` sets the figures of another machine's benchmarks.json beside these.
+
+Exit status: 0; 1 if a benchmark failed (one that was left out has not).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks_page import page, write_plots
+from machine import describe
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+LIMIT_S = {"quick": 1200, "full": 7200}  # of one benchmark; one that hangs must not keep the others from running
+OK, FAILED, LEFT_OUT = "ok", "failed", "left out"
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A script, and how it is called. {workdir}: a trained BabyAI agent; {folder}: it, exported; {data}: --data."""
+
+    name: str
+    full: str
+    quick: str
+    packages: tuple[str, ...] = ()  # modules beyond the package's own dependencies
+
+
+# end_to_end goes first: the two that need a trained agent take its own.
+BENCHMARKS = (
+    Benchmark("end_to_end", "--workdir {runs}", "--quick --workdir {runs}", ("minigrid",)),
+    Benchmark("train_step", "", "--size tiny --steps 2", ("torch", "transformers")),
+    Benchmark("scaling_curves", "", "--quick --rounds 2 --curves window width"),
+    Benchmark("input_pipeline", "--data {data}", "--data {data} --seconds 1 --rounds 1 --copies 2"),
+    Benchmark("act_latency", "--random full", "--random tiny --steps 2 --batch 1", ("torch", "transformers")),
+    Benchmark("serve_latency", "--checkpoint {workdir}", "--checkpoint {workdir} --clients 1,2 --steps 5",
+              ("websockets", "msgpack")),
+    Benchmark("exported_closed_loop", "--checkpoint {workdir} --folder {folder}",
+              "--checkpoint {workdir} --folder {folder} --level GoToObj --episodes 8",
+              ("torch", "transformers", "minigrid")),
+)
+
+
+class Runner:
+    """Runs benchmarks, and makes what several of them need once."""
+
+    def __init__(self, *, quick: bool, data: Path | None, scratch: Path):
+        """Nothing runs yet.
+
+        Args:
+            quick: take the tiny sizes.
+            data: directory of a Language-Table set, or None.
+            scratch: for what is made on the way.
+        """
+        self._mode = "quick" if quick else "full"
+        self._data, self._scratch = data, scratch
+
+    def run(self, benchmark: Benchmark) -> dict[str, Any]:
+        """Run one; returns its entry of the JSON, whatever happened."""
+        begun, entry = time.perf_counter(), {"machine": describe(accelerators=False), "mode": self._mode}
+        script, output = HERE / f"{benchmark.name}.py", self._scratch / f"{benchmark.name}.json"
+        arguments = benchmark.quick if self._mode == "quick" else benchmark.full
+        try:
+            if reason := self._absent(benchmark, script, arguments):
+                return {**entry, "status": LEFT_OUT, "reason": reason}
+            given = shlex.split(self._filled(arguments))
+            entry["command"] = shlex.join(["python", f"benchmarks/{script.name}", *shlex.split(arguments)])
+            said = self._process([sys.executable, str(script), *given, "--json", str(output)])
+            figures = json.loads(output.read_text(encoding="utf-8"))
+        except (RuntimeError, OSError, ValueError) as error:
+            return {**entry, "status": FAILED, "reason": str(error), "seconds": round(time.perf_counter() - begun, 1)}
+        return {**entry, "machine": figures.pop("machine", None) or entry["machine"], "status": OK,
+                "seconds": round(time.perf_counter() - begun, 1), "said": said, "figures": figures}
+
+    def _absent(self, benchmark: Benchmark, script: Path, arguments: str) -> str:
+        """Why a benchmark cannot run here; "" if it can."""
+        if not script.is_file():
+            return f"{script.name} is not in this checkout"
+        missing = [package for package in benchmark.packages if importlib.util.find_spec(package) is None]
+        if missing:
+            return f"not installed: {', '.join(missing)}"
+        if "{data}" in arguments and self._data is None:
+            return "needs --data, the directory of a Language-Table set"
+        if "{workdir}" in arguments and importlib.util.find_spec("minigrid") is None:
+            return "needs a trained BabyAI agent, and so minigrid, which is not installed"
+        return ""
+
+    def _filled(self, arguments: str) -> str:
+        """The arguments with the paths of what they name, made where it does not exist yet."""
+        runs, folder = self._scratch / "end_to_end", self._scratch / "folder"
+        workdir = runs / "job"
+        if "{workdir}" in arguments and not (workdir / "report.json").is_file():
+            line = ["--workdir", str(runs), "--starts", "0", *(["--quick"] if self._mode == "quick" else [])]
+            self._process([sys.executable, str(HERE / "end_to_end.py"), *line])
+        if "{folder}" in arguments and not folder.is_dir():
+            self._process([sys.executable, "-m", "agent_jax.convert", "to-pytorch", str(workdir), str(folder)])
+        paths = {"runs": runs, "workdir": workdir, "folder": folder, "data": self._data}
+        return arguments.format(**{name: shlex.quote(str(path)) for name, path in paths.items()})
+
+    def _process(self, line: Sequence[str]) -> str:
+        """Run a command to its end, passing on what it says; returns its stdout.
+
+        Raises:
+            RuntimeError: it failed, with the end of what it said, or took too long.
+        """
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        said: list[str] = []
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                              env={**os.environ, "PYTHONPATH": path}, start_new_session=True) as running:
+            limit = LIMIT_S[self._mode]
+            watch = threading.Timer(limit, os.killpg, (running.pid, signal.SIGKILL))
+            watch.start()
+            try:
+                assert running.stdout is not None
+                for text in running.stdout:
+                    print(f"    {text}", end="", flush=True)
+                    said.append(text)
+                status = running.wait()
+            except BaseException:
+                os.killpg(running.pid, signal.SIGKILL)
+                raise
+            finally:
+                late = not watch.is_alive()
+                watch.cancel()
+        if status:
+            why = f"took longer than {limit} s" if late else f"exit status {status}"
+            raise RuntimeError(f"{' '.join(line[1:3])}: {why}\n{''.join(said[-12:]).rstrip()}")
+        return "".join(said)
+
+
+def language_table() -> Path | None:
+    """The real data beside the checkout, where there is some."""
+    shared = Path(os.environ.get("AGENT_JAX_SHARED") or ROOT.parent / "shared")
+    path = shared / "data" / "language_table_oracle_mini" / "0.0.1"
+    return path if path.is_dir() else None
+
+
+def write(out: Path, runs: dict[str, Any], beside: dict[str, Any] | None) -> None:
+    """Both files, each in one rename."""
+    out.mkdir(parents=True, exist_ok=True)
+    contents = {"benchmarks.json": json.dumps({"runs": runs}, indent=1) + "\n",
+                "benchmarks.md": page(runs, write_plots(runs, out / "benchmarks"), beside)}
+    for name, content in contents.items():
+        partial = out / f".{name}.partial"
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, out / name)
+
+
+def read_runs(path: Path) -> dict[str, Any]:
+    """The runs of a benchmarks.json.
+
+    Raises:
+        ValueError: the file is something else.
+        OSError: it cannot be read.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["runs"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: found no figures ({error!r}), expected a benchmarks.json of run_all.py") from error
+
+
+def main(arguments: Sequence[str] | None = None, benchmarks: Sequence[Benchmark] = BENCHMARKS) -> int:
+    """Run them; returns the exit status."""
+    names = [benchmark.name for benchmark in benchmarks]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME",
+                        help=f"of {', '.join(names)}")
+    parser.add_argument("--out", type=Path, help="directory of page, JSON and plots; docs, or runs/benchmarks if quick")
+    parser.add_argument("--data", type=Path, default=language_table(), help="directory of a Language-Table set")
+    parser.add_argument("--beside", type=Path, help="benchmarks.json of another machine, for a table of both")
+    options = parser.parse_args(arguments)
+    out = options.out or (ROOT / "runs" / "benchmarks" if options.quick else ROOT / "docs")
+    try:
+        runs = read_runs(out / "benchmarks.json") if (out / "benchmarks.json").is_file() else {}
+        beside = read_runs(options.beside) if options.beside else None
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    failed = False
+    with tempfile.TemporaryDirectory() as scratch:
+        runner = Runner(quick=options.quick, data=options.data, scratch=Path(scratch))
+        for benchmark in [benchmark for benchmark in benchmarks if benchmark.name in options.only]:
+            print(f"{benchmark.name}:", flush=True)
+            runs[benchmark.name] = entry = runner.run(benchmark)
+            failed |= entry["status"] == FAILED
+            reason = f": {entry['reason'].splitlines()[0]}" if entry.get("reason") else ""
+            print(f"{benchmark.name}: {entry['status']}{reason}, {entry.get('seconds', 0):.0f} s", flush=True)
+            write(out, {name: runs[name] for name in [*names, *runs] if name in runs}, beside)
+    print(f"page: {out / 'benchmarks.md'}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
