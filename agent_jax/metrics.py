@@ -12,6 +12,9 @@ What the agent did in the simulator has lines of its own, one an evaluation:
      "success": {"GoToLocal": {"greedy": {"success": 0.9, "episodes": 200, "ci95": [0.85, 0.93], "mean_steps": 8.8,
                                           "lost": []}}}}
 
+Where an episode is a chain of instructions (CALVIN), the figures hold `chain` as well: for 1, 2, ... of them the
+share of episodes in which so many were carried out, and the mean (`evaluate/statistics.py`).
+
 The keys are frozen: other programs read metrics.jsonl. A model with a class head adds `label` (nats) and
 `label_accuracy` to each group of losses. What does not apply (a domain without targets of a kind, the
 rates of a validation) or is not finite is null, since JSON has no NaN.
@@ -160,7 +163,9 @@ def success_line(record: SuccessRecord, steps: int) -> str:
         for name, figures in policies.items():
             low, high = figures["ci95"]
             who = f" {name}" if len(policies) > 1 else ""
-            parts.append(f"{task}{who} {figures['success']:.1%} [{low:.1%}, {high:.1%}] of {figures['episodes']}")
+            length = f", mean length {figures['chain']['mean_length']:.2f}" if "chain" in figures else ""
+            parts.append(f"{task}{who} {figures['success']:.1%} [{low:.1%}, {high:.1%}] of {figures['episodes']}"
+                         f"{length}")
     return "  ".join([f"{record.split} {record.step:,}/{steps:,}", *parts])
 
 

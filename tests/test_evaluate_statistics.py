@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from agent_jax.evaluate.statistics import success_summary
+from agent_jax.evaluate.statistics import chain_summary, success_summary
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
@@ -33,3 +33,16 @@ def test_no_episodes_and_things_that_are_not_booleans_are_refused() -> None:
     for wrong in (np.zeros(0, bool), np.ones(3), np.zeros((2, 2), bool)):
         with pytest.raises(ValueError, match="successes: found"):
             success_summary(wrong)
+
+
+def test_chains_are_counted_by_how_many_in_a_row_were_carried_out() -> None:
+    summary = chain_summary(np.array([5, 3, 0, 1]), 5)
+    assert [share["success"] for share in summary["in_a_row"]] == [0.75, 0.5, 0.5, 0.25, 0.25]
+    assert summary["in_a_row"][0] == success_summary(np.array([True, True, False, True]))
+    assert summary["mean_length"] == 2.25
+
+
+@pytest.mark.parametrize("completed", [[], [6], [-1]])
+def test_numbers_that_no_chain_has_are_refused(completed: list[int]) -> None:
+    with pytest.raises(ValueError, match="expected numbers from 0 to 5, one an episode"):
+        chain_summary(np.array(completed, np.int64), 5)

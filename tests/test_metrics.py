@@ -151,4 +151,7 @@ def test_success_in_the_simulator_has_a_line_of_its_own(tmp_path):
     assert line == {"step": 20, "split": "closed_loop", "time": 5.0,
                     "success": {"GoToObj": {"greedy": {**figures, "mean_steps": None}}}}
     assert success_line(found, 100) == "closed_loop 20/100  GoToObj 50.0% [15.0%, 85.0%] of 4"
+    figures["chain"] = {"in_a_row": [], "mean_length": 1.127}
+    chains = SuccessRecord(20, 5.0, {"Chains": {"greedy": figures}})
+    assert success_line(chains, 100).endswith(" of 4, mean length 1.13")
     assert _scalars({"success": found.success})["success/GoToObj/greedy/success"] == 0.5

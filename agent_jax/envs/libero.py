@@ -3,8 +3,8 @@
     AGENT_JAX_LIBERO=DIR     git clone https://github.com/Lifelong-Robot-Learning/LIBERO DIR
 
 "libero_goal/3" is the fourth task of a suite. An episode begins in the task's initial state number `seed % 50` and five
-steps of standing still, as in the repository's own evaluation. Pictures are turned by half a turn, as usual in what is
-trained on LIBERO: the simulator's stand on their head.
+steps of standing still, as in the repository's own evaluation. Pictures are turned by half a turn, as in the copies of
+its data that VLA models are trained on: the simulator's begin with the lowest row, so these are upright, and mirrored.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ CHECKOUT = Checkout(
     url="https://github.com/Lifelong-Robot-Learning/LIBERO",
     marker="libero/libero/benchmark/__init__.py",
     roots=(".",),
-    install="pip install torch robosuite==1.4.0 bddl==1.0.1 mujoco==3.3.0 easydict gym cloudpickle matplotlib h5py",
+    install="pip install torch robosuite==1.4.0 bddl==1.0.1 mujoco==3.3.0 future easydict gym cloudpickle matplotlib "
+            "h5py opencv-python-headless",
 )
 
 
