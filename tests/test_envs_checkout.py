@@ -16,6 +16,7 @@ from agent_jax.data.store import open_store
 from agent_jax.envs import collect, load
 from agent_jax.envs.worker import demonstrate, episode_seed
 from agent_jax.evaluate.closed_loop import closed_loop
+from agent_jax.evaluate.stage import Stage
 
 FILES = {"language_table": LANGUAGE_TABLE, "calvin": CALVIN, "libero": LIBERO}
 MODULES = [f"agent_jax.envs.{item}" for item in (*FILES, "calvin_checkout")]
@@ -219,6 +220,18 @@ def test_a_process_has_one_calvin_which_is_closed_once(found: Any) -> None:
     simulator.close()  # as it does when it is collected
     assert simulator.closed == 1
     module.make("First").close()
+
+
+def test_a_stage_ends_a_calvin_before_it_makes_another_one(found: Any) -> None:
+    found("calvin")
+    stage = Stage("calvin")
+    stage.begin(0, "Chains", 0)
+    environment: Any = stage._environments[0][1]
+    assert stage.play("First", 1, "random", [0]).over
+    assert not environment.open
+    assert stage.begin(1, "Chains", 2).chain == (0, 5)
+    assert stage.begin(1, "First", 2).chain is None
+    stage.close()
 
 
 class Walker:
