@@ -54,8 +54,7 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
     for task, episodes in config.episodes.items():
         if episodes < 1:
             raise ValueError(f"task {task!r}: found {episodes} episodes to evaluate, expected at least 1")
-    if module.ONE_A_PROCESS:
-        concurrent = min(concurrent, max(1, config.processes))
+    concurrent = at_a_time(module, concurrent, config.processes)
     sees = Sees()
     if domain is not None:
         check_domain(domain, module)
@@ -78,6 +77,11 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
                 say(_line(result, name, report[task][name]))
     say(format_table(report))
     return ClosedLoopResult(report, tuple(recordings))
+
+
+def at_a_time(module: EnvironmentModule, concurrent: int, processes: int) -> int:
+    """How many episodes run at a time where `concurrent` are wanted; 0 processes: this one."""
+    return min(concurrent, max(1, processes)) if module.ONE_A_PROCESS else concurrent
 
 
 def baseline_names(module: EnvironmentModule) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from agent_jax.config import ClosedLoopConfig, Config
 from agent_jax.data.store import Store
 from agent_jax.envs import EnvironmentModule, load, tasks_of
 from agent_jax.evaluate.checkpoints import Trained, data_paths
-from agent_jax.evaluate.closed_loop import baseline_names, check_domain, closed_loop
+from agent_jax.evaluate.closed_loop import at_a_time, baseline_names, check_domain, closed_loop
 from agent_jax.evaluate.offline import evaluate_offline, format_scores
 from agent_jax.evaluate.replay_actions import format_replayed, gathered_from, recorded_episodes, replay_actions
 from agent_jax.evaluate.replay_frames import replay_frames
@@ -53,7 +53,8 @@ def closed_loop_command(options: argparse.Namespace) -> int:
     _write(options, trained, {
         "environment": options.env, "simulator": module.version(), "domain": policy.domain.name,
         "seed": options.seed, "temperature": options.temperature, "history": options.history,
-        "concurrent": options.concurrent, "seconds": round(time.perf_counter() - begun, 1), "tasks": result.report})
+        "concurrent": at_a_time(module, options.concurrent, options.processes),
+        "seconds": round(time.perf_counter() - begun, 1), "tasks": result.report})
     return 0
 
 
