@@ -34,8 +34,7 @@ CHECKOUT = Checkout(
     url="https://github.com/Lifelong-Robot-Learning/LIBERO",
     marker="libero/libero/benchmark/__init__.py",
     roots=(".",),
-    install="pip install torch robosuite==1.4.0 bddl==1.0.1 mujoco==3.3.0 future easydict gym cloudpickle matplotlib "
-            "h5py opencv-python-headless",
+    install="pip install torch robosuite==1.4.0 bddl==1.0.1 mujoco==3.3.0 future easydict gym cloudpickle matplotlib",
 )
 
 

@@ -55,7 +55,8 @@ class Stage:
         """Begin the episode of a seed; whatever ran in this place is over."""
         found = self._environments.get(place)
         if found is None or found[0] != task:
-            for other in list(self._environments) if self.module.ONE_A_PROCESS else [place] if found else []:
+            ended = self._environments.keys() if self.module.ONE_A_PROCESS else self._environments.keys() & {place}
+            for other in list(ended):
                 self._environments.pop(other)[1].close()
             found = self._environments[place] = task, make(self.module, task, self._image_size)
         observation, info = found[1].reset(seed=seed)
