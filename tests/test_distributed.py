@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,33 @@ def test_processes_that_differ_are_told_in_what_on_every_one_of_them(tmp_path: P
         message = process.complained
         assert message.count("the processes of this run differ; do this:") == 1
         assert "  config.seed: 0 on process 0; 1 on processes 1, 2\n  new: nothing on process 0; 2 on" in message
+
+
+def test_what_the_processes_do_not_share_is_refused(tmp_path: Path):
+    body = """
+        from etils import epath
+        from agent_jax.config import MeshConfig
+        from agent_jax.sharding import make_mesh, rows_here
+        jax.config.update("jax_num_cpu_devices", 3)
+        try:
+            rows_here(make_mesh(MeshConfig(data=3, tensor=2)))  # process 0 has row 0 and half of row 1
+        except ValueError as error:
+            print(error, file=sys.stderr)
+        distributed.check_shared(epath.Path("shared"))
+        os.makedirs(str(me), exist_ok=True)
+        os.chdir(str(me))
+        try:
+            distributed.check_shared(epath.Path("run"))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+    """
+    with started(script_lines(f"os.chdir({str(tmp_path)!r})\n" + textwrap.dedent(body), 2), tmp_path) as processes:
+        assert codes(processes) == [0, 0], [process.complained for process in processes]
+    for process in processes:
+        assert "over 2 processes: the rows of a batch cannot be shared out among them" in process.complained
+        assert "name storage that all hosts share by --workdir:\n  run is that of process 0: true on process 0; false" \
+            in process.complained
+    assert list((tmp_path / "shared").iterdir()) == list((tmp_path / "0" / "run").iterdir()) == []
 
 
 def test_an_error_of_one_process_ends_all_with_its_message_and_code(tmp_path: Path):

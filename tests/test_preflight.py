@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_runs import small_config, store_directory
 
-from agent_jax.preflight import check_machine, describe
+from agent_jax.preflight import check_machine, describe, facts, set_platform
 
 
 def test_a_run_that_can_begin_is_not_refused_and_its_plan_names_its_size(tmp_path_factory: pytest.TempPathFactory):
@@ -47,3 +47,16 @@ def test_a_domain_without_a_path_needs_demonstrations_to_be_gathered(tmp_path: P
     with pytest.raises(ValueError, match=r"no data for domain 'tiles': pass --config.data.domains.tiles.path=DIR"):
         check_machine(small_config(Path(""), **{"data.domains.tiles.path": ""}))
     check_machine(small_config(Path(""), **{"data.domains.tiles.path": "", **changes}))
+
+
+def test_processes_compare_every_field_of_the_config_every_file_of_code_and_the_versions(tmp_path: Path):
+    one, other = (facts(small_config(tmp_path, seed=seed), "runs/a") for seed in (0, 1))
+    assert {name for name in one if one[name] != other[name]} == {"config.seed"}
+    assert one["config.data.domains.tiles.path"] == str(tmp_path)
+    assert {"--workdir", "python", "jax", "jaxlib", "agent_jax/preflight.py", "agent_jax/data/store.py"} <= one.keys()
+
+
+def test_cpu_devices_that_do_not_divide_among_the_processes_are_refused(tmp_path: Path):
+    config = small_config(tmp_path, **{"mesh.platform": "cpu", "mesh.data": 2, "mesh.fsdp": 3})
+    with pytest.raises(ValueError, match=r"data=2, fsdp=3, tensor=1: 6 CPU devices do not divide among 4 processes"):
+        set_platform(config, 4)

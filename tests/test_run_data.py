@@ -95,3 +95,11 @@ def test_the_arm_in_the_docs_is_a_config_that_opens(root: Path, tmp_path: Path):
     example = example.replace('"DIR"', repr(str(tmp_path / "set")))
     made = presets.build("", {"": [lambda config: exec(example, {"config": config, "presets": presets})]})
     assert "states of my_arm" in open_data(from_config_dict(made)).summary()
+
+
+def test_processes_compare_windows_and_specs_of_their_data(store: Path):
+    config = small_config(store)
+    fewer = small_config(store, **{"data.domains.tiles.stride": 3})
+    one, other = open_data(config).facts(), open_data(fewer).facts()
+    assert {"windows of tiles", "specs and fields of tiles"} == {name for name in one if one[name] != other[name]}
+    assert {"vocabulary", "row", "specs and fields of tiles"} < one.keys()
