@@ -77,7 +77,7 @@ def join(cluster: Cluster) -> None:
             initialization_timeout=int(cluster.join_timeout) + 60,
             heartbeat_timeout_seconds=int(cluster.heartbeat_timeout) + 180)
         hosts = exchange(socket.gethostname())
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
         if "coordinator_address should be defined" in str(error):
             return  # no cluster: one process
         raise ValueError(f"the processes of this run could not be connected: {error}. Give --coordinator=HOST:PORT, "
