@@ -171,8 +171,9 @@ def test_acting_in_the_course_of_a_run_is_done_by_one_process_and_the_other_wait
         "closed_loop.environment": "babyai", "closed_loop.episodes": {"GoToObj": 2}, "closed_loop.every": 3,
         "data.directory": str(tmp_path / "data"), "data.demonstrations.environment": "babyai",
         "data.demonstrations.episodes": {"GoToObj": 4}, "data.demonstrations.validation_episodes": 2,
-        "data.demonstrations.processes": 1, "data.demonstrations.image_size": 16,
-        "data.domains": {}, "train.picture_every": 3})
+        "data.demonstrations.processes": 1, "data.demonstrations.image_size": 56,
+        "data.domains.tiles.path": "", "data.domains.tiles.max_text": 48, "model.language.positions": 128,
+        "train.picture_every": 3})
     assert "closed_loop 3/6" in first.said
     assert "GoToObj" not in second.said
     assert len(list((tmp_path / "run" / "pictures").iterdir())) == 2
