@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -299,6 +300,33 @@ def test_validation_reads_as_many_rows_at_a_time_as_training_does(host_params):
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_compiled():
     with pytest.raises(ValueError, match=r"config.train.batch_size=16 does not divide by 32 .*accumulation 4"):
         make_train_step(make_config(accumulation=4), make_mesh(MeshConfig()), optax.sgd(1.0))
+
+
+def collectives(**mesh):
+    """What two devices exchange in a step: kind and place of each collective."""
+    config, mesh = make_config(), make_mesh(MeshConfig(**mesh), jax.devices()[:2])
+    state = abstract_state(config, mesh, optax.sgd(1.0))
+    step = make_train_step(config, mesh, optax.sgd(1.0)).lower(state, make_batch()).compile(compiler_options=QUICK)
+    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    return re.findall(rf' ({kinds})(?:-start)?\(.*op_name="([^"]*)"', step.as_text())
+
+
+@pytest.mark.slow
+def test_between_replicas_only_sums_are_exchanged_and_only_after_the_forward_pass():
+    found = collectives(replica=2, data=1)
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    assert [place for _, place in found if "/jvp(Agent)" in place] == []
+    assert sum("transpose(jvp(Agent))" in place for _, place in found) >= 3  # the gradients of the three stacks
+
+
+def test_tensor_parallelism_sums_activations_twice_a_block_in_each_direction():
+    found = collectives(data=1, tensor=2)
+    in_blocks = [(kind, re.sub(r".*?(transpose\()?jvp\(Agent\)+/.*?(vision|mae|language)/.*/blocks/(.*)/dot_general",
+                               r"\1\2 \3", place)) for kind, place in found if "/blocks/" in place]
+    assert sorted(in_blocks) == sorted(
+        ("all-reduce", f"{direction}{stack} {product}") for stack in ("vision", "mae", "language")
+        for direction, product in (("", "attention/out"), ("", "mlp/down"),
+                                   ("transpose(", "attention/qkv"), ("transpose(", "mlp/up")))
 
 
 def compile_on_2_2_2():
