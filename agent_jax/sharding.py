@@ -1,7 +1,8 @@
 """Where every array lives: a mesh of four axes and one ordered table of (path pattern, PartitionSpec).
 
     axis      the rows of a batch     parameters and both Adam moments
-    replica   split                   copied: one a slice, so that only gradients cross the network between slices
+    replica   split                   copied: one a slice, so that only gradients cross the network between slices, once
+                                      for each microbatch
     data      split                   copied
     fsdp      split                   split along a width; gathered layer by layer where they are used
     tensor    copied                  split along heads, MLP width and vocabulary; activations are summed over it

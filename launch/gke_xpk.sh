@@ -44,7 +44,7 @@ run)
   act xpk workload create "${where[@]}" "${sized[@]}" --workload "$NAME" \
     --base-docker-image "${BASE:-python:3.12}" --script-dir "$image" \
     --max-restarts "${RESTARTS:-100}" --restart-on-exit-codes 1,75 --termination-grace-period-seconds 180 \
-    --command "pip install -q -e '.[tpu]' && exec python -m agent_jax.train$(printf ' %q' "$@")"
+    --command "pip install -q -e '.[tpu,gcs]' && exec python -m agent_jax.train$(printf ' %q' "$@")"
   ;;
 logs)
   job

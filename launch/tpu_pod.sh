@@ -40,7 +40,7 @@ install)
   on all 'set -e; rm -rf agent_jax; mkdir agent_jax; tar -xzf agent_jax.tar.gz -C agent_jax
     PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv
     python3 -m uv venv -q --clear --python 3.12 venv
-    python3 -m uv pip install -q --python venv/bin/python -e "agent_jax[tpu]"'
+    python3 -m uv pip install -q --python venv/bin/python -e "agent_jax[tpu,gcs]"'
   if [[ -n "${BUCKET:-}" ]]; then on all "agent_jax/launch/mount_bucket.sh $BUCKET /mnt/data"; fi
   ;;
 run)

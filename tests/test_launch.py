@@ -122,7 +122,7 @@ def test_a_slice_of_tpu_is_made_set_up_run_on_followed_and_deleted_by_gcloud(eng
     assert [call[:-1] for call in (install, mount, run, stop)] == [ssh("all")] * 4
     assert logs[:-1] == ssh("0")
     assert delete == [*tpu, "delete", "agent", *at, "--quiet"]
-    assert '-e "agent_jax[tpu]"' in install[-1]
+    assert '-e "agent_jax[tpu,gcs]"' in install[-1]
     assert mount[-1] == "agent_jax/launch/mount_bucket.sh sets /mnt/data"
     assert ("launch/restart.sh ../venv/bin/python -m agent_jax.train --config configs/tpu_v4.py --workdir /mnt/a\\ b "
             in run[-1])
@@ -161,7 +161,7 @@ def test_a_job_set_is_made_run_followed_and_deleted_by_xpk(engines):
     assert run[:15] == ["xpk", "workload", "create", *where, *size, "--workload", "agent"]
     given = dict(zip(run[15::2], run[16::2], strict=True))
     assert given["--restart-on-exit-codes"] == "1,75"
-    assert given["--command"] == ("pip install -q -e '.[tpu]' && exec python -m agent_jax.train "
+    assert given["--command"] == ("pip install -q -e '.[tpu,gcs]' && exec python -m agent_jax.train "
                                   "--config configs/tpu_v4.py")
     assert not Path(given["--script-dir"]).exists()  # gone with the script
     assert logs[:3] == ["kubectl", "logs", "--follow"]
