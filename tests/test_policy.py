@@ -178,11 +178,10 @@ def test_what_acts_beside_an_episode_and_in_which_order_changes_nothing():
 def test_actions_decode_whatever_the_parameters_are(name: str):
     domain = DOMAINS[name]
     assert domain.spec is not None
-    said = set()
+    said, compiled = set(), make_policy(domain, temperature=2.0)
     for seed, scale in enumerate((1e-3, 1.0, 30.0)):
-        config = make_config(domain)
-        params = jax.tree.map(lambda leaf, scale=scale: scale * leaf, random_params(config.model, seed))
-        policy = Policy(config, params, domain, temperature=2.0, seed=seed)
+        params = random_params(make_config(domain).model, seed)
+        policy = compiled.with_params(jax.tree.map(lambda leaf, scale=scale: scale * leaf, params))
         for time in range(2):
             policy.step([observe(policy, time + seed)] * 4, range(4))
             for ids in policy.last_ids.values():
