@@ -11,7 +11,8 @@ take turns, a step each, `--rounds` times, and the fastest of each counts: other
 Exponents are least squares on logarithms: time ~ size^a. Beside that of the time stand those of the step's FLOPs (of
 its matrix products, counted on the jaxpr) and of time / FLOPs. The last is 0 where time grows like the work, negative
 where a small case pays for what does not grow with it, and positive where cost grows faster than the work: told apart
-by `steep`, of which the fit over the two largest points decides. Temporary memory is XLA's plan for the compiled step.
+by `steep`, of which the fit over the two largest points decides. In brackets the same by processor time over all cores,
+which hardly depends on what else the machine does. Temporary memory is XLA's plan for the compiled step.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from agent_jax import presets
 from agent_jax.batch import Batch, RowSize
 from agent_jax.config import Config, from_config_dict, to_config_dict
 from agent_jax.data.layout import Step, Window, lay_out, stack, window_need
-from agent_jax.flops import operations_of, total_flops
+from agent_jax.flops import operations, total_flops
 from agent_jax.host_memory import keep_freed_memory
 from agent_jax.models.agent import training_visual_tokens
 from agent_jax.optimizer import make_optimizer
@@ -135,33 +136,36 @@ class Case:
         self._state = dataclasses.replace(jax.tree.map(lambda leaf: fill(leaf, False), shapes),
                                           params=jax.tree.map(lambda leaf: fill(leaf, True), shapes.params))
         self._batch = shard_batch(rows(sizes, config), mesh)
-        step = make_train_step(config, mesh, optimizer)
-        self.flops = total_flops(operations_of(step, self._state, self._batch))
+        traced = make_train_step(config, mesh, optimizer).trace(self._state, self._batch)
+        self.flops = total_flops(operations(traced.jaxpr))
         begun = time.perf_counter()
-        self._step = step.lower(self._state, self._batch).compile()
+        self._step = traced.lower().compile()
         self.compile_seconds = time.perf_counter() - begun
         memory = self._step.memory_analysis()
         self.temporary_bytes = None if memory is None else memory.temp_size_in_bytes
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
         self.slots = self._batch.token_BS.shape[1]
         self.seconds: list[float] = []
+        self.processor_seconds: list[float] = []
         for _ in range(WARM_STEPS):
             self.take_step()
-        self.seconds = []
+        self.seconds, self.processor_seconds = [], []
 
     def take_step(self) -> None:
         """One step, timed."""
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), time.process_time()
         self._state, metrics = self._step(self._state, self._batch)
         loss = float(metrics.loss)
         self.seconds.append(time.perf_counter() - begun)
+        self.processor_seconds.append(time.process_time() - spent)
         if not np.isfinite(loss):
             raise FloatingPointError(f"found a loss of {loss}, expected a number: the case measures nothing")
 
     def figures(self) -> dict[str, Any]:
         """Of the JSON."""
         seconds = min(self.seconds)
-        return {"seconds": seconds, "flops": self.flops, "flops_per_second": self.flops / seconds,
+        return {"seconds": seconds, "processor_seconds": min(self.processor_seconds),
+                "flops": self.flops, "flops_per_second": self.flops / seconds,
                 "parameters": self.parameters, "slots": self.slots, "temporary_bytes": self.temporary_bytes,
                 "compile_seconds": self.compile_seconds, "all_seconds": self.seconds}
 
@@ -173,11 +177,12 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 def fitted(sizes: Sequence[int], points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Exponents of a curve: over all points, and over the two largest."""
-    seconds, flops = ([point[name] for point in points] for name in ("seconds", "flops"))
-    each = [second / flop for second, flop in zip(seconds, flops, strict=True)]
-    over = {name: {"time": exponent(sizes[first:], seconds[first:]), "flops": exponent(sizes[first:], flops[first:]),
-                   "time_per_flop": exponent(sizes[first:], each[first:])}
-            for name, first in (("all", 0), ("two_largest", -2))}
+    kinds = {"time": "seconds", "processor_time": "processor_seconds", "flops": "flops"}
+    over: dict[str, Any] = {}
+    for name, first in (("all", 0), ("two_largest", -2)):
+        found = {kind: exponent(sizes[first:], [point[field] for point in points[first:]])
+                 for kind, field in kinds.items()}
+        over[name] = {**found, "time_per_flop": found["time"] - found["flops"]}  # least squares are linear
     return {**over, "steep": over["two_largest"]["time_per_flop"] > STEEP}
 
 
@@ -196,18 +201,21 @@ def measure(name: str, size: str, rounds: int) -> dict[str, Any]:
 
 def table(name: str, curve: dict[str, Any]) -> str:
     """A curve as a Markdown table and a line of its exponents."""
-    lines = [f"| {name} | slots a row | parameters | GFLOP | s a step | GFLOP/s | temporary MiB | compile s |",
+    lines = [f"| {name} | slots a row | parameters | GFLOP | s a step (CPU) | GFLOP/s | temporary MiB | compile s |",
              "|---:|---:|---:|---:|---:|---:|---:|---:|"]
     for point in curve["points"]:
         memory = "?" if point["temporary_bytes"] is None else f"{point['temporary_bytes'] / 2**20:,.0f}"
         lines.append(f"| {point[name]} | {point['slots']} | {point['parameters'] / 1e6:.1f}M "
-                     f"| {point['flops'] / 1e9:.1f} | {point['seconds']:.4f} "
+                     f"| {point['flops'] / 1e9:.1f} | {point['seconds']:.4f} ({point['processor_seconds']:.4f}) "
                      f"| {point['flops_per_second'] / 1e9:.0f} | {memory} | {point['compile_seconds']:.1f} |")
     every, last = curve["exponents"]["all"], curve["exponents"]["two_largest"]
     verdict = "; cost grows FASTER than the work" if curve["exponents"]["steep"] else ""
-    return "\n".join([*lines, "", f"{name}: time ~ {name}^{every['time']:.2f}, FLOPs ~ {name}^{every['flops']:.2f}, "
-                      f"time / FLOPs ~ {name}^{every['time_per_flop']:.2f}; over the two largest {last['time']:.2f}, "
-                      f"{last['flops']:.2f}, {last['time_per_flop']:.2f}{verdict}"])
+    return "\n".join([
+        *lines, "",
+        f"{name}: time ~ {name}^{every['time']:.2f} (CPU {every['processor_time']:.2f}), FLOPs ~ "
+        f"{name}^{every['flops']:.2f}, time / FLOPs ~ {name}^{every['time_per_flop']:.2f}; over the two largest "
+        f"{last['time']:.2f} ({last['processor_time']:.2f}), {last['flops']:.2f}, {last['time_per_flop']:.2f}{verdict}",
+    ])
 
 
 def main() -> None:

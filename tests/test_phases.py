@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -80,3 +84,12 @@ def test_demonstrations_are_no_part_of_what_the_first_step_took_and_data_wait_is
     assert report["data_wait_share"] == 0.25
     assert report["seconds_to_first_step"] == pytest.approx(phases.total() - 0.1, abs=0.05)
     assert "demonstrations not counted; data wait 25.0% of waiting and stepping" in str(phases)
+
+
+def test_training_imports_at_its_start_nothing_that_it_may_never_need(root: Path):
+    names = ["torch", "transformers", "huggingface_hub", "safetensors.torch", "tensorflow", "scipy.stats", "matplotlib",
+             "minigrid", "gymnasium", "mujoco", "vizdoom", "av", "pydicom", "pyarrow", "websockets", "sacrebleu"]
+    program = f"import sys, agent_jax.train; print(*[name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(root)}, text=True,
+                          capture_output=True, check=True, timeout=120)
+    assert done.stdout.split() == []
