@@ -154,7 +154,7 @@ def _train_step(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _end_to_end(figures: Mapping[str, Any]) -> dict[str, Any]:
-    starts = {way: min(seconds) for way, seconds in figures["first_step_seconds"].items() if seconds}
+    starts = {way: min(start["seconds"] for start in starts) for way, starts in figures["starts"].items() if starts}
     return {"bars": {"the whole job": figures["job"]["seconds"], **({"to the first step": starts} if starts else {})},
             "unit": "seconds"}
 

@@ -5,8 +5,9 @@
 First the whole job, in a fresh workdir and with nothing gathered yet: its own report says what went into import,
 demonstrations, start, compile, data wait, step, saving and evaluation. Then the command is started again, `--starts`
 times with nothing compiled and as often with the programs that the first one kept, and stopped once it has told its
-first step: seconds from the command to that line, as the caller sees them. The demonstrations are there by then. The
-two ways take turns, and the faster start of each counts.
+first step: seconds from the command to that line, as the caller sees them, and of the processor until it has stopped,
+which hardly depend on what else the machine does. The demonstrations are there by then. The two ways take turns, and
+the faster start of each counts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -65,36 +67,46 @@ def whole_job(config: str, workdir: Path, data: Path) -> dict[str, Any]:
     return {"wall_seconds": wall, **{name: report[name] for name in names}}
 
 
-def first_step(config: str, workdir: Path, data: Path, cache: Path) -> float:
-    """Seconds from the command to the line of its first step, after which it is stopped.
+def first_step(config: str, workdir: Path, data: Path, cache: Path) -> dict[str, float]:
+    """Seconds from the command to the line of its first step, and of the processor until it has stopped after it.
 
     Raises:
         RuntimeError: it ended before.
     """
     line = command(config, workdir, data, f"--config.train.compile_cache={cache}")
-    begun = time.perf_counter()
+    begun, spent, seconds = time.perf_counter(), _of_children(), 0.0
     with subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         for text in running.stdout:
             if text.startswith("train "):
                 seconds = time.perf_counter() - begun
                 running.send_signal(signal.SIGTERM)
-                running.stdout.read()
-                return seconds
+                break
+        running.stdout.read()
+    if seconds:
+        return {"seconds": seconds, "processor_seconds": _of_children() - spent}
     raise RuntimeError(f"{' '.join(line)}: ended with {running.returncode} before its first step")
+
+
+def _of_children() -> float:
+    """Processor seconds of the processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def measure(config: str, workdir: Path, starts: int) -> dict[str, Any]:
     """The job, and its starts with nothing compiled and with what it kept."""
     data = workdir / "demonstrations"
     job = whole_job(config, workdir / "job", data)
-    found: dict[str, list[float]] = {"nothing compiled": [], "compiled before": []}
+    found: dict[str, list[dict[str, float]]] = {"nothing compiled": [], "compiled before": []}
     for turn in range(starts):
         for way, cache in (("nothing compiled", workdir / f"cache-{turn}"),
                            ("compiled before", workdir / "job" / "compiled")):
-            found[way].append(first_step(config, workdir / f"{way.split()[0]}-{turn}", data, cache.absolute()))
-            print(f"{way}: the first step was told after {found[way][-1]:.1f} s", flush=True)
-    return {"config": config, "job": job, "first_step_seconds": found}
+            now = first_step(config, workdir / f"{way.split()[0]}-{turn}", data, cache.absolute())
+            found[way].append(now)
+            print(f"{way}: the first step was told after {now['seconds']:.1f} s (processor: "
+                  f"{now['processor_seconds']:.1f} s)", flush=True)
+    return {"config": config, "job": job, "starts": found}
 
 
 def tables(figures: dict[str, Any]) -> str:
@@ -107,8 +119,10 @@ def tables(figures: dict[str, Any]) -> str:
               f"Data wait: {job['data_wait_share']:.2%} of waiting and stepping. First step after "
               f"{job['seconds_to_first_step']:.1f} s, demonstrations not counted. "
               f"At most {job['peak_rss_bytes'] / 2**30:.2f} GiB.", ""]
-    lines += ["| start | to the first step, s |", "|---|---:|"]
-    lines += [f"| {way} | {min(seconds):.1f} |" for way, seconds in figures["first_step_seconds"].items() if seconds]
+    lines += ["| start | to the first step, s | processor, s |", "|---|---:|---:|"]
+    for way, starts in figures["starts"].items():
+        best = {name: min(start[name] for start in starts) for name in starts[0]} if starts else {}
+        lines += [f"| {way} | {best['seconds']:.1f} | {best['processor_seconds']:.1f} |"] if best else []
     return "\n".join(lines)
 
 
