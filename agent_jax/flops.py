@@ -18,6 +18,8 @@ from typing import Any
 import jax
 from jax.interpreters import partial_eval
 
+from agent_jax.models.flash_attention import cudnn_flops
+
 MATMUL, CONVOLUTION, KERNEL, ELEMENTWISE = "matmul", "convolution", "kernel", "elementwise"
 
 # One operation an element of the result; reductions and scans along an axis: one an element of the operand.
@@ -99,6 +101,8 @@ def _walk(jaxpr: Any, times: int, scope: str) -> Iterator[Operation]:
                 raise ValueError(f"{where or 'the function'}: found a while loop, whose length is not known before it "
                                  f"runs, around a {heavy.primitive}; expected a scan or a fori_loop of fixed bounds")
             yield from body
+        elif (cudnn := cudnn_flops(name, [variable.aval.shape for variable in equation.invars])) is not None:
+            yield _operation(equation, KERNEL, where, times, cudnn)
         elif inner := _inner(equation):
             for each in inner:
                 yield from _walk(each, times * _repeats(equation), where)

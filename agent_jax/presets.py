@@ -15,7 +15,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from agent_jax.actions import ActionSpec, Bins, Group, StateSpec
+from agent_jax.actions import (
+    CALVIN,
+    LANGUAGE_TABLE,
+    LANGUAGE_TABLE_STATE,
+    MINECRAFT,
+    ActionSpec,
+    Bins,
+    Group,
+    StateSpec,
+)
 from agent_jax.config import Config, DomainConfig, from_config_dict, to_config_dict
 from agent_jax.spec_declarations import open_bounds
 
@@ -132,6 +141,58 @@ def paper_augmentation(config: Draft) -> None:
     config.data.augmentation.brightness = (0.7, 1.4)
     config.data.augmentation.saturation = (0.7, 1.4)
     config.data.augmentation.hue = 0.05
+
+
+def pretraining(config: Draft) -> None:
+    """The paper's pre-training on three of its four data sets (Bleeding Edge is not public), in bfloat16.
+
+    Where the data and OPT's tokenizer lie is left to flags.
+    """
+    config.model.dtype = "bfloat16"
+    config.model.remat = "dots"
+    config.vocabulary.tokenizer = "opt_tokenizer"  # a directory with OPT's vocab.json and merges.txt: pass yours
+    # Weights of 1: plain concatenation, as in the paper. Windows and their number are the paper's.
+    config.data.domains = {
+        "language_table": domain(  # 1,233,659 windows
+            instruction="steps/observation/instruction", action_spec=LANGUAGE_TABLE.to_dict(),
+            state_spec=LANGUAGE_TABLE_STATE.to_dict(), window=4, stride=4,
+        ),
+        "calvin": domain(  # 360,566; the bins of its state follow its statistics, so the data set brings them
+            action_spec=CALVIN.to_dict(), window=4, stride=4
+        ),
+        "minecraft": domain(action_spec=MINECRAFT.to_dict(), window=9, stride=9),  # 525,309
+    }
+    paper_augmentation(config)
+    config.data.workers = 16
+    config.data.prefetch = 8
+    config.train.batch_size = 768  # 192 GPUs of 4, by the paper's compute
+    config.train.steps = 276_000  # 100 epochs of 2,119,534 windows
+    config.train.validate_every = 2_000
+    config.train.validation_batches = 16
+    config.checkpoint.every = 2_000
+
+
+def clip_l14(config: Draft) -> None:
+    """CLIP ViT-L/14 as the encoder: 1 + 256 visual tokens an image, so games are cut into windows of 7 images."""
+    vision = config.model.vision
+    vision.patch_size, vision.width, vision.depth, vision.heads, vision.mlp_width = 14, 1024, 24, 16, 4096
+    games = config.data.domains["minecraft"]
+    games.window = games.stride = 7  # 9 would take 2,600 of OPT's 2,048 positions
+
+
+def opt_1_3b(config: Draft) -> None:
+    """OPT-1.3B as the language model (Zhang et al., 2022, table 1)."""
+    _opt(config, width=2048, depth=24, heads=32)
+
+
+def opt_6_7b(config: Draft) -> None:
+    """OPT-6.7B as the language model (Zhang et al., 2022, table 1)."""
+    _opt(config, width=4096, depth=32, heads=32)
+
+
+def _opt(config: Draft, *, width: int, depth: int, heads: int) -> None:
+    language = config.model.language
+    language.width, language.depth, language.heads, language.mlp_width = width, depth, heads, 4 * width
 
 
 def paper(config: Draft) -> None:

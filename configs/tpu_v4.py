@@ -5,43 +5,34 @@
         --config.data.domains.minecraft.path=DIR --config.vocabulary.tokenizer=DIR_OF_OPT_TOKENIZER \
         --config.init.pretrained.vision=DIR --config.init.pretrained.language=DIR
 
-The same command on every host. Variant `:smoke` runs two steps of a tiny model on 8 fake CPU devices in a mesh of all
-three axes, on a few demonstrations of BabyAI (needs the extra `babyai`).
+The same command on every host. The global batch is the same on every slice: fewer chips take more microbatches
+(`config.train.rows_per_device`). Variants: `:opt-1.3b` (ViT-L/14 + OPT-1.3B) and `:opt-6.7b` (ViT-L/14 + OPT-6.7B), for
+v4-128. `:smoke` runs two steps of a tiny model on 8 fake CPU devices in a mesh of all its axes but replica, on a few
+demonstrations of BabyAI (needs the extra `babyai`).
+
+FIGURES
 """
 
 from ml_collections import ConfigDict
 
 from agent_jax import presets
-from agent_jax.actions import CALVIN, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, MINECRAFT
 
 
-def _main(config: presets.Draft) -> None:
+def _v4(config: presets.Draft) -> None:
     config.mesh.platform = "tpu"
     config.mesh.data = -1  # whatever fsdp leaves
     config.mesh.fsdp = 4  # the chips of a host: parameters are gathered over its own links
-    config.model.dtype = "bfloat16"
-    config.model.remat = "dots"
+    config.train.rows_per_device = 16  # of 9 images each
 
-    # Weights of 1: plain concatenation, as in the paper. Windows and their number are the paper's.
-    config.data.domains = {
-        "language_table": presets.domain(  # 1,233,659 windows
-            instruction="steps/observation/instruction", action_spec=LANGUAGE_TABLE.to_dict(),
-            state_spec=LANGUAGE_TABLE_STATE.to_dict(), window=4, stride=4,
-        ),
-        "calvin": presets.domain(  # 360,566; the bins of its state follow its statistics, so the data set brings them
-            action_spec=CALVIN.to_dict(), window=4, stride=4
-        ),
-        "minecraft": presets.domain(action_spec=MINECRAFT.to_dict(), window=9, stride=9),  # 525,309
-    }
-    presets.paper_augmentation(config)
-    config.data.workers = 16
-    config.data.prefetch = 8
 
-    config.train.batch_size = 768  # 192 GPUs of 4, by the paper's compute
-    config.train.steps = 276_000  # 100 epochs of 2,119,534 windows
-    config.train.validate_every = 2_000
-    config.train.validation_batches = 16
-    config.checkpoint.every = 2_000
+def _v4_1_3b(config: presets.Draft) -> None:
+    config.mesh.fsdp = 16
+    config.train.rows_per_device = 4
+
+
+def _v4_6_7b(config: presets.Draft) -> None:
+    config.mesh.fsdp = 64  # all chips of v4-128: parameters, moments and gradients are 112 GB
+    config.train.rows_per_device = 2
 
 
 def _smoke(config: presets.Draft) -> None:
@@ -49,6 +40,7 @@ def _smoke(config: presets.Draft) -> None:
     config.mesh.platform = "cpu"
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
     config.model.language.positions = 512
+    config.vocabulary.tokenizer = "bytes"
     config.vocabulary.blocks = ("iafm", "babyai")
     config.data.domains = {"babyai": presets.domain(window=4, stride=4, max_text=32)}
     config.data.demonstrations.environment = "babyai"
@@ -57,8 +49,16 @@ def _smoke(config: presets.Draft) -> None:
     config.data.demonstrations.processes = 1
     config.data.workers = 0
     config.train.batch_size = 8
+    config.train.rows_per_device = 0
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant: "" or "smoke"."""
-    return presets.build(variant, {"": [_main], "smoke": [_main, _smoke]})
+    """The config of a variant: "", "opt-1.3b", "opt-6.7b" or "smoke"."""
+    paper = [presets.pretraining, _v4]
+    large = [presets.pretraining, presets.clip_l14, _v4]
+    return presets.build(variant, {
+        "": paper,
+        "opt-1.3b": [*large, presets.opt_1_3b, _v4_1_3b],
+        "opt-6.7b": [*large, presets.opt_6_7b, _v4_6_7b],
+        "smoke": [*paper, _smoke],
+    })

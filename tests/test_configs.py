@@ -29,7 +29,9 @@ VARIANTS = {
     "language_table": ["", "accelerator", "smoke"],
     "metaworld": ["", "smoke"],
     "vizdoom": ["", "smoke"],
-    "tpu_v4": ["", "smoke"],
+    "tpu_v4": ["", "opt-1.3b", "opt-6.7b", "smoke"],
+    "tpu_v5e": [""],
+    "gpu": ["", "one", "node", "nodes", "opt-1.3b", "opt-6.7b"],
 }
 EVERY_CONFIG = [f"{name}.py:{variant}".rstrip(":") for name, variants in VARIANTS.items() for variant in variants]
 
@@ -114,7 +116,8 @@ def test_the_presets_are_the_two_readings_of_the_paper(root: Path) -> None:
     assert reading("default.py:code") == ("clip", "visible", "mean")
 
 
-@pytest.mark.parametrize("name", ["language_table.py", "language_table.py:accelerator", "tpu_v4.py"])
+@pytest.mark.parametrize("name", ["language_table.py", "language_table.py:accelerator", "tpu_v4.py", "tpu_v5e.py",
+                                  "gpu.py", "gpu.py:nodes"])
 def test_the_large_configs_train_the_full_size_model(root: Path, name: str) -> None:
     model = from_config_dict(load(root, name)).model
     assert model.vision == VisionConfig()
@@ -208,6 +211,6 @@ def test_a_spec_of_an_arm_that_cannot_be_is_refused(fields: dict[str, Any], mess
 def test_only_the_pre_training_of_the_paper_augments(root: Path) -> None:
     augmenting = [name for name in EVERY_CONFIG
                   if from_config_dict(load(root, name)).data.augmentation != AugmentationConfig()]
-    assert augmenting == ["tpu_v4.py", "tpu_v4.py:smoke"]
+    assert augmenting == [name for name in EVERY_CONFIG if name.startswith(("tpu_", "gpu"))]
     paper = AugmentationConfig(brightness=(0.7, 1.4), saturation=(0.7, 1.4), hue=0.05)
     assert from_config_dict(load(root, "tpu_v4.py")).data.augmentation == paper

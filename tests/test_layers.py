@@ -67,6 +67,7 @@ LAYERS = {
     "agent_jax.view": 3,
     "agent_jax.command_line": 4,
     "agent_jax.compile_cache": 4,
+    "agent_jax.plan": 4,
     "agent_jax.preemption": 4,
     "agent_jax.preflight": 4,
     "agent_jax.phases": 4,

@@ -1,0 +1,172 @@
+"""Plan a run for a described machine: will it fit, what will it send, how long will it take?
+
+    python -m agent_jax.plan --config configs/tpu_v4.py --topology v4-32 [--global_batch 768] [--search] [--json FILE]
+        [--config.FIELD=VALUE ...]
+
+Compiles the train step that `python -m agent_jax.train` would run, for devices that need not be here. For TPUs by their
+own compiler where libtpu is installed, which needs an environment of its own on a machine without a TPU:
+
+    python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]"
+    .venv-tpu/bin/python -m agent_jax.plan ...
+
+Elsewhere, and for GPUs, an estimate that says so. Neither data nor weights are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from agent_jax.command_line import define_config, parse_flags, refuse
+from agent_jax.config import Config, from_config_dict
+from agent_jax.plan.compiled import CompiledStep, DoesNotFitError, compile_step
+from agent_jax.plan.report import plan_record, plan_text
+from agent_jax.plan.roofline import Roofline, roofline
+from agent_jax.plan.row import PlannedRow, planned_row
+from agent_jax.plan.search import fastest, outcome_line, search, table_head
+from agent_jax.plan.topology import Topology, find_topology
+
+_CONFIG = define_config()
+_TOPOLOGY = flags.DEFINE_string("topology", None, "v4-32, v5e-16, v6e-8, h100-8, 2xv4-32, ...", required=True)
+_BATCH = flags.DEFINE_integer("global_batch", 0, "Rows of a step; 0: config.train.batch_size.", lower_bound=0)
+_TEXT_IDS = flags.DEFINE_integer("text_ids", 0, "Text ids of the vocabulary; 0: those of the tokenizer.", lower_bound=0)
+_MFU = flags.DEFINE_float("mfu", 0.4, "Model FLOPs utilisation to assume in the last line.", 0.01, 1.0)
+_SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies, batches; print the fastest that fit.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", [], "Global batches to search; by default that of the config alone.")
+_MINUTES = flags.DEFINE_float("search_minutes", 30.0, "No compile of a search begins after these.", 0.0)
+_JSON = flags.DEFINE_string("json", "", "Also write the figures to this file.")
+
+ADVICE = ("take more chips, raise config.mesh.fsdp, lower config.train.rows_per_device, or set config.model.remat=full "
+          "(--search tries them)")
+
+
+def prepare(topology: Topology) -> tuple[list[Any], str]:
+    """Devices to compile for, and why what follows is an estimate ("" if it is none).
+
+    Must be called before JAX is used: it decides how many CPU devices there are.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # what is read from there was warned of long ago
+    if topology.is_tpu and importlib.util.find_spec("libtpu"):
+        return topology.described_devices(), ""
+    jax.config.update("jax_num_cpu_devices", topology.devices)
+    why = "there is no compiler for GPUs without one" if not topology.is_tpu else (
+        'libtpu is not installed here: python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]", then '
+        ".venv-tpu/bin/python -m agent_jax.plan")
+    return jax.devices(), f"XLA's CPU compiler, for {topology.devices} fake devices ({why})"
+
+
+def check_kernel(config: Config, topology: Topology) -> None:
+    """Refuse a kernel of attention that the chip does not have.
+
+    Raises:
+        ValueError: names the kernel and the chip.
+    """
+    needs = {"cudnn": False, "splash": True}.get(config.model.attention, topology.is_tpu)
+    if needs != topology.is_tpu:
+        raise ValueError(f"config.model.attention={config.model.attention!r} does not run on {topology.chip.name}; "
+                         "pass --config.model.attention=xla")
+
+
+def with_kernel(row: PlannedRow, estimate: str) -> PlannedRow:
+    """The row's config as it can be compiled: an estimate has no kernel but XLA's own."""
+    kernel = row.config.model.attention
+    if not estimate or kernel in ("auto", "xla"):
+        return row
+    model = dataclasses.replace(row.config.model, attention="xla")
+    note = f"attention by xla in place of {kernel}, which only its chip compiles"
+    return dataclasses.replace(row, config=dataclasses.replace(row.config, model=model), notes=(*row.notes, note))
+
+
+def with_batch(config: Config, rows: int) -> Config:
+    """The config with another global batch.
+
+    Raises:
+        ValueError: if it is no multiple of the accumulation.
+    """
+    if rows % config.train.accumulation:
+        raise ValueError(f"--global_batch={rows} must be a multiple of config.train.accumulation="
+                         f"{config.train.accumulation}")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=rows))
+
+
+def search_and_print(topology: Topology, row: PlannedRow, devices: Sequence[Any], estimate: str) -> None:
+    """Print each outcome when it is known, then the table of those that fit.
+
+    Raises:
+        ValueError: for --batch_sizes that are no numbers, and if nothing fits.
+    """
+    if not all(size.isdecimal() and int(size) for size in _BATCH_SIZES.value):
+        raise ValueError(f"--batch_sizes={','.join(_BATCH_SIZES.value)}: expected whole numbers above 0, with commas "
+                         "between them")
+
+    def evaluate(config: Config) -> tuple[CompiledStep, Roofline]:
+        step = compile_step(config, row, devices, estimate)
+        return step, roofline(step, topology, config.train.batch_size * row.size.frames, _MFU.value)
+
+    sizes = [int(size) for size in _BATCH_SIZES.value] or [row.config.train.batch_size]
+    print(f"search for {topology.name}, by roofline" + (f"; ESTIMATE: {estimate}" if estimate else ""))
+    print(table_head(), flush=True)
+    outcomes = []
+    for outcome in search(row.config, topology, devices, sizes, evaluate, 60 * _MINUTES.value):
+        outcomes.append(outcome)
+        print(outcome_line(outcome), flush=True)
+    best = fastest(outcomes)
+    print("\n".join(["", "fastest first:", table_head(), *map(outcome_line, best)]), flush=True)
+    write_json({"topology": topology.name, "estimate": estimate, "row": dataclasses.asdict(row.size),
+                "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
+                "fastest": [dataclasses.asdict(outcome) for outcome in best]})
+    if not best:
+        raise ValueError(f"--search: none of {len(outcomes)} candidates fits {topology.name}; take more chips, another "
+                         "--batch_sizes, or more --search_minutes")
+
+
+def write_json(record: dict[str, Any]) -> None:
+    """Write the figures where `--json` says."""
+    if _JSON.value:
+        path = Path(_JSON.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str]) -> None:
+    """Compile, print, write. What the user must mend ends with one message and exit code 2."""
+    del arguments
+    try:
+        topology = find_topology(_TOPOLOGY.value)
+    except ValueError as error:
+        refuse(str(error))
+    try:
+        config = from_config_dict(_CONFIG.value)
+        config = with_batch(config, _BATCH.value or config.train.batch_size)
+        check_kernel(config, topology)
+        row = planned_row(config, _TEXT_IDS.value)
+        devices, estimate = prepare(topology)
+        row = with_kernel(row, estimate)
+        if _SEARCH.value:
+            search_and_print(topology, row, devices, estimate)
+            return
+        step = compile_step(row.config, row, devices, estimate)
+    except DoesNotFitError as error:
+        refuse(f"the step does not fit a {topology.chip.name} of {topology.name}: it {error}; {ADVICE}")
+    except ValueError as error:
+        refuse(str(error))
+    frames = step.config.train.batch_size * row.size.frames
+    record = plan_record(step, topology, row, roofline(step, topology, frames, _MFU.value), _MFU.value)
+    print(plan_text(record), flush=True)
+    write_json(record)
+    if not record["memory"]["fits"]:
+        needs, has = (record["memory"][name] / 2**30 for name in ("total", "hbm"))
+        refuse(f"the step does not fit: {needs:.1f} GiB of {has:.1f} GiB; {ADVICE}")
+
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

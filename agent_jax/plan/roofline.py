@@ -1,0 +1,87 @@
+"""How long a step must take at least: the longest of what a chip computes, moves in its memory, and sends.
+
+    compute       products of one device / peak
+    HBM           bytes to and from its memory / bandwidth
+    interconnect  sum over collectives of sent bytes / bandwidth towards the group
+
+The roofline takes the three to overlap entirely (Williams et al., 2009): no run is faster. The other figure is what the
+same step takes at a model FLOPs utilisation (MFU) that one assumes: operations of the model, recomputed ones left out,
+over peak x chips x time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from agent_jax.flops import Operation, total_flops
+from agent_jax.plan.compiled import CompiledStep
+from agent_jax.plan.topology import Topology
+
+PAPER_FLOPS = 1.6e20  # of the whole pre-training: 13.4 million frames, 100 epochs, 41 GFLOP forward, and backward
+RECOMPUTED = "rematted_computation"  # in the scope of what jax.checkpoint computes again
+DAY = 86_400.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """A step's time, and what follows from it."""
+
+    step_seconds: float
+    frames_per_second: float
+    mfu: float
+    paper_days: float
+    paper_chip_hours: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step, and what they come from."""
+
+    compute_seconds: float
+    hbm_seconds: float
+    interconnect_seconds: float
+    model_flops: int  # of a step, over all devices, recomputed ones left out
+    recomputed_flops: int
+    device_flops: int  # of one device, as compiled
+    intensity: float  # operations a byte of memory
+    at_peak: Speed
+    in_turn: Speed  # nothing sent while computing
+    assumed: Speed  # at the MFU that was asked for
+
+    @property
+    def bound_by(self) -> str:
+        """The longest of the three."""
+        seconds = {"compute": self.compute_seconds, "HBM": self.hbm_seconds, "interconnect": self.interconnect_seconds}
+        return max(seconds, key=lambda name: seconds[name])
+
+
+def model_and_recomputed(found: list[Operation]) -> tuple[int, int]:
+    """Operations of the model, and those that are made again for the backward pass."""
+    again = sum(operation.flops for operation in found if RECOMPUTED in operation.scope)
+    return total_flops(found) - again, again
+
+
+def roofline(step: CompiledStep, topology: Topology, frames: int, mfu: float) -> Roofline:
+    """The roofline of a compiled step.
+
+    Args:
+        step: compiled for the topology.
+        topology: its devices.
+        frames: images of a step.
+        mfu: assumed model FLOPs utilisation.
+    """
+    chip = topology.chip
+    peak = chip.bf16_flops if step.config.model.dtype == "bfloat16" else chip.f32_flops
+    devices = list(step.mesh.devices.flat)
+    model, again = model_and_recomputed(step.operations)
+    compute, hbm = step.device_flops / peak, step.device_bytes / chip.hbm_bandwidth
+    sent = sum(each.sent_bytes / topology.bandwidth(each.groups, devices) for each in step.collectives)
+
+    def speed(seconds: float) -> Speed:
+        days = PAPER_FLOPS / model * seconds / DAY
+        return Speed(seconds, frames / seconds, model / (seconds * peak * topology.devices), days,
+                     days * 24 * topology.devices)
+
+    return Roofline(compute, hbm, sent, model, again, step.device_flops, step.device_flops / step.device_bytes,
+                    speed(max(compute, hbm, sent)), speed(max(compute, hbm) + sent),
+                    speed(model / (mfu * peak * topology.devices)))

@@ -1,0 +1,41 @@
+"""Pre-training at the paper's size on GPUs of 80 GB: one, a node of eight, or several nodes.
+
+    python -m agent_jax.train --config configs/gpu.py --workdir DIR \
+        --config.data.domains.language_table.path=DIR --config.data.domains.calvin.path=DIR \
+        --config.data.domains.minecraft.path=DIR --config.vocabulary.tokenizer=DIR_OF_OPT_TOKENIZER \
+        --config.init.pretrained.vision=DIR --config.init.pretrained.language=DIR
+
+Started by launch/gpu_node.sh or launch/slurm.sbatch. Variants: `:one` GPU, `:node` of eight (the default), `:nodes` of
+eight each, as many as there are (parameters are gathered inside a node, gradients added up between nodes);
+`:opt-1.3b` (ViT-L/14 + OPT-1.3B) and `:opt-6.7b` (ViT-L/14 + OPT-6.7B), for a node of eight.
+
+FIGURES
+"""
+
+from ml_collections import ConfigDict
+
+from agent_jax import presets
+
+
+def _gpus(*, replica: int = 1, data: int = 1, fsdp: int = 1, rows: int) -> presets.Change:
+    def change(config: presets.Draft) -> None:
+        config.mesh.platform = "gpu"
+        config.mesh.replica, config.mesh.data, config.mesh.fsdp = replica, data, fsdp
+        config.train.rows_per_device = rows
+
+    return change
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a variant: "", "one", "node", "nodes", "opt-1.3b" or "opt-6.7b"."""
+    large = [presets.pretraining, presets.clip_l14]
+    # The state of the paper's model is 4 GB: a copy a GPU costs less than gathering it layer by layer.
+    node = [presets.pretraining, _gpus(data=8, rows=24)]
+    return presets.build(variant, {
+        "": node,
+        "one": [presets.pretraining, _gpus(rows=24)],
+        "node": node,
+        "nodes": [presets.pretraining, _gpus(replica=-1, fsdp=8, rows=24)],
+        "opt-1.3b": [*large, presets.opt_1_3b, _gpus(fsdp=8, rows=8)],
+        "opt-6.7b": [*large, presets.opt_6_7b, _gpus(fsdp=8, rows=2)],
+    })

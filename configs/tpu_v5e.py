@@ -1,0 +1,27 @@
+"""Pre-training at the paper's size on TPU v5e: half the memory a chip of v4, and no fast links beyond 256 chips.
+
+    python -m agent_jax.train --config configs/tpu_v5e.py --workdir gs://BUCKET/RUN \
+        --config.data.domains.language_table.path=DIR --config.data.domains.calvin.path=DIR \
+        --config.data.domains.minecraft.path=DIR --config.vocabulary.tokenizer=DIR_OF_OPT_TOKENIZER \
+        --config.init.pretrained.vision=DIR --config.init.pretrained.language=DIR
+
+The same command on every host. The global batch is the same on every slice (`config.train.rows_per_device`).
+
+FIGURES
+"""
+
+from ml_collections import ConfigDict
+
+from agent_jax import presets
+
+
+def _v5e(config: presets.Draft) -> None:
+    config.mesh.platform = "tpu"
+    config.mesh.data = -1
+    config.mesh.fsdp = 4
+    config.train.rows_per_device = 6
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of the only variant, ""."""
+    return presets.build(variant, {"": [presets.pretraining, _v5e]})
