@@ -4,8 +4,9 @@
 
 A compiler's own count (`compiled.cost_analysis()`) takes the body of a loop once, however often it runs. Here a scan
 counts as often as it is long, inside other scans too; what the backward pass recomputes counts again; a `shard_map`
-counts on all devices of its manual axes; of a `cond` the dearest branch counts. What nothing reads is left out, as a
-compiler does. The count is of the whole program, over all devices. A multiplication and an addition are two operations.
+counts on all devices of its manual axes; of a `cond` the dearest branch counts, so of a Pallas kernel the blocks that a
+mask lets it skip count too. What nothing reads is left out, as a compiler does. The count is of the whole program, over
+all devices. A multiplication and an addition are two operations.
 """
 
 from __future__ import annotations
