@@ -27,7 +27,7 @@ def point(config: str, devices: int, rows: int, axis: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "plan.json"
         command = [sys.executable, "-m", "agent_jax.plan", f"--config={config}", f"--topology=h200-{devices}",
-                   f"--global_batch={rows}", "--config.train.accumulation=1", f"--json={path}",
+                   f"--global_batch={rows}", "--config.train.rows_per_device=0", f"--json={path}",
                    *(f"--config.mesh.{name}={size}" for name, size in mesh.items())]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if not path.exists():

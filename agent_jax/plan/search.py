@@ -153,9 +153,10 @@ def _try(candidate: Candidate, config: Config, params: Any, topology: Topology, 
         step, roof = evaluate(config)
     except DoesNotFitError as error:
         return Outcome(candidate, f"does not fit: {error} (compiled {time.monotonic() - begun:.0f} s)", error.needed)
+    finally:
+        jax.clear_caches()  # traced steps are large, and none is used again
     total = step.memory.total
     if total > hbm:
         return Outcome(candidate, f"does not fit: needs {total / 2**30:.1f} GiB of {hbm / 2**30:.1f}", total)
-    jax.clear_caches()  # traced steps are large, and none is used again
     return Outcome(candidate, "fits", total, roof.at_peak.step_seconds, roof.at_peak.frames_per_second, roof.bound_by,
                    step.compile_seconds)
