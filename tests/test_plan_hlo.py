@@ -1,4 +1,4 @@
-"""Compiled programs, read from their text: loops in full, groups in every form, products, collectives, traffic."""
+"""Compiled programs, read from their text: loops in full, products, collectives, traffic."""
 
 import jax
 import jax.numpy as jnp
@@ -156,26 +156,6 @@ def test_padding_of_a_tpus_convolution_is_no_operation():
     module = hlo.Module({"convolution.2": computation}, computation)
     # Of three windows each result meets one kernel: q, k and v of a fused projection, 64 x 64 each.
     assert matmul_flops(module) == 2 * 8 * 128 * 3 * 64 * 64
-
-
-@pytest.mark.parametrize(("attributes", "expected"), [
-    ("replica_groups={{0,2},{1,3}}, x=1", [[0, 2], [1, 3]]),
-    ("replica_groups={}, x=1", [[0, 1, 2, 3]]),
-    ("channel_id=1", [[0, 1, 2, 3]]),
-    ("replica_groups=[2,2]<=[4], x=1", [[0, 1], [2, 3]]),
-    ("replica_groups=[2,2]<=[2,2]T(1,0), x=1", [[0, 2], [1, 3]]),
-    ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x=1", [[0, 2], [1, 3]]),
-    ("replica_groups=mesh['a'=2,'b'=1,'c'=2], device_ids=([2,2]T(1,0)) {'a'}, x=1", [[0, 1], [2, 3]]),
-    ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
-    ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
-])
-def test_groups_are_read_in_every_form(attributes, expected):
-    np.testing.assert_array_equal(hlo.groups(attributes, 4), expected)
-
-
-def test_an_unknown_form_of_groups_is_refused():
-    with pytest.raises(ValueError, match="replica_groups: found .*a form that is not known here"):
-        hlo.groups("replica_groups=everyone", 4)
 
 
 def test_a_text_without_a_program_is_refused():

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from agent_jax.plan import hlo
+from agent_jax.plan.replica_groups import replica_groups
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _SENT = {"all-gather": 1.0, "all-reduce": 2.0, "reduce-scatter": 1.0, "all-to-all": 1.0}
@@ -74,7 +75,7 @@ def _collective(instruction: hlo.Instruction, result_bytes: int, times: int, dev
         return None
     arrays = instruction.arrays
     payload = sum(array.bytes for array in arrays)
-    groups = hlo.groups(instruction.attributes, devices)
+    groups = replica_groups(instruction.attributes, devices)
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
         # Its result holds the operands too: (operands, results, ...).
         payload = max(array.bytes for array in arrays)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 
 from agent_jax.plan.collectives import KINDS, Collective
-from agent_jax.plan.hlo import Computation, Instruction, Module, groups
+from agent_jax.plan.hlo import Computation, Instruction, Module
+from agent_jax.plan.replica_groups import replica_groups
 
 _SAME_VALUES = ("bitcast", "copy", "reshape", "transpose", "slice", "dynamic-slice", "get-tuple-element")
 _SAME_SIZE = ("bitcast", "copy", "reshape", "convert")
@@ -28,7 +29,7 @@ def estimated_collectives(module: Module, devices: int) -> list[Collective]:
         kind = instruction.opcode
         if kind not in KINDS:
             continue
-        members = groups(instruction.attributes, devices)
+        members = replica_groups(instruction.attributes, devices)
         if members.shape[1] < 2:
             continue
         # XLA's AllReducePromotion names the sum so that it makes in float32 in place of bfloat16.

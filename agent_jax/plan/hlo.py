@@ -15,8 +15,6 @@ import math
 import re
 from collections.abc import Iterator
 
-import numpy as np
-
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64,
          "u64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|c64|c128|f8e\w+|f4e\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
@@ -57,7 +55,7 @@ class Instruction:
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
         """The arrays of the result, in order."""
-        return tuple(Array(dtype, tuple(_numbers(shape)), bool(_MEMORY_SPACE.search(layout or "")))
+        return tuple(Array(dtype, tuple(int(size) for size in shape.split(",") if size), bool(_MEMORY_SPACE.search(layout or "")))
                      for dtype, shape, layout in _ARRAY.findall(self.type))
 
     @property
@@ -259,46 +257,3 @@ def _closing(text: str, start: int) -> int:
         if depth == 0:
             return start + match.end()
     raise ValueError(f"HLO text: found an open parenthesis in {text[:80]!r}")
-
-
-def groups(attributes: str, devices: int) -> np.ndarray:
-    """The devices of each group of a collective, int (groups, size), from any of the ways HLO writes `replica_groups`.
-
-    Args:
-        attributes: of the instruction.
-        devices: of the whole program; one group of all where none are listed.
-
-    Raises:
-        ValueError: a form that is not known here, or groups of unequal size.
-    """
-    if pairs := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes):
-        return np.asarray([[int(n) for n in pair] for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1])]).reshape(-1, 2)
-    if listed := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", attributes):
-        rows = [[int(n) for n in row.split(",")] for row in re.findall(r"\{([\d,]+)\}", listed[1])]
-        if len({len(row) for row in rows}) > 1:
-            raise ValueError(f"replica_groups={listed[0][:80]}: found groups of unequal size")
-        return np.asarray(rows) if rows else np.arange(devices)[None]
-    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        return _iota(iota[2], iota[3]).reshape(_numbers(iota[1]))
-    ids_of_mesh = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
-    if mesh := re.search(rf"replica_groups=mesh\[([^\]]*)\]{ids_of_mesh} \{{([^}}]*)\}}", attributes):
-        axes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-        sizes = [int(size) for size in axes.values()]
-        ids = _iota(mesh[2], mesh[3]) if mesh[2] else np.arange(math.prod(sizes))
-        over = re.findall(r"'([^']+)'", mesh[4])
-        places = [list(axes).index(axis) for axis in over]
-        moved = np.moveaxis(ids.reshape(sizes), places, range(len(sizes) - len(places), len(sizes)))
-        return moved.reshape(-1, math.prod(sizes[place] for place in places))
-    if "replica_groups=" not in attributes:
-        return np.arange(devices)[None]
-    raise ValueError(f"replica_groups: found {attributes[:120]!r}, a form that is not known here")
-
-
-def _iota(shape: str, permutation: str | None) -> np.ndarray:
-    sizes = _numbers(shape)
-    ids = np.arange(math.prod(sizes)).reshape(sizes)
-    return ids.transpose(_numbers(permutation)).ravel() if permutation else ids.ravel()
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",") if number]
