@@ -55,8 +55,9 @@ class Instruction:
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
         """The arrays of the result, in order."""
-        return tuple(Array(dtype, tuple(int(size) for size in shape.split(",") if size), bool(_MEMORY_SPACE.search(layout or "")))
-                     for dtype, shape, layout in _ARRAY.findall(self.type))
+        return tuple(
+            Array(dtype, tuple(map(int, filter(None, shape.split(",")))), bool(_MEMORY_SPACE.search(layout or "")))
+            for dtype, shape, layout in _ARRAY.findall(self.type))
 
     @property
     def bytes(self) -> int:
