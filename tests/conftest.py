@@ -32,12 +32,19 @@ ENVIRONMENT = {
 }
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """What `-n auto` means: two processes for whole directories, none for single files, names or slow (large) tests."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Two workers for whole directories; none for single files, names or slow (large) tests, nor without xdist.
+
+    Not by `addopts`, which would make pytest-xdist a condition of running a single test. A file stays in one worker,
+    since its tests share what they train.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     whole = all(Path(argument).is_dir() for argument in config.args) and not config.option.keyword
-    return WORKERS if whole and "not slow" in config.option.markexpr and cores >= WORKERS else 0
+    asked = getattr(config.option, "numprocesses", 0) is not None  # by -n; 0 where there is no xdist
+    if (whole and not asked and "not slow" in config.option.markexpr and cores >= WORKERS and
+            "PYTEST_XDIST_WORKER" not in os.environ and not config.option.collectonly and not config.option.usepdb):
+        config.option.numprocesses, config.option.dist = WORKERS, "loadfile"
 
 
 def pytest_configure(config: pytest.Config) -> None:
