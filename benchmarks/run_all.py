@@ -90,7 +90,8 @@ class Runner:
             if reason := self._absent(benchmark, script, arguments):
                 return {**entry, "status": LEFT_OUT, "reason": reason}
             given = shlex.split(self._filled(arguments))
-            entry["command"] = shlex.join(["python", f"benchmarks/{script.name}", *shlex.split(arguments)])
+            named = arguments.format(runs="RUNS", workdir="WORKDIR", folder="FOLDER", data="DATA")
+            entry["command"] = f"python benchmarks/{script.name} {named}".rstrip()
             said = self._process([sys.executable, str(script), *given, "--json", str(output)])
             figures = json.loads(output.read_text(encoding="utf-8"))
         except (RuntimeError, OSError, ValueError) as error:
