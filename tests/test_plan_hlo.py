@@ -137,6 +137,15 @@ def test_a_loop_without_a_noted_trip_count_is_counted_from_its_constants():
         list(endless.walk())
 
 
+def test_a_loop_that_ends_when_its_data_say_so_matters_only_around_products_and_collectives():
+    def halve(x):
+        return jax.lax.while_loop(lambda x: jnp.max(x) > 1.0, lambda x: x / 2.0, x)
+
+    assert matmul_flops(compiled(halve, matrix(4, 4))) == 0
+    with pytest.raises(ValueError, match="its trips could not be read"):
+        matmul_flops(compiled(lambda x: jax.lax.while_loop(lambda x: x[0, 0] > 1.0, lambda x: x @ x, x), matrix(8, 8)))
+
+
 def test_a_tpus_fused_all_reduce_and_slice_is_a_reduce_scatter():
     totals = {total.kind: total for total in by_kind(collectives(hlo.parse(TPU_LOOP), 4))}
     assert set(totals) == {"all-gather", "reduce-scatter"}

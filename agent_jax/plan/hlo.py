@@ -22,6 +22,8 @@ _NAME = re.compile(r"%([\w.-]+)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# What makes a loop's trips matter.
+_COUNTED = ("dot", "convolution", "all-", "reduce-scatter", "collective-permute")
 _MEMORY_SPACE = re.compile(r"S\((\d+)\)")
 
 
@@ -124,7 +126,7 @@ class Module:
         Of a conditional, the branch with the most instructions.
 
         Raises:
-            ValueError: for a loop whose trips cannot be told.
+            ValueError: for a loop around products or collectives whose trips cannot be told.
         """
         yield from self._walk(self.entry, 1)
 
@@ -132,7 +134,7 @@ class Module:
         for each in computation.instructions.values():
             if each.opcode == "while":
                 body = self.computations[str(each.called("body"))]
-                yield from self._walk(body, times * self.trips(computation, each))
+                yield from self._walk(body, times * self._trips_that_matter(computation, each, body))
             elif each.opcode == "conditional":
                 branches = [self.computations[name] for name in each.branches]
                 yield from self._walk(max(branches, key=lambda branch: len(branch.instructions)), times)
@@ -140,6 +142,16 @@ class Module:
                 yield from self._walk(self.computations[name], times)
             else:
                 yield computation, each, times
+
+    def _trips_that_matter(self, computation: Computation, loop: Instruction, body: Computation) -> int:
+        """Trips; 1 for a loop that ends when its data say so, around nothing that anyone counts."""
+        try:
+            return self.trips(computation, loop)
+        except ValueError:
+            for _, each, _ in self._walk(body, 1):
+                if any(one.opcode.startswith(_COUNTED) for one in (each, *(inner for _, inner in self.inside(each)))):
+                    raise
+            return 1
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
         """What a fusion is made of, fusions within it included; nothing for another instruction."""
