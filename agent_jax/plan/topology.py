@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from agent_jax.plan.chips import CHIPS, Chip
+from agent_jax.plan.messages import captured_stderr
 
 # Shapes that Google offers, by number of chips, so that names lead to the shape one gets when one names no other.
 _CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
@@ -63,9 +64,11 @@ class Topology:
 
         torus = self.chip.name in ("v4", "v5p")
         host = (2, 2, 1) if len(self.shape) == 3 or math.prod(self.shape) >= 4 else (1, 1, 1)
-        described = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{self.chip.name}:{'x'.join(map(str, self.shape))}",
-            chip_config_name="megacore" if torus else "default", chips_per_host_bounds=host, num_slices=self.slices)
+        with captured_stderr():  # libtpu complains that this machine is no TPU
+            described = topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{self.chip.name}:{'x'.join(map(str, self.shape))}",
+                chip_config_name="megacore" if torus else "default", chips_per_host_bounds=host,
+                num_slices=self.slices)
         return list(described.devices)
 
     def bandwidth(self, groups: np.ndarray, devices: Any) -> float:
