@@ -1,0 +1,329 @@
+"""One case of train_step.py in a process of its own: it builds a step, then takes one whenever it is told to.
+
+    ours           agent_jax.train_step with AdamW, as `python -m agent_jax.train` runs it
+    exported       agent_jax.convert.torch_agent.Agent, the module of an exported folder, with torch.optim.AdamW
+    transformers   the same, its blocks replaced by CLIPEncoderLayer and OPTDecoderLayer of transformers
+    matmul         no model: one matrix product of each framework, for the roofline
+
+All models start from the same parameters and see the same rows; the first step of all hides the same patches, so that
+the losses of the first two steps must agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import resource
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Imports of JAX and PyTorch stand in the functions: the peak memory of a process is to be that of its own framework.
+
+WARM_STEPS = 2  # the first compiles, and their losses are compared
+MATMUL_WIDTH = {"full": 2048, "babyai": 512, "tiny": 512}  # of the square matrices of the roofline; 2048: 17 GFLOP
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What every case of a run works on."""
+
+    size: str  # of the model: full, babyai or tiny
+    frames: int  # images of a row
+    batch: int  # rows
+    text: int  # text tokens of a row
+    actions: int  # action tokens an image
+    remat: str = "none"
+    unroll: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What one worker runs."""
+
+    model: str  # ours, exported or transformers
+    precision: str  # f32 or bf16
+    compiled: bool
+    mode: str  # visible or all
+
+    @property
+    def framework(self) -> str:
+        """jax or torch."""
+        return "jax" if self.model == "ours" else "torch"
+
+    @property
+    def name(self) -> str:
+        """As `--only` has it."""
+        return "-".join([self.model, self.precision] + ["compiled"] * (self.compiled and self.framework == "torch"))
+
+
+def run_config(sizes: Sizes, case: Case) -> Any:
+    """The Config of a run of this size; dropout is off, since two frameworks draw different masks."""
+    from agent_jax import presets
+    from agent_jax.config import Config, from_config_dict, to_config_dict
+
+    draft: presets.Draft = to_config_dict(Config()).unlock()
+    model = draft.model
+    model.language.vocabulary_size = 51_578  # text of OPT, the paper's action tokens and two
+    if sizes.size == "babyai":  # as configs/babyai.py
+        presets.small_model(draft, image_size=56, patch_size=8, width=64, heads=2, vision_depth=1, language_depth=3,
+                            positions=256)
+        model.mae.width, model.mae.mlp_width, model.language.vocabulary_size = 32, 64, 270
+        model.unroll = 4
+    elif sizes.size == "tiny":
+        presets.small_model(draft, image_size=32, patch_size=8, width=16, heads=2, vision_depth=1, language_depth=1,
+                            positions=256)
+        model.language.vocabulary_size = 300
+    model.language.dropout = 0.0
+    model.visual_tokens = case.mode
+    model.dtype = {"f32": "float32", "bf16": "bfloat16"}[case.precision]
+    model.remat = sizes.remat
+    model.unroll = max(sizes.unroll, model.unroll)
+    draft.train.batch_size = sizes.batch
+    draft.train.steps = 1_000
+    return from_config_dict(draft)
+
+
+def fake_batch(sizes: Sizes, config: Any) -> Any:
+    """The rows that all cases see, as a Batch of NumPy arrays."""
+    from agent_jax.batch import Batch, RowSize
+    from agent_jax.models.agent import training_visual_tokens
+
+    V = training_visual_tokens(config.model)
+    tokens = sizes.text + sizes.frames * sizes.actions
+    row = RowSize(sizes.frames, config.model.vision.image_size, sizes.frames * V + tokens, tokens - 1)
+    return Batch.fake(row, sizes.batch, visual_tokens=V, vocabulary_size=config.model.language.vocabulary_size)
+
+
+def prepare(sizes: Sizes, modes: tuple[str, ...], folder: Path) -> dict[str, int]:
+    """Write the first parameters and masks for the PyTorch cases; returns the FLOPs of the model's step by mode."""
+    import jax
+    import jax.numpy as jnp
+    from safetensors.numpy import save_file
+
+    from agent_jax.convert.torch_tensors import in_module, to_tensors
+    from agent_jax.models.agent import init_params
+    from agent_jax.models.mae import random_mask
+    from agent_jax.train_state import INIT_KEY, STEP_KEY, purpose_key
+    from agent_jax.train_step import MASK_KEY, row_keys
+
+    flops = {}
+    for mode in modes:
+        config = run_config(sizes, Case("ours", "f32", True, mode))
+        flops[mode] = model_flops(sizes, config)
+        model, batch = config.model, fake_batch(sizes, config)
+        keys_B = row_keys(jax.random.fold_in(purpose_key(config.seed, STEP_KEY), 0), jnp.asarray(batch.seed_B), MASK_KEY)
+        mask = random_mask(keys_B, jnp.asarray(batch.clip_BF), model.vision.patches, model.mae.mask_ratio)
+        np.savez(folder / f"mask-{mode}.npz", **{field.name: np.asarray(getattr(mask, field.name), np.int64)
+                                                 for field in dataclasses.fields(mask)})
+    config = run_config(sizes, Case("ours", "f32", True, modes[0]))
+    params = jax.jit(lambda: init_params(config.model, purpose_key(config.seed, INIT_KEY)))()
+    tensors = in_module(dict(to_tensors(params, config.model)))
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / "params.safetensors")
+    return flops
+
+
+def model_flops(sizes: Sizes, config: Any) -> int:
+    """FLOPs of the matrix products of a step, forward and backward, without what a backward pass recomputes."""
+    import jax
+
+    from agent_jax.flops import operations_of, total_flops
+    from agent_jax.optimizer import make_optimizer
+    from agent_jax.sharding import make_mesh
+    from agent_jax.train_state import abstract_params, abstract_state
+    from agent_jax.train_step import make_train_step
+
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none"))
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
+    step = make_train_step(config, mesh, optimizer)
+    return total_flops(operations_of(step, abstract_state(config, mesh, optimizer), fake_batch(sizes, config)))
+
+
+def our_step(sizes: Sizes, case: Case) -> tuple[Callable[[], float], dict[str, Any]]:
+    """A function that takes a step and returns the loss before it, and what building it told."""
+    import jax
+
+    from agent_jax.host_memory import keep_freed_memory
+    from agent_jax.optimizer import make_optimizer
+    from agent_jax.sharding import make_mesh, shard_batch
+    from agent_jax.train_state import abstract_params, init_state
+    from agent_jax.train_step import make_train_step
+
+    keep_freed_memory()
+    config = run_config(sizes, case)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
+    state = init_state(config, mesh, optimizer)
+    batch = shard_batch(fake_batch(sizes, config), mesh)
+    begun = time.perf_counter()
+    step = make_train_step(config, mesh, optimizer).lower(state, batch).compile()
+    told = {"compile_seconds": time.perf_counter() - begun, "device": jax.devices()[0].device_kind}
+
+    def take() -> float:
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        return float(metrics.loss)
+
+    return take, told
+
+
+def torch_step(sizes: Sizes, case: Case, folder: Path) -> tuple[Callable[[], float], dict[str, Any]]:
+    """The same in PyTorch."""
+    import torch
+    from safetensors.torch import load_file
+
+    from agent_jax.convert import torch_agent
+    from agent_jax.convert.torch_folder import agent_json
+    from agent_jax.optimizer import learning_rate_schedule
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = run_config(sizes, case)
+    with torch.device("meta"):
+        agent = torch_agent.Agent(torch_agent.json.loads(agent_json(config, {}, {})))
+        if case.model == "transformers":
+            _use_transformers(agent, config.model)
+    agent.load_state_dict(load_file(folder / "params.safetensors"), assign=True)
+    agent = agent.to(device).train()
+    batch = {field.name: torch.from_numpy(np.asarray(getattr(found, field.name))).to(device)
+             for found in [fake_batch(sizes, config)] for field in dataclasses.fields(found) if field.name != "seed_B"}
+    stored = np.load(folder / f"mask-{case.mode}.npz")
+    masks = [torch_agent.Mask(*(torch.from_numpy(stored[name]).to(device) for name in torch_agent.Mask._fields))]
+    c = config.optimizer
+    rate = learning_rate_schedule(c, config.train.steps)
+    rates = [float(rate(count)) for count in range(config.train.steps)]
+    optimizer = torch.optim.AdamW(torch_agent.parameter_groups(agent, c.weight_decay), lr=1.0, betas=(c.b1, c.b2),
+                                  fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates.__getitem__)
+    parameters = [p for p in agent.parameters() if p.requires_grad]
+
+    def loss_of(mask: Any) -> Any:
+        with (torch.autocast(device, torch.bfloat16) if case.precision == "bf16" else contextlib.nullcontext()):
+            output = agent(batch, mask, case.mode)
+        return torch_agent.losses(output, batch, agent.config["loss"])["total"]
+
+    if case.compiled:
+        loss_of = torch.compile(loss_of)
+
+    def take() -> float:
+        patches, ratio = config.model.vision.patches, config.model.mae.mask_ratio
+        mask = masks.pop() if masks else torch_agent.random_mask(batch["clip_BF"], patches, ratio)
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(mask)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, c.clip_norm)
+        optimizer.step()
+        schedule.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return float(loss.detach())
+
+    return take, {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
+
+
+def _use_transformers(agent: Any, model: Any) -> None:
+    """Put transformers' blocks in the place of the exported agent's own; the names of their tensors are the same."""
+    from torch import nn
+    from transformers import CLIPVisionConfig, OPTConfig
+    from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+    from transformers.models.opt.modeling_opt import OPTDecoderLayer
+
+    from agent_jax.convert.torch_folder import language_json, vision_json
+
+    class ClipLayer(CLIPEncoderLayer):
+        def forward(self, x_BFVD: Any, clip_BF: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return super().forward(x_BFVD.flatten(0, 1), None).unflatten(0, x_BFVD.shape[:2])  # pyright: ignore
+
+    def clip_layers(c: Any) -> Any:
+        described = vision_json(model.vision) | {
+            "hidden_size": c.width, "intermediate_size": c.mlp_width, "num_attention_heads": c.heads,
+            "hidden_act": c.activation, "layer_norm_eps": c.layer_norm_eps, "attn_implementation": "sdpa"}
+        return nn.ModuleList(ClipLayer(CLIPVisionConfig(**described)) for _ in range(c.depth))
+
+    described = OPTConfig(**language_json(model.language), attn_implementation="sdpa")
+    agent.vision.encoder.layers = clip_layers(model.vision)
+    agent.mae.layers = clip_layers(model.mae)
+    agent.language.layers = nn.ModuleList(OPTDecoderLayer(described, layer) for layer in range(model.language.depth))
+
+
+def matmul_step(framework: str, precision: str, size: str) -> Callable[[], float]:
+    """A function that returns the FLOPs a second of one square matrix product, the best of three."""
+    width = MATMUL_WIDTH[size]
+    if framework == "jax":
+        import jax
+        import jax.numpy as jnp
+
+        x = jnp.full((width, width), 0.5, {"f32": jnp.float32, "bf16": jnp.bfloat16}[precision])
+        product = jax.jit(jnp.matmul)
+        once = lambda: jax.block_until_ready(product(x, x))  # noqa: E731
+    else:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        kind = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
+        y = torch.full((width, width), 0.5, dtype=kind, device=device)
+
+        def once() -> None:
+            torch.mm(y, y)
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+    def take() -> float:
+        seconds = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            once()
+            seconds.append(time.perf_counter() - begun)
+        return 2 * width**3 / min(seconds)
+
+    once()
+    return take
+
+
+def serve(pipe: Connection, kind: str, arguments: tuple[Any, ...]) -> None:
+    """Run in the worker: answer every message of the pipe until it is closed; an error is the last answer."""
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several workers share a GPU
+    try:
+        if kind == "prepare":
+            pipe.send(prepare(*arguments))
+        elif kind == "matmul":
+            _answer(pipe, matmul_step(*arguments), {})
+        else:
+            sizes, case, folder = arguments
+            take, told = our_step(sizes, case) if case.framework == "jax" else torch_step(sizes, case, folder)
+            begun = time.perf_counter()
+            told["losses"] = [take()]
+            told["first_step_seconds"] = time.perf_counter() - begun
+            told["losses"] += [take() for _ in range(WARM_STEPS - 1)]
+            _answer(pipe, take, told)
+    except Exception as error:
+        pipe.send(error if isinstance(error, (ValueError, ImportError)) else RuntimeError(repr(error)))
+
+
+def _answer(pipe: Connection, take: Callable[[], float], told: dict[str, Any]) -> None:
+    pipe.send(told)
+    while pipe.recv() == "step":
+        begun, spent = time.perf_counter(), time.process_time()
+        value = take()
+        pipe.send({"value": value, "seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - spent})
+    pipe.send(_peak())
+
+
+def _peak() -> dict[str, int]:
+    """Peak memory of this process, and of its GPU where there is one."""
+    found = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    import sys
+
+    if "jax" in sys.modules and (stats := sys.modules["jax"].devices()[0].memory_stats()):
+        found["peak_device_bytes"] = stats["peak_bytes_in_use"]
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        found["peak_device_bytes"] = sys.modules["torch"].cuda.max_memory_allocated()
+    return found

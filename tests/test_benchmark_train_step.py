@@ -1,0 +1,47 @@
+"""The benchmark of the train step runs from end to end, on models that compute the same."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def benchmark(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    yield importlib.import_module("train_step")
+    for name in ("train_step", "train_step_worker"):
+        del sys.modules[name]
+
+
+@pytest.mark.slow
+def test_all_models_take_the_same_steps_in_both_precisions(benchmark, tmp_path, monkeypatch, capsys):
+    names = ["ours-f32", "ours-bf16", "exported-f32", "exported-bf16", "transformers-f32", "transformers-bf16"]
+    monkeypatch.setattr(sys, "argv", ["train_step", "--size", "tiny", "--steps", "1", "--modes", "visible", "--only",
+                                      *names, "--json", str(tmp_path / "found.json")])
+    benchmark.main()  # which compares the losses of the first steps
+    content = json.loads((tmp_path / "found.json").read_text())
+    found = {(case["model"], case["precision"]): case for case in content["cases"]}
+    assert [f"{model}-{precision}" for model, precision in found] == names
+    [flops] = {case["model_flops"] for case in content["cases"]}
+    for case in content["cases"]:
+        assert case["seconds_per_step"] > 0
+        assert case["peak_rss_bytes"] > 1e8
+        assert case["flops_per_second"] == pytest.approx(flops / case["seconds_per_step"])
+        assert (case["compile_seconds"] > 0) == (case["framework"] == "jax")
+    assert "| visible | transformers-bf16 |" in capsys.readouterr().out
+
+
+def test_a_case_that_computes_something_else_is_refused(benchmark):
+    ours, theirs = (benchmark.case_of(name, "all") for name in ("ours-f32", "exported-f32"))
+    benchmark.check_losses({ours: {"losses": [24.0, 22.0]}, theirs: {"losses": [24.001, 22.5]}})
+    with pytest.raises(ValueError, match="exported-f32, all: found a loss of 24.1 at step 0, expected 24 as ours-f32"):
+        benchmark.check_losses({ours: {"losses": [24.0, 22.0]}, theirs: {"losses": [24.1, 22.0]}})
+
+
+def test_what_fails_in_a_worker_is_raised_by_its_caller(benchmark):
+    with pytest.raises(RuntimeError, match="no_such_framework"):
+        benchmark.Worker("matmul", "jax", "no_such_framework", "tiny").answer()
