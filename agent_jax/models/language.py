@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from agent_jax.config import LanguageConfig
 from agent_jax.models.flash_attention import KERNELS
+from agent_jax.models.attention import attend_causally
+from agent_jax.models.product import product
 from agent_jax.models.transformer import BlockConfig, LayerNorm, run_blocks
 
 POSITION_OFFSET = 2  # OPT keeps two rows of the table unused
@@ -74,8 +76,8 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """logits_BTK in f32; rows of the table beyond the vocabulary get -inf."""
-        table_KD = self.token_embedding.astype(self.dtype)
-        logits_BTK = jnp.einsum("BTD,KD->BTK", hidden_BTD, table_KD)
-        logits_BTK = logits_BTK.astype(jnp.promote_types(self.dtype, jnp.float32))
+        B, T, D = hidden_BTD.shape
+        f32 = jnp.promote_types(self.dtype, jnp.float32)
+        logits_BTK = product(hidden_BTD.reshape(B * T, D), self.token_embedding, f32, transposed=True).reshape(B, T, -1)
         real_K = jnp.arange(self.config.vocabulary_rows) < self.config.vocabulary_size
         return jnp.where(real_K[None, None], logits_BTK, -jnp.inf)

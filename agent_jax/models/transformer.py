@@ -15,15 +15,29 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from agent_jax.models.attention import attend
+from agent_jax.models.product import product
 from agent_jax.sharding import constrain_rows
 
-REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+DENSE = "dense"  # name of what a Dense computes, for the policies
+REMAT_POLICIES = {"dots": jax.checkpoint_policies.save_only_these_names(DENSE), "full": None}
+
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution's share below x, as HF's "gelu": the exact form (JAX's default has a tanh).
+
+    By erf, in f32: `jax.nn.gelu` takes erfc, for which XLA:CPU makes and stores four arrays of the size of x.
+    """
+    x_f32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * x_f32 * (1.0 + jax.lax.erf(x_f32 * 0.5**0.5))).astype(x.dtype)
+
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # HF "gelu" is the exact form; JAX defaults to tanh
+    "gelu": gelu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP
 }
 
@@ -70,10 +84,12 @@ class Dense(nn.Module):
             return jnp.stack(matrices, axis=1)
 
         kernel = self.param("kernel", init, (width, *self.features), jnp.float32)
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+        y = product(x.astype(self.dtype).reshape(-1, width), kernel.reshape(width, -1), self.dtype)
+        y = checkpoint_name(y, DENSE)
         if self.use_bias:
-            y += like(y, self.param("bias", nn.initializers.zeros, self.features, jnp.float32).astype(self.dtype))
-        return y
+            bias = self.param("bias", nn.initializers.zeros, self.features, jnp.float32)
+            y += like(y, bias.astype(self.dtype).reshape(-1))
+        return y.reshape(*x.shape[:-1], *self.features)
 
 
 class LayerNorm(nn.Module):
@@ -105,7 +121,9 @@ class Attention(nn.Module):
         """x (..., D) -> (..., D); `visibility` is handed to the pattern."""
         c = self.config
         qkv = Dense((3, c.width), c.dtype, name="qkv")(x)
-        q, k, v = (qkv[..., i, :].reshape(*x.shape[:-1], c.heads, c.width // c.heads) for i in range(3))
+        # Split, not indexed: its gradient is one concatenation, not a sum of three padded arrays.
+        heads = (*x.shape[:-1], c.heads, c.width // c.heads)
+        q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-2))
         out = self.pattern(q, k, v, visibility)
         return Dense((c.width,), c.dtype, kernel_init=self.out_init, name="out")(out.reshape(x.shape))
 

@@ -1,0 +1,60 @@
+"""The product of activations and a kernel, and both its gradients."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agent_jax.models.product import product
+
+X, D, M = 6, 5, 4
+
+
+def operands(dtype: str, *, transposed: bool):
+    random = np.random.default_rng(0)
+    x, kernel, g = (random.standard_normal(shape, np.float32) for shape in ((X, D), (D, M), (X, M)))
+    return jnp.asarray(x, dtype), jnp.asarray(kernel.T if transposed else kernel), jnp.asarray(g)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_it_and_its_gradients_are_those_of_a_plain_product(dtype, tolerance, transposed):
+    x, kernel, g = operands(dtype, transposed=transposed)
+    plain = lambda x, kernel: jnp.matmul(x, kernel.T if transposed else kernel, precision="highest")  # noqa: E731
+    expected, of_plain = jax.vjp(plain, x.astype(jnp.float32), kernel)
+    found, of_product = jax.vjp(lambda x, kernel: product(x, kernel, jnp.float32, transposed=transposed), x, kernel)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+    for ours, theirs, like in zip(of_product(g), of_plain(g), (x, kernel), strict=True):
+        assert (ours.dtype, ours.shape) == (like.dtype, like.shape)
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=tolerance, atol=4 * tolerance)
+
+
+def test_the_gradient_of_the_kernel_is_not_rounded_to_the_compute_dtype():
+    x, kernel, g = operands("bfloat16", transposed=False)
+    _, pull = jax.vjp(lambda kernel: product(x, kernel, jnp.bfloat16), kernel)
+    found = pull(g.astype(jnp.bfloat16))[0]
+    exact = np.einsum("xd,xm->dm", *(np.asarray(a.astype(jnp.bfloat16), np.float64) for a in (x, g)))
+    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)
+    assert np.abs(np.asarray(jnp.asarray(exact).astype(jnp.bfloat16), np.float64) - exact).max() > 1e-4
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's code for CPUs")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_three_products_are_of_operands_in_the_compute_dtype(dtype):
+    x, kernel, g = (jnp.ones(shape, kind) for shape, kind in
+                    (((384, 80), dtype), ((80, 64), "float32"), ((384, 64), dtype)))  # large enough for library code
+
+    def all_three(x, kernel, g):
+        made, pull = jax.vjp(lambda x, kernel: product(x, kernel, dtype), x, kernel)
+        return made, pull(g)
+
+    text = jax.jit(all_three).lower(x, kernel, g).compile().as_text()
+    kinds = dict(re.findall(r"%?([\w.\-]+) = (\w+)\[", text))
+    operands = re.findall(r" dot\(%?([\w.\-]+), %?([\w.\-]+)\)", text)
+    assert len(operands) == 3
+    assert {kinds[name] for pair in operands for name in pair} == {"f32" if dtype == "float32" else "bf16"}
