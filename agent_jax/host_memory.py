@@ -16,7 +16,7 @@ from typing import Any
 # Parameters of mallopt(3), from glibc's malloc.h.
 _SETTINGS = {
     -4: 0,  # M_MMAP_MAX: take no block by mmap, which free() would unmap
-    -1: 1 << 30,  # M_TRIM_THRESHOLD: keep up to 1 GiB at the top of the heap
+    -1: -1,  # M_TRIM_THRESHOLD: keep all of it; a step of the full model takes one block of several GiB
     -2: 64 << 20,  # M_TOP_PAD: grow in steps of 64 MiB
     -8: 1,  # M_ARENA_MAX: one heap, for XLA's threads allocate what others free
 }

@@ -95,13 +95,30 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.Gr
     Raises:
         ValueError: as `trained_mask`.
     """
-    chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
+    chain = [clip_by_norm(config.clip_norm)] if config.clip_norm > 0 else []
     chain.append(optax.adamw(learning_rate_schedule(config, steps), b1=config.b1, b2=config.b2,
                              weight_decay=config.weight_decay, mask=decay_mask))
     if config.ema > 0:
         chain.append(average_parameters(config.ema))
     labels = jax.tree.map(lambda trained: "trained" if trained else "frozen", trained_mask(params, config.freeze))
     return optax.partition({"trained": optax.chain(*chain), "frozen": optax.set_to_zero()}, labels)
+
+
+def clip_by_norm(most: float) -> optax.GradientTransformation:
+    """Scale all gradients by the one factor that brings their joint norm down to `most`, if it is above.
+
+    As `optax.clip_by_global_norm`, whose quotient of every gradient and the norm is an array of its own to XLA:CPU, to
+    be written and read twice: 4 of the 15 times that an update goes through memory of the size of the parameters. A
+    factor is fused into what comes next.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm < most, 1.0, most / norm)
+        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 class AverageState(NamedTuple):

@@ -119,16 +119,18 @@ def make_train_step(
         key = jax.random.fold_in(purpose_key(config.seed, STEP_KEY), state.step)
         weights = loss_weights(batch, domains, hidden, classes=config.model.classes > 0)
 
-        def add_microbatch(carry: tuple[Params, Any], batch: Batch) -> tuple[tuple[Params, Any], None]:
-            (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch, weights, key)
-            gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
-            return jax.tree.map(jnp.add, carry, (gradients, (loss, sums))), None
+        def of_rows(rows: Batch) -> tuple[Params, tuple[jax.Array, LossSums]]:
+            told, gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params, rows, weights, key)
+            return jax.lax.with_sharding_constraint(gradients, shardings.params), told
 
-        rows = microbatches(batch, count, mesh)
-        first = jax.tree.map(lambda leaf: leaf[0], rows)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-                             (state.params, jax.eval_shape(loss_of, state.params, first, weights, key)))
-        (gradients, (loss, sums)), _ = jax.lax.scan(add_microbatch, zeros, rows)
+        if count == 1:  # nothing to add up: no second tree of gradients
+            gradients, (loss, sums) = of_rows(batch)
+        else:
+            rows = microbatches(batch, count, mesh)
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+                                 jax.eval_shape(of_rows, jax.tree.map(lambda leaf: leaf[0], rows)))
+            (gradients, (loss, sums)), _ = jax.lax.scan(
+                lambda carry, rows: (jax.tree.map(jnp.add, carry, of_rows(rows)), None), zeros, rows)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, sums, weights, optax.tree.norm(gradients), schedule(state.step), *_counts(batch))

@@ -11,7 +11,8 @@
 
 Every case has a process of its own. At most two hold a model at a time: the first case of --only is the reference, and
 each other case takes turns with it, a step each. Of both the median is told, and the median of the ratios of a turn.
-Before each turn one matrix product of each framework is timed: model FLOPs / time / its rate is the share of the roofline.
+Before each turn a matrix product of each framework is timed: model FLOPs / time / its rate is the share of the
+roofline.
 Model FLOPs are those of the matrix products of our step, forward and backward; nothing recomputed is counted. In brackets
 stands the processor time over all cores, which hardly depends on what else the machine does.
 """
@@ -153,7 +154,7 @@ def check_losses(told: dict[Case, dict[str, Any]]) -> None:
 
 def table(figures: Figures) -> str:
     """All cases as lines of a Markdown table."""
-    lines = ["| mode | case | s a step (CPU) | reference / this | GFLOP/s | share of roofline | compile s | peak RSS GiB |",
+    lines = ["| mode | case | s a step (CPU) | reference / this | GFLOP/s | share of roofline | compile s | RSS GiB |",
              "|---|---|---|---|---|---|---|---|"]
     for case in figures.steps:
         entry = figures.record(case)

@@ -117,10 +117,12 @@ def prepare(sizes: Sizes, modes: tuple[str, ...], folder: Path) -> dict[str, int
         config = run_config(sizes, Case("ours", "f32", True, mode))
         flops[mode] = model_flops(sizes, config)
         model, batch = config.model, fake_batch(sizes, config)
-        keys_B = row_keys(jax.random.fold_in(purpose_key(config.seed, STEP_KEY), 0), jnp.asarray(batch.seed_B), MASK_KEY)
+        first_key = jax.random.fold_in(purpose_key(config.seed, STEP_KEY), 0)
+        keys_B = row_keys(first_key, jnp.asarray(batch.seed_B), MASK_KEY)
         mask = random_mask(keys_B, jnp.asarray(batch.clip_BF), model.vision.patches, model.mae.mask_ratio)
-        np.savez(folder / f"mask-{mode}.npz", **{field.name: np.asarray(getattr(mask, field.name), np.int64)
-                                                 for field in dataclasses.fields(mask)})
+        arrays: dict[str, Any] = {field.name: np.asarray(getattr(mask, field.name), np.int64)
+                                  for field in dataclasses.fields(mask)}
+        np.savez(folder / f"mask-{mode}.npz", **arrays)
     config = run_config(sizes, Case("ours", "f32", True, modes[0]))
     params = jax.jit(lambda: init_params(config.model, purpose_key(config.seed, INIT_KEY)))()
     tensors = in_module(dict(to_tensors(params, config.model)))
@@ -238,8 +240,8 @@ def _use_transformers(agent: Any, model: Any) -> None:
     from agent_jax.convert.torch_folder import language_json, vision_json
 
     class ClipLayer(CLIPEncoderLayer):
-        def forward(self, x_BFVD: Any, clip_BF: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-            return super().forward(x_BFVD.flatten(0, 1), None).unflatten(0, x_BFVD.shape[:2])  # pyright: ignore
+        def forward(self, x_BFVD: Any, clip_BF: Any) -> Any:
+            return super().forward(x_BFVD.flatten(0, 1), None).unflatten(0, x_BFVD.shape[:2])
 
     def clip_layers(c: Any) -> Any:
         described = vision_json(model.vision) | {
@@ -304,7 +306,7 @@ def serve(pipe: Connection, kind: str, arguments: tuple[Any, ...]) -> None:
             told["first_step_seconds"] = time.perf_counter() - begun
             told["losses"] += [take() for _ in range(WARM_STEPS - 1)]
             _answer(pipe, take, told)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
         pipe.send(error if isinstance(error, (ValueError, ImportError)) else RuntimeError(repr(error)))
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from agent_jax.config import LanguageConfig
 from agent_jax.models.flash_attention import KERNELS
-from agent_jax.models.attention import attend_causally
 from agent_jax.models.product import product
 from agent_jax.models.transformer import BlockConfig, LayerNorm, run_blocks
 
