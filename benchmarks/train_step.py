@@ -13,8 +13,8 @@ Every case has a process of its own. At most two hold a model at a time: the fir
 each other case takes turns with it, a step each. Of both the median is told, and the median of the ratios of a turn.
 Before each turn a matrix product of each framework is timed: model FLOPs / time / its rate is the share of the
 roofline.
-Model FLOPs are those of the matrix products of our step, forward and backward; nothing recomputed is counted. In brackets
-stands the processor time over all cores, which hardly depends on what else the machine does.
+Model FLOPs are those of the matrix products of our step, forward and backward; nothing recomputed is counted. In
+brackets stands the processor time over all cores, which hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
