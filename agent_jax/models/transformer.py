@@ -84,11 +84,10 @@ class Dense(nn.Module):
             return jnp.stack(matrices, axis=1)
 
         kernel = self.param("kernel", init, (width, *self.features), jnp.float32)
-        y = product(x.astype(self.dtype).reshape(-1, width), kernel.reshape(width, -1), self.dtype)
+        y = product(x.astype(self.dtype).reshape(-1, width), kernel, self.dtype)
         y = checkpoint_name(y, DENSE)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, self.features, jnp.float32)
-            y += like(y, bias.astype(self.dtype).reshape(-1))
+            y += like(y, self.param("bias", nn.initializers.zeros, self.features, jnp.float32).astype(self.dtype))
         return y.reshape(*x.shape[:-1], *self.features)
 
 
