@@ -2,7 +2,7 @@
 # One machine with NVIDIA GPUs: one process computes on all of them.
 #
 #   launch/gpu_node.sh install                                             # .venv, with JAX for CUDA
-#   launch/gpu_node.sh run --config configs/language_table.py:accelerator --workdir runs/gpu ...
+#   launch/gpu_node.sh run --config configs/gpu.py:node --workdir runs/gpu ...
 #
 # `run` starts again after a failure, on the same workdir. Detached from the terminal, and followed:
 #
