@@ -1,7 +1,8 @@
 """Our train step against the same step in PyTorch: same model, rows, losses and optimizer, taking turns in one run.
 
     python benchmarks/train_step.py [--size full|babyai|tiny] [--modes visible all] [--only NAME ...] [--steps 3]
-        [--frames 4] [--batch 4] [--text 32] [--actions 12] [--remat none] [--unroll 1] [--json PATH]
+        [--frames 4] [--batch 4] [--text 32] [--actions 12] [--remat none] [--unroll 1] [--depth 0]
+        [--json PATH]
 
     ours-f32, ours-bf16                   agent_jax.train_step: forward, backward, clipping, AdamW, donated state
     exported-f32, -f32-compiled, -bf16, -bf16-compiled
@@ -180,20 +181,21 @@ def main() -> None:
     parser.add_argument("--actions", type=int, default=12, help="action tokens an image")
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none", help="of ours")
     parser.add_argument("--unroll", type=int, default=1, help="layers in one piece of ours' scan")
+    parser.add_argument("--depth", type=int, default=0, help="layers of each stack; 0: as many as the model has")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     for flag in ("steps", "frames", "batch", "text", "actions", "unroll"):
         if getattr(options, flag) < 1:
             parser.error(f"--{flag}: found {getattr(options, flag)}, expected at least 1")
     sizes = Sizes(options.size, options.frames, options.batch, options.text, options.actions, options.remat,
-                  options.unroll)
+                  options.unroll, options.depth)
     with tempfile.TemporaryDirectory() as scratch:
         figures = measure(sizes, options.modes, options.only, options.steps, Path(scratch))
     check_losses(figures.told)
     rates = {name: statistics.median(found) for name, found in figures.products.items()}
     print(table(figures))
     for mode, flops in figures.flops.items():
-        print(f"{mode}: {flops / 1e12:.3f} TFLOP a step")
+        print(f"{mode}: {flops / 1e9:,.3g} GFLOP a step")
     print("matrix products alone: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()))
     if options.json:
         packages = ("jax", "jaxlib", "torch", "transformers", "optax")

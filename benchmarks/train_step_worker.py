@@ -40,6 +40,7 @@ class Sizes:
     actions: int  # action tokens an image
     remat: str = "none"
     unroll: int = 1
+    depth: int = 0  # layers of each stack; 0: as many as the model has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,8 @@ def run_config(sizes: Sizes, case: Case) -> Any:
         presets.small_model(draft, image_size=32, patch_size=8, width=16, heads=2, vision_depth=1, language_depth=1,
                             positions=256)
         model.language.vocabulary_size = 300
+    for part in (model.vision, model.language, model.mae):
+        part.depth = sizes.depth or part.depth
     model.language.dropout = 0.0
     model.visual_tokens = case.mode
     model.dtype = {"f32": "float32", "bf16": "bfloat16"}[case.precision]
