@@ -24,7 +24,7 @@ def benchmark(root):
     del sys.modules["step_counts"]
 
 
-@pytest.mark.parametrize("step", ["float32, all", "bfloat16, visible, dots"])
+@pytest.mark.parametrize("step", ["float32, all", pytest.param("bfloat16, visible, dots", marks=pytest.mark.slow)])
 def test_the_compiled_step_costs_what_is_on_record(benchmark, step):
     stored = json.loads(benchmark.FILE.read_text())
     assert stored.keys() == benchmark.STEPS.keys()
