@@ -170,6 +170,25 @@ def leader_first(work: Callable[[], T]) -> T:
     return work()
 
 
+def compiled_together(function: Any) -> Callable[..., Any]:
+    """A jitted function, always called with the same shapes by all processes together.
+
+    In a run of several none of them executes it before all have compiled it: who meets the others only half a minute
+    later is taken for lost by the collectives of CPU devices (gloo), which have no setting for that.
+    """
+    if count() == 1:
+        return function
+    programs: list[Any] = []
+
+    def call(*arguments: Any) -> Any:
+        if not programs:
+            programs.append(function.lower(*arguments).compile())
+            exchange("")
+        return programs[0](*arguments)
+
+    return call
+
+
 def check_shared(directory: Path | epath.Path) -> None:
     """Refuse a directory that is not the same one for all processes; makes it. All of them call it together.
 

@@ -87,8 +87,8 @@ class Run:
             self.rows_here = rows_here(self.mesh)
             print(self.data.summary(), flush=True)
             self.optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
-            self.train_step = make_train_step(config, self.mesh, self.optimizer)
-            self.eval_step = make_eval_step(config, self.mesh)
+            self.train_step = distributed.compiled_together(make_train_step(config, self.mesh, self.optimizer))
+            self.eval_step = distributed.compiled_together(make_eval_step(config, self.mesh))
             self.checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest,
                                            keep_best=config.checkpoint.keep_best)
             acts = config.closed_loop.every and distributed.leads()
