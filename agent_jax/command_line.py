@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from agent_jax.distributed import USER_ERROR, Cluster
+from agent_jax.cluster import USER_ERROR, Cluster
 
 
 def define_config() -> Any:

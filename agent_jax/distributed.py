@@ -1,6 +1,6 @@
-"""Several processes as one run: how they find each other, compare what they know, wait for each other, and end.
+"""Several processes as one run: they compare what they know, wait for each other, and end together.
 
-    join -> check_same (config, code, data) -> the run, under the watchdog -> leave
+    join (cluster.py) -> check_same (config, code, data) -> the run, under the watchdog (watchdog.py) -> its end
 
 What is exchanged here is text, through the coordination service that `jax.distributed` starts in process 0. No device
 takes part, so it works before the first computation, and from a thread while the devices are busy. In a run of one
@@ -10,13 +10,11 @@ process every function returns at once.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import os
 import socket
 import sys
-import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -27,26 +25,13 @@ import jax
 from etils import epath
 from jax._src import distributed as _jax_distributed  # jax has no public way to exchange text between processes
 
+from agent_jax.cluster import USER_ERROR, Cluster, check, connect, patience
 from agent_jax.watchdog import KEYS, Watchdog
 
-USER_ERROR = 2  # exit status of what the user must mend, as everywhere in this package
 _SHOWN = 10  # fields that an error lists
 _WAIT_MS = 10_000  # of one request; whoever waits asks again, and the watchdog ends what waits in vain
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """Where the processes of a run meet."""
-
-    coordinator: str = ""  # HOST:PORT of process 0; empty: by the environment (TPU pod, Slurm, Open MPI, Kubernetes)
-    processes: int = 0  # 0: by the environment
-    process: int = -1  # -1: by the environment
-    join_timeout: float = 300.0  # seconds until all must have come
-    heartbeat_timeout: float = 60.0  # seconds of silence after which a process counts as dead
-    stall_timeout: float = 3600.0  # seconds without progress (a step, a compilation, an evaluation) that end the run
-
 
 _watchdog: Watchdog | None = None
 _numbers = itertools.count()  # of exchanges: all processes make the same ones in the same order
@@ -62,28 +47,11 @@ def join(cluster: Cluster) -> None:
         ValueError: flags that contradict each other, or an environment that cannot be read.
     """
     global _watchdog
-    _check(cluster)
-    if cluster.processes == 1 and not cluster.coordinator:
-        return  # asked to be alone, whatever the environment says
-    impatient = threading.Timer(cluster.join_timeout, _give_up, [cluster])
-    impatient.daemon = True
-    impatient.start()
-    explicit = bool(cluster.coordinator)
-    try:
-        # Its own time-outs come later than ours: it ends the process by an abort, with a stack trace for a message.
-        jax.distributed.initialize(
-            cluster.coordinator or None, cluster.processes or None, cluster.process if explicit else None,
-            cluster_detection_method="deactivate" if explicit else None,
-            initialization_timeout=int(cluster.join_timeout) + 60,
-            heartbeat_timeout_seconds=int(cluster.heartbeat_timeout) + 180)
+    check(cluster)
+    with patience(cluster):
+        if not connect(cluster):
+            return
         hosts = exchange(socket.gethostname())
-    except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
-        if "coordinator_address should be defined" in str(error):
-            return  # no cluster: one process
-        raise ValueError(f"the processes of this run could not be connected: {error}. Give --coordinator=HOST:PORT, "
-                         "--processes=N and --process=I on each of them, or --processes=1 to run alone") from error
-    finally:
-        impatient.cancel()
     if len(hosts) > 1:
         _watchdog = Watchdog(_client(), index(), hosts, heartbeat_timeout=cluster.heartbeat_timeout,
                              stall_timeout=cluster.stall_timeout)
@@ -240,49 +208,6 @@ def tell(message: str, code: int = USER_ERROR) -> None:
     """Before this process ends by an error: have the others end too, with the same message and status."""
     if _watchdog:
         _watchdog.tell(message, code)
-
-
-def _check(cluster: Cluster) -> None:
-    given = {"--coordinator": bool(cluster.coordinator), "--processes": cluster.processes > 0,
-             "--process": cluster.process >= 0}
-    if any(given.values()) and not all(given.values()) and cluster.processes != 1:
-        raise ValueError(f"{', '.join(flag for flag, is_given in given.items() if is_given)} given without "
-                         f"{', '.join(flag for flag, is_given in given.items() if not is_given)}; expected all three, "
-                         "or none where a TPU pod, Slurm, Open MPI or Kubernetes says them")
-    if cluster.coordinator:
-        host, _, port = cluster.coordinator.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ValueError(f"--coordinator={cluster.coordinator}: expected HOST:PORT of process 0, such as "
-                             "10.0.0.2:8476")
-        if not 0 <= cluster.process < cluster.processes:
-            raise ValueError(f"--process={cluster.process}: expected 0 to {cluster.processes - 1}, since "
-                             f"--processes={cluster.processes}")
-    for name in ("join_timeout", "heartbeat_timeout", "stall_timeout"):
-        if getattr(cluster, name) < 1:
-            raise ValueError(f"--{name}={getattr(cluster, name)}: expected at least 1 second")
-
-
-def _give_up(cluster: Cluster) -> None:
-    """End a process that has not found the others."""
-    state = _jax_distributed.global_state
-    address = state.coordinator_address or cluster.coordinator
-    host, _, port = address.rpartition(":")
-    who = f"process {state.process_id} of {state.num_processes}" if address else "this process"
-    waited = f"{who} waited {cluster.join_timeout:.0f} s for the others"
-    if not address:
-        found = "the cluster's description could not be read"
-    elif state.process_id == 0:
-        found = f"not all of them have come to {address}, where this one listens"
-    else:
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-                found = f"process 0 answers at {address}, but not all have come"
-        except OSError as error:
-            found = f"nothing answers at {address}, where process 0 should listen ({error})"
-    print(f"agent_jax: {waited}: {found}. Start the same command on every host, with the same coordinator and number "
-          "of processes and its own --process; see that the hosts reach that port; or raise --join_timeout",
-          file=sys.stderr, flush=True)
-    _exit(USER_ERROR)
 
 
 def _processes(numbers: list[int]) -> str:

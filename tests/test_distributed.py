@@ -10,7 +10,7 @@ import pytest
 from processes import codes, free_port, script_lines, started, wait_until, without_flags
 
 from agent_jax import distributed
-from agent_jax.distributed import Cluster
+from agent_jax.cluster import Cluster
 
 HOST = r"process {} of {} \(\S+\)"
 
