@@ -63,10 +63,13 @@ def started(lines: Sequence[Sequence[str]], logs: Path,
                 process.running.wait()
 
 
-def wait_until(true: Callable[[], bool], what: str) -> None:
+def wait_until(true: Callable[[], bool], what: str, processes: Sequence[Process] = ()) -> None:
+    """Wait until something is true, which it will not become once one of the processes has ended."""
     end = time.monotonic() + LIMIT_S
     while not true():
         assert time.monotonic() < end, f"waited in vain for {what}"
+        ended = [process.complained for process in processes if process.running.poll() is not None]
+        assert not ended or true(), f"ended before {what}: {ended}"
         time.sleep(0.1)
 
 

@@ -169,7 +169,7 @@ def test_a_killed_process_is_noticed_by_the_others_which_end_with_one_message(tm
         time.sleep(100)
     """
     with started(script_lines(body, 3, heartbeat_timeout=3), tmp_path) as processes:
-        wait_until(lambda: all(map(stands, processes)), "all to be ready")
+        wait_until(lambda: all(map(stands, processes)), "all to be ready", processes)
         processes[1].running.kill()
         assert codes(processes) == [75, -signal.SIGKILL, 75]
     for number in (0, 2):
@@ -185,7 +185,7 @@ def test_the_death_of_the_first_process_ends_the_others_with_a_last_line_that_sa
         time.sleep(100)
     """
     with started(script_lines(body, 3), tmp_path) as processes:
-        wait_until(lambda: all(map(stands, processes)), "all to be ready")
+        wait_until(lambda: all(map(stands, processes)), "all to be ready", processes)
         processes[0].running.kill()
         assert codes(processes) == [-signal.SIGKILL, 75, 75]
     for number in (1, 2):

@@ -82,7 +82,7 @@ def test_a_run_on_a_bucket_is_stopped_resumed_and_leaves_its_files_there(bucket:
     run = f"gs://bucket/run-{count}"
     lines = training_lines(config, run, count)
     with started(lines, tmp_path / "stopped") as processes:
-        wait_until(lambda: re.search(r"^train 2", processes[0].said, re.M) is not None, "a step")
+        wait_until(lambda: re.search(r"^train 2", processes[0].said, re.M) is not None, "a step", processes)
         processes[-1].running.send_signal(signal.SIGTERM)
         assert codes(processes) == [0] * count, [process.complained for process in processes]
     step = int(re.findall(r"stopped by SIGTERM after step (\d)", processes[0].said)[0])

@@ -61,7 +61,7 @@ def test_two_processes_stopped_by_a_sigterm_to_one_go_on_as_one_with_the_exact_n
     workdir = tmp_path / "run"
     lines = training_lines(config_file(base, "stopped"), workdir, 2)
     with started(lines, tmp_path / "logs") as processes:
-        wait_until(lambda: "train 1/6" in processes[0].said, "the first step")
+        wait_until(lambda: "train 1/6" in processes[0].said, "the first step", processes)
         processes[1].running.send_signal(signal.SIGTERM)
         assert codes(processes) == [0, 0], [process.complained for process in processes]
     step = int(re.findall(r"stopped by SIGTERM after step (\d)", processes[0].said)[0])
@@ -87,7 +87,7 @@ def test_four_processes_take_the_steps_of_one(base: Path, tmp_path: Path):
 def test_a_sigterm_before_the_first_step_is_kept_until_after_it(base: Path, tmp_path: Path):
     lines = training_lines(config_file(base, "early"), tmp_path / "run", 2)
     with started(lines, tmp_path / "logs") as processes:
-        wait_until(lambda: "the plan of this run" in processes[0].said, "the plan")
+        wait_until(lambda: "the plan of this run" in processes[0].said, "the plan", processes)
         processes[1].running.send_signal(signal.SIGTERM)
         assert codes(processes) == [0, 0], [process.complained for process in processes]
     assert "stopped by SIGTERM after step 1" in processes[0].said
@@ -102,7 +102,7 @@ def test_a_run_moves_from_four_processes_to_one_and_back(base: Path, tmp_path: P
     for part, count in enumerate((4, 1)):
         lines = training_lines(config_file(base, "moves", **{"checkpoint.every": 1}), workdir, count)
         with started(lines, tmp_path / f"logs-{part}") as processes:
-            wait_until(lambda: re.search(r"^train ", processes[0].said, re.M) is not None, "a step")
+            wait_until(lambda: re.search(r"^train ", processes[0].said, re.M) is not None, "a step", processes)
             processes[-1].running.send_signal(signal.SIGTERM)
             assert codes(processes) == [0] * count, [process.complained for process in processes]
         steps.append(checkpoint.steps(workdir / "checkpoints")[-1])
@@ -117,9 +117,10 @@ def test_a_run_moves_from_four_processes_to_one_and_back(base: Path, tmp_path: P
 def test_after_a_kill_of_one_process_the_others_end_and_the_same_command_goes_on(base: Path, tmp_path: Path,
                                                                                  victim: int):
     workdir = tmp_path / "run"
-    lines = training_lines(config_file(base, "killed", **{"checkpoint.every": 1}), workdir, 3 - 1)
+    saved = workdir / "checkpoints"
+    lines = training_lines(config_file(base, "killed", **{"checkpoint.every": 1}), workdir, 2)
     with started(lines, tmp_path / "logs") as processes:
-        wait_until(lambda: checkpoint.steps(workdir / "checkpoints") != [] if workdir.exists() else False, "a save")
+        wait_until(lambda: saved.exists() and checkpoint.steps(saved) != [], "a save", processes)
         processes[victim].running.kill()
         ended = codes(processes)
     other = processes[1 - victim]
