@@ -48,12 +48,15 @@ def data_states(workdir: Path) -> dict[int, dict]:
     return {step: checkpoint.read_meta(directory, step)["data_state"] for step in checkpoint.steps(directory)}
 
 
-def same_course(workdir: Path, other: Path) -> None:
-    """Assert that two runs have the same losses, and end at the same place in the data."""
+def same_course(workdir: Path, other: Path, *, unlogged: int | None = None) -> None:
+    """Assert that two runs have the same losses, and end at the same place in the data.
+
+    A step is logged while the next one computes, so a kill may lose the line of the step saved last: `unlogged`.
+    """
     for split in ("train", "validation"):
         found, expected = losses(workdir, split), losses(other, split)
-        assert found.keys() == expected.keys()
-        assert found == pytest.approx(expected, abs=TOLERANCE)
+        assert expected.keys() - {unlogged} <= found.keys() <= expected.keys()
+        assert found == pytest.approx({step: expected[step] for step in found}, abs=TOLERANCE)
     assert data_states(workdir)[STEPS] == data_states(other)[STEPS]
 
 
@@ -129,8 +132,8 @@ def test_after_a_kill_of_one_process_the_others_end_and_the_same_command_goes_on
     assert f"agent_jax: process {victim} of 2 (" in other.complained
     assert "Start the same command on all hosts again" in other.complained
     first, _ = ran(base, workdir, 2)
-    assert "start: resumed from step" in first.said
-    same_course(workdir, straight(base))
+    (step,) = re.findall(r"start: resumed from step (\d)", first.said)
+    same_course(workdir, straight(base), unlogged=int(step))
 
 
 @pytest.mark.slow
