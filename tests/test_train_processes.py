@@ -129,7 +129,7 @@ def test_after_a_kill_of_one_process_the_others_end_and_the_same_command_goes_on
     other = processes[1 - victim]
     assert ended[victim] == -signal.SIGKILL
     assert ended[1 - victim] == 75, other.complained
-    assert f"agent_jax: process {victim} of 2 (" in other.complained
+    assert f"process {victim} of 2 (" in other.complained.splitlines()[-1]
     assert "Start the same command on all hosts again" in other.complained
     first, _ = ran(base, workdir, 2)
     (step,) = re.findall(r"start: resumed from step (\d)", first.said)
