@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks_page import page, write_plots
 from machine import describe
@@ -80,10 +80,16 @@ class Runner:
         """
         self._mode = "quick" if quick else "full"
         self._data, self._scratch = data, scratch
+        # Asked for in another process: this one must not hold the memory of an accelerator.
+        line = [sys.executable, str(ROOT / "benchmarks" / "machine.py")]
+        self._accelerators = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)[
+            "accelerators"]
 
     def run(self, benchmark: Benchmark) -> dict[str, Any]:
         """Run one; returns its entry of the JSON, whatever happened."""
-        begun, entry = time.perf_counter(), {"machine": describe(accelerators=False), "mode": self._mode}
+        begun = time.perf_counter()
+        entry: dict[str, Any] = {"machine": {**describe(accelerators=False), "accelerators": self._accelerators},
+                                 "mode": self._mode}
         script, output = HERE / f"{benchmark.name}.py", self._scratch / f"{benchmark.name}.json"
         arguments = benchmark.quick if self._mode == "quick" else benchmark.full
         try:
@@ -96,7 +102,8 @@ class Runner:
             figures = json.loads(output.read_text(encoding="utf-8"))
         except (RuntimeError, OSError, ValueError) as error:
             return {**entry, "status": FAILED, "reason": str(error), "seconds": round(time.perf_counter() - begun, 1)}
-        return {**entry, "machine": figures.pop("machine", None) or entry["machine"], "status": OK,
+        told = figures.pop("machine", None)  # of machine.py, or some text of a benchmark that has its own
+        return {**entry, "machine": told if isinstance(told, dict) else entry["machine"], "status": OK,
                 "seconds": round(time.perf_counter() - begun, 1), "said": said, "figures": figures}
 
     def _absent(self, benchmark: Benchmark, script: Path, arguments: str) -> str:
@@ -132,16 +139,25 @@ class Runner:
         """
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         said: list[str] = []
-        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        complaints: list[str] = []  # progress bars and warnings besides, which are nothing for the page
+
+        def listen(stream: IO[str], kept: list[str]) -> None:
+            for text in stream:
+                print(f"    {text}", end="", flush=True)
+                kept.append(text)
+
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
                               env={**os.environ, "PYTHONPATH": path}, start_new_session=True) as running:
             limit = LIMIT_S[self._mode]
             watch = threading.Timer(limit, os.killpg, (running.pid, signal.SIGKILL))
             watch.start()
             try:
                 assert running.stdout is not None
-                for text in running.stdout:
-                    print(f"    {text}", end="", flush=True)
-                    said.append(text)
+                assert running.stderr is not None
+                beside = threading.Thread(target=listen, args=(running.stderr, complaints))
+                beside.start()
+                listen(running.stdout, said)
+                beside.join()
                 status = running.wait()
             except BaseException:
                 os.killpg(running.pid, signal.SIGKILL)
@@ -151,7 +167,7 @@ class Runner:
                 watch.cancel()
         if status:
             why = f"took longer than {limit} s" if late else f"exit status {status}"
-            raise RuntimeError(f"{' '.join(line[1:3])}: {why}\n{''.join(said[-12:]).rstrip()}")
+            raise RuntimeError(f"{' '.join(line[1:3])}: {why}\n{''.join((complaints or said)[-12:]).rstrip()}")
         return "".join(said)
 
 

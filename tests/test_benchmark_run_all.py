@@ -13,6 +13,7 @@ from benchmarks_page import write_plots
 SCRIPT = """
 import json, sys
 print("one line")
+print("a progress bar", file=sys.stderr)
 print("| size | seconds |")
 print("|---|---|")
 print("| 1 | 2 |")
@@ -21,7 +22,7 @@ if "--fail" in arguments:
     sys.exit("it went wrong")
 with open(arguments[arguments.index("--json") + 1], "w") as file:
     json.dump({"curves": {"depth": {"points": [{"depth": n, "seconds": n / 2, "flops": n * 1e9} for n in (1, 2, 4)]}},
-               "said": arguments}, file)
+               "said": arguments, "machine": "x86_64"}, file)
 """
 
 
@@ -64,6 +65,7 @@ def test_what_fails_or_is_absent_is_said_and_the_others_are_on_the_page(
     for expected in (printed, "it went wrong", "no_such_package", "lonely.py is not in this checkout", "needs --data",
                      "no figures to go by", "![scaling_curves](benchmarks/scaling_curves.svg)"):
         assert expected in text, expected
+    assert "progress bar" not in text.split("## broken")[0]
     assert "<svg" in (out / "benchmarks" / "scaling_curves.svg").read_text()
     assert f"broken: failed: {tmp_path}/benchmarks/broken.py --fail: exit status 1" in capsys.readouterr().out
 
