@@ -6,6 +6,8 @@ Everything here must happen before the jax backend starts, so no test module may
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,9 @@ def pytest_configure(config: pytest.Config) -> None:
     }
     if cache is not None:  # kept between runs and shared by xdist workers; `pytest --cache-clear` empties it
         compiled["JAX_COMPILATION_CACHE_DIR"] = str(cache.mkdir("compiled"))
+    elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have that of the process that starts them
+        compiled["JAX_COMPILATION_CACHE_DIR"] = scratch = tempfile.mkdtemp(prefix="agent_jax_compiled_")
+        config.add_cleanup(lambda: shutil.rmtree(scratch, ignore_errors=True))
     for name, value in {**ENVIRONMENT, **compiled}.items():
         os.environ.setdefault(name, value)
 
