@@ -31,11 +31,11 @@ def save(path: Path, *, unit: str, bars: Mapping[str, Mapping[str, float]] | Non
     rows = -(-len(panels) // columns)
     heights = [0.5 + 0.22 * len(panel) for panel in bars.values()] if bars else [2.2] * rows
     figure = Figure(figsize=(7.5, sum(heights) + 0.5), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False, height_ratios=heights).flat)
     for place, (title, panel) in zip(axes, panels.items(), strict=False):
         (_draw_bars if bars else _draw_lines)(place, panel)
         place.set_title(title)
-    for place in list(axes)[len(panels) :]:
+    for place in axes[len(panels) :]:
         place.set_axis_off()
     (figure.supxlabel if bars else figure.supylabel)(unit)
     figure.savefig(path, metadata={"Date": None})

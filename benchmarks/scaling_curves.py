@@ -12,7 +12,8 @@ Exponents are least squares on logarithms: time ~ size^a. Beside that of the tim
 its matrix products, counted on the jaxpr) and of time / FLOPs. The last is 0 where time grows like the work, negative
 where a small case pays for what does not grow with it, and positive where cost grows faster than the work: told apart
 by `steep`, of which the fit over the two largest points decides. In brackets the same by processor time over all cores,
-which hardly depends on what else the machine does. Temporary memory is XLA's plan for the compiled step.
+which hardly depends on what else the machine does (and says nothing of a GPU). Temporary memory is XLA's plan for the
+compiled step.
 """
 
 from __future__ import annotations
@@ -182,8 +183,12 @@ def fitted(sizes: Sequence[int], points: Sequence[dict[str, Any]]) -> dict[str, 
     for name, first in (("all", 0), ("two_largest", -2)):
         found = {kind: exponent(sizes[first:], [point[field] for point in points[first:]])
                  for kind, field in kinds.items()}
-        over[name] = {**found, "time_per_flop": found["time"] - found["flops"]}  # least squares are linear
-    return {**over, "steep": over["two_largest"]["time_per_flop"] > STEEP}
+        # Least squares are linear: the exponent of a ratio is the difference of exponents.
+        over[name] = {**found, "time_per_flop": found["time"] - found["flops"],
+                      "processor_time_per_flop": found["processor_time"] - found["flops"]}
+    steep = {name: over["two_largest"][kind] > STEEP
+             for name, kind in (("steep", "time_per_flop"), ("steep_by_processor", "processor_time_per_flop"))}
+    return {**over, **steep}
 
 
 def measure(name: str, size: str, rounds: int) -> dict[str, Any]:
@@ -209,7 +214,10 @@ def table(name: str, curve: dict[str, Any]) -> str:
                      f"| {point['flops'] / 1e9:.1f} | {point['seconds']:.4f} ({point['processor_seconds']:.4f}) "
                      f"| {point['flops_per_second'] / 1e9:.0f} | {memory} | {point['compile_seconds']:.1f} |")
     every, last = curve["exponents"]["all"], curve["exponents"]["two_largest"]
-    verdict = "; cost grows FASTER than the work" if curve["exponents"]["steep"] else ""
+    verdict = ""
+    if curve["exponents"]["steep"]:
+        verdict = ("; cost grows FASTER than the work" if curve["exponents"]["steep_by_processor"] else
+                   "; time grows faster than the work, processor time does not: other programs, or cores left idle")
     return "\n".join([
         *lines, "",
         f"{name}: time ~ {name}^{every['time']:.2f} (CPU {every['processor_time']:.2f}), FLOPs ~ "

@@ -38,7 +38,8 @@ def test_exponents_are_those_of_the_points_and_a_cost_that_outgrows_the_work_is_
         return [{"seconds": 3 * n**time_power, "processor_seconds": 5 * n**2, "flops": 7 * n**1.5} for n in sizes]
 
     found = fitted(sizes, points(1.5))
-    assert found["all"] == pytest.approx({"time": 1.5, "processor_time": 2, "flops": 1.5, "time_per_flop": 0})
-    assert not found["steep"]
+    assert found["all"] == pytest.approx({"time": 1.5, "processor_time": 2, "flops": 1.5, "time_per_flop": 0,
+                                          "processor_time_per_flop": 0.5})
+    assert (found["steep"], found["steep_by_processor"]) == (False, True)
     assert fitted(sizes, points(1.75))["steep"]
     assert fitted(sizes, points(1.75))["two_largest"]["time_per_flop"] == pytest.approx(0.25)
