@@ -43,6 +43,22 @@ def test_the_gradient_of_the_kernel_is_not_rounded_to_the_compute_dtype():
     assert np.abs(np.asarray(jnp.asarray(exact).astype(jnp.bfloat16), np.float64) - exact).max() > 1e-4
 
 
+def test_a_kernel_of_several_axes_gives_the_same_on_one_device_and_on_several():
+    x, kernel, g = operands("float32", transposed=False)
+    wide, g3 = jnp.stack([kernel, 2 * kernel, 3 * kernel], axis=1), jnp.stack([g, g + 1, g + 2], axis=1)  # (D, 3, M)
+
+    def found():
+        made, pull = jax.vjp(lambda x, kernel: product(x, kernel, jnp.float32), x, wide)
+        return made, *pull(g3)
+
+    expected, of_plain = jax.vjp(lambda x, kernel: jnp.einsum("xd,dkm->xkm", x, kernel, precision="highest"), x, wide)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("tensor",))):
+        several = jax.jit(found).trace().jaxpr
+    assert "3,4]" in str(several).replace(" ", "") and "12]" not in str(several).replace(" ", "")  # not joined
+    for ours, theirs in zip(found(), (expected, *of_plain(g3)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-5)
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's code for CPUs")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_three_products_are_of_operands_in_the_compute_dtype(dtype):

@@ -5,8 +5,8 @@
 All three are products of matrices, summed in f32, and dW is never rounded to less. JAX's own rules give the same
 numbers, but XLA:CPU would copy an operand of dW into another layout, and would convert all three to f32 where x is
 bf16: its fast code for bf16 (YNNPACK's; with AVX-512 BF16 nearly twice as fast as f32) has an f32 result and takes no
-transposed left operand. M may be several axes, as (3, D) of q, k and v: they are not joined here, since a mesh may
-split the last of them, and joined it could not be told so.
+transposed left operand. M may be several axes, as (3, D) of q, k and v. They are joined on one device, where XLA:CPU
+would copy the kernel for dx, but not on several: these may split the last of them, which joined could not be told.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ def product(x_XD: jax.Array, kernel: jax.Array, dtype: Any, *, transposed: bool 
         dtype: of y.
         transposed: whether the kernel is (M, D).
     """
-    made: Any = _product(x_XD, kernel, dtype, transposed)
+    if kernel.ndim > 2 and not _several_devices():
+        made: Any = _product(x_XD, kernel.reshape(kernel.shape[0], -1), dtype, transposed)
+        return made.reshape(x_XD.shape[0], *kernel.shape[1:])
+    made = _product(x_XD, kernel, dtype, transposed)
     return made
 
 
@@ -37,7 +40,7 @@ def _product(x_XD: jax.Array, kernel: jax.Array, dtype: Any, transposed: bool) -
 
 
 def _forward(x_XD: jax.Array, kernel: jax.Array, dtype: Any, transposed: bool) -> tuple[jax.Array, Any]:
-    return product(x_XD, kernel, dtype, transposed=transposed), (x_XD, kernel)
+    return _product(x_XD, kernel, dtype, transposed), (x_XD, kernel)
 
 
 def _backward(dtype: Any, transposed: bool, kept: Any, g_XM: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -67,8 +70,13 @@ def _dot(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: 
         return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32).astype(dtype)
 
     # The matrix behind the barrier is whole; several devices would gather it.
-    if left.dtype != jnp.bfloat16 or jax.sharding.get_abstract_mesh().size > 1:
+    if left.dtype != jnp.bfloat16 or _several_devices():
         return plain(left, right)
     # By the platform that is compiled for, which need not be the one at hand.
     made: Any = jax.lax.platform_dependent(left, right, cpu=summed_in_f32, default=plain)
     return made
+
+
+def _several_devices() -> bool:
+    """Whether what is traced is for a mesh of more than one."""
+    return jax.sharding.get_abstract_mesh().size > 1
