@@ -28,12 +28,13 @@ import numpy as np
 
 from agent_jax import checkpoint
 from agent_jax.acting.choices import Choices
-from agent_jax.acting.history import Episode, Seen, Sizes, next_chunk
+from agent_jax.acting.history import Episode, Seen, Sizes, chunk_ahead, next_chunk
 from agent_jax.acting.observation import Images, Prepared, prepare
 from agent_jax.acting.reader import Answer, Reader, Turn
 from agent_jax.config import Config, from_config_dict
 from agent_jax.data.domains import Domain
 from agent_jax.models.agent import Params
+from agent_jax.models.transformer import layers_apart
 from agent_jax.restart import restore_acting_parameters
 from agent_jax.vocabulary import Vocabulary
 
@@ -49,7 +50,7 @@ class Policy:
     """
 
     def __init__(self, config: Config, params: Params, domain: Domain, *, temperature: float = 0.0, seed: int = 0,
-                 history: History = "sliding", flush_every: int = 0):
+                 history: History = "sliding", flush_every: int = 0, ahead: bool = False):
         """Of a model and the domain it is to act in.
 
         Args:
@@ -61,6 +62,9 @@ class Policy:
             history: "sliding": the last M steps are seen, as in training. "flushed": all since the last flush, as in
                 the paper's rollout code; only what is new is read, so a step costs a fraction.
             flush_every: steps between flushes; 0: the domain's window. Flushed history only.
+            ahead: sliding history only: after an action, begin at once to read what the next row begins with, while
+                the caller executes it. The next action then needs what is new alone; the work is the same in all.
+                Without effect for windows of one step, and for clips in a model with temporal attention.
 
         Raises:
             ValueError: a negative temperature, a window beyond the model's positions, a domain without actions, an
@@ -75,28 +79,31 @@ class Policy:
             raise ValueError(f"history={history!r}: expected 'sliding' or 'flushed'")
         if flush_every and history == "sliding":
             raise ValueError(f"flush_every={flush_every} is of history='flushed', but found history='sliding'")
+        if ahead and history == "flushed":
+            raise ValueError("ahead is of history='sliding', but found history='flushed', which reads nothing twice")
         if not 0 <= flush_every <= domain.window:
             raise ValueError(f"flush_every={flush_every}: domain {domain.name!r} was trained on windows of "
                              f"{domain.window} steps, later positions were not; expected 1 to {domain.window}")
         self.domain, self.temperature, self.history = domain, temperature, history
         self.flush_every = (flush_every or domain.window) if history == "flushed" else 0
         self.last_ids: dict[Any, np.ndarray] = {}  # of the last step's actions, by env_id
-        self.params = _on_default_device(params)
+        self.params = _to_act_with(params)
         self._spec, self._visual_tokens = domain.spec, 1 + config.model.vision.patches
         self._choices = Choices.of(domain.spec.automaton)
         if not self._choices.most:
             raise ValueError(f"domain {domain.name!r}: its ActionSpec has one action only, so there is nothing to "
                              "choose; act without a policy")
-        self._sizes = Sizes.of(domain, self._visual_tokens, config.model.language.positions)
-        video = domain.video and config.model.vision.temporal_attention
-        self._cached = history == "flushed" and not video  # each image changes the encoding of its whole clip
-        self._reader = Reader(config, domain, self._choices, self._sizes, cached=self._cached)
+        video = domain.video and config.model.vision.temporal_attention  # each image changes the encoding of its clip
+        self._grows = history == "flushed" and not video
+        self._ahead = ahead and not video and domain.window > 1
+        self._sizes = Sizes.of(domain, self._visual_tokens, config.model.language.positions, ahead=self._ahead)
+        self._reader = Reader(config, domain, self._choices, self._sizes, grows=self._grows, ahead=self._ahead)
         self._episodes: dict[Any, Episode] = {}
         self._seed = seed
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, domain: str = "", step: int | None = None, temperature: float = 0.0,
-             seed: int = 0, history: History = "sliding", flush_every: int = 0) -> Self:
+             seed: int = 0, history: History = "sliding", flush_every: int = 0, ahead: bool = False) -> Self:
         """The policy of a checkpoint, by its averaged parameters where the run kept some.
 
         Args:
@@ -107,6 +114,7 @@ class Policy:
             seed: as above.
             history: as above.
             flush_every: as above.
+            ahead: as above.
 
         Raises:
             FileNotFoundError: no checkpoint there.
@@ -119,7 +127,7 @@ class Policy:
         found = _chosen(meta["domains"], domain, directory)
         params = restore_acting_parameters(directory, config, meta["step"])
         return cls(config, params, Domain.from_meta(found, vocabulary), temperature=temperature, seed=seed,
-                   history=history, flush_every=flush_every)
+                   history=history, flush_every=flush_every, ahead=ahead)
 
     def with_temperature(self, temperature: float, seed: int = 0) -> Policy:
         """The same parameters, acting otherwise; histories are not shared."""
@@ -130,7 +138,7 @@ class Policy:
     def with_params(self, params: Params) -> Policy:
         """Other parameters of the same shapes, acting alike with what is compiled already; histories are not shared."""
         other = self.with_temperature(self.temperature, self._seed)
-        other.params = _on_default_device(params)
+        other.params = _to_act_with(params)
         return other
 
     def reset(self, env_ids: Sequence[Any]) -> None:
@@ -234,23 +242,33 @@ class Policy:
         turns = [self._turn(env_id, episode, seen, None if taught is None else taught[i])
                  for i, (env_id, episode, seen) in enumerate(zip(env_ids, episodes, prepared, strict=True))]
         for env_id, episode in zip(env_ids, episodes, strict=True):
-            if episode.kept is not None:  # given away with the turn; if that fails, the row is read anew
+            if self._grows and episode.kept is not None:  # given away with the turn: if it fails, all is read anew
                 self._episodes[env_id] = dataclasses.replace(episode, kept=None, used=0)
         answers = self._reader.answer(self.params, turns)
         unsound = [env_id for env_id, answer in zip(env_ids, answers, strict=True) if not answer.sound]
         if unsound:
             raise ValueError(f"act: the model's logits for env_ids={unsound} are NaN or infinite, expected finite "
                              "numbers: its parameters are damaged or their training diverged; load another step")
-        for env_id, episode, turn, answer in zip(env_ids, episodes, turns, answers, strict=True):
-            self._episodes[env_id] = self._remembered(episode, turn, answer)
+        after = [self._remembered(*one) for one in zip(episodes, turns, answers, strict=True)]
+        for env_id, episode, answer in zip(env_ids, self._read_ahead(after), answers, strict=True):
+            self._episodes[env_id] = episode
             self.last_ids[env_id] = answer.ids
         return answers
+
+    def _read_ahead(self, episodes: Sequence[Episode]) -> Sequence[Episode]:
+        """The episodes, with what their next rows begin with being read."""
+        if not self._ahead:
+            return episodes
+        chunks = [chunk_ahead(self.domain, self._sizes, self._visual_tokens, episode) for episode in episodes]
+        tokens = [[step.tokens for step in episode.steps] for episode in episodes]
+        return [dataclasses.replace(episode, kept=kept, used=len(chunk.token_C)) for episode, chunk, kept in
+                zip(episodes, chunks, self._reader.read_ahead(self.params, chunks, tokens), strict=True)]
 
     def _turn(self, env_id: Any, episode: Episode, seen: Prepared, taught: np.ndarray | None) -> Turn:
         """What an environment asks."""
         chunk = next_chunk(self.domain, self._sizes, self._visual_tokens, episode, seen, self._choices.first_ids,
                            self.flush_every or self.domain.window, flushed=self.history == "flushed")
-        kept = (episode.kept or self._reader.blank_cache()) if self._cached else None
+        kept = (episode.kept or self._reader.blank_cache()) if self._grows else episode.kept if chunk.used else None
         noise_JA = None
         if self.temperature:  # Gumbel-max (Gumbel, 1954): logits / temperature + noise, times temperature
             rng = np.random.default_rng([self._seed, zlib.crc32(repr(env_id).encode()), episode.number, episode.time])
@@ -264,17 +282,18 @@ class Policy:
         steps = (*chunk.past, step)
         if self.history == "sliding":
             steps = steps[len(steps) - self.domain.window + 1 :] if len(steps) >= self.domain.window else steps
-        used = chunk.used + len(chunk.token_C) if self._cached else 0
+        used = chunk.used + len(chunk.token_C) if self._grows else 0
         return Episode(episode.number, episode.time + 1, seen.text_ids, steps, answer.kept, used)
 
 
-def _on_default_device(params: Params) -> Params:
-    """The parameters on the default device, and not committed to it, wherever they lie.
+def _to_act_with(params: Params) -> Params:
+    """What acting needs of the parameters, layers apart, on the default device and not committed to it.
 
     What is computed from committed ones is committed as well, and a jitted function is compiled anew for every mixture
     of committed arguments and fresh ones, such as the blanks that fill up a batch: seconds in the middle of an episode.
     """
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), params)
+    needed = {name: jax.tree.map(np.asarray, params[name]) for name in ("vision", "connector", "language")}
+    return jax.tree.map(jnp.asarray, layers_apart(needed))
 
 
 def _chosen(domains: Mapping[str, Any], name: str, directory: Any) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from data_stores import CAMERAS, language_table_domain
 
-from agent_jax.acting.history import Episode, Seen, Sizes, next_chunk
+from agent_jax.acting.history import Episode, Seen, Sizes, chunk_ahead, next_chunk
 from agent_jax.acting.observation import Prepared
 from agent_jax.data.domains import Domain
 from agent_jax.data.layout import Step, Window, lay_out_prefix, row_size
@@ -77,3 +77,24 @@ def test_every_history_fits_a_size_and_the_cache_holds_what_is_written():
             assert used + sizes.fit(new)[1] <= sizes.cache
             used += len(new.token_C)
             assert used == len(whole.token_C)
+
+
+def test_what_is_read_ahead_is_what_the_next_sliding_row_begins_with():
+    for window in range(2, 7):
+        domain = language_table_domain(max_text=16, cameras=CAMERAS, window=window, fixed_positions=True)
+        sizes, first_ids = Sizes.of(domain, V, 512, ahead=True), np.asarray([7], np.int32)
+        for steps in range(1, window):
+            episode, seen = episode_of(domain, steps)
+            ahead = chunk_ahead(domain, sizes, V, episode)
+            whole = next_chunk(domain, sizes, V, episode, seen, first_ids, window, flushed=False)
+            used = len(ahead.token_C)
+            rest = next_chunk(domain, sizes, V, dataclasses.replace(episode, used=used), seen, first_ids, window,
+                              flushed=False)
+            for name in ("token_C", "position_C"):
+                np.testing.assert_array_equal(np.concatenate([getattr(ahead, name), getattr(rest, name)]),
+                                              getattr(whole, name))
+            np.testing.assert_array_equal(ahead.visual_C, whole.visual_C[:used])
+            assert (ahead.steps, rest.first, rest.steps, whole.steps) == (steps, steps, 1, steps + 1)
+            assert sizes.fit(ahead)[0] >= steps
+            assert used <= sizes.fit(ahead)[1] <= sizes.cache
+            assert sizes.fit(rest) == sizes.chunks[0]

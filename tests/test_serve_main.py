@@ -26,7 +26,7 @@ def test_the_command_serves_a_checkpoint_until_it_is_told_to_end(tmp_path_factor
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
     line = [sys.executable, "-m", "agent_jax.serve", "--checkpoint", str(workdir), "--port", "0", "--token_file",
-            str(token), "--max_batch", "1"]
+            str(token), "--max_batch", "1", "--ahead"]
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     home = environment(tmp_path)
     with (tmp_path / "stderr").open("w+") as errors, \

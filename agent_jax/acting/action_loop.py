@@ -11,13 +11,14 @@ Dimensions: B rows, A ids of the automaton, I most ids of an action, J most choi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from agent_jax.acting.choices import Choices
-from agent_jax.models.cached import CachedLanguage, KeysValues, Past
+from agent_jax.models.cached import Cache, CachedLanguage, Past
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +45,7 @@ class _State(NamedTuple):
     said: Said
     state_B: jax.Array  # of the automaton
     choice: jax.Array  # number of the next choice
-    recent: KeysValues  # W columns a choice
+    recent: Cache  # W columns a choice
     real_BZ: jax.Array  # which of these columns a row has
     token_BW: jax.Array  # to be read now
     read_B: jax.Array  # how many of them; 0: the row's action is complete
@@ -62,13 +63,14 @@ class ActionLoop:
         self._next_QA, self._forced_QR, self._count_Q, self._after_Q = (jnp.asarray(table) for table in (
             automaton.next_QA, choices.forced_QR, choices.count_Q, choices.after_Q))
 
-    def __call__(self, params: Any, hidden_BD: jax.Array, past: Past, position_B: jax.Array, how: HowToChoose) -> Said:
+    def __call__(self, params: Any, hidden_BD: jax.Array, past: Sequence[Past], position_B: jax.Array,
+                 how: HowToChoose) -> Said:
         """The actions of rows that were read up to their first choice.
 
         Args:
             params: of the language model.
             hidden_BD: hidden state of the last slot of each row.
-            past: keys and values of the rows.
+            past: keys and values of the rows, in parts.
             position_B: of the slot after the last one.
             how: to choose.
         """
@@ -86,14 +88,14 @@ class ActionLoop:
                                        lambda s: self._choose(params, *self._read(params, s, past), how), state)
         return state.said
 
-    def _read(self, params: Any, s: _State, past: Past) -> tuple[_State, jax.Array]:
+    def _read(self, params: Any, s: _State, past: Sequence[Past]) -> tuple[_State, jax.Array]:
         """Read the ids that were chosen last."""
         place_1W = jnp.arange(s.token_BW.shape[1])[None]
         hidden_BD, new = self._language.read(
             params, self._language.embed(params, s.token_BW), s.position_B[:, None] + place_1W,
-            jnp.maximum(s.read_B - 1, 0), (past, Past(s.recent, s.real_BZ)))
+            jnp.maximum(s.read_B - 1, 0), (*past, Past(s.recent, s.real_BZ)))
         column = (s.choice - 1) * s.token_BW.shape[1]
-        recent = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, column, axis=3),
+        recent = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, column, axis=2),
                               s.recent, new)
         real_BZ = jax.lax.dynamic_update_slice_in_dim(s.real_BZ, place_1W < s.read_B[:, None], column, axis=1)
         return s._replace(recent=recent, real_BZ=real_BZ, position_B=s.position_B + s.read_B), hidden_BD

@@ -4,7 +4,8 @@
     row of tokens and visual tokens --read--> hidden state of its last slot --ActionLoop--> ids of the action
 
 The whole action is one call. A row is read anew (`decode`), or only what is new of it, after the keys and values of the
-rest (`decode_after`). Dimensions: B rows, C slots to be read; see batch.py for others.
+rest: they grow with the row (`decode_after`), or were made by `read_ahead` and are left as they are (`decode`).
+Dimensions: B rows, C slots to be read; see batch.py for others.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from agent_jax.acting.action_loop import ActionLoop, HowToChoose, Said
 from agent_jax.acting.choices import Choices
 from agent_jax.config import Config
 from agent_jax.models.agent import Agent, Params
-from agent_jax.models.cached import CachedLanguage, KeysValues, Past
+from agent_jax.models.cached import Cache, CachedLanguage, KeysValues, Past
 
 Tokens = jax.Array  # (cameras * V, D): the visual tokens of one step
 Visual = tuple[tuple[Tokens, ...], ...]  # of each row, the steps to be read
-Kept = tuple[jax.Array, jax.Array]  # keys and values (L, N, Z, H) of one episode
+Kept = tuple[tuple[jax.Array, jax.Array], ...]  # keys and values (N, Z, H) of one episode, layer by layer
 
 
 @jax.tree_util.register_dataclass
@@ -52,16 +53,17 @@ class Decoder:
         model = config.model
         if not video:  # temporal attention is off where an image is a clip of its own, so need not be computed
             model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, temporal_attention=False))
+        model = dataclasses.replace(model, unroll=0, remat="none")
         self._agent, self._language = Agent(model), CachedLanguage(model)
         self._say = ActionLoop(self._language, choices)
         self.encode = jax.jit(self._encode, static_argnames="steps")
         self.decode = jax.jit(self._decode)
+        self.read_ahead = jax.jit(self._read_ahead, static_argnames="slots")
         self.decode_after = jax.jit(self._decode_after, donate_argnames="kept")
 
     def blank_cache(self, slots: int) -> Kept:
         """Keys and values of nothing, for an episode of up to `slots` slots."""
-        cache = self._language.blank(1, slots)
-        return cache.k_LBNZH[:, 0], cache.v_LBNZH[:, 0]
+        return _split(self._language.blank(1, slots))[0]
 
     def _encode(self, params: Params, frames_BFHWC: jax.Array, clip_BF: jax.Array, steps: int) -> Visual:
         """Projected visual tokens by row and step, of images in the order of steps, then cameras."""
@@ -70,40 +72,61 @@ class Decoder:
         split = tokens.reshape(rows, steps, -1, width)
         return tuple(tuple(split[row, step] for step in range(steps)) for row in range(rows))
 
-    def _decode(self, params: Params, visual: Visual, rows: Rows, how: HowToChoose) -> Said:
-        """Read rows from their beginning and say their actions."""
-        hidden_BD, cache = self._read(params, visual, rows, ())
-        seen_BZ = jnp.arange(rows.token_BC.shape[1])[None] < rows.count_B[:, None]
-        return self._say(params["language"], hidden_BD, Past(cache, seen_BZ), _after(rows), how)
+    def _decode(self, params: Params, visual: Visual, rows: Rows, how: HowToChoose, kept: tuple[Kept, ...] = ()
+                ) -> Said:
+        """Read rows, or what is new of them after `kept`, and say their actions."""
+        return self._read_and_say(params, visual, rows, how, kept)[0]
+
+    def _read_ahead(self, params: Params, visual: Visual, rows: Rows, slots: int) -> tuple[Kept, ...]:
+        """Read rows up to where what is seen next will follow: their keys and values, in caches of so many slots."""
+        language = params["language"]
+        read = self._language.keys_values(language, self._embedded(language, visual, rows), rows.position_BC)
+        more = slots - rows.token_BC.shape[1]
+        return _split(jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, more), (0, 0))), read))
 
     def _decode_after(self, params: Params, visual: Visual, rows: Rows, how: HowToChoose, kept: tuple[Kept, ...]
                       ) -> tuple[Said, tuple[Kept, ...]]:
-        """Read what is new of rows and say their actions; returns the caches with what was read now as well."""
-        cache = KeysValues(*(jnp.stack(part, axis=1) for part in zip(*kept, strict=True)))
-        slot_1Z = jnp.arange(cache.k_LBNZH.shape[3])[None]
-        hidden_BD, new = self._read(params, visual, rows, (Past(cache, slot_1Z < rows.used_B[:, None]),))
+        """The same; returns the caches with what was read now as well."""
+        said, new = self._read_and_say(params, visual, rows, how, kept)
 
-        def insert(row: jax.Array, cache: KeysValues) -> KeysValues:
-            def put(whole: jax.Array, part: jax.Array) -> jax.Array:
-                part = jax.lax.dynamic_slice_in_dim(part, row, 1, axis=1)
-                return jax.lax.dynamic_update_slice(whole, part, (0, row, 0, rows.used_B[row], 0))
+        def grown(row: int) -> Kept:
+            def put(whole_NZH: jax.Array, part_NCH: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_update_slice_in_dim(whole_NZH, part_NCH, rows.used_B[row], axis=1)
 
-            return jax.tree.map(put, cache, new)
+            return jax.tree.map(put, kept[row], _split(new)[row])
 
-        cache = jax.lax.fori_loop(0, len(kept), insert, cache)
-        past = Past(cache, slot_1Z < (rows.used_B + rows.count_B)[:, None])
-        said = self._say(params["language"], hidden_BD, past, _after(rows), how)
-        return said, tuple((cache.k_LBNZH[:, row], cache.v_LBNZH[:, row]) for row in range(len(kept)))
+        return said, tuple(grown(row) for row in range(len(kept)))
 
-    def _read(self, params: Params, visual: Visual, rows: Rows, past: tuple[Past, ...]
-              ) -> tuple[jax.Array, KeysValues]:
-        """hidden_BD of the last slot of each row, and keys and values of what was read."""
-        language = params["language"]
+    def _read_and_say(self, params: Params, visual: Visual, rows: Rows, how: HowToChoose, kept: tuple[Kept, ...]
+                      ) -> tuple[Said, Cache]:
+        """Actions, and keys and values of what was read now."""
+        language, past = params["language"], ()
+        if kept:
+            cache = _stacked(kept)
+            slot_1Z = jnp.arange(cache[0].k_BNZH.shape[2])[None]
+            past = (Past(cache, slot_1Z < rows.used_B[:, None]),)
+        hidden_BD, new = self._language.read(language, self._embedded(language, visual, rows), rows.position_BC,
+                                             jnp.maximum(rows.count_B - 1, 0), past)
+        new_BZ = jnp.arange(rows.token_BC.shape[1])[None] < rows.count_B[:, None]
+        return self._say(language, hidden_BD, (*past, Past(new, new_BZ)), _after(rows), how), new
+
+    def _embedded(self, language: Any, visual: Visual, rows: Rows) -> jax.Array:
+        """x_BCD: the tokens and visual tokens of rows."""
         visual_BGD = jnp.stack([jnp.concatenate(steps) for steps in visual])
         index_BC = jnp.clip(rows.visual_BC, 0, visual_BGD.shape[1] - 1)
         visual_BCD = jnp.take_along_axis(visual_BGD, index_BC[..., None], axis=1)
-        x_BCD = jnp.where((rows.visual_BC >= 0)[..., None], visual_BCD, self._language.embed(language, rows.token_BC))
-        return self._language.read(language, x_BCD, rows.position_BC, jnp.maximum(rows.count_B - 1, 0), past)
+        return jnp.where((rows.visual_BC >= 0)[..., None], visual_BCD, self._language.embed(language, rows.token_BC))
+
+
+def _stacked(kept: tuple[Kept, ...]) -> Cache:
+    """Caches of one episode each, as rows."""
+    return tuple(KeysValues(*map(jnp.stack, zip(*layer, strict=True))) for layer in zip(*kept, strict=True))
+
+
+def _split(cache: Cache) -> tuple[Kept, ...]:
+    """The reverse."""
+    rows = range(len(cache[0].k_BNZH))
+    return tuple(tuple((layer.k_BNZH[row], layer.v_BNZH[row]) for layer in cache) for row in rows)
 
 
 def _after(rows: Rows) -> jax.Array:

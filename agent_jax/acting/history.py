@@ -1,7 +1,8 @@
 """What is remembered of an episode, and the row that it makes: the layout of training, cut where the action begins.
 
     text   step   step   step now
-    [b w]  [v a]  [v a]  [v a        sliding: the last M - 1 steps and now, read anew at every step
+    [b w]  [v a]  [v a]  [v a        sliding: the last M - 1 steps and now, read anew at every step;
+     ahead ----------->  new ->               or all but what is new as soon as the action before it is known
      used ------------>  new ->      flushed: only what is new is read; after `flush_every` steps, nothing is left
 
 Slots and steps come in a few sizes (`Sizes`), so that short histories are cheap and little is compiled.
@@ -38,8 +39,8 @@ class Episode:
     time: int = 0  # steps acted
     text_ids: np.ndarray = dataclasses.field(default_factory=lambda: NO_IDS)
     steps: tuple[Seen, ...] = ()  # that the next row may begin with
-    kept: Any = None  # keys and values of the row so far (flushed history only)
-    used: int = 0  # how many slots of it they hold
+    kept: Any = None  # keys and values of the row so far (flushed history), or of what the next one begins with (ahead)
+    used: int = 0  # how many slots they hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +69,29 @@ class Sizes:
     cache: int  # slots of an episode's keys and values
 
     @classmethod
-    def of(cls, domain: Domain, visual_tokens: int, positions: int) -> Sizes:
+    def of(cls, domain: Domain, visual_tokens: int, positions: int, *, ahead: bool = False) -> Sizes:
         """Of a domain, in a model of V visual tokens an image and so many positions.
+
+        Args:
+            domain: in which is acted.
+            visual_tokens: V.
+            positions: of the model.
+            ahead: caches hold what is read ahead, all but the newest step of a window; else rows that grow.
 
         Raises:
             ValueError: a full window does not fit into the positions.
         """
         row = row_size([domain], visual_tokens, domain.images, positions)
         step = len(domain.cameras) * visual_tokens + domain.state_length + domain.action_length
-        steps = sorted({domain.window, *(2**n for n in range(domain.window.bit_length()))})
+        before = {domain.window - 1} if ahead else set()
+        steps = sorted({domain.window, *before, *(2**n for n in range(domain.window.bit_length()))})
         chunks = [(n, min(_eight(domain.max_text + n * step), row.slots)) for n in steps]
         new = _eight(step)  # the rest of an action, images, state, and what opens every action
         if new < chunks[0][1]:
             chunks.insert(0, (1, new))
-        # What is written to the cache is a whole chunk, so there must be room behind the longest row.
-        return cls(tuple(chunks), dataclasses.replace(row, image_size=1), row.slots + chunks[0][1])
+        # What is written to a row that grows is a whole chunk, so there must be room behind the longest row.
+        cache = dict(chunks)[domain.window - 1] if ahead else row.slots + chunks[0][1]
+        return cls(tuple(chunks), dataclasses.replace(row, image_size=1), cache)
 
     def fit(self, chunk: Chunk) -> tuple[int, int]:
         """The least (steps, slots) that hold a chunk."""
@@ -104,20 +113,44 @@ def next_chunk(domain: Domain, sizes: Sizes, visual_tokens: int, episode: Episod
         flushed: the row begins anew when it is full, or the text has changed; else it slides.
     """
     past, used = episode.steps, episode.used
-    if flushed and (len(past) >= most_steps or not np.array_equal(episode.text_ids, seen.text_ids)):
+    changed = not np.array_equal(episode.text_ids, seen.text_ids)
+    if flushed and (len(past) >= most_steps or changed):
         past, used = (), 0
     elif not flushed:
-        past, used = past[len(past) - most_steps + 1 :] if len(past) >= most_steps else past, 0
-    pixels = (np.zeros((1, 1, 3), np.uint8),) * len(domain.cameras)
-    steps = [Step(pixels, step.state_ids, step.action_ids) for step in past]
-    window = Window(domain.index, seen.text_ids, (*steps, Step(pixels, seen.state_ids, first_ids)), seed=0,
-                    video=domain.video, first_position=domain.first_position)
-    row = lay_out_prefix(window, sizes.row, visual_tokens, patches=visual_tokens - 1)
-    new = slice(used, window_need(window, visual_tokens).slots)
-    first = len(past) if used else 0
-    visual_C = row["visual_BS"][new]
+        past, used = past[len(past) - most_steps + 1 :] if len(past) >= most_steps else past, 0 if changed else used
+    now = Step(_pixels(domain), seen.state_ids, first_ids)
+    token_C, visual_C, position_C = _laid_out(domain, sizes, visual_tokens, seen.text_ids, past, now)
+    first, visual_C = len(past) if used else 0, visual_C[used:]
     visual_C = np.where(visual_C >= 0, visual_C - first * len(domain.cameras) * visual_tokens, -1)
-    return Chunk(past, first, used, row["token_BS"][new], visual_C, row["position_BS"][new])
+    return Chunk(past, first, used, token_C[used:], visual_C, position_C[used:])
+
+
+def chunk_ahead(domain: Domain, sizes: Sizes, visual_tokens: int, episode: Episode) -> Chunk:
+    """What the row of the next action begins with if it slides and the instruction stays: text and remembered steps.
+
+    Args:
+        domain: in which is acted.
+        sizes: of its rows.
+        visual_tokens: V.
+        episode: of at least one step; its last one stands where that of now does in other chunks.
+    """
+    return Chunk(episode.steps[:-1], 0, 0, *_laid_out(domain, sizes, visual_tokens, episode.text_ids, episode.steps))
+
+
+def _laid_out(domain: Domain, sizes: Sizes, visual_tokens: int, text_ids: np.ndarray, past: tuple[Seen, ...],
+              *now: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """token_C, visual_C and position_C of a row, as in training."""
+    steps = [Step(_pixels(domain), step.state_ids, step.action_ids) for step in past]
+    window = Window(domain.index, text_ids, (*steps, *now), seed=0, video=domain.video,
+                    first_position=domain.first_position)
+    row = lay_out_prefix(window, sizes.row, visual_tokens, patches=visual_tokens - 1)
+    slots = window_need(window, visual_tokens).slots
+    return row["token_BS"][:slots], row["visual_BS"][:slots], row["position_BS"][:slots]
+
+
+def _pixels(domain: Domain) -> tuple[np.ndarray, ...]:
+    """In the place of a step's images, which are encoded elsewhere."""
+    return (np.zeros((1, 1, 3), np.uint8),) * len(domain.cameras)
 
 
 def _eight(slots: int) -> int:

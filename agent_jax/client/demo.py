@@ -73,7 +73,8 @@ def measure(url: str, steps: int, clients: int = 1, *, token: str = "", rate_hz:
         token: the server's.
         rate_hz: of each robot; 0: as fast as it is answered.
         instruction: what they are told.
-        warm_up: actions before the counted ones, while the others still connect.
+        warm_up: actions before the counted ones, while the others still connect; the same episode, so that a window
+            may be full when counting begins.
 
     Raises:
         ValueError: no steps or no robots.
@@ -92,7 +93,6 @@ def measure(url: str, steps: int, clients: int = 1, *, token: str = "", rate_hz:
                 seen = RandomObservations(client.metadata, number)
                 for _ in range(warm_up):
                     client.act(seen.images(), instruction, seen.state())
-                client.reset()
                 begin.wait()
                 due = time.perf_counter()
                 for _ in range(steps):

@@ -24,6 +24,7 @@ from agent_jax.evaluate.offline import evaluate_offline, format_scores
 from agent_jax.evaluate.replay_actions import format_replayed, gathered_from, recorded_episodes, replay_actions
 from agent_jax.evaluate.replay_frames import replay_frames
 from agent_jax.evaluate.simulators import Simulators
+from agent_jax.host_memory import keep_freed_memory
 from agent_jax.policy import Policy
 from agent_jax.view.rollout import usual_format, write_recording
 
@@ -31,6 +32,7 @@ from agent_jax.view.rollout import usual_format, write_recording
 def closed_loop_command(options: argparse.Namespace) -> int:
     """Act in a simulator; returns the exit status."""
     begun = time.perf_counter()
+    keep_freed_memory()
     module = load(options.env)
     trained = Trained.load(options.checkpoint)
     check_domain(trained.domain(options.domain), module)

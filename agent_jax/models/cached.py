@@ -4,9 +4,10 @@
     [b w w v v v v v a a a a . . .]  [v v v v v s s s s a . .]    . masked, or read without effect
                                       every slot sees the past and the chunk up to itself
 
-The parameters and modules are those of `language.py`; the order of work is another. Keys and values are kept, and of
-the last layer only the slot that predicts is computed. A cache holds heads before slots, as the products of attention
-want them: L layers, B rows, N heads, Z slots, H width of a head. C is the length of a chunk.
+The parameters and modules are those of `language.py`, each layer on its own (`transformer.layers_apart`); the order of
+work is another. Keys and values are kept, and of the last layer only the slot that predicts is computed. A cache has
+an entry a layer and holds heads before slots, as the products of attention want them: B rows, N heads, Z slots, H width
+of a head. C is the length of a chunk.
 """
 
 from __future__ import annotations
@@ -26,16 +27,19 @@ SHORT = 8  # slots of a chunk whose last layer is computed like the others: ther
 
 
 class KeysValues(NamedTuple):
-    """Of every layer, in the compute dtype."""
+    """Of one layer, in the compute dtype."""
 
-    k_LBNZH: jax.Array
-    v_LBNZH: jax.Array
+    k_BNZH: jax.Array
+    v_BNZH: jax.Array
+
+
+Cache = tuple[KeysValues, ...]  # of all layers, the first one first
 
 
 class Past(NamedTuple):
     """What was read before, and which slots of it each row sees."""
 
-    cached: KeysValues
+    cached: Cache
     visible_BZ: jax.Array
 
 
@@ -48,11 +52,11 @@ class CachedLanguage:
         self._config = c
         self._block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self._dtype)
 
-    def blank(self, rows: int, slots: int) -> KeysValues:
+    def blank(self, rows: int, slots: int) -> Cache:
         """A cache of zeros with Z = `slots`."""
         c = self._config
-        shape = (c.depth, rows, c.heads, slots, c.width // c.heads)
-        return KeysValues(jnp.zeros(shape, self._dtype), jnp.zeros(shape, self._dtype))
+        shape = (rows, c.heads, slots, c.width // c.heads)
+        return tuple(KeysValues(jnp.zeros(shape, self._dtype), jnp.zeros(shape, self._dtype)) for _ in range(c.depth))
 
     def embed(self, params: Mapping[str, Any], token_BC: jax.Array) -> jax.Array:
         """Token embeddings (B, C, D)."""
@@ -64,7 +68,7 @@ class CachedLanguage:
         return jnp.einsum("BD,AD->BA", hidden_BD, table_AD).astype(jnp.promote_types(self._dtype, jnp.float32))
 
     def read(self, params: Mapping[str, Any], x_BCD: jax.Array, position_BC: jax.Array, last_B: jax.Array,
-             past: Sequence[Past] = ()) -> tuple[jax.Array, KeysValues]:
+             past: Sequence[Past] = ()) -> tuple[jax.Array, Cache]:
         """Read a chunk.
 
         Args:
@@ -78,32 +82,54 @@ class CachedLanguage:
             hidden_BD of those slots after the final norm, and keys and values of the chunk (Z = C).
         """
         depth = self._config.depth
-        place = jnp.take(params["position_embedding"], position_BC + POSITION_OFFSET, axis=0, mode="clip")
-        x = x_BCD + place.astype(self._dtype)
-
-        def layer(x: jax.Array, number: jax.Array) -> tuple[jax.Array, KeysValues]:
-            p = _layer(params["blocks"], number)
-            q, k, v = self._queries_keys_values(p, x, ("q", "k", "v"))
-            # Without a past, blocks of queries skip the keys after them: half of the work.
-            seen = [Past(_layer(part.cached, number), part.visible_BZ) for part in past]
-            out = (attend_after(q, k, v, jnp.arange(x.shape[1])[None], seen) if past else
-                   attend_causally(q, k, v, jnp.ones(x.shape[:2], jnp.int32)))
-            return self._finish(p, x, out), _heads_first(k, v)
-
+        x = self._placed(params, x_BCD, position_BC)
         if x.shape[1] <= SHORT:
-            x, new = jax.lax.scan(layer, x, jnp.arange(depth))
+            x, new = self._through(params, x, depth, past)
             hidden_B1D = jnp.take_along_axis(x, last_B[:, None, None], axis=1)
             return self._norm(params["final_norm"], hidden_B1D)[:, 0], new
-        x, early = jax.lax.scan(layer, x, jnp.arange(depth - 1))
-        p = _layer(params["blocks"], jnp.asarray(depth - 1))
+        x, early = self._through(params, x, depth - 1, past)
+        p = _layer(params, depth - 1)
         x_B1D = jnp.take_along_axis(x, last_B[:, None, None], axis=1)
         k, v = self._queries_keys_values(p, x, ("k", "v"))
         [q] = self._queries_keys_values(p, x_B1D, ("q",))
-        seen = [Past(_layer(part.cached, jnp.asarray(depth - 1)), part.visible_BZ) for part in past]
-        x_B1D = self._finish(p, x_B1D, attend_after(q, k, v, last_B[:, None], seen))
+        x_B1D = self._finish(p, x_B1D, attend_after(q, k, v, last_B[:, None], _seen(past, depth - 1)))
         hidden_BD = self._norm(params["final_norm"], x_B1D)[:, 0]
-        late = _heads_first(k, v)
-        return hidden_BD, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), early, late)
+        return hidden_BD, (*early, _heads_first(k, v))
+
+    def keys_values(self, params: Mapping[str, Any], x_BCD: jax.Array, position_BC: jax.Array) -> Cache:
+        """Read a chunk that begins its rows and after which nothing is said yet: of the last layer, no more is needed.
+
+        Args:
+            params: of the language model.
+            x_BCD: embedded slots.
+            position_BC: position of each slot in its sample.
+
+        Returns:
+            Keys and values of the chunk (Z = C).
+        """
+        depth = self._config.depth
+        x, early = self._through(params, self._placed(params, x_BCD, position_BC), depth - 1, ())
+        k, v = self._queries_keys_values(_layer(params, depth - 1), x, ("k", "v"))
+        return (*early, _heads_first(k, v))
+
+    def _placed(self, params: Mapping[str, Any], x_BCD: jax.Array, position_BC: jax.Array) -> jax.Array:
+        """Slots with their positions."""
+        place = jnp.take(params["position_embedding"], position_BC + POSITION_OFFSET, axis=0, mode="clip")
+        return x_BCD + place.astype(self._dtype)
+
+    def _through(self, params: Mapping[str, Any], x: jax.Array, layers: int, past: Sequence[Past]
+                 ) -> tuple[jax.Array, Cache]:
+        """x (B, C, D) after the first layers, and their keys and values."""
+        new = []
+        for number in range(layers):
+            p = _layer(params, number)
+            q, k, v = self._queries_keys_values(p, x, ("q", "k", "v"))
+            # Without a past, blocks of queries skip the keys after them: half of the work.
+            out = (attend_after(q, k, v, jnp.arange(x.shape[1])[None], _seen(past, number)) if past else
+                   attend_causally(q, k, v, jnp.ones(x.shape[:2], jnp.int32)))
+            x = self._finish(p, x, out)
+            new.append(_heads_first(k, v))
+        return x, tuple(new)
 
     def _queries_keys_values(self, p: Mapping[str, Any], x: jax.Array, wanted: Sequence[str]) -> list[jax.Array]:
         """Those of q, k, v that are wanted, each (B, C, N, H)."""
@@ -126,9 +152,14 @@ class CachedLanguage:
         return LayerNorm(self._config.layer_norm_eps, self._dtype).apply({"params": p}, x)
 
 
-def _layer(stacked: Any, number: jax.Array) -> Any:
-    """One layer of a tree of arrays (L, ...)."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), stacked)
+def _layer(params: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """The parameters of one layer."""
+    return params[f"block_{number}"]
+
+
+def _seen(past: Sequence[Past], number: int) -> list[tuple[KeysValues, jax.Array]]:
+    """What one layer sees of what was read before."""
+    return [(part.cached[number], part.visible_BZ) for part in past]
 
 
 def _heads_first(k_BCNH: jax.Array, v_BCNH: jax.Array) -> KeysValues:

@@ -8,7 +8,7 @@ A stack holds its layers' parameters on a leading axis L, under one name, `block
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -53,7 +53,7 @@ class BlockConfig:
     layer_norm_eps: float
     dtype: Any  # of matmuls
     remat: str = "none"
-    unroll: int = 1  # layers in one piece of the scan
+    unroll: int = 1  # layers in one piece of the scan; 0: no scan, each layer's parameters apart (`layers_apart`)
     dropout: float = 0.0  # after the attention and after the MLP, as in OPT
     temporal: str = "none"  # none, or where temporal attention stands: "after" or "before" the spatial one
 
@@ -209,8 +209,31 @@ def run_blocks(
     block: Any = Block
     if config.remat != "none":
         block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[config.remat])
+    if not config.unroll:
+        outputs = []
+        for number in range(depth):
+            one = block(config, collect=collect, name=f"block_{number}", **patterns)
+            x, output = one(constrain_rows(x), jnp.asarray(number), visibility, keys_B)
+            outputs.append(output)
+        return x, (jnp.stack(outputs) if collect else None)
     in_axes: Any = (0, nn.broadcast, nn.broadcast)
     scan = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=in_axes, length=depth,
                    unroll=min(config.unroll, depth))
     blocks = scan(config, collect=collect, name="blocks", **patterns)
     return blocks(constrain_rows(x), jnp.arange(depth), visibility, keys_B)
+
+
+def layers_apart(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The same parameters with `block_0`, `block_1`, ... in the place of each `blocks` (L, ...).
+
+    A scan copies every layer's parameters out of the stack before it uses them: little beside a training step, but as
+    much as a product with one token takes.
+    """
+    apart: dict[str, Any] = {}
+    for name, part in params.items():
+        if name == "blocks":
+            depth = len(jax.tree.leaves(part)[0])
+            apart |= {f"block_{n}": jax.tree.map(lambda leaf, n=n: leaf[n], part) for n in range(depth)}
+        else:
+            apart[name] = layers_apart(part) if isinstance(part, Mapping) else part
+    return apart

@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--history", choices=("sliding", "flushed"), default="sliding")
     parser.add_argument("--flush_every", type=int, default=0, metavar="M", help="steps, of --history flushed")
+    parser.add_argument("--ahead", action="store_true",
+                        help="sliding history: read what is known of the next row once an action is sent")
     for field in dataclasses.fields(ServeOptions):
         kind = {"int": int, "float": float, "str": str}[str(field.type)]
         parser.add_argument(f"--{field.name}", type=kind, default=field.default,
@@ -78,16 +80,19 @@ def _serve(options: argparse.Namespace) -> None:
 
     from agent_jax import checkpoint
     from agent_jax.actions import ActionSpec
+    from agent_jax.host_memory import keep_freed_memory
     from agent_jax.policy import Policy
     from agent_jax.serve.handshake import metadata
     from agent_jax.serve.limits import ActionLimits
     from agent_jax.serve.server import Server
 
     begun = time.monotonic()
+    keep_freed_memory()
     directory, named = checkpoint.locate(options.checkpoint)
     step = checkpoint.read_meta(directory, named if options.step is None else options.step)["step"]
     policy = Policy.load(options.checkpoint, domain=options.domain, step=step, temperature=options.temperature,
-                         seed=options.seed, history=options.history, flush_every=options.flush_every)
+                         seed=options.seed, history=options.history, flush_every=options.flush_every,
+                         ahead=options.ahead)
     spec = policy.domain.spec.spec if policy.domain.spec else None
     assert isinstance(spec, ActionSpec)  # Policy refuses domains without actions
     limits = ActionLimits(spec)
