@@ -1,28 +1,29 @@
-"""Time of an action of the agent on random observations: cached, uncached, and the same agent in PyTorch, in one run.
+"""Time to an action of the agent on random observations: cached, uncached, and the same agent in PyTorch, in one run.
 
     python benchmarks/act_latency.py [--checkpoint DIR [--domain NAME] | --random full|tiny] [--frames 4] [--steps 5]
         [--batch 1 8] [--only NAME ...] [--json PATH]
 
     sliding     ours, as Policy acts by default: the window is read anew from kept encodings
+    ahead       ours, sliding with ahead=True: what is known of the next row is read after the action is returned
     flushed     ours, the keys and values of the window kept as well, and dropped when it is full
-    uncached    ours without any cache: for every id of the action, the whole row through the whole model
+    uncached    ours without any cache: for every id that has an alternative, as those alone are asked for, the whole
+                row, its images included, through the whole model
+    naive       the same for every id of the action, also those that the automaton leaves no choice of
     pytorch     the exported agent (convert.torch_agent.Policy): kept encodings, key-value cache; sliding window
     generate    transformers' OPTForCausalLM.generate on the row that the exported agent embeds, with its own cache;
                 as one writes it first: every image of the window is encoded at each action
 
-The ways take turns, an action each, on the same observations, after their windows are full; medians of all turns, and
-their ratios; in brackets the same by processor time, which hardly depends on what else the machine does.
-docs/acting.md has what was measured.
+The ways take turns, an action each, on the same observations, after their windows are full. Medians of all turns:
+`action` until the action is there; `step` until nothing is being computed any more, which is longer with `ahead` alone:
+a robot that moves for the difference waits for `action`, one that asks at once for `step`; `processor` seconds of the
+step, which hardly depend on what else the machine does. docs/acting.md has what was measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -32,10 +33,12 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from machine import describe, write_json
 from transformers import OPTForCausalLM
 
 from agent_jax import checkpoint
 from agent_jax.acting.choices import Choices
+from agent_jax.acting.observation import prepare
 from agent_jax.acting.uncached import Uncached
 from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
 from agent_jax.checkpoint import Checkpoints
@@ -55,11 +58,14 @@ from agent_jax.data.layout import Step, Window
 from agent_jax.host_memory import keep_freed_memory
 from agent_jax.models.agent import init_params
 from agent_jax.policy import Policy
-from agent_jax.restart import checkpoint_meta
+from agent_jax.restart import checkpoint_meta, restore_acting_parameters
 from agent_jax.vocabulary import Vocabulary
 
-Act = Callable[[Sequence[np.ndarray], Sequence[Any]], Any]  # images and states of all environments -> their actions
+Act = Callable[..., Any]  # images and states of all environments -> their actions
 TEXT = "push the red block to the blue cube"
+OURS: dict[str, dict[str, Any]] = {"sliding": {}, "ahead": {"ahead": True}, "flushed": {"history": "flushed"}}
+UNCACHED = {"uncached": False, "naive": True}  # whether every id is asked for
+WAYS = [*OURS, *UNCACHED, "pytorch", "generate"]
 
 
 def random_checkpoint(directory: Path, size: str, frames: int) -> Path:
@@ -89,32 +95,38 @@ def ours(policy: Policy, texts: Sequence[str]) -> Act:
                                              states if policy.domain.state else None)
 
 
-def uncached(path: Path, domain: Domain, texts: Sequence[str]) -> Act:
-    """Every id by a whole forward pass; greedy."""
+def uncached(path: Path, domain: Domain, texts: Sequence[str], *, every: bool) -> Act:
+    """A whole forward pass for each id, or for each that has an alternative; greedy."""
     directory, named = checkpoint.locate(path)
-    config = from_config_dict(checkpoint.read_meta(directory, named)["config"])
-    policy = Policy.load(path, domain=domain.name)
+    meta = checkpoint.read_meta(directory, named)
+    config = from_config_dict(meta["config"])
+    params = restore_acting_parameters(directory, config, meta["step"])
     assert domain.spec is not None
     reference, choices = Uncached(config, domain), Choices.of(domain.spec.automaton)
     automaton = choices.automaton
     past: list[tuple[Step, ...]] = [()] * len(texts)
 
-    def act(images: Sequence[np.ndarray], states: Sequence[Any]) -> list[np.ndarray]:
-        seen = [policy.prepare(image, text, state) for image, text, state in zip(images, texts, states, strict=True)]
-        ids, where = [[*choices.first_ids.tolist()] for _ in seen], [choices.first_state] * len(seen)
+    def act(images: Sequence[np.ndarray], states: Sequence[Any], *, ask: bool = True) -> list[np.ndarray]:
+        """Without `ask`, takes any legal action, and no time: enough where a window is only to be filled."""
+        seen = [prepare(domain, image, text, state) for image, text, state in zip(images, texts, states, strict=True)]
+        ids = [[] if every else [*choices.first_ids.tolist()] for _ in seen]
+        where = [automaton.start if every else choices.first_state] * len(seen)
         while any(state != automaton.accept for state in where):
             newest = [Step(one.frames, one.state_ids, np.asarray(said, np.int32))
                       for one, said in zip(seen, ids, strict=True)]
             windows = [Window(domain.index, one.text_ids, (*steps, now), seed=0, video=domain.video,
                               first_position=domain.first_position)
                        for one, steps, now in zip(seen, past, newest, strict=True)]
-            for i, logits_A in enumerate(reference.logits(policy.params, windows)):
+            logits_BA = reference.logits(params, windows) if ask else np.zeros((len(windows), len(automaton.ids_A)))
+            for i, logits_A in enumerate(logits_BA):
                 if where[i] != automaton.accept:
                     legal_A = automaton.next_QA[where[i]] >= 0
                     column = int(np.argmax(np.where(legal_A, logits_A, -np.inf)))
-                    entered = automaton.next_QA[where[i], column]
-                    ids[i] += [automaton.ids_A[column], *choices.forced_QR[entered, : choices.count_Q[entered]]]
-                    where[i] = choices.after_Q[entered]
+                    where[i] = automaton.next_QA[where[i], column]
+                    ids[i].append(automaton.ids_A[column])
+                    if not every:
+                        ids[i] += choices.forced_QR[where[i], : choices.count_Q[where[i]]].tolist()
+                        where[i] = choices.after_Q[where[i]]
         for i, one in enumerate(seen):
             past[i] = (*past[i], Step(one.frames, one.state_ids, np.asarray(ids[i], np.int32)))[1 - domain.window :]
         return [np.asarray(said, np.int32) for said in ids]
@@ -163,21 +175,25 @@ def generate(folder: Path, agent: torch_agent.Agent, name: str, texts: Sequence[
     return act
 
 
-def measure(ways: dict[str, Act], domain: Domain, batch: int, steps: int) -> dict[str, tuple[float, float]]:
-    """Median seconds of an action of each way, by the clock and of the processor; the ways take turns."""
+def measure(ways: dict[str, Act], domain: Domain, batch: int, steps: int) -> dict[str, dict[str, float]]:
+    """Median seconds of each way: until the action, of the whole step, and of the processor; the ways take turns."""
     random = np.random.default_rng(0)
     size = (batch, domain.image_size, domain.image_size, 3)
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
     for turn in range(domain.window + steps):
         images = random.integers(0, 256, size, np.uint8)
         states = [{key: np.zeros(shape, dtype) for key, (shape, dtype) in domain.state.spec.fields.items()}
                   if domain.state else None] * batch
         for name, act in ways.items():
+            how = {"ask": False} if name in UNCACHED and turn < domain.window - 1 else {}
             begun, spent = time.perf_counter(), time.process_time()
-            act(images, states)
+            act(images, states, **how)
+            told = time.perf_counter() - begun
+            jax.block_until_ready(jax.live_arrays())  # what is being read ahead
             if turn >= domain.window:  # windows are full, everything is compiled
-                seconds[name].append((time.perf_counter() - begun, time.process_time() - spent))
-    return {name: tuple(np.median(found, axis=0).tolist()) for name, found in seconds.items()}
+                seconds[name].append((told, time.perf_counter() - begun, time.process_time() - spent))
+    return {name: dict(zip(("action", "step", "processor"), np.median(found, axis=0).tolist(), strict=True))
+            for name, found in seconds.items()}
 
 
 def main() -> None:
@@ -190,34 +206,34 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--only", nargs="+", default=["sliding", "flushed", "uncached", "pytorch", "generate"])
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=WAYS, metavar="NAME")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    machine = describe(accelerators=False)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         path = options.checkpoint or random_checkpoint(Path(scratch) / "random", options.random, options.frames)
-        policies = {history: Policy.load(path, domain=options.domain, history=history)
-                    for history in ("sliding", "flushed")}
+        policies = {name: Policy.load(path, domain=options.domain, **how) for name, how in OURS.items()
+                    if name in options.only or name == "sliding"}
         domain, folder = policies["sliding"].domain, options.folder
         if folder is None and {"pytorch", "generate"} & set(options.only):
             folder = Path(scratch) / "torch"
             export(path, folder)
         found = {batch: compare(path, folder, policies, domain, batch, options) for batch in options.batch}
-    content = {"seconds": found, "frames": domain.window, "cores": os.cpu_count(), "machine": platform.machine(),
-               "load": os.getloadavg(), "versions": {"jax": jax.__version__, "torch": torch.__version__},
-               "date": datetime.date.today().isoformat()}
     if options.json:
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(options.json, machine, {"seconds": found, "frames": domain.window, "load_after": os.getloadavg()[0]})
 
 
 def compare(path: Path, folder: Path | None, policies: dict[str, Policy], domain: Domain, batch: int,
-            options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+            options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """All ways at one batch size, printed."""
     texts = [TEXT] * batch
     for policy in policies.values():
         policy.forget(range(batch))
     ways: dict[str, Act] = {name: ours(policy, texts) for name, policy in policies.items()}
-    ways["uncached"] = uncached(path, domain, texts)
+    for name, every in UNCACHED.items():
+        if name in options.only:
+            ways[name] = uncached(path, domain, texts, every=every)
     if folder is not None:
         agent = torch_agent.Agent.load(folder)
         exported = torch_agent.Policy(folder, domain=domain.name, agent=agent)
@@ -226,12 +242,15 @@ def compare(path: Path, folder: Path | None, policies: dict[str, Policy], domain
         ways["generate"] = generate(folder, agent, domain.name, texts)
     ways = {name: act for name, act in ways.items() if name in options.only}
     found = measure(ways, domain, batch, options.steps)
-    print(f"batch {batch}, load {os.getloadavg()[0]:.1f}")
-    for name, (clock, spent) in found.items():
-        against = ", ".join(f"{found[other][0] / clock:.2f}x ({found[other][1] / spent:.2f}x) faster than {other}"
-                            for other in ("uncached", "pytorch", "generate")
-                            if other in found and name in policies)
-        print(f"  {name:<9} {1e3 * clock:9.1f} ms ({1e3 * spent:9.1f} ms)  {against}", flush=True)
+    against = [name for name in WAYS if name in found and name not in OURS]
+    print(f"batch {batch}, load {os.getloadavg()[0]:.1f}; milliseconds, and how many times faster than the other "
+          "ways an action is (a step; by processor time)")
+    print(f"  {'':<9} {'action':>8} {'step':>8} {'processor':>9}  " + "".join(f"{name:<22}" for name in against))
+    for name, mine in found.items():
+        ratios = [", ".join(f"{found[other][key] / mine[key]:.2f}" for key in mine) for other in against]
+        ratios = [f"{first} ({rest})" for first, rest in (ratio.split(", ", 1) for ratio in ratios)]
+        print(f"  {name:<9} " + " ".join(f"{1e3 * mine[key]:8.0f}" for key in mine) + "   "
+              + "".join(f"{ratio:<22}" for ratio in ratios if name in OURS), flush=True)
     return found
 
 

@@ -1,6 +1,7 @@
 """What a server adds to acting: the time of an action from a robot's side, against the same policy in this process.
 
-    python benchmarks/serve_latency.py --checkpoint WORKDIR [--domain D] [--clients 1,4,16] [--steps 100] [--json PATH]
+    python benchmarks/serve_latency.py --checkpoint WORKDIR [--domain D] [--clients 1,4,16] [--steps 100]
+        [--rate_hz HZ] [--ahead] [--served_only] [--json PATH]
 
 A server of its own (`python -m agent_jax.serve`) on this machine, and 1, 4 and 16 robots that see noise and ask as fast
 as they are answered; then, with the server gone, `Policy.act` on as many observations in one call. What the robots do
@@ -10,11 +11,8 @@ costs time on the same cores. docs/serving.md has what was measured.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import pathlib
-import platform
 import re
 import signal
 import subprocess
@@ -25,9 +23,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from machine import describe, write_json
 
 from agent_jax.client import Client
 from agent_jax.client.demo import RandomObservations, format_table, measure
+from agent_jax.host_memory import keep_freed_memory
 from agent_jax.policy import Policy
 
 WARM_UP = 6  # calls that are not counted, more than any window's steps that are read differently
@@ -37,7 +37,8 @@ INSTRUCTION = "go"
 def serve(options: argparse.Namespace, clients: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
     """Figures by number of robots, the server's metadata, and the seconds until it was ready."""
     line = [sys.executable, "-m", "agent_jax.serve", "--checkpoint", options.checkpoint, "--domain", options.domain,
-            "--port", "0", "--max_batch", str(max(clients)), "--log_level", "error"]
+            "--port", "0", "--max_batch", str(max(clients)), "--log_level", "error",
+            *(["--ahead"] if options.ahead else [])]
     begun = time.perf_counter()
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -50,7 +51,8 @@ def serve(options: argparse.Namespace, clients: Sequence[int]) -> tuple[list[dic
             print(f"the server was ready after {ready_s:.1f} s", flush=True)
             rows = []
             for number in clients:
-                measured = measure(found[0], options.steps, number, instruction=INSTRUCTION, warm_up=WARM_UP)
+                measured = measure(found[0], options.steps, number, rate_hz=options.rate_hz, instruction=INSTRUCTION,
+                                   warm_up=WARM_UP)
                 print(format_table([measured]), flush=True)
                 rows.append(measured.to_json())
             with Client(found[0]) as client:
@@ -62,7 +64,8 @@ def serve(options: argparse.Namespace, clients: Sequence[int]) -> tuple[list[dic
 
 def in_process(options: argparse.Namespace, clients: Sequence[int], metadata: dict[str, Any]) -> list[dict[str, Any]]:
     """The same policy, asked for as many actions in one call as there were robots."""
-    policy = Policy.load(options.checkpoint, domain=options.domain)
+    keep_freed_memory()  # as the server does
+    policy = Policy.load(options.checkpoint, domain=options.domain, ahead=options.ahead)
     policy.warm_up((max(clients),))
     seen, rows = RandomObservations(metadata, 0), []
     for number in clients:
@@ -87,19 +90,22 @@ def main() -> int:
     parser.add_argument("--domain", default="")
     parser.add_argument("--clients", default="1,4,16")
     parser.add_argument("--steps", type=int, default=100, help="actions of each robot that are counted")
-    parser.add_argument("--json")
+    parser.add_argument("--rate_hz", type=float, default=0.0, help="of each robot; 0: as fast as it is answered")
+    parser.add_argument("--ahead", action="store_true", help="read what is known of the next row after an action")
+    parser.add_argument("--served_only", action="store_true", help="leave out the same policy in this process")
+    parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
+    machine = describe(accelerators=False)
     clients = [int(number) for number in options.clients.split(",")]
     with tempfile.TemporaryDirectory() as compiled:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)  # so that nothing is compiled twice
         served, metadata, ready_s = serve(options, clients)
-        alone = in_process(options, clients, metadata)
+        alone = [] if options.served_only else in_process(options, clients, metadata)
     if options.json:
-        content = {"checkpoint": options.checkpoint, "domain": metadata["domain"], "window": metadata["window"],
-                   "steps": options.steps, "ready_s": round(ready_s, 1), "served": served, "in_process": alone,
-                   "versions": metadata["versions"], "machine": platform.machine(), "cores": os.cpu_count(),
-                   "load_average": os.getloadavg()[0], "date": datetime.date.today().isoformat()}
-        pathlib.Path(options.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, machine, {
+            "checkpoint": options.checkpoint, "domain": metadata["domain"], "window": metadata["window"],
+            "steps": options.steps, "ahead": options.ahead, "rate_hz": options.rate_hz, "ready_s": round(ready_s, 1),
+            "served": served, "in_process": alone})
     return 0
 
 
