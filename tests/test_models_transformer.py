@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agent_jax.models.attention import causal_segment_mask
-from agent_jax.models.transformer import Block, BlockConfig, run_blocks
+from agent_jax.models.transformer import Block, BlockConfig, layers_apart, run_blocks
 
 CONFIG = BlockConfig(width=16, heads=2, mlp_width=24, activation="gelu", layer_norm_eps=1e-5,
                      dtype=jnp.dtype("float32"), dropout=0.3)
@@ -36,6 +36,16 @@ def random_params():
     shapes = jax.eval_shape(Stack(CONFIG).init, jax.random.key(0), *inputs())["params"]
     rng = np.random.default_rng(2)
     return jax.tree.map(lambda leaf: np.asarray(0.3 * rng.standard_normal(leaf.shape), np.float32), shapes)
+
+
+def test_layers_apart_compute_what_the_scan_computes():
+    x, mask, keys = inputs()
+    params, apart = random_params(), Stack(dataclasses.replace(CONFIG, unroll=0))
+    expected = jax.jit(Stack(CONFIG).apply)({"params": params}, x, mask, keys)
+    found = jax.jit(apart.apply)({"params": layers_apart(params)}, x, mask, keys)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
+    drawn = jax.eval_shape(apart.init, jax.random.key(0), x, mask, keys)["params"]
+    assert jax.tree.map(jnp.shape, layers_apart(params)) == jax.tree.map(jnp.shape, drawn)
 
 
 @pytest.mark.parametrize("dropout", [False, True])
