@@ -22,7 +22,7 @@ def row_of(name: str, record: dict[str, Any]) -> dict[str, Any]:
     estimate = " (estimate)" if record["estimate"] else ""
     values = (
         f"{name}{estimate}", str(record["topology"]["devices"]), "x".join(map(str, record["mesh"].values())),
-        f"{batch['rows']} = {batch['shards']} x {batch['rows_a_microbatch_and_shard']} x {batch['accumulation']}",
+        f"{batch['rows']} = {batch['shards']} x {batch['rows_a_microbatch_and_shard']} x {batch['microbatches']}",
         f"{memory['total'] / 2**30:.1f} of {memory['hbm'] / 2**30:.1f}", f"{roof['model_flops'] / 1e12:,.0f}",
         f"{roof['recomputed_flops'] / 1e12:,.0f}", f"{sent / 1e6:,.0f}", f"{roof['compute_seconds'] * 1e3:,.0f}",
         f"{roof['hbm_seconds'] * 1e3:,.0f}", f"{roof['interconnect_seconds'] * 1e3:,.0f}",

@@ -9,7 +9,9 @@ Started by launch/gpu_node.sh or launch/slurm.sbatch. Variants: `:one` GPU, `:no
 eight each, as many as there are (parameters are gathered inside a node, gradients added up between nodes);
 `:opt-1.3b` (ViT-L/14 + OPT-1.3B) and `:opt-6.7b` (ViT-L/14 + OPT-6.7B), for a node of eight.
 
-FIGURES
+Planned (`python benchmarks/plan_counts.py`, 2026-11-26), 768 rows of 9 images a step: 249,108,480 parameters, 2,293
+TFLOP; parameters, moments and gradients of 3.71 GiB a GPU; 32 microbatches on one H100, 4 on eight. The paper's 1.6e20
+operations are 112 GPU-hours at 40% of the H100's peak, an assumption. docs/scaling.md says what that leaves out.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,11 @@ The same command on every host. The global batch is the same on every slice: few
 v4-128. `:smoke` runs two steps of a tiny model on 8 fake CPU devices in a mesh of all its axes but replica, on a few
 demonstrations of BabyAI (needs the extra `babyai`).
 
-FIGURES
+Planned (`python benchmarks/plan_counts.py`, 2026-11-26), 768 rows of 9 images a step: 249,108,480 parameters, 2,293
+TFLOP, and parameters, moments and gradients of 1.39 GiB a chip; in 12 microbatches on v4-8, 3 on v4-32, 1 on v4-128.
+The paper's 1.6e20 operations are 404 chip-hours at 40% of the peak, an assumption. In rows of 7 images, on v4-128:
+`:opt-1.3b` 1,660,141,900 parameters, 16,227 TFLOP, 3.09 GiB a chip; `:opt-6.7b` 7,007,643,980, 67,754, 4.88 GiB.
+docs/scaling.md says what the TPU's compiler adds to that, activations first of all; `--search` finds other meshes.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,9 @@
 
 The same command on every host. The global batch is the same on every slice (`config.train.rows_per_device`).
 
-FIGURES
+Planned (`python benchmarks/plan_counts.py`, 2026-11-26) on v5e-16, 768 rows of 9 images a step: 249,108,480 parameters,
+2,293 TFLOP in 8 microbatches; parameters, moments and gradients of 1.39 GiB a chip. The paper's 1.6e20 operations are
+564 chip-hours at 40% of the peak, an assumption. docs/scaling.md says what the TPU's compiler adds.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """Rooflines and the words of a plan, from a step that was compiled here."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -134,3 +135,22 @@ def test_the_compilers_refusal_is_told_with_its_figures():
     assert str(error) == "needs 45.50GiB of 30.75GiB of HBM"
     assert error.needed == int(45.5 * 2**30)
     assert too_large("RESOURCE_EXHAUSTED: for another reason").needed == 0
+
+
+def test_the_table_of_plans_is_made_of_what_plans_wrote(root, planned, tmp_path):
+    step, row = planned
+    topology = find_topology("h100-2")
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(plan_record(step, topology, row, roofline(step, topology, 16, 0.4), 0.4)))
+    script, rows = root / "benchmarks" / "plan_table.py", tmp_path / "rows.json"
+    command = [sys.executable, str(script), str(path), f"--json={rows}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    head, _, line = done.stdout.splitlines()
+    assert head.count("|") == line.count("|")
+    assert line.startswith("| tiny (estimate) | 2 | 1x1x2x1 | 8 = 2 x 2 x 2 | ")
+    (written,) = json.loads(rows.read_text())
+    assert written["chips"] == "2"
+    path.write_text("{}")
+    refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert refused.returncode == 2
+    assert "expected files that `python -m agent_jax.plan --json FILE` wrote" in refused.stderr
