@@ -3,7 +3,8 @@
     python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]" && .venv-tpu/bin/pip install pytest hypothesis
     .venv-tpu/bin/python -m pytest -m tpu_compile tests/test_plan_tpu.py
 
-libtpu serves one process at a time: not with `-n`.
+libtpu serves one process at a time: not with `-n`. A compile takes one to two minutes of a core, however small the model,
+so CI runs those that are not `slow` besides.
 """
 
 import importlib.util
@@ -17,8 +18,10 @@ from ci_size import CI_SIZE
 
 pytestmark = pytest.mark.tpu_compile
 
-CONFIGS = [("tpu_v4.py", "v4-8"), ("tpu_v4.py", "v4-32"), ("tpu_v4.py", "v4-128"),
-           ("tpu_v4.py:opt-1.3b", "v4-128"), ("tpu_v4.py:opt-6.7b", "v4-128"), ("tpu_v5e.py", "v5e-16")]
+slow = pytest.mark.slow
+CONFIGS = [("tpu_v4.py", "v4-32"), ("tpu_v5e.py", "v5e-16"), ("tpu_v4.py:opt-1.3b", "v4-128"),
+           *(pytest.param(*case, marks=slow) for case in
+             (("tpu_v4.py", "v4-8"), ("tpu_v4.py", "v4-128"), ("tpu_v4.py:opt-6.7b", "v4-128")))]
 
 
 @pytest.fixture(autouse=True)
@@ -56,13 +59,15 @@ def test_a_config_compiles_for_its_topology(root, tmp_path, config, topology):
     assert not any("rematerialization" in warning for warning in record["warnings"])
 
 
-@pytest.mark.parametrize(("topology", "replicas"), [("v5p-8", 1), ("v6e-4", 1), ("2xv4-8", 2)])
+@pytest.mark.parametrize(("topology", "replicas"), [
+    ("2xv4-8", 2), pytest.param("v5p-8", 1, marks=slow), pytest.param("v6e-4", 1, marks=slow)])
 def test_the_other_chips_and_several_slices_compile(root, tmp_path, topology, replicas):
     record = record_of(root, tmp_path / "plan.json", "tpu_v4.py", topology, f"--config.mesh.replica={replicas}")
     assert record["estimate"] == ""
     assert record["memory"]["temporary"] > 0
 
 
+@slow
 def test_a_scanned_step_does_and_sends_what_the_unrolled_one_does(root, tmp_path):
     scanned, unrolled = (record_of(root, tmp_path / f"{unroll}.json", "tpu_v4.py", "v4-8",
                                    f"--config.model.unroll={unroll}") for unroll in (1, 2))
@@ -73,6 +78,7 @@ def test_a_scanned_step_does_and_sends_what_the_unrolled_one_does(root, tmp_path
     assert sent[0] == pytest.approx(sent[1], rel=0.2)
 
 
+@slow
 def test_a_step_that_the_compiler_cannot_fit_is_refused_with_its_figures(root):
     done = plan(root, "tpu_v4.py", "v5e-4", "--global_batch=393216", "--config.model.remat=none")
     assert done.returncode == 2
