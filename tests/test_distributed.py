@@ -15,16 +15,18 @@ from agent_jax.cluster import Cluster
 HOST = r"process {} of {} \(\S+\)"
 
 
-def test_a_run_of_one_process_waits_for_nobody():
-    distributed.join(Cluster())
-    assert not distributed.connected()
-    assert (distributed.index(), distributed.count(), distributed.leads()) == (0, 1, True)
-    assert distributed.exchange("text") == ["text"]
-    assert distributed.by_leader(lambda: 3) == 3
-    assert not distributed.all_true(False)
-    distributed.check_same({"a": 1}, "")
-    with distributed.ending_together():
+def test_a_run_of_one_process_waits_for_nobody(tmp_path: Path):
+    body = """
+        assert not distributed.connected()
+        assert (distributed.index(), distributed.count(), distributed.leads()) == (0, 1, True)
+        assert distributed.exchange("text") == ["text"]
+        assert distributed.by_leader(lambda: 3) == 3
+        assert not distributed.all_true(False)
+        distributed.check_same({"a": 1}, "")
         distributed.progress("anywhere")
+    """
+    with started(without_flags(script_lines(body, 1)), tmp_path) as processes:
+        assert codes(processes) == [0], processes[0].complained
 
 
 @pytest.mark.parametrize(("cluster", "expected"), [

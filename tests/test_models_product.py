@@ -60,6 +60,19 @@ def test_a_kernel_of_several_axes_gives_the_same_on_one_device_and_on_several():
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-5)
 
 
+def test_on_several_devices_bfloat16_operands_give_an_f32_gradient():
+    """With operands as they are, XLA:CPU of jax 0.10.2 compiles this and cannot execute it."""
+    x, kernel, g = (jnp.ones(shape, kind) for shape, kind in
+                    (((384, 80), "bfloat16"), ((80, 64), "float32"), ((384, 64), "bfloat16")))
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        x, g = (jax.device_put(value, jax.NamedSharding(mesh, jax.P("data"))) for value in (x, g))
+        of_kernel = jax.jit(lambda x, kernel, g: jax.vjp(lambda w: product(x, w, "bfloat16"), kernel)[1](g)[0])(
+            x, kernel, g)
+    assert of_kernel.dtype == jnp.float32
+    np.testing.assert_array_equal(of_kernel, 384)
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's code for CPUs")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_three_products_are_of_operands_in_the_compute_dtype(dtype):

@@ -69,11 +69,16 @@ def _dot(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: 
         dimensions = ((ours, of_right), ((), ()))
         return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32).astype(dtype)
 
-    # The matrix behind the barrier is whole; several devices would gather it.
-    if left.dtype != jnp.bfloat16 or _several_devices():
+    def in_f32(left: jax.Array, right: jax.Array) -> jax.Array:
+        return plain(left.astype(jnp.float32), right.astype(jnp.float32))
+
+    if left.dtype != jnp.bfloat16:
         return plain(left, right)
-    # By the platform that is compiled for, which need not be the one at hand.
-    made: Any = jax.lax.platform_dependent(left, right, cpu=summed_in_f32, default=plain)
+    # By the platform that is compiled for, which need not be the one at hand. The matrix behind the barrier is whole:
+    # several devices would gather it. Without it XLA:CPU folds the transposed operand into a product for YNNPACK, which
+    # then cannot be executed ("Unsupported element type for DotThunk::Execute", jax 0.10.2).
+    made: Any = jax.lax.platform_dependent(left, right, cpu=in_f32 if _several_devices() else summed_in_f32,
+                                           default=plain)
     return made
 
 
