@@ -3,8 +3,8 @@
     python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]" && .venv-tpu/bin/pip install pytest hypothesis
     .venv-tpu/bin/python -m pytest -m tpu_compile tests/test_plan_tpu.py
 
-libtpu serves one process at a time: not with `-n`. A compile takes one to two minutes of a core, however small the model,
-so CI runs those that are not `slow` besides.
+libtpu serves one process at a time: not with `-n`. A compile takes one to two minutes of a core, however small the
+model, so CI runs those that are not `slow` besides.
 """
 
 import importlib.util
