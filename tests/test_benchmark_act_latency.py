@@ -33,16 +33,16 @@ def test_all_ways_are_timed_and_those_of_one_window_agree(
     monkeypatch.setattr(benchmark, "TEXT", "go")
     benchmark.main()
     found = json.loads((tmp_path / "found.json").read_text())["seconds"]["2"]
-    assert set(found) == {"sliding", "flushed", "uncached", "pytorch", "generate"}
+    assert set(found) == {"sliding", "ahead", "flushed", "uncached", "naive", "pytorch", "generate"}
     domain = made.domains["table"]
     assert domain.state is not None
     state = {key: np.zeros(shape, dtype) for key, (shape, dtype) in domain.state.spec.fields.items()}
     policy = Policy.load(made.path, domain="table")
-    slow = benchmark.uncached(made.path, domain, ["go"])
+    slow = [benchmark.uncached(made.path, domain, ["go"], every=every) for every in (False, True)]
     agent = benchmark.torch_agent.Agent.load(folder)
     other = benchmark.generate(folder, agent, "table", ["go"])
     for image in images(made, 4):
         policy.act([image], ["go"], [0], [state])
-        assert slow([image], [state])[0].tolist() == policy.last_ids[0].tolist()
+        assert [act([image], [state])[0].tolist() for act in slow] == [policy.last_ids[0].tolist()] * 2
         said = other([image], [state])[0]
         assert policy.last_ids[0].tolist()[1 : 1 + len(said)] == said[: len(policy.last_ids[0]) - 1]
