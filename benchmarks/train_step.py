@@ -1,7 +1,7 @@
 """Our train step against the same step in PyTorch: same model, rows, losses and optimizer, taking turns in one run.
 
     python benchmarks/train_step.py [--size full|babyai|tiny] [--modes visible all] [--only NAME ...] [--steps 3]
-        [--frames 4] [--batch 4] [--text 32] [--actions 12] [--remat none] [--unroll 1] [--depth 0]
+        [--frames 4] [--batch 4] [--text 32] [--actions 12] [--remat dots] [--unroll 1] [--depth 0]
         [--json PATH]
 
     ours-f32, ours-bf16                   agent_jax.train_step: forward, backward, clipping, AdamW, donated state
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="rows")
     parser.add_argument("--text", type=int, default=32, help="text tokens of a row")
     parser.add_argument("--actions", type=int, default=12, help="action tokens an image")
-    parser.add_argument("--remat", choices=("none", "dots", "full"), default="none", help="of ours")
+    parser.add_argument("--remat", choices=("none", "dots", "full"), default="dots", help="of ours")
     parser.add_argument("--unroll", type=int, default=1, help="layers in one piece of ours' scan")
     parser.add_argument("--depth", type=int, default=0, help="layers of each stack; 0: as many as the model has")
     parser.add_argument("--json", type=Path)

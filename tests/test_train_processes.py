@@ -48,7 +48,7 @@ def data_states(workdir: Path) -> dict[int, dict]:
     return {step: checkpoint.read_meta(directory, step)["data_state"] for step in checkpoint.steps(directory)}
 
 
-def same_course(workdir: Path, other: Path, *, unlogged: int | None = None) -> None:
+def same_course(workdir: Path, other: Path, steps: int = STEPS, *, unlogged: int | None = None) -> None:
     """Assert that two runs have the same losses, and end at the same place in the data.
 
     A step is logged while the next one computes, so a kill may lose the line of the step saved last: `unlogged`.
@@ -57,7 +57,7 @@ def same_course(workdir: Path, other: Path, *, unlogged: int | None = None) -> N
         found, expected = losses(workdir, split), losses(other, split)
         assert expected.keys() - {unlogged} <= found.keys() <= expected.keys()
         assert found == pytest.approx({step: expected[step] for step in found}, abs=TOLERANCE)
-    assert data_states(workdir)[STEPS] == data_states(other)[STEPS]
+    assert data_states(workdir)[steps] == data_states(other)[steps]
 
 
 def test_two_processes_stopped_by_a_sigterm_to_one_go_on_as_one_with_the_exact_next_sample(base: Path, tmp_path: Path):
@@ -101,18 +101,19 @@ def test_a_sigterm_before_the_first_step_is_kept_until_after_it(base: Path, tmp_
 def test_a_run_moves_from_four_processes_to_one_and_back(base: Path, tmp_path: Path):
     """Each part ends by a SIGTERM, but for the last."""
     workdir = tmp_path / "run"
-    steps = []
+    steps, long = [], {"train.steps": 14, "checkpoint.every": 1}  # a process alone takes several before it is stopped
     for part, count in enumerate((4, 1)):
-        lines = training_lines(config_file(base, "moves", **{"checkpoint.every": 1}), workdir, count)
+        lines = training_lines(config_file(base, "moves", **long), workdir, count)
         with started(lines, tmp_path / f"logs-{part}") as processes:
             wait_until(lambda: re.search(r"^train ", processes[0].said, re.M) is not None, "a step", processes)
             processes[-1].running.send_signal(signal.SIGTERM)
             assert codes(processes) == [0] * count, [process.complained for process in processes]
         steps.append(checkpoint.steps(workdir / "checkpoints")[-1])
-    assert 0 < steps[0] < steps[1] < STEPS
-    first, *_ = ran(base, workdir, 4)
+    assert 0 < steps[0] < steps[1] < 14
+    first, *_ = ran(base, workdir, 4, **long)
     assert f"resumed from step {steps[1]}" in first.said
-    same_course(workdir, straight(base))
+    ran(base, tmp_path / "straight", 1, **long)
+    same_course(workdir, tmp_path / "straight", 14)
 
 
 @pytest.mark.slow
