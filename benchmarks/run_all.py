@@ -59,7 +59,7 @@ BENCHMARKS = (
     Benchmark("scaling_curves", "", "--quick --rounds 2 --curves window width"),
     Benchmark("attention_kernels", "", "--rows 1 --slots 64 --images 1 --turns 1"),
     Benchmark("input_pipeline", "--data {data}", "--data {data} --seconds 1 --rounds 1 --copies 2"),
-    Benchmark("act_latency", "--random full", "--random tiny --steps 2 --batch 1", ("torch", "transformers")),
+    Benchmark("act_latency", "--random full --batch 1 --steps 3", "--random tiny --steps 2 --batch 1", ("torch", "transformers")),
     Benchmark("serve_latency", "--checkpoint {workdir}", "--checkpoint {workdir} --clients 1,2 --steps 5",
               ("websockets", "msgpack")),
     Benchmark("exported_closed_loop", "--checkpoint {workdir} --folder {folder}",
