@@ -88,6 +88,7 @@ def test_the_averaged_parameters_are_exported_unless_the_last_ones_are_asked_for
     assert json.loads((tmp_path / "raw/agent.json").read_text())["source"]["weights"] == "raw"
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_rounded_parameters_are_proved_and_take_half_the_room(base: Path, tmp_path: Path):
     made, folder, _ = exported(base, "clips")
     assert main(["to-pytorch", str(made.path), str(tmp_path / "half"), "--dtype", "bfloat16",
@@ -100,6 +101,7 @@ def test_in_bfloat16_the_rounded_parameters_are_proved_and_take_half_the_room(ba
             np.testing.assert_allclose(half[name].astype(np.float32), tensor, rtol=2**-8)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_domains_is_exported_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     made = make_checkpoint(tmp_path / "bare", ())
     assert main(["to-pytorch", str(made.path), str(tmp_path / "out")]) == 0

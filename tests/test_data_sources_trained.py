@@ -35,7 +35,7 @@ def test_gamepad_play_is_trained_on(tmp_path):
     train_two_steps(store, DomainConfig(window=2, stride=2, max_text=16))
 
 
-@pytest.mark.parametrize("layout", ["answer", "label"])
+@pytest.mark.parametrize("layout", ["answer", pytest.param("label", marks=pytest.mark.slow)])
 def test_videos_with_text_are_trained_on(tmp_path, layout):
     write_video(tmp_path / "a.mp4", 8)
     grey_cine(tmp_path / "b.dcm", frames=8)

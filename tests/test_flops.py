@@ -165,7 +165,7 @@ def test_the_scopes_are_the_modules_of_the_model():
         assert any(part in scope and not scope.count("transpose") for scope in scopes), part
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dots", "full"))])
 def test_a_step_costs_the_same_scanned_unrolled_and_accumulated(remat):
     flops = step_flops(remat=remat)
     assert step_flops(remat=remat, unroll=SIZES["depth"]) == flops

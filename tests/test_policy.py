@@ -94,7 +94,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.mark.parametrize(("history", "ahead"), HISTORIES)
-@pytest.mark.parametrize("name", DOMAINS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("edge", "cameras", "minecraft"))) for name in DOMAINS])
 def test_cached_logits_are_those_of_the_uncached_row_across_windows_flushes_resets_and_instructions(
         name: str, history: History, ahead: bool):
     domain = DOMAINS[name]

@@ -60,6 +60,7 @@ def same_course(workdir: Path, other: Path, steps: int = STEPS, *, unlogged: int
     assert data_states(workdir)[steps] == data_states(other)[steps]
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_by_a_sigterm_to_one_go_on_as_one_with_the_exact_next_sample(base: Path, tmp_path: Path):
     workdir = tmp_path / "run"
     lines = training_lines(config_file(base, "stopped"), workdir, 2)

@@ -91,8 +91,8 @@ def reference(host_params):
 
 @pytest.mark.parametrize(("mesh", "accumulation"), [
     (MeshConfig(data=8), 1),
-    (MeshConfig(data=1, fsdp=8), 1),
     (MeshConfig(replica=2, data=1, fsdp=2, tensor=2), 4),
+    pytest.param(MeshConfig(data=1, fsdp=8), 1, marks=pytest.mark.slow),
     pytest.param(MeshConfig(data=2, fsdp=2, tensor=2), 4, marks=pytest.mark.slow),
     pytest.param(MeshConfig(replica=2, data=1, tensor=4), 1, marks=pytest.mark.slow),
 ])
