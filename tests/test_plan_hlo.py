@@ -56,6 +56,23 @@ def test_products_in_nested_loops_count_as_often_as_the_jaxpr_says():
     assert expected == 3 * LAYERS * 3 * 2 * ROWS * WIDTH**2
 
 
+def test_attributes_of_several_lines_do_not_end_a_computation():
+    """As splash attention has them, whose kernel notes its blocks as JSON."""
+    module = hlo.parse("""HloModule jit_f
+
+ENTRY %main (x: f32[4]) -> (f32[4]) {
+  %x = f32[4]{0} parameter(0)
+  %kernel = f32[4]{0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+  "block_q": "512"
+}}, metadata={op_name="splash"}
+  ROOT %out = (f32[4]{0}) tuple(%kernel)
+}
+""")
+    assert list(module.entry.instructions) == ["x", "kernel", "out"]
+    assert module.entry.root.operands == ("kernel",)
+    assert module.entry.instructions["kernel"].scope == "splash"
+
+
 @pytest.mark.parametrize("unroll", [1, LAYERS])
 def test_collectives_in_nested_loops_count_as_often_as_those_of_unrolled_layers(unroll):
     reduced, gathered = (({total.kind: total for total in by_kind(collectives(on_mesh(unroll), 8))})[kind]

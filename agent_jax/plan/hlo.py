@@ -20,6 +20,7 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|c64|c128|f8e\w+|f4e\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.-]+)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%([\w.-]+)")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%[\w.-]+ = ")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # What makes a loop's trips matter.
@@ -232,20 +233,35 @@ def parse(text: str) -> Module:
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    for line in _statements(text):
         if line.startswith(("ENTRY", "%")) and line.rstrip().endswith("{"):
             name = _NAME.search(line)
             assert name is not None, line[:80]
             current = computations[name[1]] = Computation(name[1], {})
             entry = name[1] if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None and " = " in line:
+        elif current is not None and _INSTRUCTION.match(line):
             instruction = _instruction(line)
             current.instructions[instruction.name] = instruction
     if not entry:
         raise ValueError("HLO text: found no line 'ENTRY ...', expected the text of a compiled module")
     return Module(computations, computations[entry])
+
+
+def _statements(text: str) -> Iterator[str]:
+    """The heads of computations and their instructions, each as one line.
+
+    The attributes of a Pallas kernel may hold JSON of several lines, among them one that is no more than a brace.
+    """
+    held: list[str] = []
+    for line in text.splitlines():
+        begins = line.startswith(("ENTRY", "%")) or _INSTRUCTION.match(line)
+        if held and (begins or not line):
+            yield " ".join(held)
+            held = []
+        if held or begins:
+            held.append(line)
+    if held:
+        yield " ".join(held)
 
 
 def _instruction(line: str) -> Instruction:
