@@ -6,7 +6,9 @@ All three are products of matrices, summed in f32, and dW is never rounded to le
 numbers, but XLA:CPU would copy an operand of dW into another layout, and would convert all three to f32 where x is
 bf16: its fast code for bf16 (YNNPACK's; with AVX-512 BF16 nearly twice as fast as f32) has an f32 result and takes no
 transposed left operand. M may be several axes, as (3, D) of q, k and v. They are joined on one device, where XLA:CPU
-would copy the kernel for dx, but not on several: these may split the last of them, which joined could not be told.
+would copy the kernel for dx, but not on several: these may split the last of them, which joined could not be told. On
+several CPU devices bf16 operands of an f32 result are made f32: the fast code would need the transposed matrix whole on
+each, and where XLA:CPU folds the transposition in again, jax 0.10.2 cannot execute what it has compiled.
 """
 
 from __future__ import annotations
@@ -62,23 +64,20 @@ def _dot(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: 
     def plain(left: jax.Array, right: jax.Array) -> jax.Array:
         return jax.lax.dot_general(left, right, ((of_left, of_right), ((), ())), preferred_element_type=dtype)
 
-    def summed_in_f32(left: jax.Array, right: jax.Array) -> jax.Array:
+    def on_cpu(left: jax.Array, right: jax.Array) -> jax.Array:
+        if _several_devices():
+            made = jnp.promote_types(left.dtype, dtype)
+            return plain(left.astype(made), right.astype(made))
         ours = of_left
         if ours == (0,):  # behind the barrier the transposed operand is a matrix of its own; else it is folded in
             left, ours = jax.lax.optimization_barrier(left.T.reshape(-1)).reshape(left.shape[::-1]), (1,)
         dimensions = ((ours, of_right), ((), ()))
         return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32).astype(dtype)
 
-    def in_f32(left: jax.Array, right: jax.Array) -> jax.Array:
-        return plain(left.astype(jnp.float32), right.astype(jnp.float32))
-
     if left.dtype != jnp.bfloat16:
         return plain(left, right)
-    # By the platform that is compiled for, which need not be the one at hand. The matrix behind the barrier is whole:
-    # several devices would gather it. Without it XLA:CPU folds the transposed operand into a product for YNNPACK, which
-    # then cannot be executed ("Unsupported element type for DotThunk::Execute", jax 0.10.2).
-    made: Any = jax.lax.platform_dependent(left, right, cpu=in_f32 if _several_devices() else summed_in_f32,
-                                           default=plain)
+    # By the platform that is compiled for, which need not be the one at hand.
+    made: Any = jax.lax.platform_dependent(left, right, cpu=on_cpu, default=plain)
     return made
 
 
