@@ -61,7 +61,7 @@ def test_a_kernel_of_several_axes_gives_the_same_on_one_device_and_on_several():
 
 
 def test_on_several_devices_bfloat16_operands_give_an_f32_gradient():
-    """Of a kernel of several axes: with operands as they are, jax 0.10.2 compiles this for CPUs and cannot execute it."""
+    """With operands as they are, jax 0.10.2 compiles that of several axes for CPUs, and cannot execute it."""
     x, kernel, g = (jnp.ones(shape, kind) for shape, kind in
                     (((384, 80), "bfloat16"), ((80, 3, 64), "float32"), ((384, 3, 64), "bfloat16")))
     mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])

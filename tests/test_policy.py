@@ -39,6 +39,8 @@ DOMAINS: dict[str, Domain] = {
     "cameras": language_table_domain(cameras=CAMERAS, max_text=32, window=2),
 }
 
+SLOW_DOMAINS = ("edge", "cameras", "minecraft")
+
 HISTORIES: list[tuple[History, bool]] = [("sliding", False), ("sliding", True), ("flushed", False)]  # and read ahead
 
 
@@ -95,7 +97,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.mark.parametrize(("history", "ahead"), HISTORIES)
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.slow] * (name in ("edge", "cameras", "minecraft"))) for name in DOMAINS])
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW_DOMAINS else name for name in DOMAINS])
 def test_cached_logits_are_those_of_the_uncached_row_across_windows_flushes_resets_and_instructions(
         name: str, history: History, ahead: bool):
     domain = DOMAINS[name]

@@ -16,6 +16,7 @@ from small_runs import flip_a_bit
 from agent_jax import checkpoint
 
 STEPS = 6
+LONG = 14  # of a run that is stopped twice: a process alone takes several steps before it is
 # Of one step between meshes that differ in who adds what: float32 sums in another order. The losses are about 10.
 TOLERANCE = 2e-4
 
@@ -102,7 +103,7 @@ def test_a_sigterm_before_the_first_step_is_kept_until_after_it(base: Path, tmp_
 def test_a_run_moves_from_four_processes_to_one_and_back(base: Path, tmp_path: Path):
     """Each part ends by a SIGTERM, but for the last."""
     workdir = tmp_path / "run"
-    steps, long = [], {"train.steps": 14, "checkpoint.every": 1}  # a process alone takes several before it is stopped
+    steps, long = [], {"train.steps": LONG, "checkpoint.every": 1}
     for part, count in enumerate((4, 1)):
         lines = training_lines(config_file(base, "moves", **long), workdir, count)
         with started(lines, tmp_path / f"logs-{part}") as processes:
@@ -110,11 +111,11 @@ def test_a_run_moves_from_four_processes_to_one_and_back(base: Path, tmp_path: P
             processes[-1].running.send_signal(signal.SIGTERM)
             assert codes(processes) == [0] * count, [process.complained for process in processes]
         steps.append(checkpoint.steps(workdir / "checkpoints")[-1])
-    assert 0 < steps[0] < steps[1] < 14
+    assert 0 < steps[0] < steps[1] < LONG
     first, *_ = ran(base, workdir, 4, **long)
     assert f"resumed from step {steps[1]}" in first.said
     ran(base, tmp_path / "straight", 1, **long)
-    same_course(workdir, tmp_path / "straight", 14)
+    same_course(workdir, tmp_path / "straight", LONG)
 
 
 @pytest.mark.slow

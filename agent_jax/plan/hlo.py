@@ -20,6 +20,7 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|c64|c128|f8e\w+|f4e\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.-]+)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%([\w.-]+)")
+_HEAD = re.compile(r"(?:ENTRY|%)")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%[\w.-]+ = ")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -234,12 +235,12 @@ def parse(text: str) -> Module:
     computations: dict[str, Computation] = {}
     entry, current = "", None
     for line in _statements(text):
-        if line.startswith(("ENTRY", "%")) and line.rstrip().endswith("{"):
+        if _HEAD.match(line):
             name = _NAME.search(line)
             assert name is not None, line[:80]
             current = computations[name[1]] = Computation(name[1], {})
             entry = name[1] if line.startswith("ENTRY") else entry
-        elif current is not None and _INSTRUCTION.match(line):
+        elif current is not None:
             instruction = _instruction(line)
             current.instructions[instruction.name] = instruction
     if not entry:
@@ -254,7 +255,7 @@ def _statements(text: str) -> Iterator[str]:
     """
     held: list[str] = []
     for line in text.splitlines():
-        begins = line.startswith(("ENTRY", "%")) or _INSTRUCTION.match(line)
+        begins = _HEAD.match(line) or _INSTRUCTION.match(line)
         if held and (begins or not line):
             yield " ".join(held)
             held = []
