@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 
 def product(x_XD: jax.Array, kernel: jax.Array, dtype: Any, *, transposed: bool = False) -> jax.Array:
@@ -57,6 +58,16 @@ def _backward(dtype: Any, transposed: bool, kept: Any, g_XM: jax.Array) -> tuple
 _product.defvjp(_forward, _backward)
 
 
+@jax.custom_vjp
+def add_bias(y_XM: jax.Array, bias_M: jax.Array) -> jax.Array:
+    """y + b, in the dtype of y; the bias's gradient is summed in its own dtype."""
+    return y_XM + bias_M.astype(y_XM.dtype)[None]
+
+
+add_bias.defvjp(lambda y_XM, bias_M: (add_bias(y_XM, bias_M), bias_M),
+                lambda bias_M, g_XM: (g_XM, jnp.sum(g_XM, axis=0, dtype=bias_M.dtype)))
+
+
 def _dot(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: tuple[int, ...],
          dtype: Any) -> jax.Array:
     """The product over some axes of each, in `dtype`."""
@@ -69,8 +80,8 @@ def _dot(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: 
             made = jnp.promote_types(left.dtype, dtype)
             return plain(left.astype(made), right.astype(made))
         ours = of_left
-        if ours == (0,):  # behind the barrier the transposed operand is a matrix of its own; else it is folded in
-            left, ours = jax.lax.optimization_barrier(left.T.reshape(-1)).reshape(left.shape[::-1]), (1,)
+        if ours == (0,):
+            left, ours = _transposed(left), (1,)
         dimensions = ((ours, of_right), ((), ()))
         return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32).astype(dtype)
 
@@ -79,6 +90,11 @@ def _dot(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: 
     # By the platform that is compiled for, which need not be the one at hand.
     made: Any = jax.lax.platform_dependent(left, right, cpu=on_cpu, default=plain)
     return made
+
+
+def _transposed(x_XD: jax.Array) -> jax.Array:
+    """x_DX as a matrix of its own, row by row; else XLA would fold the transposition into what reads it."""
+    return with_layout_constraint(x_XD.T, Layout(major_to_minor=(0, 1)))
 
 
 def _several_devices() -> bool:

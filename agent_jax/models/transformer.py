@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from agent_jax.models.attention import attend
-from agent_jax.models.product import product
+from agent_jax.models.product import add_bias, product
 from agent_jax.sharding import constrain_rows
 
 DENSE = "dense"  # name of what a Dense computes, for the policies
@@ -87,7 +87,7 @@ class Dense(nn.Module):
         y = product(x.astype(self.dtype).reshape(-1, width), kernel, self.dtype)
         y = checkpoint_name(y, DENSE)
         if self.use_bias:
-            y += like(y, self.param("bias", nn.initializers.zeros, self.features, jnp.float32).astype(self.dtype))
+            y = add_bias(y, self.param("bias", nn.initializers.zeros, self.features, jnp.float32))
         return y.reshape(*x.shape[:-1], *self.features)
 
 
