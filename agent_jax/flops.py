@@ -21,6 +21,7 @@ from jax.interpreters import partial_eval
 
 from agent_jax.models.flash_attention import cudnn_flops
 
+RECOMPUTED = "rematted_computation"  # in the scope of what jax.checkpoint computes again
 MATMUL, CONVOLUTION, KERNEL, ELEMENTWISE = "matmul", "convolution", "kernel", "elementwise"
 
 # One operation an element of the result; reductions and scans along an axis: one an element of the operand.
@@ -75,6 +76,12 @@ def operations_of(function: Callable[..., Any], *arguments: Any, elementwise: bo
 def total_flops(found: Iterable[Operation]) -> int:
     """Their sum."""
     return sum(operation.flops for operation in found)
+
+
+def model_and_recomputed(found: list[Operation]) -> tuple[int, int]:
+    """Operations of the model, and those that `jax.checkpoint` makes again for the backward pass."""
+    again = sum(operation.flops for operation in found if RECOMPUTED in operation.scope)
+    return total_flops(found) - again, again
 
 
 def flops_by_group(found: Iterable[Operation]) -> dict[str, int]:

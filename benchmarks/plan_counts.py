@@ -18,9 +18,9 @@ import jax
 
 from agent_jax.batch import Batch
 from agent_jax.config import from_config_dict
-from agent_jax.flops import operations
+from agent_jax.flops import model_and_recomputed, operations
 from agent_jax.optimizer import make_optimizer
-from agent_jax.plan.roofline import DAY, PAPER_FLOPS, model_and_recomputed
+from agent_jax.plan.roofline import DAY, PAPER_FLOPS
 from agent_jax.plan.row import planned_row
 from agent_jax.plan.topology import find_topology
 from agent_jax.sharding import bytes_by_part, make_mesh, microbatches_of_step

@@ -25,7 +25,7 @@ from agent_jax.config import (
 from agent_jax.models import flash_attention
 from agent_jax.models.agent import Agent
 from agent_jax.models.attention import causal_segment_mask
-from agent_jax.models.flash_attention import KERNELS, cudnn_flops
+from agent_jax.models.flash_attention import KERNELS, cudnn_flops, kernel_on
 from agent_jax.plan.topology import find_topology
 from agent_jax.sharding import batch_sharding, make_mesh, shard_batch
 from agent_jax.train_state import abstract_state
@@ -125,9 +125,10 @@ def test_short_rows_and_images_are_left_to_xla():
         assert one == other
 
 
-def test_what_has_not_been_measured_is_not_the_default():
+def test_the_default_is_the_kernel_of_the_platform_and_a_name_is_itself():
     assert Config().model.attention == "auto"
-    assert KERNELS["auto"] is KERNELS["xla"]
+    assert [kernel_on(platform, "auto") for platform in ("cpu", "gpu", "tpu")] == ["xla", "xla", "splash"]
+    assert kernel_on("tpu", "xla") == "xla"
 
 
 def test_acting_knows_no_kernel_of_the_machine_that_trained():

@@ -4,7 +4,7 @@
     xla      anything                   attend (attention.py)                    attend_causally (attention.py)
     cudnn    NVIDIA GPU, bfloat16       flash                                    flash with a mask (B, 1, S, S)
     splash   TPU                        flash, from 512 tokens on                flash in blocks, from 512 slots on
-    auto     what has been measured to be best on the platform: so far xla everywhere
+    auto     splash on TPU, xla elsewhere (`kernel_on`)
 
 All of them are held to the same test. They serve training and validation; acting reads by its own cache (cached.py).
 Flash kernels (Dao et al., 2022) keep no scores: they are made again in the backward pass. What an XLA kernel writes to
@@ -76,8 +76,20 @@ KERNELS = {
     "cudnn": Patterns(cudnn_among, cudnn_causally),
     "splash": Patterns(splash_among, splash_causally),
 }
-# On no GPU and no TPU has this project measured a kernel against another: until then the default is what runs anywhere.
-KERNELS["auto"] = KERNELS["xla"]
+
+
+def kernel_on(platform: str, name: str) -> str:
+    """The kernel that a name stands for on a platform: `auto` is the best that is known of.
+
+    On TPU that is splash: by its compiler a step of configs/tpu_v4.py moves a fifth less through memory, which is what
+    bounds it (docs/scaling.md); no TPU has run it. On no GPU has this project measured cuDNN's kernel against XLA's, so
+    there it is XLA's.
+
+    Args:
+        platform: `jax.Device.platform`: cpu, gpu or tpu.
+        name: `config.model.attention`.
+    """
+    return {"tpu": "splash"}.get(platform, "xla") if name == "auto" else name
 
 
 def _splash(q_BSNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, segment_BS: jax.Array, *,

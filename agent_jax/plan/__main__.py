@@ -26,6 +26,7 @@ from absl import app, flags
 
 from agent_jax.command_line import define_config, parse_flags, refuse
 from agent_jax.config import Config, from_config_dict
+from agent_jax.models.flash_attention import kernel_on
 from agent_jax.plan.compiled import CompiledStep, DoesNotFitError, compile_step
 from agent_jax.plan.report import plan_record, plan_text
 from agent_jax.plan.roofline import Roofline, roofline
@@ -75,14 +76,13 @@ def check_kernel(config: Config, topology: Topology) -> None:
                          "pass --config.model.attention=xla")
 
 
-def with_kernel(row: PlannedRow, estimate: str) -> PlannedRow:
+def with_kernel(row: PlannedRow, topology: Topology, estimate: str) -> PlannedRow:
     """The row's config as it can be compiled: an estimate has no kernel but XLA's own."""
-    kernel = row.config.model.attention
-    if not estimate or kernel in ("auto", "xla"):
-        return row
-    model = dataclasses.replace(row.config.model, attention="xla")
-    note = f"attention by xla in place of {kernel}, which only its chip compiles"
-    return dataclasses.replace(row, config=dataclasses.replace(row.config, model=model), notes=(*row.notes, note))
+    wanted = kernel_on("tpu" if topology.is_tpu else "gpu", row.config.model.attention)
+    kernel = "xla" if estimate else wanted
+    model = dataclasses.replace(row.config.model, attention=kernel)
+    notes = (f"attention by xla in place of {wanted}, which only its chip compiles",) if kernel != wanted else ()
+    return dataclasses.replace(row, config=dataclasses.replace(row.config, model=model), notes=(*row.notes, *notes))
 
 
 def with_batch(config: Config, rows: int) -> Config:
@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> None:
         check_kernel(config, topology)
         row = planned_row(config, _TEXT_IDS.value)
         devices, estimate = prepare(topology)
-        row = with_kernel(row, estimate)
+        row = with_kernel(row, topology, estimate)
         if _SEARCH.value:
             search_and_print(topology, row, devices, estimate)
             return

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from agent_jax.batch import Batch
 from agent_jax.config import Config
-from agent_jax.flops import KERNEL, Operation, operations
+from agent_jax.flops import KERNEL, model_and_recomputed, operations, total_flops
 from agent_jax.optimizer import make_optimizer
 from agent_jax.plan import hlo
 from agent_jax.plan.collectives import Collective, collectives
@@ -75,7 +75,8 @@ class CompiledStep:
     config: Config
     mesh: Mesh
     state: TrainState  # abstract
-    operations: list[Operation]  # of the whole step, over all devices
+    model_flops: int  # products of the whole step, over all devices, with XLA's attention and nothing made again
+    recomputed_flops: int  # products beyond them: made again for the backward pass, or of scores that nothing sees
     device_flops: int  # products of one device, as compiled
     device_bytes: int  # to and from its memory, as compiled; the least there can be in an estimate
     collectives: list[Collective]
@@ -100,11 +101,20 @@ def compile_step(config: Config, row: PlannedRow, devices: Sequence[Any], estima
     """
     mesh = make_mesh(config.mesh, devices)
     optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
-    step: Any = make_train_step(config, mesh, optimizer)
     state = abstract_state(config, mesh, optimizer)
     batch = Batch.spec(row.size, config.train.batch_size)
-    traced = step.trace(state, batch)
+
+    def trace(config: Config) -> Any:
+        step: Any = make_train_step(config, mesh, optimizer)
+        return step.trace(state, batch)
+
+    traced = trace(config)
     counted = operations(traced.jaxpr)
+    model, recomputed = model_and_recomputed(counted)
+    if any(operation.group == KERNEL for operation in counted):  # which makes scores again and out of all remat's sight
+        plain = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
+        model, _ = model_and_recomputed(operations(trace(plain).jaxpr))
+        recomputed = total_flops(counted) - model
     # A kernel's products are not in the text of the program; every device runs its share of them.
     kernels = sum(operation.flops for operation in counted if operation.group == KERNEL) // mesh.size
     lowered = traced.lower()
@@ -124,9 +134,9 @@ def compile_step(config: Config, row: PlannedRow, devices: Sequence[Any], estima
         moved = estimated_memory_bytes(module, np.dtype(config.model.dtype).itemsize, memory.parameters)
         sent = estimated_collectives(module, mesh.size)
     return CompiledStep(
-        config=config, mesh=mesh, state=state, operations=counted, device_flops=matmul_flops(module) + kernels,
-        device_bytes=moved, collectives=sent, memory=memory, estimate=estimate, compile_seconds=seconds,
-        rematerialised=rematerialised(said.text))
+        config=config, mesh=mesh, state=state, model_flops=model, recomputed_flops=recomputed,
+        device_flops=matmul_flops(module) + kernels, device_bytes=moved, collectives=sent, memory=memory,
+        estimate=estimate, compile_seconds=seconds, rematerialised=rematerialised(said.text))
 
 
 def hidden_warnings() -> str:

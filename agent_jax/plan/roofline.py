@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from agent_jax.flops import Operation, total_flops
 from agent_jax.plan.compiled import CompiledStep
 from agent_jax.plan.topology import Topology
 
 PAPER_FLOPS = 1.6e20  # of the whole pre-training: 13.4 million frames, 100 epochs, 41 GFLOP forward, and backward
-RECOMPUTED = "rematted_computation"  # in the scope of what jax.checkpoint computes again
 DAY = 86_400.0
 
 
@@ -55,12 +53,6 @@ class Roofline:
         return max(seconds, key=lambda name: seconds[name])
 
 
-def model_and_recomputed(found: list[Operation]) -> tuple[int, int]:
-    """Operations of the model, and those that are made again for the backward pass."""
-    again = sum(operation.flops for operation in found if RECOMPUTED in operation.scope)
-    return total_flops(found) - again, again
-
-
 def roofline(step: CompiledStep, topology: Topology, frames: int, mfu: float) -> Roofline:
     """The roofline of a compiled step.
 
@@ -73,7 +65,7 @@ def roofline(step: CompiledStep, topology: Topology, frames: int, mfu: float) ->
     chip = topology.chip
     peak = chip.bf16_flops if step.config.model.dtype == "bfloat16" else chip.f32_flops
     devices = list(step.mesh.devices.flat)
-    model, again = model_and_recomputed(step.operations)
+    model, again = step.model_flops, step.recomputed_flops
     compute, hbm = step.device_flops / peak, step.device_bytes / chip.hbm_bandwidth
     sent = sum(each.sent_bytes / topology.bandwidth(each.groups, devices) for each in step.collectives)
 

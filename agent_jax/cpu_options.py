@@ -1,0 +1,50 @@
+"""How XLA is to compile a train or evaluation step for CPUs.
+
+Two of its defaults cost more than they bring here. On 2 cores of an Intel Xeon (Sapphire Rapids), jax 0.10.2, f32,
+2026-11-26, by `benchmarks/train_step.py`'s worker:
+
+    step of configs/babyai.py, 16 rows        compiled in 14.3 to 16.8 s     0.15 s a step
+      LLVM at level 2 instead of 3                        10.7 s             0.14
+      and XLA's older code for fusions                     8.9 to 11.8 s     0.12
+    step of the full model, "dots"                        16.7 s             11 s
+      with both                                           12.2 s             11 s
+
+In bf16 the older code never came to an end of the full model's step, so there it is level 2 alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+_ANY_DTYPE: dict[str, Any] = {"xla_backend_optimization_level": 2}
+_F32: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
+
+
+def cpu_options(device: jax.Device, dtype: Any) -> dict[str, Any] | None:
+    """`compiler_options` of `jax.jit` for a program of the model.
+
+    Args:
+        device: that it is compiled for.
+        dtype: of its matrix products.
+
+    Returns:
+        None where the device is no CPU.
+    """
+    if device.platform != "cpu":
+        return None
+    wanted = _ANY_DTYPE if np.dtype(dtype).itemsize < 4 else _ANY_DTYPE | _F32
+    return {name: value for name, value in wanted.items() if _is_known(name, value)}
+
+
+@functools.cache
+def _is_known(name: str, value: Any) -> bool:
+    """Whether this version of XLA has the option; they come and go."""
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
