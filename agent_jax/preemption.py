@@ -40,8 +40,10 @@ class StopRequest:
         Args:
             step: updates done. All processes ask before each step, beginning with the same one.
         """
-        # It says so at one step only, and the run may have to take that one first.
-        self.requested = self.requested or (connected() and multihost_utils.reached_preemption_sync_point(step))
+        # It says so at one step only, and the run may have to take that one first. No assignment of False: a signal
+        # that came since the old value was read would be forgotten.
+        if not self.requested and connected() and multihost_utils.reached_preemption_sync_point(step):
+            self.requested = True
         return self.requested
 
     def _note(self, number: int, frame: FrameType | None) -> None:

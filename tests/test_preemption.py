@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+from agent_jax import preemption
 from agent_jax.preemption import StopRequest
 
 
@@ -15,6 +16,18 @@ def test_a_sigterm_is_noted_and_the_handler_of_before_comes_back():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_sigterm_that_comes_while_the_run_asks_is_not_forgotten(monkeypatch):
+    with StopRequest() as stop:
+        def connected():
+            os.kill(os.getpid(), signal.SIGTERM)
+            return False
+
+        monkeypatch.setattr(preemption, "connected", connected)
+        stop.before_step(1)
+        monkeypatch.undo()
+        assert stop.before_step(2)
 
 
 def test_a_second_sigterm_ends_the_process():
