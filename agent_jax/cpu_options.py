@@ -4,12 +4,12 @@ Two of its defaults cost more than they bring here. On 2 cores of an Intel Xeon 
 2026-11-26, by `benchmarks/train_step.py`'s worker:
 
     step of configs/babyai.py, 16 rows        compiled in 14.3 to 16.8 s     0.15 s a step
-      LLVM at level 2 instead of 3                        10.7 s             0.14
-      and XLA's older code for fusions                     8.9 to 11.8 s     0.12
+      LLVM at level 1 instead of 3                        11.7 s             0.15
+      and XLA's older code for fusions                     8.7 s             0.12
     step of the full model, "dots"                        16.7 s             11 s
-      with both                                           12.2 s             11 s
+      with both                                           13.0 s             11 s
 
-In bf16 the older code never came to an end of the full model's step, so there it is level 2 alone.
+In bf16 the older code never came to an end of the full model's step, so there it is level 1 alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-_ANY_DTYPE: dict[str, Any] = {"xla_backend_optimization_level": 2}
+_ANY_DTYPE: dict[str, Any] = {"xla_backend_optimization_level": 1}
 _F32: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
 
 
