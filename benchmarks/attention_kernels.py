@@ -3,7 +3,7 @@
     python benchmarks/attention_kernels.py [--config FILE[:VARIANT]] [--rows 2] [--slots 852] [--images 8]
         [--dtype float32|bfloat16] [--turns 5] [--json PATH]
 
-    xla      ours (models/attention.py): what config.model.attention=auto takes
+    xla      ours (models/attention.py): what config.model.attention=auto takes but on TPU
     library  jax.nn.dot_product_attention by XLA, with a mask for rows
     cudnn    on an NVIDIA GPU, in bfloat16
     splash   on a TPU
