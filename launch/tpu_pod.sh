@@ -34,7 +34,7 @@ create)
     --version "${RUNTIME:-tpu-ubuntu2204-base}" ${SPOT:+--spot}
   ;;
 install)
-  act tar -czf "$archive" -C "$checkout" --exclude='./.*' --exclude=./runs .
+  act tar -czf "$archive" -C "$checkout" --exclude='./.*' --exclude=./runs --exclude=./data .
   act "${tpu[@]}" scp "$archive" "$NAME:agent_jax.tar.gz" --zone "$ZONE" --worker all
   # The image's own Python may be too old: uv brings one.
   on all 'set -e; rm -rf agent_jax; mkdir agent_jax; tar -xzf agent_jax.tar.gz -C agent_jax
