@@ -42,6 +42,7 @@ LAYERS = {
     "agent_jax.client": 0,  # the robot's end of serve: nothing of ours, so that a robot needs nothing of ours
     "agent_jax.sharding": 0,
     "agent_jax.host_memory": 0,
+    "agent_jax.cpu_options": 0,
     "agent_jax.cluster": 0,
     "agent_jax.distributed": 0,
     "agent_jax.watchdog": 0,

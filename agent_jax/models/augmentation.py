@@ -64,7 +64,9 @@ def hue(pixels: jax.Array, turn: jax.Array) -> jax.Array:
     value = jnp.maximum(jnp.maximum(r, g), b)
     chroma = value - jnp.minimum(jnp.minimum(r, g), b)
     safe = jnp.where(chroma > 0, chroma, 1.0)  # grey has no hue, and needs none
-    sixths = jnp.where(value == r, (g - b) / safe, jnp.where(value == g, (b - r) / safe + 2.0, (r - g) / safe + 4.0))
+    # Not `value == r`: a compiler that makes r anew for each use may round it another way, and none would be the value.
+    of_r, of_g, of_b = (g - b) / safe, (b - r) / safe + 2.0, (r - g) / safe + 4.0
+    sixths = jnp.where((r >= g) & (r >= b), of_r, jnp.where(g >= b, of_g, of_b))
 
     def channel(n: int) -> jax.Array:
         k = jnp.mod(n + sixths + 6.0 * turn, 6.0)
