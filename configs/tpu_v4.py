@@ -14,8 +14,13 @@ Planned (`python benchmarks/plan_counts.py`, 2026-11-26), 768 rows of 9 images a
 TFLOP, and parameters, moments and gradients of 1.39 GiB a chip; in 12 microbatches on v4-8, 3 on v4-32, 1 on v4-128.
 The paper's 1.6e20 operations are 404 chip-hours at 40% of the peak, an assumption. In rows of 7 images, on v4-128:
 `:opt-1.3b` 1,660,141,900 parameters, 16,227 TFLOP, 3.09 GiB a chip; `:opt-6.7b` 7,007,643,980, 67,754, 4.88 GiB.
-By the TPU's compiler v4-32 needs 24.5 of its 32 GiB, and 1.40 s a step at least, bound by HBM (4,952 frames a second,
-37% MFU, 433 chip-hours); docs/scaling.md has more. `--search` finds other meshes.
+By the TPU's compiler, of 32 GiB a chip, and at least, by the roofline (docs/scaling.md has more):
+
+    v4-8                22.1 GiB    4.58 s a step     1,508 frames/s    45% MFU    355 chip-hours    bound by HBM
+    v4-32               21.9        1.12              6,156             46         348               HBM
+    v4-128              15.8        0.25             27,229             51         315               HBM
+    v4-128, opt-1.3b    20.1        1.09              4,921             84         191               products
+    v4-128, opt-6.7b    21.7        4.29              1,252             90         180               products
 """
 
 from ml_collections import ConfigDict
