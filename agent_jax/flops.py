@@ -69,8 +69,9 @@ def operations(jaxpr: Any, *, elementwise: bool = False) -> list[Operation]:
 
 
 def operations_of(function: Callable[..., Any], *arguments: Any, elementwise: bool = False) -> list[Operation]:
-    """`operations` of a function; arguments are arrays or `jax.ShapeDtypeStruct`s, and nothing is computed."""
-    return operations(jax.jit(function).trace(*arguments).jaxpr, elementwise=elementwise)
+    """`operations` of a function, jitted or not; arguments may be `jax.ShapeDtypeStruct`s, and nothing is computed."""
+    jitted: Any = function if hasattr(function, "trace") else jax.jit(function)
+    return operations(jitted.trace(*arguments).jaxpr, elementwise=elementwise)
 
 
 def total_flops(found: Iterable[Operation]) -> int:
