@@ -5,6 +5,7 @@ Everything here must happen before the jax backend starts, so no test module may
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -111,3 +112,14 @@ def opt_tokenizer(shared_data: Path | None) -> Path:
 def language_table_data(shared_data: Path | None) -> Path:
     """The data set language_table_oracle_mini (220 episodes); skips the test where there is none."""
     return _found(shared_data, "data/language_table_oracle_mini/0.0.1")
+
+
+@pytest.fixture
+def splash_here(monkeypatch):
+    """Splash attention at any length, interpreted instruction by instruction, as this machine has no TPU."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+
+    from agent_jax.models import flash_attention
+
+    monkeypatch.setattr(kernel, "make_splash_mha", functools.partial(kernel.make_splash_mha, interpret=True))
+    monkeypatch.setattr(flash_attention, "SPLASH_LEAST", 1)

@@ -1,7 +1,6 @@
 """Every kernel of attention: the same test for those that run here, and a compile check for the others."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,6 @@ from agent_jax.config import (
     TrainConfig,
     VisionConfig,
 )
-from agent_jax.models import flash_attention
 from agent_jax.models.agent import Agent
 from agent_jax.models.attention import causal_segment_mask
 from agent_jax.models.flash_attention import KERNELS, cudnn_flops, kernel_on
@@ -32,15 +30,6 @@ from agent_jax.train_state import abstract_state
 from agent_jax.train_step import make_train_step
 
 ROWS, SLOTS, HEADS, WIDTH = 2, 140, 2, 16  # padded to 256 by splash: two blocks
-
-
-@pytest.fixture
-def splash_here(monkeypatch):
-    """Splash attention at any length, interpreted instruction by instruction, as this machine has no TPU."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
-
-    monkeypatch.setattr(kernel, "make_splash_mha", functools.partial(kernel.make_splash_mha, interpret=True))
-    monkeypatch.setattr(flash_attention, "SPLASH_LEAST", 1)
 
 
 def queries_keys_values(rows=ROWS):

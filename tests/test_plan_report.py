@@ -65,6 +65,15 @@ def test_a_roofline_is_the_longest_of_three_and_everything_else_follows(planned)
     assert roof.recomputed_flops > 0.2 * roof.model_flops  # remat full: most of the forward pass once more
 
 
+@pytest.mark.usefixtures("splash_here")
+def test_scores_that_a_kernel_makes_again_are_no_operations_of_the_model(planned):
+    step, row = planned
+    config = dataclasses.replace(step.config, model=dataclasses.replace(step.config.model, attention="splash"))
+    flash = compile_step(config, row, jax.devices()[:2], "fake devices")
+    assert flash.model_flops == step.model_flops
+    assert flash.recomputed_flops > step.recomputed_flops
+
+
 def test_bfloat16_has_the_chips_higher_peak(planned):
     step, _ = planned
     topology = find_topology("h100-2")
