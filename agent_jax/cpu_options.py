@@ -24,11 +24,11 @@ _ANY_DTYPE: dict[str, Any] = {"xla_backend_optimization_level": 1}
 _F32: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
 
 
-def cpu_options(device: jax.Device, dtype: Any) -> dict[str, Any] | None:
+def cpu_options(device: Any, dtype: Any) -> dict[str, Any] | None:
     """`compiler_options` of `jax.jit` for a program of the model.
 
     Args:
-        device: that it is compiled for.
+        device: the `jax.Device` that it is compiled for.
         dtype: of its matrix products.
 
     Returns:
