@@ -1,4 +1,4 @@
-"""How XLA is to compile a train or evaluation step for CPUs.
+"""How XLA is to compile for CPUs: steps that run often, and programs that run once or never.
 
 Two of its defaults cost more than they bring here. On 2 cores of an Intel Xeon (Sapphire Rapids), jax 0.10.2, f32,
 2026-11-26, by `benchmarks/train_step.py`'s worker:
@@ -9,7 +9,7 @@ Two of its defaults cost more than they bring here. On 2 cores of an Intel Xeon 
     step of the full model, "dots"                        16.7 s             11 s
       with both                                           13.0 s             11 s
 
-In bf16 the older code never came to an end of the full model's step, so there it is level 1 alone.
+In bf16 the older code had not compiled the full model's step after minutes, so there it is level 1 alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
+# For a program that runs once, or is only read: quick to compile, slow to run.
+QUICKLY_COMPILED: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _ANY_DTYPE: dict[str, Any] = {"xla_backend_optimization_level": 1}
 _F32: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
 

@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from agent_jax.config import Config, ModelConfig
+from agent_jax.cpu_options import QUICKLY_COMPILED
 from agent_jax.models.agent import Params, init_params
 from agent_jax.sharding import tree_shardings
 
@@ -26,7 +27,6 @@ INIT_KEY, STEP_KEY, VALIDATION_KEY = range(3)
 # configs/babyai.py takes 4.8 s of the processor to compile instead of 9.0, and draws five times slower: 10 million
 # parameters in 1 s instead of 0.2. (AMD EPYC, 2026-11-26; values differ by 3e-7 at most.)
 _SMALL_PARAMETERS = 10_000_000
-_QUICKLY_COMPILED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @jax.tree_util.register_dataclass
@@ -84,7 +84,7 @@ def init_state(
     if params is None:
         fresh = lambda: _create(init_params(config.model, purpose_key(config.seed, INIT_KEY)), optimizer)  # noqa: E731
         small = sum(leaf.size for leaf in jax.tree.leaves(shapes.params)) < _SMALL_PARAMETERS
-        options = _QUICKLY_COMPILED if small and mesh.devices.flat[0].platform == "cpu" else None
+        options = QUICKLY_COMPILED if small and mesh.devices.flat[0].platform == "cpu" else None
         return jax.jit(fresh, out_shardings=shardings, compiler_options=options)()
     placed = jax.device_put(params, shardings.params)
     return jax.jit(lambda params: _create(params, optimizer), out_shardings=shardings)(placed)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agent_jax.models.product import product
+from agent_jax.models.product import add_bias, product
 
 X, D, M = 6, 5, 4
 
@@ -88,3 +88,11 @@ def test_all_three_products_are_of_operands_in_the_compute_dtype(dtype):
     operands = re.findall(r" dot\(%?([\w.\-]+), %?([\w.\-]+)\)", text)
     assert len(operands) == 3
     assert {kinds[name] for pair in operands for name in pair} == {"f32" if dtype == "float32" else "bf16"}
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+    rows = 4096
+    g_XM = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, (rows, 3)), jnp.bfloat16)
+    _, pull = jax.vjp(add_bias, jnp.zeros((rows, 3), jnp.bfloat16), jnp.zeros(3, jnp.float32))
+    _, found = pull(g_XM)
+    np.testing.assert_allclose(found, np.asarray(g_XM, np.float64).sum(axis=0), rtol=1e-5)

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from agent_jax.batch import Batch
 from agent_jax.config import Config
+from agent_jax.cpu_options import QUICKLY_COMPILED
 from agent_jax.flops import KERNEL, model_and_recomputed, operations, total_flops
 from agent_jax.optimizer import make_optimizer
 from agent_jax.plan import hlo
@@ -37,8 +38,6 @@ from agent_jax.train_step import make_train_step
 REMATERIALISATION = "Involuntary full rematerialization"
 # Of TF_CPP_MIN_LOG_LEVEL: XLA says such things as warnings, which are hidden from 2 on.
 _WARNINGS_SHOWN = ("", "0", "1")
-# An estimate is read, not run: machine code of the CPU need not be good.
-_CPU_OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class DoesNotFitError(ValueError):
@@ -121,7 +120,7 @@ def compile_step(config: Config, row: PlannedRow, devices: Sequence[Any], estima
     begun = time.perf_counter()
     with captured_stderr() as said:
         try:
-            compiled = lowered.compile(compiler_options=_CPU_OPTIONS if estimate else None)
+            compiled = lowered.compile(compiler_options=QUICKLY_COMPILED if estimate else None)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
