@@ -45,9 +45,11 @@ class Operation:
     group: str  # matmul, convolution, kernel or elementwise
     scope: str  # where it was traced, e.g. "transpose(jvp(Agent))/vision/blocks/mlp/up"
     shapes: tuple[tuple[int, ...], ...]  # of its operands, on one device inside a shard_map
+    dtypes: tuple[str, ...]  # of its operands
     dtype: str  # of its result
     times: int
     flops: int  # of all times, over all devices
+    axes: Any = None  # of a matrix product: `dimension_numbers` of jax.lax.dot_general
 
 
 def operations(jaxpr: Any, *, elementwise: bool = False) -> list[Operation]:
@@ -102,7 +104,8 @@ def _walk(jaxpr: Any, times: int, scope: str) -> Iterator[Operation]:
             yield _operation(equation, KERNEL, where, times, _kernel_flops(equation))
         elif name == "cond":
             branches = [list(_walk(branch.jaxpr, times, where)) for branch in equation.params["branches"]]
-            yield from max(branches, key=total_flops)
+            # Of equals the last: it is the default of a `jax.lax.platform_dependent`.
+            yield from max(reversed(branches), key=total_flops)
         elif name == "while":
             body = list(_walk(equation.params["body_jaxpr"].jaxpr, times, where))
             heavy = next((operation for operation in body if operation.group != ELEMENTWISE), None)
@@ -133,8 +136,10 @@ def _inner(equation: Any) -> list[Any]:
 
 def _operation(equation: Any, group: str, scope: str, times: int, flops: int) -> Operation:
     shapes = tuple(tuple(variable.aval.shape) for variable in equation.invars)
+    dtypes = tuple(str(getattr(variable.aval, "dtype", "")) for variable in equation.invars)
     dtype = str(equation.outvars[0].aval.dtype)
-    return Operation(equation.primitive.name, group, scope, shapes, dtype, times, times * flops)
+    return Operation(equation.primitive.name, group, scope, shapes, dtypes, dtype, times, times * flops,
+                     equation.params["dimension_numbers"] if group == MATMUL else None)
 
 
 def _dot_flops(equation: Any) -> int:

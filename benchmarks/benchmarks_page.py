@@ -153,6 +153,11 @@ def _train_step(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {"bars": bars, "unit": "seconds a step"}
 
 
+def _step_profile(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {"bars": {"operations by kind": figures["by_kind"], "and by part": figures["by_part"]},
+            "unit": "seconds a step"}
+
+
 def _end_to_end(figures: Mapping[str, Any]) -> dict[str, Any]:
     starts = {way: min(start["seconds"] for start in starts) for way, starts in figures["starts"].items() if starts}
     return {"bars": {"the whole job": figures["job"]["seconds"], **({"to the first step": starts} if starts else {})},
@@ -178,6 +183,7 @@ def _serve_latency(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 PLOTS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-    "end_to_end": _end_to_end, "train_step": _train_step, "scaling_curves": _scaling, "act_latency": _act_latency,
+    "end_to_end": _end_to_end, "train_step": _train_step, "step_profile": _step_profile,
+    "scaling_curves": _scaling, "act_latency": _act_latency,
     "input_pipeline": _input_pipeline, "serve_latency": _serve_latency,
 }

@@ -56,6 +56,7 @@ BENCHMARKS = (
     Benchmark("end_to_end", "--workdir {runs}", "--quick --workdir {runs}", ("minigrid",)),
     Benchmark("train_step", "--modes visible --steps 2",
               "--size tiny --steps 1 --modes visible --only ours-f32 exported-f32", ("torch", "transformers")),
+    Benchmark("step_profile", "", "--size tiny --steps 1"),
     Benchmark("scaling_curves", "", "--quick --rounds 2 --curves window width"),
     Benchmark("attention_kernels", "", "--rows 1 --slots 64 --images 1 --turns 1"),
     Benchmark("input_pipeline", "--data {data}", "--data {data} --seconds 1 --rounds 1 --copies 2"),

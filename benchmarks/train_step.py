@@ -2,18 +2,20 @@
 
     python benchmarks/train_step.py [--size full|babyai|tiny] [--modes visible all] [--only NAME ...] [--steps 3]
         [--frames 4] [--batch 4] [--text 32] [--actions 12] [--remat dots] [--unroll 1] [--depth 0]
-        [--json PATH]
+        [--attention auto] [--per-turn 1] [--json PATH]
 
     ours-f32, ours-bf16                   agent_jax.train_step: forward, backward, clipping, AdamW, donated state
     exported-f32, -f32-compiled, -bf16, -bf16-compiled
                                           the module of an exported folder (convert/torch_agent.py); fused AdamW;
-                                          bf16 by autocast, compiled by torch.compile
-    transformers-...                      the same with the blocks of transformers: CLIPEncoderLayer, OPTDecoderLayer
+                                          bf16 by autocast, compiled by torch.compile; on a GPU, f32 is TF32 in both
+    transformers-...                      the same with the blocks of transformers: CLIPEncoderLayer, OPTDecoderLayer,
+                                          with PyTorch's attention, which needs no mask here (flash on a GPU)
 
 Every case has a process of its own. At most two hold a model at a time: the first case of --only is the reference, and
-each other case takes turns with it, a step each. Of both the median is told, and the median of the ratios of a turn.
-Before each turn a matrix product of each framework is timed: model FLOPs / time / its rate is the share of the
-roofline.
+each other case takes turns with it, --per-turn steps each. Of both the median is told, and the median of the ratios of
+a turn. Before each turn a large square matrix product of each framework is timed: model FLOPs / time / its rate is the
+share of the roofline. So are the products of our own step, each by itself: their time / the step's is the share of
+products. MFU is model FLOPs / time / the peak in the data sheet of the GPU, where it is known (plan/chips.py).
 Model FLOPs are those of the matrix products of our step, forward and backward; nothing recomputed is counted. In
 brackets stands the processor time over all cores, which hardly depends on what else the machine does.
 """
@@ -30,11 +32,16 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from train_step_worker import WARM_STEPS, Case, Sizes, serve
+
+from agent_jax.models.flash_attention import KERNELS
+from agent_jax.plan.chips import CHIPS
 
 OURS = ("ours-f32", "ours-bf16")
 PYTORCH = tuple(f"{model}-{precision}{compiled}" for model in ("exported", "transformers")
@@ -65,17 +72,25 @@ class Worker:
             raise found
         return found
 
-    def step(self) -> dict[str, float]:
-        """Take a step."""
-        self._pipe.send("step")
+    def step(self, count: int = 1) -> dict[str, float]:
+        """Take so many steps; their mean."""
+        self._pipe.send(count)
         return self.answer()
 
     def end(self) -> dict[str, int]:
         """End the process; returns its peak memory."""
-        self._pipe.send("end")
+        self._pipe.send(0)
         peak = self.answer()
         self._process.join()
         return peak
+
+
+def built(name: str, worker: Worker) -> Any:
+    """The first answer of a worker; says how long it took to come, since some compile for minutes."""
+    begun = time.perf_counter()
+    told = worker.answer()
+    print(f"{name}: ready after {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+    return told
 
 
 def case_of(name: str, mode: str) -> Case:
@@ -92,11 +107,18 @@ class Figures:
         self.steps: dict[Case, list[dict[str, float]]] = {}
         self.ratios: dict[Case, list[float]] = {}  # the reference's seconds over the case's, by turn
         self.told: dict[Case, dict[str, Any]] = {}
-        self.products: dict[str, list[float]] = {}  # FLOPs a second of "jax-f32", "torch-bf16" ...
+        self.square: dict[str, list[float]] = {}  # FLOPs a second of "jax-f32", "torch-bf16" ...
+        self.products: dict[Case, list[float]] = {}  # seconds of all products of a step of ours, each alone
 
     def roofline(self, precision: str) -> float:
         """The best framework's median rate."""
-        return max(statistics.median(rates) for name, rates in self.products.items() if name.endswith(precision))
+        return max(statistics.median(rates) for name, rates in self.square.items() if name.endswith(precision))
+
+    def products_share(self, case: Case, seconds: float) -> float | None:
+        """What a step's products, alone, would take of its time; None where no case of ours says how long that is."""
+        found = [taken for ours, taken in self.products.items()
+                 if (ours.mode, ours.precision) == (case.mode, case.precision)]
+        return statistics.median(found[0]) / seconds if found else None
 
     def record(self, case: Case) -> dict[str, Any]:
         """The entry of a case in the JSON."""
@@ -112,28 +134,64 @@ class Figures:
             "time_of_reference_over_this": statistics.median(self.ratios[case]),
             "model_flops": self.flops[case.mode], "flops_per_second": rate,
             "roofline_share": rate / self.roofline(case.precision), "f32_roofline_share": rate / self.roofline("f32"),
+            "products_share": self.products_share(case, seconds), "mfu": mfu(rate, told["device"], case.precision),
             "compile_seconds": compile_seconds if case.compiled else 0.0, **told,
             **dataclasses.asdict(self.sizes),
         }
 
 
-def compare(reference: Worker, products: dict[str, Worker], figures: Figures, first: Case, other: Case | None,
-            steps: int, folder: Path) -> None:
+def mfu(flops_per_second: float, device: str, precision: str) -> float | None:
+    """Model FLOPs utilisation: of the peak in the data sheet of a GPU; None for other devices."""
+    chip = next((chip for name, chip in CHIPS.items() if name in device.lower().split()), None)
+    if chip is None:
+        return None
+    return flops_per_second / (chip.bf16_flops if precision == "bf16" else chip.f32_flops)
+
+
+def compare(reference: Worker, alone: Alone, figures: Figures, first: Case, other: Case | None, steps: int,
+            per_turn: int, folder: Path) -> None:
     """Turns of the reference and one other case; without another the reference alone."""
     worker = None
     if other:
         worker = Worker("step", figures.sizes, other, folder)
-        figures.told[other] = worker.answer()
+        figures.told[other] = built(other.name, worker)
         figures.steps[other], figures.ratios[other] = [], []
     for _ in range(steps):
-        for name, product in products.items():
-            figures.products.setdefault(name, []).append(product.step()["value"])
-        figures.steps[first].append(reference.step())
+        alone.take(figures)
+        figures.steps[first].append(reference.step(per_turn))
         if worker and other:
-            figures.steps[other].append(worker.step())
+            figures.steps[other].append(worker.step(per_turn))
             figures.ratios[other].append(figures.steps[first][-1]["seconds"] / figures.steps[other][-1]["seconds"])
     if worker and other:
         figures.told[other] |= worker.end()
+
+
+class Alone:
+    """Matrix products by themselves: square ones of the frameworks of some cases, and those of our own steps."""
+
+    def __init__(self, sizes: Sizes, cases: list[Case]):
+        frameworks = dict.fromkeys(case.framework for case in cases)
+        precisions = dict.fromkeys(["f32", *(case.precision for case in cases)])
+        self._square = {f"{framework}-{precision}": Worker("square", framework, precision, sizes.size)
+                        for framework in frameworks for precision in precisions}
+        self._products = {case: Worker("products", sizes, case) for case in cases if case.framework == "jax"}
+        for worker in self._workers():
+            built("products alone", worker)
+
+    def take(self, figures: Figures) -> None:
+        """Time them all once more."""
+        for name, worker in self._square.items():
+            figures.square.setdefault(name, []).append(worker.step()["value"])
+        for case, worker in self._products.items():
+            figures.products.setdefault(case, []).append(worker.step()["value"])
+
+    def end(self) -> None:
+        """End their processes."""
+        for worker in self._workers():
+            worker.end()
+
+    def _workers(self) -> list[Worker]:
+        return [*self._square.values(), *self._products.values()]
 
 
 def check_losses(told: dict[Case, dict[str, Any]]) -> None:
@@ -155,15 +213,18 @@ def check_losses(told: dict[Case, dict[str, Any]]) -> None:
 
 def table(figures: Figures) -> str:
     """All cases as lines of a Markdown table."""
-    lines = ["| mode | case | s a step (CPU) | reference / this | GFLOP/s | share of roofline | compile s | RSS GiB |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = ["| mode | case | s a step (CPU) | reference / this | GFLOP/s | share of roofline | of products | MFU "
+             "| compile s | RSS GiB | GPU GiB |", "|---" * 11 + "|"]
+    share = lambda value: "" if value is None else f"{value:.0%}"  # noqa: E731
     for case in figures.steps:
         entry = figures.record(case)
+        device = entry.get("peak_device_bytes")
         lines.append(
             f"| {case.mode} | {case.name} | {entry['seconds_per_step']:.3g} ({entry['cpu_seconds_per_step']:.3g}) "
-            f"| {entry['time_of_reference_over_this']:.2f} | {entry['flops_per_second'] / 1e9:.0f} "
-            f"| {entry['roofline_share']:.0%} of {case.precision} | {entry['compile_seconds']:.1f} "
-            f"| {entry['peak_rss_bytes'] / 2**30:.2f} |")
+            f"| {entry['time_of_reference_over_this']:.2f} | {entry['flops_per_second'] / 1e9:,.0f} "
+            f"| {share(entry['roofline_share'])} of {case.precision} | {share(entry['products_share'])} "
+            f"| {share(entry['mfu'])} | {entry['compile_seconds']:.1f} | {entry['peak_rss_bytes'] / 2**30:.2f} "
+            f"| {f'{device / 2**30:.2f}' if device else ''} |")
     return "\n".join(lines)
 
 
@@ -182,53 +243,53 @@ def main() -> None:
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="dots", help="of ours")
     parser.add_argument("--unroll", type=int, default=1, help="layers in one piece of ours' scan")
     parser.add_argument("--depth", type=int, default=0, help="layers of each stack; 0: as many as the model has")
+    parser.add_argument("--attention", choices=("auto", *KERNELS), default="auto", help="of ours in bf16")
+    parser.add_argument("--per-turn", type=int, default=1, help="steps of a case in its turn; 20 suit a GPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    for flag in ("steps", "frames", "batch", "text", "actions", "unroll"):
+    for flag in ("steps", "frames", "batch", "text", "actions", "unroll", "per_turn"):
         if getattr(options, flag) < 1:
-            parser.error(f"--{flag}: found {getattr(options, flag)}, expected at least 1")
+            parser.error(f"--{flag.replace('_', '-')}: found {getattr(options, flag)}, expected at least 1")
     sizes = Sizes(options.size, options.frames, options.batch, options.text, options.actions, options.remat,
-                  options.unroll, options.depth)
+                  options.unroll, options.depth, options.attention)
     with tempfile.TemporaryDirectory() as scratch:
-        figures = measure(sizes, options.modes, options.only, options.steps, Path(scratch))
+        figures = measure(sizes, options.modes, options.only, options.steps, options.per_turn, Path(scratch))
     check_losses(figures.told)
-    rates = {name: statistics.median(found) for name, found in figures.products.items()}
+    rates = {name: statistics.median(found) for name, found in figures.square.items()}
+    products = {case: statistics.median(found) for case, found in figures.products.items()}
     print(table(figures))
     for mode, flops in figures.flops.items():
         print(f"{mode}: {flops / 1e9:,.3g} GFLOP a step")
-    print("matrix products alone: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()))
+    print("one large matrix product: " + ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items()))
+    for case, seconds in products.items():
+        print(f"all products of {case.name} alone, {case.mode}: {seconds:.3g} s, "
+              f"{figures.flops[case.mode] / seconds / 1e9:,.0f} GFLOP/s")
     if options.json:
         packages = ("jax", "jaxlib", "torch", "transformers", "optax")
         content = {"cases": [figures.record(case) for case in figures.steps], "matmul_flops_per_second": rates,
+                   "products_seconds": {f"{case.name}-{case.mode}": seconds for case, seconds in products.items()},
                    "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "load": os.getloadavg(),
                    "versions": {name: importlib.metadata.version(name) for name in packages},
                    "date": datetime.date.today().isoformat()}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def measure(sizes: Sizes, modes: list[str], names: list[str], steps: int, folder: Path) -> Figures:
+def measure(sizes: Sizes, modes: list[str], names: list[str], steps: int, per_turn: int, folder: Path) -> Figures:
     """All cases, by mode; each is printed as soon as it is measured."""
-    preparing = Worker("prepare", sizes, tuple(modes), folder)
-    figures = Figures(sizes, preparing.answer())
-    frameworks = dict.fromkeys(case_of(name, "all").framework for name in names)
-    precisions = dict.fromkeys(["f32", *(case_of(name, "all").precision for name in names)])
-    products = {f"{framework}-{precision}": Worker("matmul", framework, precision, sizes.size)
-                for framework in frameworks for precision in precisions}
-    for product in products.values():
-        product.answer()
+    figures = Figures(sizes, built("parameters, masks, FLOPs", Worker("prepare", sizes, tuple(modes), folder)))
     for mode in modes:
-        first, *others = [case_of(name, mode) for name in dict.fromkeys(names)]
+        first, *others = cases = [case_of(name, mode) for name in dict.fromkeys(names)]
+        alone = Alone(sizes, cases)
         reference = Worker("step", sizes, first, folder)
-        figures.told[first] = reference.answer()
+        figures.told[first] = built(first.name, reference)
         figures.steps[first], figures.ratios[first] = [], [1.0]
         for other in others or [None]:
-            compare(reference, products, figures, first, other, steps, folder)
+            compare(reference, alone, figures, first, other, steps, per_turn, folder)
             if other:
                 print(f"{mode}: {other.name} {figures.steps[other][-1]['seconds']:.3g} s, {first.name} "
                       f"{figures.steps[first][-1]['seconds']:.3g} s, load {os.getloadavg()[0]:.1f}", flush=True)
         figures.told[first] |= reference.end()
-    for product in products.values():
-        product.end()
+        alone.end()
     return figures
 
 

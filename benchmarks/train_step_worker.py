@@ -3,7 +3,8 @@
     ours           agent_jax.train_step with AdamW, as `python -m agent_jax.train` runs it
     exported       agent_jax.convert.torch_agent.Agent, the module of an exported folder, with torch.optim.AdamW
     transformers   the same, its blocks replaced by CLIPEncoderLayer and OPTDecoderLayer of transformers
-    matmul         no model: one matrix product of each framework, for the roofline
+    square         no model: one matrix product of each framework, for the roofline (product_rates.py)
+    products       no model: the matrix products of our step, each alone (product_rates.py)
 
 All models start from the same parameters and see the same rows; the first step of all hides the same patches, so that
 the losses of the first two steps must agree.
@@ -22,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from product_rates import products_of_step, square_product, torch_device
 
 # Imports of JAX and PyTorch stand in the functions: the peak memory of a process is to be that of its own framework.
 
 WARM_STEPS = 2  # the first compiles, and their losses are compared
-MATMUL_WIDTH = {"full": 2048, "babyai": 512, "tiny": 512}  # of the square matrices of the roofline; 2048: 17 GFLOP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Sizes:
     remat: str = "none"
     unroll: int = 1
     depth: int = 0  # layers of each stack; 0: as many as the model has
+    attention: str = "auto"  # config.model.attention of ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,7 @@ def run_config(sizes: Sizes, case: Case) -> Any:
     model.language.dropout = 0.0
     model.visual_tokens = case.mode
     model.dtype = {"f32": "float32", "bf16": "bfloat16"}[case.precision]
-    model.remat = sizes.remat
+    model.remat, model.attention = sizes.remat, sizes.attention if case.precision == "bf16" else "auto"
     model.unroll = max(sizes.unroll, model.unroll)
     draft.train.batch_size = sizes.batch
     draft.train.steps = 1_000
@@ -110,6 +112,7 @@ def prepare(sizes: Sizes, modes: tuple[str, ...], folder: Path) -> dict[str, int
     from safetensors.numpy import save_file
 
     from agent_jax.convert.torch_tensors import in_module, to_tensors
+    from agent_jax.flops import total_flops
     from agent_jax.models.agent import init_params
     from agent_jax.models.mae import random_mask
     from agent_jax.train_state import INIT_KEY, STEP_KEY, purpose_key
@@ -118,7 +121,7 @@ def prepare(sizes: Sizes, modes: tuple[str, ...], folder: Path) -> dict[str, int
     flops = {}
     for mode in modes:
         config = run_config(sizes, Case("ours", "f32", True, mode))
-        flops[mode] = model_flops(sizes, config)
+        flops[mode] = total_flops(model_products(sizes, config))
         model, batch = config.model, fake_batch(sizes, config)
         first_key = jax.random.fold_in(purpose_key(config.seed, STEP_KEY), 0)
         keys_B = row_keys(first_key, jnp.asarray(batch.seed_B), MASK_KEY)
@@ -133,25 +136,25 @@ def prepare(sizes: Sizes, modes: tuple[str, ...], folder: Path) -> dict[str, int
     return flops
 
 
-def model_flops(sizes: Sizes, config: Any) -> int:
-    """FLOPs of the matrix products of a step, forward and backward, without what a backward pass recomputes."""
+def model_products(sizes: Sizes, config: Any) -> list[Any]:
+    """The matrix products of a step, forward and backward, without what a backward pass recomputes."""
     import jax
 
-    from agent_jax.flops import operations_of, total_flops
+    from agent_jax.flops import operations_of
     from agent_jax.optimizer import make_optimizer
     from agent_jax.sharding import make_mesh
     from agent_jax.train_state import abstract_params, abstract_state
     from agent_jax.train_step import make_train_step
 
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none"))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none", attention="xla"))
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
     step = make_train_step(config, mesh, optimizer)
-    return total_flops(operations_of(step, abstract_state(config, mesh, optimizer), fake_batch(sizes, config)))
+    return operations_of(step, abstract_state(config, mesh, optimizer), fake_batch(sizes, config))
 
 
-def our_step(sizes: Sizes, case: Case) -> tuple[Callable[[], float], dict[str, Any]]:
-    """A function that takes a step and returns the loss before it, and what building it told."""
+def our_program(sizes: Sizes, case: Case) -> tuple[Any, Any, Any]:
+    """Our train step for this machine, lowered, and its first arguments: the state, which it takes over, and rows."""
     import jax
 
     from agent_jax.host_memory import keep_freed_memory
@@ -166,8 +169,16 @@ def our_step(sizes: Sizes, case: Case) -> tuple[Callable[[], float], dict[str, A
     optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
     state = init_state(config, mesh, optimizer)
     batch = shard_batch(fake_batch(sizes, config), mesh)
+    return make_train_step(config, mesh, optimizer).lower(state, batch), state, batch
+
+
+def our_step(sizes: Sizes, case: Case) -> tuple[Callable[[], float], dict[str, Any]]:
+    """A function that takes a step and returns the loss before it, and what building it told."""
+    import jax
+
+    lowered, state, batch = our_program(sizes, case)
     begun = time.perf_counter()
-    step = make_train_step(config, mesh, optimizer).lower(state, batch).compile()
+    step = lowered.compile()
     told = {"compile_seconds": time.perf_counter() - begun, "device": jax.devices()[0].device_kind}
 
     def take() -> float:
@@ -188,8 +199,7 @@ def torch_step(sizes: Sizes, case: Case, folder: Path) -> tuple[Callable[[], flo
     from agent_jax.convert.torch_folder import agent_json
     from agent_jax.optimizer import learning_rate_schedule
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_device()
     config = run_config(sizes, case)
     with torch.device("meta"):
         agent = torch_agent.Agent(torch_agent.json.loads(agent_json(config, {}, {})))
@@ -252,45 +262,14 @@ def _use_transformers(agent: Any, model: Any) -> None:
             "hidden_act": c.activation, "layer_norm_eps": c.layer_norm_eps, "attn_implementation": "sdpa"}
         return nn.ModuleList(ClipLayer(CLIPVisionConfig(**described)) for _ in range(c.depth))
 
+    class OptLayer(OPTDecoderLayer):
+        def forward(self, x_BSD: Any, mask: Any) -> Any:
+            return super().forward(x_BSD)  # a row is one sample: causal without a mask, for which there is flash
+
     described = OPTConfig(**language_json(model.language), attn_implementation="sdpa")
     agent.vision.encoder.layers = clip_layers(model.vision)
     agent.mae.layers = clip_layers(model.mae)
-    agent.language.layers = nn.ModuleList(OPTDecoderLayer(described, layer) for layer in range(model.language.depth))
-
-
-def matmul_step(framework: str, precision: str, size: str) -> Callable[[], float]:
-    """A function that returns the FLOPs a second of one square matrix product, the best of three."""
-    width = MATMUL_WIDTH[size]
-    if framework == "jax":
-        import jax
-        import jax.numpy as jnp
-
-        x = jnp.full((width, width), 0.5, {"f32": jnp.float32, "bf16": jnp.bfloat16}[precision])
-        product = jax.jit(jnp.matmul)
-        once = lambda: jax.block_until_ready(product(x, x))  # noqa: E731
-    else:
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        kind = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
-        y = torch.full((width, width), 0.5, dtype=kind, device=device)
-
-        def once() -> None:
-            torch.mm(y, y)
-            if device == "cuda":
-                torch.cuda.synchronize()
-
-    def take() -> float:
-        seconds = []
-        for _ in range(3):
-            begun = time.perf_counter()
-            once()
-            seconds.append(time.perf_counter() - begun)
-        return 2 * width**3 / min(seconds)
-
-    once()
-    return take
+    agent.language.layers = nn.ModuleList(OptLayer(described, layer) for layer in range(model.language.depth))
 
 
 def serve(pipe: Connection, kind: str, arguments: tuple[Any, ...]) -> None:
@@ -299,8 +278,11 @@ def serve(pipe: Connection, kind: str, arguments: tuple[Any, ...]) -> None:
     try:
         if kind == "prepare":
             pipe.send(prepare(*arguments))
-        elif kind == "matmul":
-            _answer(pipe, matmul_step(*arguments), {})
+        elif kind == "square":
+            _answer(pipe, square_product(*arguments), {})
+        elif kind == "products":
+            sizes, case = arguments
+            _answer(pipe, products_of_step(model_products(sizes, run_config(sizes, case))), {})
         else:
             sizes, case, folder = arguments
             take, told = our_step(sizes, case) if case.framework == "jax" else torch_step(sizes, case, folder)
@@ -315,10 +297,12 @@ def serve(pipe: Connection, kind: str, arguments: tuple[Any, ...]) -> None:
 
 def _answer(pipe: Connection, take: Callable[[], float], told: dict[str, Any]) -> None:
     pipe.send(told)
-    while pipe.recv() == "step":
+    while count := pipe.recv():
         begun, spent = time.perf_counter(), time.process_time()
-        value = take()
-        pipe.send({"value": value, "seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - spent})
+        for _ in range(count):
+            value = take()
+        pipe.send({"value": value, "seconds": (time.perf_counter() - begun) / count,
+                   "cpu_seconds": (time.process_time() - spent) / count})
     pipe.send(_peak())
 
 

@@ -13,7 +13,7 @@ import pytest
 def benchmark(root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     yield importlib.import_module("train_step")
-    for name in ("train_step", "train_step_worker"):
+    for name in ("train_step", "train_step_worker", "product_rates"):
         del sys.modules[name]
 
 
@@ -43,5 +43,5 @@ def test_a_case_that_computes_something_else_is_refused(benchmark):
 
 
 def test_what_fails_in_a_worker_is_raised_by_its_caller(benchmark):
-    with pytest.raises(RuntimeError, match="no_such_framework"):
-        benchmark.Worker("matmul", "jax", "no_such_framework", "tiny").answer()
+    with pytest.raises(RuntimeError, match="no_such_precision"):
+        benchmark.Worker("square", "jax", "no_such_precision", "tiny").answer()

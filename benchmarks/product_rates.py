@@ -1,0 +1,131 @@
+"""What matrix products reach by themselves: one large square one of each framework, and those of our own step.
+
+The first is the roofline of a machine. The second is what is left of a step when everything else costs nothing: each
+product of the step, by shape, layout and dtypes, alone, as often as the step runs it. A step's share of it says how
+much the rest costs; the first over the second, what the shapes do.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+SQUARE_WIDTH = {"cpu": 2048, "gpu": 8192}  # of the matrices: 17 GFLOP, and 1.1 TFLOP, which takes a GPU milliseconds
+SMALL = 512  # of the benchmark's small sizes
+LEAST_SHARE = 0.002  # of the FLOPs: products below are reckoned at the mean rate of the others
+AT_LEAST_S = 2e-3  # timed together: calls are sent one after another, and waited for at the end
+
+
+def square_product(framework: str, precision: str, size: str) -> Callable[[], float]:
+    """A function that returns the FLOPs a second of one square matrix product, the best of three.
+
+    Args:
+        framework: jax or torch.
+        precision: f32 or bf16.
+        size: full, or another, for which the matrices are small.
+    """
+    if framework == "jax":
+        import jax
+        import jax.numpy as jnp
+
+        width = SQUARE_WIDTH.get(jax.default_backend(), SQUARE_WIDTH["gpu"]) if size == "full" else SMALL
+        kind = {"f32": jnp.float32, "bf16": jnp.bfloat16}[precision]
+        x = jax.random.normal(jax.random.key(0), (width, width), kind)  # a GPU is faster on zeros
+        # To XLA:CPU, a product of bf16 with a bf16 result is one of f32 and two conversions.
+        product = _jitted(lambda x, y: jnp.matmul(x, y, preferred_element_type=jnp.float32), kind)
+        run, wait = (lambda: product(x, x)), jax.block_until_ready
+    else:
+        import torch
+
+        device = torch_device()
+        width = SQUARE_WIDTH["gpu" if device == "cuda" else "cpu"] if size == "full" else SMALL
+        y = torch.randn((width, width), dtype={"f32": torch.float32, "bf16": torch.bfloat16}[precision], device=device)
+        run, wait = (lambda: torch.mm(y, y)), (lambda _: torch.cuda.synchronize() if device == "cuda" else None)
+    wait(run())
+    return lambda: 2 * width**3 / min(_seconds(run, wait) for _ in range(3))
+
+
+def torch_device() -> str:
+    """cuda or cpu, with all cores, and float32 products as JAX has them by default: TF32 on a GPU."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_float32_matmul_precision("high")  # no CPU of today has anything between this and "highest"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def products_of_step(found: list[Any]) -> Callable[[], float]:
+    """A function that returns the seconds that all matrix products of a step take, each alone.
+
+    Args:
+        found: `agent_jax.flops.operations` of the step; what is no matrix product is passed over.
+    """
+    import jax
+
+    from agent_jax.flops import MATMUL, total_flops
+
+    products = [operation for operation in found if operation.group == MATMUL]
+    alike: dict[Any, int] = {}
+    for each in products:
+        key = (each.shapes, each.dtypes, each.dtype, each.axes, each.flops // each.times)
+        alike[key] = alike.get(key, 0) + each.times
+    whole = total_flops(products)
+    timed: list[tuple[Callable[[], Any], int, int]] = []
+    for (shapes, dtypes, dtype, axes, flops), times in alike.items():
+        if flops * times < LEAST_SHARE * whole:
+            continue
+        keys = jax.random.split(jax.random.key(0))
+        operands = [jax.random.normal(key, shape, kind) for key, shape, kind in zip(keys, shapes, dtypes, strict=True)]
+        timed.append((_alone(operands, axes, dtype), times, flops))
+    for run, _, _ in timed:
+        jax.block_until_ready(run())
+
+    def take() -> float:
+        seconds, counted = 0.0, 0
+        for run, times, flops in timed:
+            seconds += times * statistics.median(_seconds(run, jax.block_until_ready) for _ in range(3))
+            counted += times * flops
+        return seconds * whole / counted
+
+    return take
+
+
+def _alone(operands: list[Any], axes: Any, dtype: str) -> Callable[[], Any]:
+    """One product, in the form that the model gives it (models/product.py)."""
+    import jax
+
+    from agent_jax.models.product import _dot
+
+    (of_left, of_right), (batch, _) = axes
+    if batch:
+        dot = _jitted(lambda x, y: jax.lax.dot_general(x, y, axes, preferred_element_type=dtype), operands[0].dtype)
+    else:
+        dot = _jitted(lambda x, y: _dot(x, y, tuple(of_left), tuple(of_right), dtype), operands[0].dtype)
+    return lambda: dot(*operands)
+
+
+def _jitted(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
+    """Compiled as a train step is."""
+    import jax
+
+    from agent_jax.compiler_options import compiler_options
+
+    return jax.jit(function, compiler_options=compiler_options(jax.devices()[0], dtype))
+
+
+def _seconds(run: Callable[[], Any], wait: Callable[[Any], Any]) -> float:
+    """Of one call, the mean of as many as make the clock's resolution and the sending of a call small."""
+    begun = time.perf_counter()
+    wait(run())
+    once = time.perf_counter() - begun
+    if once > AT_LEAST_S:
+        return once
+    count = int(AT_LEAST_S / once) + 1
+    begun = time.perf_counter()
+    for _ in range(count):
+        last = run()
+    wait(last)
+    return (time.perf_counter() - begun) / count
