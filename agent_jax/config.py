@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict, config_dict
 
+from agent_jax.kernels import cudnn_lacks
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -387,13 +389,8 @@ def validate(config: Config) -> None:
     for name, width in (("vision", vision.width), ("mae", model.mae.width)):
         _check(width % 4 == 0, f"config.model.{name}.width={width} must be a multiple of 4 for 2-D sin-cos positions")
     if model.attention == "cudnn":
-        _check(model.dtype == "bfloat16", f"config.model.attention='cudnn' computes in 16 bits, but config.model.dtype="
-               f"{model.dtype!r}; expected 'bfloat16', or attention='xla'")
-        for name, part in (("vision", vision), ("language", model.language), ("mae", model.mae)):
-            head = part.width // part.heads
-            _check(head <= 128 and head % 8 == 0,
-                   f"config.model.attention='cudnn': config.model.{name}.width={part.width} / heads={part.heads} makes "
-                   f"heads of {head}; expected a multiple of 8, at most 128, or attention='xla'")
+        lacks = cudnn_lacks(model)
+        _check(not lacks, f"config.model.attention='cudnn': {lacks}, or attention='xla'")
     _check(model.classes >= 0, f"config.model.classes={model.classes} must be at least 0")
     _check(model.unroll >= 1, f"config.model.unroll={model.unroll} must be at least 1")
     _check(0 < model.mae.mask_ratio < 1, f"config.model.mae.mask_ratio={model.mae.mask_ratio} must lie between 0 and 1")

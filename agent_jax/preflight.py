@@ -18,6 +18,7 @@ from etils import epath
 import agent_jax
 from agent_jax.config import Config
 from agent_jax.convert.hub import located
+from agent_jax.kernels import CUDNN_CAPABILITY, PLATFORM, is_too_old
 from agent_jax.models.agent import training_visual_tokens
 from agent_jax.restart import by_name
 from agent_jax.run_data import with_vocabulary
@@ -116,14 +117,14 @@ def _missing_devices(config: Config) -> list[str]:
 def _missing_kernel(config: Config) -> list[str]:
     """What a kernel of attention asks of the devices."""
     kernel, [device, *_] = config.model.attention, jax.local_devices()
-    needs = {"cudnn": "gpu", "splash": "tpu"}.get(kernel, device.platform)
+    needs = PLATFORM.get(kernel, device.platform)
     if device.platform != needs:
         return [f"config.model.attention={kernel!r} runs on {needs!r}, but JAX finds {device.platform!r} here; pass "
                 "--config.model.attention=xla"]
-    capability = getattr(device, "compute_capability", "")
-    if kernel == "cudnn" and capability and float(capability) < 8:
-        return [f"config.model.attention='cudnn' needs a GPU of compute capability 8.0 or more (Ampere), but "
-                f"{device.device_kind} has {capability}; pass --config.model.attention=xla"]
+    if kernel == "cudnn" and is_too_old(device):
+        return ["config.model.attention='cudnn' needs a GPU of compute capability "
+                f"{CUDNN_CAPABILITY} or more (Ampere), but {device.device_kind} has "
+                f"{device.compute_capability}; pass --config.model.attention=xla"]
     return []
 
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from agent_jax.compiler_options import QUICKLY_COMPILED, compiler_options
 from agent_jax.config import Config, ModelConfig
-from agent_jax.cpu_options import QUICKLY_COMPILED
 from agent_jax.models.agent import Params, init_params
 from agent_jax.sharding import tree_shardings
 
@@ -84,7 +84,9 @@ def init_state(
     if params is None:
         fresh = lambda: _create(init_params(config.model, purpose_key(config.seed, INIT_KEY)), optimizer)  # noqa: E731
         small = sum(leaf.size for leaf in jax.tree.leaves(shapes.params)) < _SMALL_PARAMETERS
-        options = QUICKLY_COMPILED if small and mesh.devices.flat[0].platform == "cpu" else None
+        device = mesh.devices.flat[0]
+        quickly = small and device.platform == "cpu"
+        options = QUICKLY_COMPILED if quickly else compiler_options(device, config.model.dtype)
         return jax.jit(fresh, out_shardings=shardings, compiler_options=options)()
     placed = jax.device_put(params, shardings.params)
     return jax.jit(lambda params: _create(params, optimizer), out_shardings=shardings)(placed)

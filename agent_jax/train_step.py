@@ -23,12 +23,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from agent_jax.batch import Batch
+from agent_jax.compiler_options import compiler_options
 from agent_jax.config import Config
-from agent_jax.cpu_options import cpu_options
+from agent_jax.kernels import kernel_on
 from agent_jax.losses import LossSums, loss_sums, loss_weights, total
 from agent_jax.models.agent import Agent, Params
 from agent_jax.models.augmentation import augment
-from agent_jax.models.flash_attention import kernel_on
 from agent_jax.models.mae import kept_patches
 from agent_jax.optimizer import learning_rate_schedule, trained_mask
 from agent_jax.sharding import ROWS, batch_sharding, check_divides, microbatches_of_step, replicated
@@ -139,7 +139,7 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh)),
-                   donate_argnums=0, compiler_options=cpu_options(mesh.devices.flat[0], config.model.dtype))
+                   donate_argnums=0, compiler_options=compiler_options(mesh.devices.flat[0], config.model.dtype))
 
 
 def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], tuple[LossSums, LossSums]]:
@@ -171,12 +171,12 @@ def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], tupl
         return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums), weights
 
     return jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh),
-                   compiler_options=cpu_options(mesh.devices.flat[0], config.model.dtype))
+                   compiler_options=compiler_options(mesh.devices.flat[0], config.model.dtype))
 
 
 def _agent(config: Config, mesh: Mesh) -> Agent:
     """The agent with the kernels of the mesh's devices."""
-    return Agent(config.model, kernel_on(mesh.devices.flat[0].platform, config.model.attention))
+    return Agent(config.model, kernel_on(mesh.devices.flat[0], config.model))
 
 
 def _on_mesh(mesh: Mesh) -> Callable[[Callable], Callable]:

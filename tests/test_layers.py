@@ -38,11 +38,12 @@ LAYERS = {
     "agent_jax.automaton": 0,
     "agent_jax.vocabulary": 0,
     "agent_jax.text_tokenizer": 0,
+    "agent_jax.kernels": 0,
     "agent_jax.json_object": 0,
     "agent_jax.client": 0,  # the robot's end of serve: nothing of ours, so that a robot needs nothing of ours
     "agent_jax.sharding": 0,
     "agent_jax.host_memory": 0,
-    "agent_jax.cpu_options": 0,
+    "agent_jax.compiler_options": 0,
     "agent_jax.cluster": 0,
     "agent_jax.distributed": 0,
     "agent_jax.watchdog": 0,

@@ -4,7 +4,7 @@
     xla      anything                   attend (attention.py)                    attend_causally (attention.py)
     cudnn    NVIDIA GPU, bfloat16       flash                                    flash with a mask (B, 1, S, S)
     splash   TPU                        flash, from 512 tokens on                flash in blocks, from 512 slots on
-    auto     splash on TPU, xla elsewhere (`kernel_on`)
+    auto     splash on TPU, cudnn on an NVIDIA GPU where it can be, else xla (kernels.py)
 
 All of them are held to the same test. They serve training and validation; acting reads by its own cache (cached.py).
 Flash kernels (Dao et al., 2022) keep no scores: they are made again in the backward pass. What an XLA kernel writes to
@@ -78,20 +78,6 @@ KERNELS = {
 }
 
 
-def kernel_on(platform: str, name: str) -> str:
-    """The kernel that a name stands for on a platform: `auto` is the best that is known of.
-
-    On TPU that is splash: by its compiler a step of configs/tpu_v4.py moves a fifth less through memory, which is what
-    bounds it (docs/scaling.md); no TPU has run it. On no GPU has this project measured cuDNN's kernel against XLA's, so
-    there it is XLA's.
-
-    Args:
-        platform: `jax.Device.platform`: cpu, gpu or tpu.
-        name: `config.model.attention`.
-    """
-    return {"tpu": "splash"}.get(platform, "xla") if name == "auto" else name
-
-
 def _splash(q_BSNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, segment_BS: jax.Array, *,
             causal: bool) -> jax.Array:
     """Splash attention within segments, each device on its own rows and heads where a mesh is set."""
@@ -125,6 +111,11 @@ def _splash(q_BSNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, segment_BS:
 def _padded(x: jax.Array, length: int) -> jax.Array:
     """Zeros behind the second axis of x, up to a length."""
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
+
+
+def is_cudnn_forward(primitive: str) -> bool:
+    """Whether a primitive of a jaxpr is cuDNN's attention, forward; its outputs are what the backward pass needs."""
+    return primitive.startswith("dot_product_attention_fwd")
 
 
 def cudnn_flops(primitive: str, shapes: Sequence[Sequence[int]]) -> int | None:

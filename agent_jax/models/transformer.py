@@ -18,12 +18,18 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from agent_jax.models.attention import attend
+from agent_jax.models.flash_attention import is_cudnn_forward
 from agent_jax.models.product import add_bias, product
 from agent_jax.sharding import constrain_rows
 
 DENSE = "dense"  # name of what a Dense computes, for the policies
-REMAT_POLICIES = {"dots": jax.checkpoint_policies.save_only_these_names(DENSE), "full": None}
-
+# Of a flash kernel the output and a number a query are kept: little, and it is not run again.
+REMAT_POLICIES: dict[str, Any] = {
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.save_only_these_names(DENSE),
+        lambda primitive, *_, **__: is_cudnn_forward(primitive.name)),
+    "full": None,
+}
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ from absl import app, flags
 
 from agent_jax.command_line import define_config, parse_flags, refuse
 from agent_jax.config import Config, from_config_dict
-from agent_jax.models.flash_attention import kernel_on
+from agent_jax.kernels import PLATFORM, kernel_on
 from agent_jax.plan.compiled import CompiledStep, DoesNotFitError, compile_step
 from agent_jax.plan.report import plan_record, plan_text
 from agent_jax.plan.roofline import Roofline, roofline
@@ -70,15 +70,14 @@ def check_kernel(config: Config, topology: Topology) -> None:
     Raises:
         ValueError: names the kernel and the chip.
     """
-    needs = {"cudnn": False, "splash": True}.get(config.model.attention, topology.is_tpu)
-    if needs != topology.is_tpu:
+    if PLATFORM.get(config.model.attention, topology.platform) != topology.platform:
         raise ValueError(f"config.model.attention={config.model.attention!r} does not run on {topology.chip.name}; "
                          "pass --config.model.attention=xla")
 
 
 def with_kernel(row: PlannedRow, topology: Topology, estimate: str) -> PlannedRow:
     """The row's config as it can be compiled: an estimate has no kernel but XLA's own."""
-    wanted = kernel_on("tpu" if topology.is_tpu else "gpu", row.config.model.attention)
+    wanted = kernel_on(topology, row.config.model)
     kernel = "xla" if estimate else wanted
     model = dataclasses.replace(row.config.model, attention=kernel)
     notes = (f"attention by xla in place of {wanted}, which only its chip compiles",) if kernel != wanted else ()

@@ -21,8 +21,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from agent_jax.batch import Batch
+from agent_jax.compiler_options import QUICKLY_COMPILED
 from agent_jax.config import Config
-from agent_jax.cpu_options import QUICKLY_COMPILED
 from agent_jax.flops import KERNEL, model_and_recomputed, operations, total_flops
 from agent_jax.optimizer import make_optimizer
 from agent_jax.plan import hlo

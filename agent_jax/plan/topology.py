@@ -49,6 +49,11 @@ class Topology:
         return self.slices * math.prod(self.shape)
 
     @property
+    def platform(self) -> str:
+        """As a `jax.Device` of it says."""
+        return "tpu" if self.is_tpu else "gpu"
+
+    @property
     def hosts(self) -> int:
         """Machines, of 4 chips (TPU), as a v5e or v6e of 8 is offered too, or of 8 (GPU)."""
         return max(1, self.devices // (4 if self.is_tpu else _NODE))

@@ -1,7 +1,7 @@
-"""How XLA is to compile for CPUs: steps that run often, and programs that run once or never.
+"""The options that XLA compiles the model's programs with, by platform, where its defaults cost more than they bring.
 
-Two of its defaults cost more than they bring here. On 2 cores of an Intel Xeon (Sapphire Rapids), jax 0.10.2, f32,
-2026-11-26, by `benchmarks/train_step.py`'s worker:
+On CPUs, two of them. On 2 cores of an Intel Xeon (Sapphire Rapids), jax 0.10.2, f32, 2026-11-26, by
+`benchmarks/train_step.py`'s worker:
 
     step of configs/babyai.py, 16 rows        compiled in 14.3 to 16.8 s     0.15 s a step
       LLVM at level 1 instead of 3                        11.7 s             0.15
@@ -10,6 +10,13 @@ Two of its defaults cost more than they bring here. On 2 cores of an Intel Xeon 
       with both                                           13.0 s             11 s
 
 In bf16 the older code had not compiled the full model's step after minutes, so there it is level 1 alone.
+
+On GPUs, three. On an H200 with 16 cores, jax 0.11.2, bf16, 64 rows of 4 images, 2026-11-26, XLA's defaults had not
+compiled the step of the full model after two minutes: for every fusion and product it compiles and times several
+programs of Triton's. Without these (fusions by XLA's own code, products by cuBLAS) it took one minute beside five other
+compilations. "Dynamic-slice fusion" lets cuBLAS write into the stacked arrays of a scan, but where the product is read
+elsewhere too it is computed twice: 8 of the 110 ms of a step, by XLA's profiler (docs/performance.md). What a step
+takes without it has not been measured.
 """
 
 from __future__ import annotations
@@ -22,23 +29,24 @@ import numpy as np
 
 # For a program that runs once, or is only read: quick to compile, slow to run.
 QUICKLY_COMPILED: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# For steps on CPUs.
 _ANY_DTYPE: dict[str, Any] = {"xla_backend_optimization_level": 1}
 _F32: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
+_GPU: dict[str, Any] = {"xla_gpu_experimental_enable_fusion_autotuner": False, "xla_gpu_enable_triton_gemm": False,
+                        "xla_gpu_enable_dynamic_slice_fusion": False}
 
 
-def cpu_options(device: Any, dtype: Any) -> dict[str, Any] | None:
-    """`compiler_options` of `jax.jit` for a program of the model.
+def compiler_options(device: Any, dtype: Any) -> dict[str, Any]:
+    """`compiler_options` of `jax.jit` for a program of the model that runs often.
 
     Args:
         device: the `jax.Device` that it is compiled for.
         dtype: of its matrix products.
-
-    Returns:
-        None where the device is no CPU.
     """
-    if device.platform != "cpu":
-        return None
-    wanted = _ANY_DTYPE if np.dtype(dtype).itemsize < 4 else _ANY_DTYPE | _F32
+    if device.platform == "cpu":
+        wanted = _ANY_DTYPE if np.dtype(dtype).itemsize < 4 else _ANY_DTYPE | _F32
+    else:
+        wanted = _GPU if device.platform == "gpu" else {}
     return {name: value for name, value in wanted.items() if _is_known(name, value)}
 
 
