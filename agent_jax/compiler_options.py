@@ -9,7 +9,12 @@ On CPUs, two of them. On 2 cores of an Intel Xeon (Sapphire Rapids), jax 0.10.2,
     step of the full model, "dots"                        16.7 s             11 s
       with both                                           13.0 s             11 s
 
-In bf16 the older code had not compiled the full model's step after minutes, so there it is level 1 alone.
+In bf16 the older code had not compiled the full model's step after minutes, so there it is level 1 alone; nor does it
+serve acting with many layers, which stand one after another instead of in a scan. Of a policy's first nine actions (its
+programs are compiled), `history="sliding"`, and a later one:
+
+    3 layers, 96 wide    9.8 s, 6.2 ms        level 1  10.5 s, 5.9 ms        both   8.6 s, 5.0 ms
+    full model          31.1 s, 1.3 s                  28.2 s, 1.2 s               46.8 s, 1.2 s
 
 On GPUs, three. On an H200 with 16 cores, jax 0.11.2, bf16, 64 rows of 4 images, 2026-11-26, XLA's defaults had not
 compiled the step of the full model after two minutes: for every fusion and product it compiles and times several
@@ -32,19 +37,22 @@ QUICKLY_COMPILED: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_ll
 # For steps on CPUs.
 _ANY_DTYPE: dict[str, Any] = {"xla_backend_optimization_level": 1}
 _F32: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
+_MOST_LAYERS = 8  # measured at 3 and at 12, above
 _GPU: dict[str, Any] = {"xla_gpu_experimental_enable_fusion_autotuner": False, "xla_gpu_enable_triton_gemm": False,
                         "xla_gpu_enable_dynamic_slice_fusion": False}
 
 
-def compiler_options(device: Any, dtype: Any) -> dict[str, Any]:
+def compiler_options(device: Any, dtype: Any, *, layers: int = 1) -> dict[str, Any]:
     """`compiler_options` of `jax.jit` for a program of the model that runs often.
 
     Args:
         device: the `jax.Device` that it is compiled for.
         dtype: of its matrix products.
+        layers: how many stand one after another; 1 in a scan.
     """
     if device.platform == "cpu":
-        wanted = _ANY_DTYPE if np.dtype(dtype).itemsize < 4 else _ANY_DTYPE | _F32
+        older = np.dtype(dtype).itemsize >= 4 and layers <= _MOST_LAYERS
+        wanted = _ANY_DTYPE | _F32 if older else _ANY_DTYPE
     else:
         wanted = _GPU if device.platform == "gpu" else {}
     return {name: value for name, value in wanted.items() if _is_known(name, value)}

@@ -23,9 +23,10 @@ def test_a_platform_gets_options_that_xla_takes():
     assert compiler_options(gpu, "bfloat16")["xla_gpu_enable_dynamic_slice_fusion"] is False
 
 
-def test_bfloat16_keeps_the_newer_code_for_fusions():
+def test_bfloat16_and_many_layers_keep_the_newer_code_for_fusions():
     cpu = jax.devices("cpu")[0]
-    assert compiler_options(cpu, "bfloat16") == {"xla_backend_optimization_level": 1}
+    for options in (compiler_options(cpu, "bfloat16"), compiler_options(cpu, "float32", layers=12)):
+        assert options == {"xla_backend_optimization_level": 1}
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):

@@ -11,6 +11,7 @@ Dimensions: B rows, C slots to be read; see batch.py for others.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 
 from agent_jax.acting.action_loop import ActionLoop, HowToChoose, Said
 from agent_jax.acting.choices import Choices
+from agent_jax.compiler_options import compiler_options
 from agent_jax.config import Config
 from agent_jax.models.agent import Agent, Params
 from agent_jax.models.cached import Cache, CachedLanguage, KeysValues, Past
@@ -56,10 +58,12 @@ class Decoder:
         model = dataclasses.replace(model, unroll=0, remat="none")
         self._agent, self._language = Agent(model), CachedLanguage(model)
         self._say = ActionLoop(self._language, choices)
-        self.encode = jax.jit(self._encode, static_argnames="steps")
-        self.decode = jax.jit(self._decode)
-        self.read_ahead = jax.jit(self._read_ahead, static_argnames="slots")
-        self.decode_after = jax.jit(self._decode_after, donate_argnames="kept")
+        options = compiler_options(jax.local_devices()[0], model.dtype, layers=model.language.depth)
+        jit: Any = functools.partial(jax.jit, compiler_options=options)
+        self.encode = jit(self._encode, static_argnames="steps")
+        self.decode = jit(self._decode)
+        self.read_ahead = jit(self._read_ahead, static_argnames="slots")
+        self.decode_after = jit(self._decode_after, donate_argnames="kept")
 
     def blank_cache(self, slots: int) -> Kept:
         """Keys and values of nothing, for an episode of up to `slots` slots."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agent_jax.batch import Batch
+from agent_jax.compiler_options import compiler_options
 from agent_jax.config import Config
 from agent_jax.data.domains import Domain
 from agent_jax.data.layout import Window, lay_out_prefix, row_size, stack
@@ -34,7 +35,8 @@ class Uncached:
             output: Any = agent.apply({"params": params}, batch)
             return output.logits_BTK[:, 0, legal_A]
 
-        self._logits = jax.jit(logits_of_actions)
+        options = compiler_options(jax.local_devices()[0], config.model.dtype)
+        self._logits = jax.jit(logits_of_actions, compiler_options=options)
 
     def logits(self, params: Params, windows: Sequence[Window]) -> np.ndarray:
         """f32 (n, A) over the ids of the automaton, legal or not."""

@@ -12,6 +12,7 @@ All are teacher-forced: an id is predicted with the recorded ones before it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import math
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agent_jax.batch import Batch
+from agent_jax.compiler_options import compiler_options
 from agent_jax.config import ModelConfig
 from agent_jax.data.domains import Domain
 from agent_jax.data.loader import PackedRows, validation_batches
@@ -105,9 +107,9 @@ def evaluate_offline(trained: Trained, params: Params, domain: Domain, *, data: 
 def forwards(model: ModelConfig, params: Params, rows: PackedRows, rows_limit: int = 0
              ) -> Iterator[tuple[Batch, Forward]]:
     """The evaluation forward of every row, batch by batch: nothing is masked, recorded ids stand before each target."""
-    agent = Agent(model)
+    agent, device = Agent(model), jax.local_devices()[0]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options(device, model.dtype))
     def run(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         output: Any = agent.apply({"params": params}, batch, visual_tokens="all")
         weight_BT = batch.language_weight_BT + batch.action_weight_BT
@@ -115,7 +117,7 @@ def forwards(model: ModelConfig, params: Params, rows: PackedRows, rows_limit: i
         return token_nll(output.logits_BTK, batch.target_BT, weight_BT), jnp.argmax(output.logits_BTK, axis=-1), best_B
 
     batches = -(-rows_limit // BATCH_SIZE)
-    params = jax.device_put(params, jax.local_devices()[0])
+    params = jax.device_put(params, device)
     for batch in validation_batches(rows, BATCH_SIZE, batches):
         nll_BT, best_BT, class_B = jax.device_get(run(params, batch))
         yield batch, Forward(nll_BT, best_BT, class_B)

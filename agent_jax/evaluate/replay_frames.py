@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from agent_jax.compiler_options import compiler_options
 from agent_jax.data.domains import Domain
 from agent_jax.data.layout import Window, lay_out, row_size, stack
 from agent_jax.data.store import Episode, Split, Store
@@ -94,7 +95,7 @@ class _Forward:
             output: Any = agent.apply({"params": params}, batch, visual_tokens="all")
             return output.logits_BTK[:, :, ids_A]
 
-        self._logits = jax.jit(logits)
+        self._logits = jax.jit(logits, compiler_options=compiler_options(jax.local_devices()[0], model.dtype))
 
     def __call__(self, windows: Sequence[Window]) -> list[list[np.ndarray]]:
         """Of each window and step: the logits (ids of the action, A)."""
