@@ -55,8 +55,8 @@ class Benchmark:
 BENCHMARKS = (
     Benchmark("end_to_end", "--workdir {runs}", "--quick --workdir {runs}", ("minigrid",)),
     # Of all cases, which take over an hour on two cores, those that say most.
-    Benchmark("train_step", "--modes visible all --steps 2 --only ours-f32 ours-bf16 exported-f32 transformers-f32 "
-              "transformers-bf16 transformers-bf16-compiled",
+    Benchmark("train_step", "--modes visible all --steps 2 --only ours-f32 ours-bf16 unrolled-f32 unrolled-bf16 "
+              "transformers-f32 transformers-bf16 transformers-bf16-compiled",
               "--size tiny --steps 1 --modes visible --only ours-f32 exported-f32", ("torch", "transformers")),
     Benchmark("step_profile", "", "--size tiny --steps 1"),
     Benchmark("scaling_curves", "", "--quick --rounds 2 --curves window width"),

@@ -5,6 +5,7 @@
         [--attention auto] [--per-turn 1] [--json PATH]
 
     ours-f32, ours-bf16                   agent_jax.train_step: forward, backward, clipping, AdamW, donated state
+    unrolled-f32, unrolled-bf16           the same with config.model.unroll of all layers
     exported-f32, -f32-compiled, -bf16, -bf16-compiled
                                           the module of an exported folder (convert/torch_agent.py); fused AdamW;
                                           bf16 by autocast, compiled by torch.compile; on a GPU, f32 is TF32 in both
@@ -38,12 +39,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train_step_worker import WARM_STEPS, Case, Sizes, serve
+from train_step_worker import OUR_MODELS, WARM_STEPS, Case, Sizes, serve
 
 from agent_jax.models.flash_attention import KERNELS
 from agent_jax.plan.chips import CHIPS
 
-OURS = ("ours-f32", "ours-bf16")
+OURS = tuple(f"{model}-{precision}" for model in OUR_MODELS for precision in ("f32", "bf16"))
 PYTORCH = tuple(f"{model}-{precision}{compiled}" for model in ("exported", "transformers")
                 for precision in ("f32", "bf16") for compiled in ("", "-compiled"))
 # Of the losses of the first two steps, relative to ours in f32: rounding alone makes 1e-6 and 1e-3 of them.
@@ -96,7 +97,7 @@ def built(name: str, worker: Worker) -> Any:
 def case_of(name: str, mode: str) -> Case:
     """The case that `--only` calls so."""
     model, precision, *compiled = name.split("-")
-    return Case(model, precision, bool(compiled) or model == "ours", mode)
+    return Case(model, precision, bool(compiled) or model in OUR_MODELS, mode)
 
 
 class Figures:
@@ -174,7 +175,7 @@ class Alone:
         precisions = dict.fromkeys(["f32", *(case.precision for case in cases)])
         self._square = {f"{framework}-{precision}": Worker("square", framework, precision, sizes.size)
                         for framework in frameworks for precision in precisions}
-        self._products = {case: Worker("products", sizes, case) for case in cases if case.framework == "jax"}
+        self._products = {case: Worker("products", sizes, case) for case in cases if case.model == "ours"}
         for worker in self._workers():
             built("products alone", worker)
 

@@ -1,6 +1,7 @@
 """One case of train_step.py in a process of its own: it builds a step, then takes one whenever it is told to.
 
     ours           agent_jax.train_step with AdamW, as `python -m agent_jax.train` runs it
+    unrolled       the same with all layers in one piece of the scan (config.model.unroll), so no scan
     exported       agent_jax.convert.torch_agent.Agent, the module of an exported folder, with torch.optim.AdamW
     transformers   the same, its blocks replaced by CLIPEncoderLayer and OPTDecoderLayer of transformers
     square         no model: one matrix product of each framework, for the roofline (product_rates.py)
@@ -27,6 +28,7 @@ from product_rates import products_of_step, square_product, torch_device
 
 # Imports of JAX and PyTorch stand in the functions: the peak memory of a process is to be that of its own framework.
 
+OUR_MODELS = ("ours", "unrolled")
 WARM_STEPS = 2  # the first compiles, and their losses are compared
 
 
@@ -49,7 +51,7 @@ class Sizes:
 class Case:
     """What one worker runs."""
 
-    model: str  # ours, exported or transformers
+    model: str  # ours, unrolled, exported or transformers
     precision: str  # f32 or bf16
     compiled: bool
     mode: str  # visible or all
@@ -57,7 +59,7 @@ class Case:
     @property
     def framework(self) -> str:
         """jax or torch."""
-        return "jax" if self.model == "ours" else "torch"
+        return "jax" if self.model in OUR_MODELS else "torch"
 
     @property
     def name(self) -> str:
@@ -88,7 +90,8 @@ def run_config(sizes: Sizes, case: Case) -> Any:
     model.visual_tokens = case.mode
     model.dtype = {"f32": "float32", "bf16": "bfloat16"}[case.precision]
     model.remat, model.attention = sizes.remat, sizes.attention if case.precision == "bf16" else "auto"
-    model.unroll = max(sizes.unroll, model.unroll)
+    layers = max(model.vision.depth, model.language.depth, model.mae.depth)
+    model.unroll = layers if case.model == "unrolled" else max(sizes.unroll, model.unroll)
     draft.train.batch_size = sizes.batch
     draft.train.steps = 1_000
     return from_config_dict(draft)
