@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agent_jax.config import MeshConfig
 from agent_jax.models.attention import causal_segment_mask
 from agent_jax.models.transformer import Block, BlockConfig, layers_apart, run_blocks
+from agent_jax.sharding import AXES, make_mesh, replicated
 
 CONFIG = BlockConfig(width=16, heads=2, mlp_width=24, activation="gelu", layer_norm_eps=1e-5,
                      dtype=jnp.dtype("float32"), dropout=0.3)
@@ -100,3 +102,28 @@ def test_remat_gives_the_gradients_of_the_plain_stack(remat):
     plain, recomputed = gradients(CONFIG), gradients(dataclasses.replace(CONFIG, remat=remat))
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed)
+
+
+def test_on_cpus_dots_keeps_the_bits_of_bfloat16_and_its_gradients_do_not_change():
+    x, mask, _ = inputs()
+    config, params = dataclasses.replace(CONFIG, dtype=jnp.dtype("bfloat16"), remat="dots"), random_params()
+    given = (params, jnp.asarray(x, jnp.bfloat16))
+
+    def gradients(params, x):
+        return jax.grad(lambda params, x: jnp.sum(jnp.sin(Stack(config).apply({"params": params}, x, mask, None)[0])),
+                        argnums=(0, 1))(params, x)
+
+    def traced_on(mesh, *given):
+        with jax.sharding.use_abstract_mesh(mesh):
+            return jax.jit(gradients).trace(*given)
+
+    here = make_mesh(MeshConfig(), jax.devices()[:1])
+    cpu = traced_on(here.abstract_mesh, *jax.device_put(given, replicated(here)))
+    tpu = jax.sharding.AbstractDevice(device_kind="TPU v4", num_cores=None, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1,) * 4, AXES, axis_types=here.abstract_mesh.axis_types, abstract_device=tpu)
+    elsewhere = str(traced_on(mesh, *given).jaxpr)
+    assert f"u16[{DEPTH}," in str(cpu.jaxpr)
+    assert "u16[" not in elsewhere
+    assert f"bf16[{DEPTH}," in elsewhere
+    # Without a mesh nobody knows the platform, so nothing is kept as bits.
+    jax.tree.map(np.testing.assert_array_equal, cpu.lower().compile()(*given), jax.jit(gradients)(*given))

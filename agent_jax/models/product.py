@@ -79,10 +79,14 @@ def _dot(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: 
         if _several_devices():
             made = jnp.promote_types(left.dtype, dtype)
             return plain(left.astype(made), right.astype(made))
-        ours = of_left
-        if ours == (0,):
-            left, ours = _transposed(left), (1,)
-        dimensions = ((ours, of_right), ((), ()))
+        if of_left != (0,):
+            return fast(left, right, of_left, of_right)
+        if right.ndim == 2 and left.shape[1] > right.shape[1]:  # the narrower one is transposed, and then the result
+            return _transposed(_row_by_row(fast(_transposed(right), left, (1,), (0,))))
+        return fast(_transposed(left), right, (1,), of_right)
+
+    def fast(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: tuple[int, ...]) -> jax.Array:
+        dimensions = ((of_left, of_right), ((), ()))
         return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32).astype(dtype)
 
     if left.dtype != jnp.bfloat16:
@@ -93,8 +97,12 @@ def _dot(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: 
 
 
 def _transposed(x_XD: jax.Array) -> jax.Array:
-    """x_DX as a matrix of its own, row by row; else XLA would fold the transposition into what reads it."""
-    return with_layout_constraint(x_XD.T, Layout(major_to_minor=(0, 1)))
+    """x_DX as a matrix of its own; else XLA would fold the transposition into what reads it."""
+    return _row_by_row(x_XD.T)
+
+
+def _row_by_row(x_XD: jax.Array) -> jax.Array:
+    return with_layout_constraint(x_XD, Layout(major_to_minor=(0, 1)))
 
 
 def _several_devices() -> bool:

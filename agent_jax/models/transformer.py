@@ -64,6 +64,24 @@ class BlockConfig:
     temporal: str = "none"  # none, or where temporal attention stands: "after" or "before" the spatial one
 
 
+@jax.custom_jvp
+def kept(y: jax.Array) -> jax.Array:
+    """y, under the name of what `remat="dots"` keeps for the backward pass."""
+    return _under_its_name(y)
+
+
+kept.defjvp(lambda primals, tangents: (_under_its_name(*primals), *tangents))
+
+
+def _under_its_name(y: jax.Array) -> jax.Array:
+    """As bits where XLA:CPU has bfloat16: it puts one layer's into a scan's stack by converting all layers' twice."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if y.dtype != jnp.bfloat16 or device is None or device.platform != "cpu":
+        return checkpoint_name(y, DENSE)
+    bits = checkpoint_name(jax.lax.bitcast_convert_type(y, jnp.uint16), DENSE)
+    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
 def like(x: jax.Array, trailing: Any) -> Any:
     """An array over the last axes of x, with leading axes of 1: broadcasting is said, not inferred from ranks."""
     return trailing.reshape((1,) * (x.ndim - trailing.ndim) + trailing.shape)
@@ -91,7 +109,7 @@ class Dense(nn.Module):
 
         kernel = self.param("kernel", init, (width, *self.features), jnp.float32)
         y = product(x.astype(self.dtype).reshape(-1, width), kernel, self.dtype)
-        y = checkpoint_name(y, DENSE)
+        y = kept(y)
         if self.use_bias:
             y = add_bias(y, self.param("bias", nn.initializers.zeros, self.features, jnp.float32))
         return y.reshape(*x.shape[:-1], *self.features)
