@@ -26,7 +26,7 @@ def kernel_on(device: Any, model: ModelConfig) -> str:
     if model.attention != "auto":
         return model.attention
     if device.platform == "gpu":
-        return "xla" if cudnn_lacks(model) or is_too_old(device) else "cudnn"
+        return "xla" if cudnn_lacks(model) or has_no_cudnn(device) else "cudnn"
     return "splash" if device.platform == "tpu" else "xla"
 
 
@@ -42,7 +42,10 @@ def cudnn_lacks(model: ModelConfig) -> str:
     return ""
 
 
-def is_too_old(device: Any) -> bool:
-    """Whether a GPU is known to have no kernels of cuDNN's."""
+def has_no_cudnn(device: Any) -> bool:
+    """Whether a GPU is known to have no kernels of cuDNN's: an older one of NVIDIA's, or another maker's ("gfx942")."""
     capability = getattr(device, "compute_capability", "")
-    return bool(capability) and float(capability) < CUDNN_CAPABILITY
+    try:
+        return bool(capability) and float(capability) < CUDNN_CAPABILITY
+    except ValueError:
+        return True

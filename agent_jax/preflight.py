@@ -18,7 +18,7 @@ from etils import epath
 import agent_jax
 from agent_jax.config import Config
 from agent_jax.convert.hub import located
-from agent_jax.kernels import CUDNN_CAPABILITY, PLATFORM, is_too_old
+from agent_jax.kernels import CUDNN_CAPABILITY, PLATFORM, has_no_cudnn
 from agent_jax.models.agent import training_visual_tokens
 from agent_jax.restart import by_name
 from agent_jax.run_data import with_vocabulary
@@ -121,8 +121,8 @@ def _missing_kernel(config: Config) -> list[str]:
     if device.platform != needs:
         return [f"config.model.attention={kernel!r} runs on {needs!r}, but JAX finds {device.platform!r} here; pass "
                 "--config.model.attention=xla"]
-    if kernel == "cudnn" and is_too_old(device):
-        return ["config.model.attention='cudnn' needs a GPU of compute capability "
+    if kernel == "cudnn" and has_no_cudnn(device):
+        return ["config.model.attention='cudnn' needs an NVIDIA GPU of compute capability "
                 f"{CUDNN_CAPABILITY} or more (Ampere), but {device.device_kind} has "
                 f"{device.compute_capability}; pass --config.model.attention=xla"]
     return []

@@ -19,6 +19,7 @@ BF16 = ModelConfig(dtype="bfloat16")
     (GPU, BF16, "cudnn"),
     (types.SimpleNamespace(platform="gpu"), BF16, "cudnn"),  # a plan's, which does not say how old it is
     (types.SimpleNamespace(platform="gpu", compute_capability="7.5"), BF16, "xla"),
+    (types.SimpleNamespace(platform="gpu", compute_capability="gfx942"), BF16, "xla"),  # AMD's
     (GPU, ModelConfig(dtype="float32"), "xla"),
     (GPU, dataclasses.replace(BF16, mae=dataclasses.replace(BF16.mae, heads=4)), "xla"),  # heads of 192
 ])
