@@ -60,8 +60,8 @@ BENCHMARKS = (
               "transformers-f32 transformers-bf16 transformers-bf16-compiled",
               "--size tiny --steps 1 --modes visible --only ours-f32 exported-f32", ("torch", "transformers")),
     Benchmark("train_step_all", "--modes all --steps 1 --batch 2 --only ours-f32 ours-bf16 unrolled-bf16 "
-              "transformers-f32 transformers-bf16", "--size tiny --steps 1 --modes all --only ours-f32", ("torch", "transformers"),
-              "train_step"),
+              "transformers-f32 transformers-bf16", "--size tiny --steps 1 --modes all --only ours-f32",
+              ("torch", "transformers"), "train_step"),
     Benchmark("step_profile", "", "--size tiny --steps 1"),
     Benchmark("scaling_curves", "", "--quick --rounds 2 --curves window width"),
     Benchmark("attention_kernels", "", "--rows 1 --slots 64 --images 1 --turns 1"),
