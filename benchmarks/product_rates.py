@@ -53,8 +53,10 @@ def torch_device() -> str:
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.set_float32_matmul_precision("high")  # no CPU of today has anything between this and "highest"
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.set_float32_matmul_precision("high")
+    return "cuda"
 
 
 def products_of_step(found: list[Any]) -> Callable[[], float]:
@@ -97,13 +99,13 @@ def _alone(operands: list[Any], axes: Any, dtype: str) -> Callable[[], Any]:
     """One product, in the form that the model gives it (models/product.py)."""
     import jax
 
-    from agent_jax.models.product import _dot
+    from agent_jax.models.product import dot_of
 
     (of_left, of_right), (batch, _) = axes
     if batch:
         dot = _jitted(lambda x, y: jax.lax.dot_general(x, y, axes, preferred_element_type=dtype), operands[0].dtype)
     else:
-        dot = _jitted(lambda x, y: _dot(x, y, tuple(of_left), tuple(of_right), dtype), operands[0].dtype)
+        dot = _jitted(lambda x, y: dot_of(x, y, tuple(of_left), tuple(of_right), dtype), operands[0].dtype)
     return lambda: dot(*operands)
 
 

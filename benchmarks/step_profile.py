@@ -5,7 +5,8 @@
         [--attention auto] [--top 15] [--json PATH]
 
 On a GPU the times are those of its kernels. On a CPU they are those of operations that may run side by side on several
-cores, so their sum is not the step's time. A loop's own time is that of the operations in it. An operation that XLA
+cores, so their sum is not the step's time, and some products return before other threads have made them: they are told
+too short, and what they run beside too long. A loop's own time is that of the operations in it. An operation that XLA
 fused of several counts as what it is named after, which is the last of them.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe, write_json
-from train_step_worker import Case, Sizes, our_program
+from train_step_worker import Case, Sizes, add_sizes, our_program, sizes_of
 
 KINDS = (  # the first whose pattern the operation's target, kernel or traced name has
     ("attention kernel", re.compile(r"fmha|flash|dot_product_attention|sdpa|splash")),
@@ -55,8 +56,10 @@ class Instruction:
 
     def part(self) -> str:
         """The part of the model, or what else a step does."""
+        if not self.traced:
+            return "?"
         path = self.traced.split("/")
-        found = next((part for part in PARTS if any(part == name for name in path)), "")
+        found = next((part for part in PARTS if part in path), "")
         return found or ("loss and joining" if "Agent" in self.traced or "jvp" in self.traced else "optimizer and rest")
 
 
@@ -118,7 +121,7 @@ def profile(sizes: Sizes, case: Case, steps: int) -> dict[str, Any]:
         instruction = known.get(name) or known.get(kernel) or unknown
         if instruction.opcode not in CONTAINERS:
             rows.append({"name": name or kernel, "kernel": kernel, "traced": instruction.traced,
-                         "kind": instruction.kind(kernel), "part": instruction.part() if instruction.traced else "?",
+                         "kind": instruction.kind(kernel), "part": instruction.part(),
                          "times": count / steps, "seconds": spent / steps})
     rows.sort(key=lambda row: -row["seconds"])
     grouped = {}
@@ -135,26 +138,19 @@ def profile(sizes: Sizes, case: Case, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Profile, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("full", "babyai", "tiny"), default="full")
+    add_sizes(parser)
     parser.add_argument("--precision", choices=("f32", "bf16"), default="f32")
     parser.add_argument("--mode", choices=("visible", "all"), default="visible")
     parser.add_argument("--steps", type=int, default=2, help="profiled, after two that warm up")
-    parser.add_argument("--frames", type=int, default=4, help="images of a row")
-    parser.add_argument("--batch", type=int, default=4, help="rows")
-    parser.add_argument("--text", type=int, default=32, help="text tokens of a row")
-    parser.add_argument("--actions", type=int, default=12, help="action tokens an image")
-    parser.add_argument("--remat", choices=("none", "dots", "full"), default="dots")
-    parser.add_argument("--unroll", type=int, default=1, help="layers in one piece of the scan")
-    parser.add_argument("--depth", type=int, default=0, help="layers of each stack; 0: as many as the model has")
-    parser.add_argument("--attention", default="auto", help="config.model.attention")
     parser.add_argument("--top", type=int, default=15, help=f"operations to print, at most {KEPT}")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    sizes = sizes_of(parser, options)
+    if options.steps < 1:
+        parser.error(f"--steps: found {options.steps}, expected at least 1")
     # Of a CUDA graph only the whole is told.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer=".strip()
     machine = describe()
-    sizes = Sizes(options.size, options.frames, options.batch, options.text, options.actions, options.remat,
-                  options.unroll, options.depth, options.attention)
     found = profile(sizes, Case("ours", options.precision, True, options.mode), options.steps)
     whole = sum(found["by_kind"].values())
     print(f"{found['device']}, {found['case']}: {1e3 * found['seconds_per_step']:.1f} ms a step, "

@@ -39,10 +39,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train_step_worker import OUR_MODELS, WARM_STEPS, Case, Sizes, serve
+from train_step_worker import OUR_MODELS, WARM_STEPS, Case, Sizes, add_sizes, serve, sizes_of
 
-from agent_jax.models.flash_attention import KERNELS
-from agent_jax.plan.chips import CHIPS
+from agent_jax.plan.chips import gpu_of
 
 OURS = tuple(f"{model}-{precision}" for model in OUR_MODELS for precision in ("f32", "bf16"))
 PYTORCH = tuple(f"{model}-{precision}{compiled}" for model in ("exported", "transformers")
@@ -143,7 +142,7 @@ class Figures:
 
 def mfu(flops_per_second: float, device: str, precision: str) -> float | None:
     """Model FLOPs utilisation: of the peak in the data sheet of a GPU; None for other devices."""
-    chip = next((chip for name, chip in CHIPS.items() if name in device.lower().split()), None)
+    chip = gpu_of(device)
     if chip is None:
         return None
     return flops_per_second / (chip.bf16_flops if precision == "bf16" else chip.f32_flops)
@@ -232,27 +231,18 @@ def table(figures: Figures) -> str:
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("full", "babyai", "tiny"), default="full")
+    add_sizes(parser)
     parser.add_argument("--modes", nargs="+", choices=("visible", "all"), default=["visible", "all"])
     parser.add_argument("--only", nargs="+", choices=OURS + PYTORCH, default=[*OURS, *PYTORCH], metavar="NAME",
                         help=f"of {', '.join(OURS + PYTORCH)}; the first is the reference")
     parser.add_argument("--steps", type=int, default=3, help="turns of each pair")
-    parser.add_argument("--frames", type=int, default=4, help="images of a row")
-    parser.add_argument("--batch", type=int, default=4, help="rows")
-    parser.add_argument("--text", type=int, default=32, help="text tokens of a row")
-    parser.add_argument("--actions", type=int, default=12, help="action tokens an image")
-    parser.add_argument("--remat", choices=("none", "dots", "full"), default="dots", help="of ours")
-    parser.add_argument("--unroll", type=int, default=1, help="layers in one piece of ours' scan")
-    parser.add_argument("--depth", type=int, default=0, help="layers of each stack; 0: as many as the model has")
-    parser.add_argument("--attention", choices=("auto", *KERNELS), default="auto", help="of ours in bf16")
     parser.add_argument("--per-turn", type=int, default=1, help="steps of a case in its turn; 20 suit a GPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    for flag in ("steps", "frames", "batch", "text", "actions", "unroll", "per_turn"):
+    sizes = sizes_of(parser, options)
+    for flag in ("steps", "per_turn"):
         if getattr(options, flag) < 1:
             parser.error(f"--{flag.replace('_', '-')}: found {getattr(options, flag)}, expected at least 1")
-    sizes = Sizes(options.size, options.frames, options.batch, options.text, options.actions, options.remat,
-                  options.unroll, options.depth, options.attention)
     with tempfile.TemporaryDirectory() as scratch:
         figures = measure(sizes, options.modes, options.only, options.steps, options.per_turn, Path(scratch))
     check_losses(figures.told)

@@ -13,6 +13,7 @@ the losses of the first two steps must agree.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import os
@@ -45,6 +46,29 @@ class Sizes:
     unroll: int = 1
     depth: int = 0  # layers of each stack; 0: as many as the model has
     attention: str = "auto"  # config.model.attention of ours
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """The flags of `Sizes`."""
+    parser.add_argument("--size", choices=("full", "babyai", "tiny"), default="full")
+    parser.add_argument("--frames", type=int, default=4, help="images of a row")
+    parser.add_argument("--batch", type=int, default=4, help="rows")
+    parser.add_argument("--text", type=int, default=32, help="text tokens of a row")
+    parser.add_argument("--actions", type=int, default=12, help="action tokens an image")
+    parser.add_argument("--remat", choices=("none", "dots", "full"), default="dots", help="of ours")
+    parser.add_argument("--unroll", type=int, default=1, help="layers in one piece of ours' scan")
+    parser.add_argument("--depth", type=int, default=0, help="layers of each stack; 0: as many as the model has")
+    parser.add_argument("--attention", choices=("auto", "xla", "cudnn", "splash"), default="auto",
+                        help="of ours in bf16")
+
+
+def sizes_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Sizes:
+    """What they say; a size below 1 ends the program."""
+    sizes = Sizes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Sizes)})
+    for flag in ("frames", "batch", "text", "actions", "unroll"):
+        if getattr(sizes, flag) < 1:
+            parser.error(f"--{flag}: found {getattr(sizes, flag)}, expected at least 1")
+    return sizes
 
 
 @dataclasses.dataclass(frozen=True)

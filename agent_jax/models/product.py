@@ -39,7 +39,7 @@ def product(x_XD: jax.Array, kernel: jax.Array, dtype: Any, *, transposed: bool 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _product(x_XD: jax.Array, kernel: jax.Array, dtype: Any, transposed: bool) -> jax.Array:
-    return _dot(x_XD, kernel.astype(x_XD.dtype), (1,), (1,) if transposed else (0,), dtype)
+    return dot_of(x_XD, kernel.astype(x_XD.dtype), (1,), (1,) if transposed else (0,), dtype)
 
 
 def _forward(x_XD: jax.Array, kernel: jax.Array, dtype: Any, transposed: bool) -> tuple[jax.Array, Any]:
@@ -50,9 +50,9 @@ def _backward(dtype: Any, transposed: bool, kept: Any, g_XM: jax.Array) -> tuple
     x_XD, kernel = kept
     g_XM = g_XM.astype(x_XD.dtype)
     of_g = tuple(range(1, g_XM.ndim))
-    dx_XD = _dot(g_XM, kernel.astype(x_XD.dtype), of_g, (0,) if transposed else of_g, x_XD.dtype)
+    dx_XD = dot_of(g_XM, kernel.astype(x_XD.dtype), of_g, (0,) if transposed else of_g, x_XD.dtype)
     left, right = (g_XM, x_XD) if transposed else (x_XD, g_XM)
-    return dx_XD, _dot(left, right, (0,), (0,), kernel.dtype)
+    return dx_XD, dot_of(left, right, (0,), (0,), kernel.dtype)
 
 
 _product.defvjp(_forward, _backward)
@@ -68,12 +68,16 @@ add_bias.defvjp(lambda y_XM, bias_M: (add_bias(y_XM, bias_M), bias_M),
                 lambda bias_M, g_XM: (g_XM, jnp.sum(g_XM, axis=0, dtype=bias_M.dtype)))
 
 
-def _dot(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: tuple[int, ...],
-         dtype: Any) -> jax.Array:
+def dot_of(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: tuple[int, ...],
+           dtype: Any) -> jax.Array:
     """The product over some axes of each, in `dtype`."""
 
     def plain(left: jax.Array, right: jax.Array) -> jax.Array:
         return jax.lax.dot_general(left, right, ((of_left, of_right), ((), ())), preferred_element_type=dtype)
+
+    def fast(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: tuple[int, ...]) -> jax.Array:
+        dimensions = ((of_left, of_right), ((), ()))
+        return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32).astype(dtype)
 
     def on_cpu(left: jax.Array, right: jax.Array) -> jax.Array:
         if _several_devices():
@@ -84,10 +88,6 @@ def _dot(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: 
         if right.ndim == 2 and left.shape[1] > right.shape[1]:  # the narrower one is transposed, and then the result
             return _transposed(_row_by_row(fast(_transposed(right), left, (1,), (0,))))
         return fast(_transposed(left), right, (1,), of_right)
-
-    def fast(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: tuple[int, ...]) -> jax.Array:
-        dimensions = ((of_left, of_right), ((), ()))
-        return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32).astype(dtype)
 
     if left.dtype != jnp.bfloat16:
         return plain(left, right)
