@@ -11,17 +11,17 @@ On CPUs, two of them. On 2 cores of an Intel Xeon (Sapphire Rapids), jax 0.10.2,
 
 In bf16 the older code had not compiled the full model's step after minutes, so there it is level 1 alone; nor does it
 serve acting with many layers, which stand one after another instead of in a scan. Of a policy's first nine actions (its
-programs are compiled), `history="sliding"`, and a later one:
+programs are compiled), `history="sliding"`, and a later one, one run of each (a script of 2026-11-26):
 
     3 layers, 96 wide    9.8 s, 6.2 ms        level 1  10.5 s, 5.9 ms        both   8.6 s, 5.0 ms
     full model          31.1 s, 1.3 s                  28.2 s, 1.2 s               46.8 s, 1.2 s
 
-On GPUs, three. On an H200 with 16 cores, jax 0.11.2, bf16, 64 rows of 4 images, 2026-11-26, XLA's defaults had not
-compiled the step of the full model after two minutes: for every fusion and product it compiles and times several
-programs of Triton's. Without these (fusions by XLA's own code, products by cuBLAS) it took one minute beside five other
-compilations. "Dynamic-slice fusion" lets cuBLAS write into the stacked arrays of a scan, but where the product is read
-elsewhere too it is computed twice: 8 of the 110 ms of a step, by XLA's profiler (docs/performance.md). What a step
-takes without it has not been measured.
+On GPUs, three; for acting too, where they have not been tried. On an H200 with 16 cores, jax 0.11.2, bf16, 64 rows of 4
+images, 2026-11-26, XLA's defaults had not compiled the step of the full model after two minutes: for every fusion and
+product they compile and time several programs of Triton's. Without these (fusions by XLA's own code, products by
+cuBLAS) it took one minute beside five other compilations. "Dynamic-slice fusion" lets cuBLAS write into the stacked
+arrays of a scan, but where the product is read elsewhere too it is computed twice: 8 of the 110 ms of a step, by XLA's
+profiler (docs/performance.md). What a step takes without it has not been measured.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ eight each, as many as there are (parameters are gathered inside a node, gradien
 
 Planned (`python benchmarks/plan_counts.py`, 2026-11-26), 768 rows of 9 images a step: 249,108,480 parameters, 2,293
 TFLOP; parameters, moments and gradients of 3.71 GiB a GPU; 32 microbatches on one H100, 4 on eight. The paper's 1.6e20
-operations are 112 GPU-hours at 40% of the H100's peak, an assumption. By estimate, of 74.5 GiB a GPU: 55.5 GiB on a
-node of eight, 60.8 for `:opt-1.3b`, 48.5 for `:opt-6.7b` (docs/scaling.md).
+operations are 112 GPU-hours at 40% of the H100's peak, an assumption. By estimate, of 74.5 GiB a GPU: 38.9 GiB on a
+node of eight, 41.4 for `:opt-1.3b`, 38.6 for `:opt-6.7b` (docs/scaling.md).
 """
 
 from ml_collections import ConfigDict
