@@ -31,6 +31,9 @@ def square_product(framework: str, precision: str, size: str) -> Callable[[], fl
         import jax
         import jax.numpy as jnp
 
+        from agent_jax.host_memory import keep_freed_memory
+
+        keep_freed_memory()  # as a run does: or new pages of the result cost as much as small products
         width = SQUARE_WIDTH.get(jax.default_backend(), SQUARE_WIDTH["gpu"]) if size == "full" else SMALL
         kind = {"f32": jnp.float32, "bf16": jnp.bfloat16}[precision]
         x = jax.random.normal(jax.random.key(0), (width, width), kind)  # a GPU is faster on zeros
@@ -68,7 +71,9 @@ def products_of_step(found: list[Any]) -> Callable[[], float]:
     import jax
 
     from agent_jax.flops import MATMUL, total_flops
+    from agent_jax.host_memory import keep_freed_memory
 
+    keep_freed_memory()
     products = [operation for operation in found if operation.group == MATMUL]
     alike: dict[Any, int] = {}
     for each in products:
@@ -98,11 +103,14 @@ def products_of_step(found: list[Any]) -> Callable[[], float]:
 def _alone(operands: list[Any], axes: Any, dtype: str) -> Callable[[], Any]:
     """One product, in the form that the model gives it (models/product.py)."""
     import jax
+    import jax.numpy as jnp
 
     from agent_jax.models.product import dot_of
 
     (of_left, of_right), (batch, _) = axes
     if batch:
+        if jax.default_backend() == "cpu":  # the step reads it in f32, and XLA makes it so
+            dtype = jnp.promote_types(dtype, jnp.float32).name
         dot = _jitted(lambda x, y: jax.lax.dot_general(x, y, axes, preferred_element_type=dtype), operands[0].dtype)
     else:
         dot = _jitted(lambda x, y: dot_of(x, y, tuple(of_left), tuple(of_right), dtype), operands[0].dtype)
