@@ -38,6 +38,7 @@ from agent_jax.train_step import make_train_step
 REMATERIALISATION = "Involuntary full rematerialization"
 # Of TF_CPP_MIN_LOG_LEVEL: XLA says such things as warnings, which are hidden from 2 on.
 _WARNINGS_SHOWN = ("", "0", "1")
+_SILENT_SINCE = (0, 11)  # of jax: its XLA says it no longer (seen in 0.11.2 and 0.12.0)
 
 
 class DoesNotFitError(ValueError):
@@ -140,6 +141,8 @@ def compile_step(config: Config, row: PlannedRow, devices: Sequence[Any], estima
 
 def hidden_warnings() -> str:
     """Why the compiler's warnings would not be seen; "" if they are."""
+    if jax.__version_info__ >= _SILENT_SINCE:
+        return f"the compiler of jax {jax.__version__} no longer says what it copies whole to every device"
     level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "")
     return "" if level in _WARNINGS_SHOWN else f"TF_CPP_MIN_LOG_LEVEL={level} hides the compiler's warnings; unset it"
 
