@@ -16,6 +16,8 @@ from collections.abc import Iterator
 import jax
 from jax._src import distributed as _jax_distributed  # to tell, while `initialize` waits, for whom
 
+from agent_jax.watchdog import INTERRUPTED
+
 USER_ERROR = 2  # exit status of what the user must mend, as everywhere in this package
 
 
@@ -112,4 +114,4 @@ def _give_up(cluster: Cluster) -> None:
     print(f"agent_jax: {waited}: {found}. Start the same command on every host, with the same coordinator and number "
           "of processes and its own --process; see that the hosts reach that port; or raise --join_timeout",
           file=sys.stderr, flush=True)
-    os._exit(USER_ERROR)  # jax, on its way out, waits for the others too
+    os._exit(INTERRUPTED)  # they may be late, as after a preemption; jax, on its way out, waits for them too

@@ -152,7 +152,7 @@ def test_a_process_that_is_alone_ends_with_one_message_after_the_time_to_join(tm
     first = script_lines("pass", 2, join_timeout=4)[0]
     lost = script_lines("pass", 2, join_timeout=4)[1]
     with started([first, lost], tmp_path) as processes:
-        assert codes(processes) == [2, 2]
+        assert codes(processes) == [75, 75]
     assert "process 0 of 2 waited 4 s for the others: not all of them have come to 127.0.0.1:" in \
         processes[0].complained
     assert "process 1 of 2 waited 4 s for the others: nothing answers at 127.0.0.1:" in processes[1].complained
