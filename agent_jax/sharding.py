@@ -54,7 +54,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     slices first, then `data`, then `fsdp`, and what is left of each axis lies within a slice.
 
     Raises:
-        ValueError: if the axes do not multiply to the number of devices, or `tensor` would have to leave a slice.
+        ValueError: if the axes do not multiply to the number of devices, `tensor` would have to leave a slice, or the
+            axes do not fit the torus that a TPU slice is.
     """
     devices = jax.devices() if devices is None else devices
     wanted = [getattr(config, axis) for axis in AXES]
@@ -66,15 +67,23 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if math.prod(shape) != len(devices):
         raise ValueError(f"{said} ask for {'a multiple of ' if -1 in wanted else ''}{known} devices, but there are "
                          f"{len(devices)} ({devices[0].platform}); change them so that they multiply to {len(devices)}")
-    types = (AxisType.Auto,) * len(AXES)
     between = _between_slices(shape, devices)
+    try:
+        arranged = _arranged(shape, between, devices)
+    except NotImplementedError as error:
+        raise ValueError(f"{said} do not fit the {len(devices)} {devices[0].device_kind} as they are wired: {error}. "
+                         "Take axes that are products of the sides of a slice") from error
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(shape: Sequence[int], between: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices in the order in which neighbours of an axis are close to each other."""
     if math.prod(between) == 1:
-        return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+        return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices).devices
     within = [size // slices for size, slices in zip(shape, between, strict=True)]
     # As jax.make_mesh has it for one slice: these chips lie in a plane, along whose two axes few meshes would fit.
     split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")
-    arranged = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=split)
-    return Mesh(arranged, AXES, axis_types=types)
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=split)
 
 
 def slice_count(devices: Sequence[Any]) -> int:

@@ -13,6 +13,7 @@ from agent_jax.plan.roofline import roofline
 from agent_jax.plan.row import PlannedRow
 from agent_jax.plan.search import Candidate, fastest, mesh_shapes, outcome_line, search
 from agent_jax.plan.topology import find_topology
+from agent_jax.sharding import make_mesh
 
 SIZES = {"width": 16, "depth": 1, "heads": 4, "mlp_width": 32}
 ROW = RowSize(frames=1, image_size=16, slots=24, targets=4)
@@ -115,3 +116,16 @@ def test_a_candidate_changes_only_how_a_run_is_spread():
     back = dataclasses.replace(
         changed, mesh=config.mesh, train=config.train, model=dataclasses.replace(changed.model, remat="none"))
     assert back == config
+
+
+def test_a_mesh_that_does_not_fit_the_torus_is_told_and_the_search_goes_on(monkeypatch):
+    def unwired(config, devices):
+        if config.fsdp == 2:
+            raise ValueError("config.mesh.fsdp=2 does not fit the torus")
+        return make_mesh(config, devices)
+
+    monkeypatch.setattr("agent_jax.plan.search.make_mesh", unwired)
+    outcomes = found(refusing(lambda config: False))
+    assert [one.said for one in outcomes if one.candidate.mesh == (1, 1, 2, 1)] == [
+        "does not divide: config.mesh.fsdp=2 does not fit the torus"]
+    assert outcomes[-1].candidate.mesh == (1, 1, 1, 2)

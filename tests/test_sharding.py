@@ -76,6 +76,23 @@ def test_tensor_parallelism_over_the_network_between_slices_is_refused():
         make_mesh(MeshConfig(data=1, tensor=8), TWO_SLICES)
 
 
+@dataclasses.dataclass(frozen=True)
+class TorusChip(Chip):
+    """Of a slice in which each chip is wired to its neighbours."""
+
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v6 lite"
+
+
+def test_axes_that_do_not_fit_the_torus_of_a_slice_are_refused_by_name():
+    chips = [TorusChip(i, 0, coords=(i % 4, i // 4, 0)) for i in range(16)]
+    assert make_mesh(MeshConfig(data=4, fsdp=4), chips).devices.shape == (1, 4, 4, 1)
+    with pytest.raises(ValueError, match=r"config.mesh.fsdp=2, .* do not fit the 16 TPU v6 lite as they are wired"):
+        make_mesh(MeshConfig(data=-1, fsdp=2), chips)
+
+
 @pytest.mark.parametrize(("config", "message"), [
     (MeshConfig(data=4, fsdp=1, tensor=1), r"config.mesh.data=4, .*ask for 4 devices, but there are 8 \(cpu\)"),
     (MeshConfig(data=-1, fsdp=3, tensor=1), r"config.mesh.fsdp=3, .*a multiple of 3 devices, but there are 8"),

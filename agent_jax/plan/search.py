@@ -138,9 +138,9 @@ def _next(batch: int, shape: tuple[int, ...], at_least: int) -> int | None:
 def _try(candidate: Candidate, config: Config, params: Any, topology: Topology, devices: Sequence[Any],
          evaluate: Evaluate) -> Outcome:
     config = candidate.of(config)
-    mesh = make_mesh(config.mesh, devices)
     hbm = topology.chip.hbm_bytes
     try:
+        mesh = make_mesh(config.mesh, devices)
         check_divides(config, mesh)
         state = COPIES * sum(part.bytes_per_device for part in bytes_by_part(params, tree_shardings(mesh, params)))
     except ValueError as error:
