@@ -26,12 +26,14 @@ class Retention:
     """
 
     def __init__(self, metas: Iterable[Mapping[str, Any]], *, keep_latest: int, keep_best: int, metric: str):
-        self._metas = {meta["step"]: meta for meta in metas}
+        self._metas: dict[int, Mapping[str, Any]] = {}  # their step and metrics alone: all of a meta dict is megabytes
+        for meta in metas:
+            self.note(meta)
         self._keep_latest, self._keep_best, self._metric = keep_latest, keep_best, metric
 
     def note(self, meta: Mapping[str, Any]) -> None:
         """Count in a step that is being saved."""
-        self._metas[meta["step"]] = meta
+        self._metas[meta["step"]] = {name: meta[name] for name in ("step", "metrics")}
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Whether each checkpoint, told by its `step`, is to be kept."""

@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -32,6 +34,7 @@ from agent_jax.checkpoint import (
     restore_parameters,
     steps,
 )
+from agent_jax.checkpoint_retention import Retention
 from agent_jax.fingerprint import fingerprint
 
 # Orbax 0.12 abandons coroutines, and with uvloop their event loop, when it fails to read a damaged file.
@@ -448,3 +451,17 @@ def test_a_run_killed_in_a_save_leaves_the_old_or_the_new_step_exactly(tmp_path:
     assert len(moments) == len(kills)
     assert "unfinished" in moments
     assert not list(tmp_path.glob("*.damaged*"))
+
+
+def test_retention_holds_no_more_of_a_step_than_it_needs():
+    class Tokenizer:
+        pass
+
+    meta: dict[str, Any] = {"step": 1, "metrics": {"loss": 1.0}, "vocabulary": Tokenizer()}
+    tokenizer = weakref.ref(meta["vocabulary"])
+    retention = Retention([], keep_latest=1, keep_best=1, metric="loss")
+    retention.note(meta)
+    del meta
+    gc.collect()
+    assert tokenizer() is None
+    assert retention.should_preserve([SimpleNamespace(step=1), SimpleNamespace(step=2)], context=None) == [True, True]
