@@ -34,7 +34,7 @@ from agent_jax.vocabulary import Vocabulary
 # Data may have moved: it is told by the number of its windows, which is checked too (data/loader.py).
 FREE_FIELDS = re.compile(
     r"(mesh|checkpoint|closed_loop|init)\..*|data\.(workers|prefetch|directory|out_of_bounds)"
-    r"|data\.(demonstrations\.processes|domains\.\w+\.path)"
+    r"|data\.(demonstrations\.processes|domains\..+\.path)"
     r"|train\.(accumulation|rows_per_device|log_every|validate_every|validation_batches|picture_every|compile_cache)"
     r"|model\.(attention|remat|unroll)"
 )

@@ -195,3 +195,10 @@ def test_a_missing_init_checkpoint_is_refused_before_anything_is_written(tmp_pat
     with pytest.raises(ValueError, match=r"config.init.checkpoint=.*nowhere: not found; pass another --config"):
         open_run(small_config(store, **{"init.checkpoint": str(tmp_path / "nowhere")}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_data_of_any_name_may_have_moved():
+    there, here = ({"data": {"domains": {"my-arm.v2": {"path": path, "stride": 1}}}} for path in ("a", "b"))
+    assert config_changes(there, here) == {}
+    here["data"]["domains"]["my-arm.v2"]["stride"] = 2
+    assert config_changes(there, here) == {"config.data.domains.my-arm.v2.stride": (1, 2)}
