@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from rlds_sets import bridge_set, jpeg
+from videos import write_video
 
 from agent_jax.actions import ActionSpec, Bins, Group
 from agent_jax.data import prepare as prepare_module
+from agent_jax.data import prepare_workers
 from agent_jax.data.__main__ import main
 from agent_jax.data.prepare import prepare, split_recordings
 from agent_jax.data.prepare_config import PrepareConfig, read_prepare_config
@@ -120,6 +122,53 @@ def test_a_killed_command_leaves_no_store_and_goes_on_when_given_again(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bridge", "out"]
 
 
+def captions(folder: Path, text: str) -> None:
+    rows = [f"{name}.mp4,{text} {name}" for name in "abcdef"]
+    (folder / "captions.csv").write_text("\n".join(["file,caption", *rows]) + "\n")
+
+
+@pytest.mark.parametrize("damaged", [b"no video", b""])
+def test_a_command_that_goes_on_keeps_nothing_of_files_that_have_changed(tmp_path, monkeypatch, damaged):
+    monkeypatch.setattr(prepare_module, "_SHARD_BYTES", 4_000)  # one or two of the videos
+    raw, config = tmp_path / "raw", PrepareConfig(window=2, validation=0.0, name="clips")
+    raw.mkdir()
+    for name in "abcdef":
+        write_video(raw / f"{name}.mp4", 4)
+    whole = (raw / "e.mp4").read_bytes()
+    (raw / "e.mp4").write_bytes(damaged)
+    captions(raw, "old")
+    with pytest.raises(BadDataError, match=r"e\.mp4"):
+        prepare("video_text", raw, tmp_path / "out", config)
+    assert len(list((tmp_path / ".out.partial").glob("clips-*"))) > 1
+    (raw / "e.mp4").write_bytes(whole)
+    captions(raw, "new")
+    store, summary = prepare("video_text", raw, tmp_path / "out", config)
+    assert summary["recordings"] == 6
+    assert [bytes(episode.value("answer")).decode() for episode in store.split("train")] == [
+        f"new {name}" for name in "abcdef"]
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_command_that_goes_on_makes_only_the_shards_anew_whose_files_have_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "_SHARD_RECORDINGS", 1)
+    raw, config = tmp_path / "raw", PrepareConfig(window=2, validation=0.0, name="clips", image_size=32)
+    raw.mkdir()
+    for name in "abcdef":
+        write_video(raw / f"{name}.mp4", 4)
+    captions(raw, "a")
+    (raw / "f.mp4").write_bytes(b"no video")
+    with pytest.raises(BadDataError):
+        prepare("video_text", raw, tmp_path / "out", config)
+    write_video(raw / "f.mp4", 4)
+    write_video(raw / "b.mp4", 8)
+    made = []
+    monkeypatch.setattr(prepare_workers, "write_shard", lambda plan, *args: made.append(
+        plan.recordings[0].name) or write_shard(plan, *args))
+    store, _ = prepare("video_text", raw, tmp_path / "out", config)
+    assert made == ["b.mp4", "f.mp4"]
+    assert [episode.steps for episode in store.split("train")] == [4, 8, 4, 4, 4, 4]
+
+
 def spoil(number: int, episode: dict[str, Any]) -> None:
     if number in (1, 3):
         episode["steps"][2]["action"]["world_vector"] = np.asarray([np.nan, 0], np.float32)
@@ -221,6 +270,9 @@ class Given:
 
     def recordings(self) -> list[Recording]:
         return [Recording("one", "file.mp4")]
+
+    def files(self, recording: Recording) -> list[Path]:
+        return []
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         yield from self.episodes

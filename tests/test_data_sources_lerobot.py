@@ -275,3 +275,14 @@ def test_a_prepared_set_trains_on_a_spec_that_the_domain_declares(tmp_path: Path
     spec = presets.arm_spec("arm", names="xyz", bounds="min_max", rate_hz=RATE_HZ)
     metrics = train_two_steps(out, DomainConfig(action_spec=spec, window=2, stride=2, max_text=32), blocks=("arm",))
     assert metrics.weights.action[0] >= 2 * 5  # of each step: three tokens and two delimiters
+
+
+@pytest.mark.parametrize("make", [version_2, version_3])
+def test_the_files_of_an_episode_are_table_chosen_videos_and_meta_data(tmp_path: Path, make: Maker) -> None:
+    path = make(tmp_path / "set", "video")
+    source = open_source("lerobot", path, PrepareConfig(cameras={"rgb": TOP}))
+    files = set(source.files(source.recordings()[0]))
+    meta = {file for file in (path / "meta").rglob("*") if file.is_file()}
+    assert meta <= files
+    assert [file.suffix for file in sorted(files - meta)] == [".parquet", ".mp4"]
+    assert all(file.is_file() and WRIST not in str(file) for file in files)

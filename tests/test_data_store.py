@@ -113,6 +113,28 @@ def test_an_interrupted_write_shows_nothing_and_goes_on_with_finished_shards(tmp
     assert store.splits == {"train": 2, "test": 2}
 
 
+def test_what_an_interrupted_write_left_under_other_features_or_names_is_not_kept(tmp_path):
+    def write(name, features, *splits, fail=False):
+        def failing():
+            raise KeyboardInterrupt
+            yield
+
+        episodes = {split: babyai_episodes((2, 3)) for split in splits}
+        return write_store(tmp_path / "set", name, features, episodes | ({"late": failing()} if fail else {}), {})
+
+    with pytest.raises(KeyboardInterrupt):
+        write("tiles", BABYAI_FEATURES, "train", fail=True)
+    less = tfds.features.FeaturesDict({key: value for key, value in BABYAI_FEATURES.items() if key != "recording_id"})
+    with pytest.raises(KeyboardInterrupt):
+        write("tiles", less, "train", fail=True)
+    store = write("rooms", less, "test")
+    assert store.splits == {"test": 2}
+    assert sorted(file.name for file in (tmp_path / "set").iterdir()) == [
+        "agent_jax.json", "dataset_info.json", "features.json", "rooms-test.array_record-00000-of-00001"]
+    assert "recording_id" not in store.fields
+    assert store.split("test")[0].texts("instruction")
+
+
 def test_an_existing_directory_is_never_written_over(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "mine").write_text("x")

@@ -2,8 +2,9 @@
 
     recordings --by split, in fixed numbers--> shards --processes--> .DIR.partial/ --finish_store--> DIR
 
-What a shard holds depends on the data and the config alone. Beside each finished shard lies its report, what was
-counted and left out, so that a command that takes up an interrupted one knows of all of them.
+What a shard holds depends on the data and the config alone. Beside each finished shard lies its report: the state of
+the files it was made of, what was counted and left out. A command that takes up an interrupted one keeps the shards
+whose files have not changed since, and makes the others anew.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from agent_jax.data.prepare_workers import ShardPlan, run_shards
 from agent_jax.data.sources import open_source
 from agent_jax.data.sources.source import BadDataError, Recording, Source
 from agent_jax.data.store import Store
-from agent_jax.data.writer import begin_store, finish_store, shard_path
+from agent_jax.data.writer import begin_store, finish_store, keep_shards, shard_path
 from agent_jax.spec_declarations import closed
 
 FORMAT = 1  # of how records are made: raise it where the same data and config come to make others
@@ -67,12 +68,13 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
         made_by = {key: value for key, value in dataclasses.asdict(config).items() if key != "out_of_bounds"}
         metadata = {"action_spec": dict(source.action_spec), "state_spec": dict(source.state_spec),
                     "rate_hz": source.rate_hz,
-                    "prepared": {"source": kind, "path": str(path.resolve()), "config": made_by,
-                                 "recordings": _digest(splits), "format": FORMAT}}
+                    "prepared": {"source": kind, "path": str(path.resolve()), "config": made_by, "format": FORMAT}}
         build = begin_store(directory, metadata)
         name = config.name or _name_of(path)
-        plans = [ShardPlan(kind, str(path), config, str(file), recordings, on_error)
+        state_of = _States(source, config)
+        plans = [ShardPlan(kind, str(path), config, str(file), recordings, on_error, state_of(recordings))
                  for file, recordings in _shards(build, name, splits)]
+        keep_shards(build, [Path(plan.path) for plan in plans])
         try:
             total = _write(plans, source, processes, config.out_of_bounds)
             if not total.records:
@@ -181,10 +183,28 @@ def _check_bounds(source: Source, counts: Counts, limit: float) -> None:
                                "config.out_of_bounds to have them clipped")
 
 
-def _digest(splits: dict[str, list[Recording]]) -> str:
-    content = json.dumps({split: [dataclasses.asdict(recording) for recording in recordings]
-                          for split, recordings in splits.items()}, sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()
+class _States:
+    """What tells whether a shard would be made alike now: a hash of its recordings, their files and the features."""
+
+    def __init__(self, source: Source, config: PrepareConfig):
+        self._source, self._features = source, stored_features(source.schema, config).to_json()
+        self._found: dict[Path, tuple[int, int] | None] = {}
+
+    def __call__(self, recordings: Sequence[Recording]) -> str:
+        files = {file for recording in recordings for file in self._source.files(recording)}
+        states = [(str(file), self._of_file(file)) for file in sorted(files)]
+        content = [self._features, [dataclasses.asdict(recording) for recording in recordings], states]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _of_file(self, file: Path) -> tuple[int, int] | None:
+        """Size and time of change; None: it is not there."""
+        if file not in self._found:
+            try:
+                found = file.stat()
+                self._found[file] = found.st_size, found.st_mtime_ns
+            except OSError:
+                self._found[file] = None
+        return self._found[file]
 
 
 def _name_of(path: Path) -> str:

@@ -77,6 +77,13 @@ class GamepadSource:
         return [Recording(name, str((shows or tables)[0]), detail=name) for name, (shows, tables) in
                 self._files.items()]
 
+    def files(self, recording: Recording) -> Iterator[Path]:
+        """Video or frames, the table, and that of instructions."""
+        shows, tables = self._files[recording.detail]
+        for shown in shows:
+            yield from shown.iterdir() if shown.is_dir() else (shown,)
+        yield from (*tables, *self._instructions.files)
+
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         """One episode, in the stretches that are not idle where `drop_idle` is set."""
         shows, tables = self._files[recording.detail]

@@ -18,6 +18,7 @@ numbers are stored as they are, and the domain that trains on them declares what
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -60,6 +61,17 @@ class LeRobotSource:
         """The episodes, in their order."""
         return [Recording(f"episode_{entry.index:06d}", str(self._largest_file(entry)), self._split(entry.index),
                           detail=place) for place, entry in enumerate(self._meta.episodes)]
+
+    def files(self, recording: Recording) -> Iterator[Path]:
+        """The episode's table and videos, the meta data, and images that lie apart."""
+        entry = self._meta.episodes[recording.detail]
+        yield entry.table
+        yield from (entry.videos[camera].file for camera in self._cameras.values() if camera in entry.videos)
+        yield from self._shared_files
+
+    @functools.cached_property
+    def _shared_files(self) -> list[Path]:
+        return [file for folder in ("meta", "images") for file in (self._path / folder).rglob("*") if file.is_file()]
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         """The episode, cut where the instruction changes.

@@ -111,6 +111,12 @@ class RldsSource:
                     found.append(Recording(f"{split}/{shard:05d}/end", str(path), stored, detail=wrong))
         return found
 
+    def files(self, recording: Recording) -> list[Path]:
+        """The file of its records, and what says how to read them."""
+        detail = recording.detail
+        return [self._directory / name for name in ("features.json", "dataset_info.json", METADATA_FILE)] + [
+            Path(recording.where if isinstance(detail, str) else detail[0])]
+
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         """The episode, in parts where its instruction changes.
 

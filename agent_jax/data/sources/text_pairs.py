@@ -56,7 +56,7 @@ class PairTable:
             ValueError: a column that is needed is missing.
             BadDataError: it has no rows, or one cannot be read.
         """
-        self._path, self._options, self._prompt = path, options, prompt
+        self.path, self._options, self._prompt = path, options, prompt
         self.rows: Sequence[Row] = list(read_table(path))
         if not self.rows:
             raise BadDataError(f"{path}: has no rows; expected one for each video and text")
@@ -88,7 +88,7 @@ class PairTable:
 
     def video(self, row: Row) -> Path:
         """The file that a row is about."""
-        return self._path.parent / row.text(self._options.file)
+        return self.path.parent / row.text(self._options.file)
 
     def split(self, rows: Sequence[Row]) -> str:
         """The split that the rows of a recording name, or "".

@@ -61,6 +61,10 @@ class VideoTextSource:
         return [Recording(self._name(group), str(self._table.video(rows[0])), self._table.split(rows), detail=group)
                 for group, rows in self._groups.items()]
 
+    def files(self, recording: Recording) -> list[Path]:
+        """The table and the videos that its rows name."""
+        return [self._table.path, *(self._table.video(row) for row in self._groups[recording.detail])]
+
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         """One episode for every text of the recording's videos."""
         seen: dict[Pair, str] = {}

@@ -106,6 +106,11 @@ class VptSource:
         """One a name, whether it has both files or not: what is missing is said when it is read."""
         return [Recording(name, str(self._folder / f"{name}.mp4"), detail=name) for name in self._names]
 
+    def files(self, recording: Recording) -> list[Path]:
+        """The pair, and the table of instructions."""
+        pair = [self._folder / f"{recording.detail}{suffix}" for suffix in (".mp4", ".jsonl")]
+        return [*pair, *self._instructions.files]
+
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         """One episode, in the stretches that are not idle; its video is decoded once."""
         video, lines = (self._folder / f"{recording.detail}{suffix}" for suffix in (".mp4", ".jsonl"))
