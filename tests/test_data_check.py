@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_stores import BABYAI_FEATURES, babyai_episodes, babyai_store, language_table_store
+from data_stores import BABYAI_FEATURES, arm_store, babyai_episodes, babyai_store, language_table_store
 
-from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
+from agent_jax import presets
+from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, ActionSpec, Camera, Group
 from agent_jax.config import DomainConfig
 from agent_jax.data.__main__ import main
 from agent_jax.data.check import check
@@ -73,6 +74,23 @@ def test_values_beyond_the_declared_bounds_are_wrong(tmp_path):
     assert problem.startswith("action[1]: ")
     assert "lie beyond -0.01 to 0.01, which its action spec declares" in problem
     assert report.figures["numbers"]["action[1]"]["outside"] > 0.5
+
+
+def test_bounds_that_were_found_in_the_data_cut_off_what_they_were_asked_to(tmp_path):
+    store = arm_store(tmp_path / "set", [np.random.default_rng(0).normal(size=(400, 2))])
+    spec = presets.arm_spec("arm", names=("x", "y"), bounds="quantiles")
+    report = check(store.directory, DomainConfig(action_spec=spec))
+    assert not [problem for problem in report.problems if "lie beyond" in problem]
+    assert report.figures["numbers"]["action[0]"]["outside"] == pytest.approx(0.02, abs=2e-3)
+
+
+@pytest.mark.parametrize(("turn", "beyond"), [(50.7, False), (51.2, True)])
+def test_a_camera_is_out_of_bounds_from_the_next_whole_degree_on(tmp_path, turn, beyond):
+    store = arm_store(tmp_path / "set", [np.asarray([(turn, -49.9), (0.0, 0.0)])])
+    spec = ActionSpec("camera", "iafm", (Group("STARTACTION", (Camera("action"),), "ENDOFACTION"),)).to_dict()
+    found = [problem for problem in check(store.directory, DomainConfig(action_spec=spec)).problems
+             if problem.startswith("action[0]: 50.0% of the values lie beyond -49 to 50")]
+    assert bool(found) == beyond
 
 
 def an_image(record: dict[str, Any], step: int, image: bytes) -> None:

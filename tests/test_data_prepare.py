@@ -15,7 +15,7 @@ import pytest
 from rlds_sets import bridge_set, jpeg
 from videos import write_video
 
-from agent_jax.actions import ActionSpec, Bins, Group
+from agent_jax.actions import ActionSpec, Bins, Camera, Group
 from agent_jax.data import prepare as prepare_module
 from agent_jax.data import prepare_workers
 from agent_jax.data.__main__ import main
@@ -212,6 +212,16 @@ def test_values_beyond_the_bounds_are_counted_and_too_many_are_an_error(tmp_path
         prepare("rlds", path, tmp_path / "out", changed(action_spec=narrow))
     _, summary = prepare("rlds", path, tmp_path / "out", changed(action_spec=narrow, out_of_bounds=0.2))
     assert summary["outside"] == {"world_vector[1]": 4}
+
+
+def test_a_camera_is_out_of_bounds_from_the_next_whole_degree_on():
+    spec = ActionSpec("camera", "iafm", (Group("STARTACTION", (Camera("camera"),), "ENDOFACTION"),))
+    for turn, beyond in ((50.7, {}), (51.2, {"camera[0]": 1})):
+        source = Given([SourceEpisode("e", "look", [step(actions={"camera": [turn, 0.0]})])],
+                       Schema({"rgb": (8, 8)}, spec.fields), spec.to_dict())
+        counts = Counts()
+        list(RecordMaker(source, CONFIG).records(source.recordings()[0], counts))
+        assert counts.outside == beyond
 
 
 def test_bounds_that_are_left_to_the_data_are_not_checked(tmp_path):

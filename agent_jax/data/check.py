@@ -54,7 +54,8 @@ def check(path: Path, config: DomainConfig, *, images: bool = False) -> CheckRep
     """
     store = open_store(path)
     config = complete(config, store)
-    specs = specs_of(config, store)
+    found = specs_of(config, store)
+    specs = found.specs if found else []
     keys = [key for spec in specs for key in spec.fields] or _number_keys(store)
     seen = Seen()
     for split in (name for name, count in store.splits.items() if count):
@@ -63,9 +64,9 @@ def check(path: Path, config: DomainConfig, *, images: bool = False) -> CheckRep
                 _look(episode, where, split, config, keys, store, seen, images=images)
             except ValueError as error:
                 seen.damage.append(_placed(where, error))
-    values = {key: np.concatenate(found) for key, found in seen.values.items() if found}
+    values = {key: np.concatenate(of_key) for key, of_key in seen.values.items() if of_key}
     rows, row_problem = first_rows(store, config) if specs and not seen.damage else ([], "")
-    problems = [*problems_of(store, specs, values, seen), *([row_problem] if row_problem else [])]
+    problems = [*problems_of(store, found, values, seen), *([row_problem] if row_problem else [])]
     return CheckReport(figures_of(store, specs, values, seen, problems), problems,
                        [*lines_of(store, config, specs, values, seen), *rows])
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.config import DomainConfig, build_field
-from agent_jax.data.domain_specs import find_specs
+from agent_jax.data.domain_specs import DomainSpecs, find_specs
 from agent_jax.data.prepare_config import PrepareConfig, read_fields
 from agent_jax.data.sources.rlds_features import FeatureNames
 from agent_jax.data.store import Store
@@ -51,17 +50,16 @@ def complete(config: DomainConfig, store: Store) -> DomainConfig:
     return config
 
 
-def specs_of(config: DomainConfig, store: Store) -> list[ActionSpec | StateSpec]:
-    """The ActionSpec and the StateSpec of the config or of the data; the data are read where bounds are left to them.
+def specs_of(config: DomainConfig, store: Store) -> DomainSpecs | None:
+    """The specs of the config or of the data, if they have any; the data are read where bounds are left to them.
 
     Raises:
         ValueError: a spec does not fit the data.
     """
     if config.layout != "actions" or not (config.action_spec or store.metadata.get("action_spec")):
-        return []
+        return None
     split = config.train_split if store.splits.get(config.train_split) else next(iter(store.splits))
-    found = find_specs("data", dataclasses.replace(config, train_split=split), store)
-    return [spec for spec in (found.action, found.state) if spec]
+    return find_specs("data", dataclasses.replace(config, train_split=split), store)
 
 
 def _domain_of(path: Path, domains: Mapping[str, Any], file: str) -> dict[str, Any]:
