@@ -103,6 +103,7 @@ def test_a_missing_half_a_truncated_video_and_a_doubled_recording_are_refused(tm
 def test_what_the_source_cannot_do_is_refused_by_name(tmp_path):
     write_play(tmp_path, "a")
     for config, words in (({"options": {"stick": 1}}, "config.options.stick: .*'sticks'"),
+                          ({"fields": {"buttons": "x"}}, "config.fields.buttons: .* config.options.buttons"),
                           ({"action_spec": MINECRAFT.to_dict()}, "found the part camera")):
         with pytest.raises(ValueError, match=words):
             read(tmp_path, **config)

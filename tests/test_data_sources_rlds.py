@@ -167,6 +167,7 @@ def test_framing_and_checksum_are_those_of_another_writer(tmp_path):
     ({"cameras": {"rgb": "state"}}, r"'steps/observation/state' is no image; expected one of .*image_0"),
     ({"fields": {"action": "world_vector"}}, r"expects shape \(3,\) for 'action', found \(2,\) in steps/action/world"),
     ({"fields": {}}, r"config.fields.action: .* no feature 'action'"),
+    ({"fields": {**JOINED, "actions": "world_vector"}}, "config.fields.actions: no key .* did you mean 'action'?"),
     ({"fields": {}, "action_spec": {}}, "no feature 'steps/action'; give an ActionSpec"),
     ({"instruction": "task"}, "config.instruction: .* no feature 'task'"),
     ({"options": {"fps": 3}}, "config.options.fps: the source rlds has the one option last_action"),

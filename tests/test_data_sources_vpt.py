@@ -156,6 +156,7 @@ def test_what_a_config_cannot_ask_for_is_refused_by_name(tmp_path):
         (PrepareConfig(instruction_text="go", rate_hz=10.0), "config.rate_hz=10.0: expected 0 or 20"),
         (PrepareConfig(instruction_text="go", options={"curser": True}), "config.options.curser: .*'cursor'"),
         (PrepareConfig(instruction_text="go", cameras={"a": "", "b": ""}), "config.cameras: found a, b, expected one"),
+        (PrepareConfig(instruction_text="go", fields={"camera": "x"}), "config.fields.camera: this source takes no"),
         (PrepareConfig(), "found neither of config.instruction_text"),
     ):
         with pytest.raises(ValueError, match=words):

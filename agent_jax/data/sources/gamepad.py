@@ -37,6 +37,7 @@ import numpy as np
 from agent_jax.actions import BLEEDING_EDGE, ActionSpec
 from agent_jax.config import build_field
 from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources.choices import no_fields
 from agent_jax.data.sources.chunks import active_stretches, said_tokens
 from agent_jax.data.sources.instructions import Instructions
 from agent_jax.data.sources.pad_table import Action, GamepadOptions, PadTable
@@ -50,6 +51,7 @@ class GamepadSource:
 
     def __init__(self, path: Path, config: PrepareConfig):
         self.options: GamepadOptions = build_field(GamepadOptions, config.options, "config.options")
+        no_fields(config, "name columns by config.options.buttons and sticks")
         self.action_spec = dict(config.action_spec) or BLEEDING_EDGE.to_dict()
         self._spec = ActionSpec.from_dict(self.action_spec)
         self._table = PadTable(self._spec, self.options)

@@ -29,7 +29,14 @@ import pyarrow as pa
 
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.prepare_config import PrepareConfig
-from agent_jax.data.sources.choices import checked_options, chosen_cameras, declared_spec, nearest, stride_of
+from agent_jax.data.sources.choices import (
+    check_fields,
+    checked_options,
+    chosen_cameras,
+    declared_spec,
+    nearest,
+    stride_of,
+)
 from agent_jax.data.sources.lerobot_meta import EpisodeEntry, LeRobotMeta, read_meta
 from agent_jax.data.sources.lerobot_rows import EpisodeTables, Selection, column_numbers, select
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
@@ -209,10 +216,7 @@ def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
     stride = stride_of(config, meta.rate_hz, absolute=action is not None and action.absolute)
     actions = _selections(config, meta, action, "action")
     observations = _selections(config, meta, state, "state")
-    for key in config.fields:
-        if key not in actions | observations:
-            raise ValueError(f"config.fields.{key}: no key of the action or state spec; "
-                             f"{nearest(key, actions | observations)}")
+    check_fields(config, actions | observations)
     schema = Schema({name: (meta.cameras[camera].height, meta.cameras[camera].width)
                      for name, camera in cameras.items()}, _shapes(actions, action), _shapes(observations, state))
     numbers = {**actions, **observations}

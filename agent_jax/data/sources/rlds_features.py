@@ -10,6 +10,7 @@ import numpy as np
 
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources.choices import check_fields
 from agent_jax.data.store import Field
 
 Numbers = dict[str, tuple[tuple[int, ...], np.dtype[Any], tuple[str, ...]]]  # shape, dtype and fields, by key
@@ -72,8 +73,10 @@ class FeatureNames:
         `required`: data without any actions are refused.
 
         Raises:
-            ValueError: no such feature, or one of another shape.
+            ValueError: no such feature, or one of another shape; config.fields of a key that the specs lack.
         """
+        if spec:
+            check_fields(self._config, {**spec.fields, **(state.fields if state else {})})
         states = {key: self._number(key, *given) for key, given in (state.fields if state else {}).items()}
         if spec:
             return {key: self._number(key, *given) for key, given in spec.fields.items()}, states
