@@ -19,6 +19,7 @@ from agent_jax.actions import ActionSpec, Bins, Camera, Group
 from agent_jax.data import prepare as prepare_module
 from agent_jax.data import prepare_workers
 from agent_jax.data.__main__ import main
+from agent_jax.data.check_config import read_check_config
 from agent_jax.data.prepare import prepare, split_recordings
 from agent_jax.data.prepare_config import PrepareConfig, read_prepare_config
 from agent_jax.data.prepare_shard import Counts, RecordMaker, held_until_whole, stored_features
@@ -419,6 +420,12 @@ def test_a_config_comes_from_a_file_and_from_overrides(tmp_path):
         assert config.options == {"classes": [1, 2]}
     with pytest.raises(FileNotFoundError, match="no such file; expected FILE.json, FILE.py"):
         read_prepare_config(str(tmp_path / "none.py"), [])
+
+
+@pytest.mark.parametrize(("text", "value"), [("True", True), ("true", True), ("False", False), ("false", False)])
+def test_a_truth_is_written_as_json_or_as_python_does(text, value):
+    assert read_prepare_config("", [f"--config.options.state={text}"]).options == {"state": value}
+    assert read_check_config(Path(), "", [f"--config.video={text}"]).video is value
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

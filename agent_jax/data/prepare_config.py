@@ -103,7 +103,9 @@ def read_fields(file: str, overrides: Sequence[str], kind: type, given: Mapping[
 
 
 def _value(text: str) -> Any:
-    """JSON, or else the text itself."""
+    """JSON, or True or False as Python writes them, or else the text itself."""
+    if text in ("True", "False"):
+        return text == "True"
     try:
         return json.loads(text)
     except ValueError:
