@@ -156,6 +156,18 @@ def test_short_and_similar_instructions_are_told_but_not_wrong(tmp_path):
     assert sorted(report.figures["similar_instructions"][0]) == ["Go to red.", "go to  red", "go to red"]
 
 
+def test_an_instruction_counts_once_an_episode_whatever_record_of_it_is_there(tmp_path):
+    def change(number: int, record: dict[str, Any]) -> None:
+        record.update(instruction="begin" if number == 0 else "go on")
+        record.update(start=6, episode_id=f"{number // 2}")  # two records an episode, none from its beginning
+
+    report = check(store_with(tmp_path / "set", change).directory, DomainConfig())
+    text = report.text()
+    assert "instructions (instruction): 4 distinct in 6 episodes" in text, text
+    assert "3  'go on'" in text
+    assert "1  'begin'" in text
+
+
 def test_the_command_exits_with_one_where_something_is_wrong(tmp_path, capsys):
     good = babyai_store(tmp_path / "good").directory
     assert main(["check", str(good), "--json", str(tmp_path / "good.json")]) == 0

@@ -98,12 +98,11 @@ def _look(episode: Episode, where: str, split: str, config: DomainConfig, keys: 
     seen.steps[split] += episode.steps
     names = {name: bytes(episode.value(name)) for name in ("episode_id", "recording_id") if name in store.fields}
     name = names.get("episode_id", b"").decode("utf-8", "replace")
-    seen.lengths[f"{split}/{name or where}"] += episode.steps
+    whole = f"{split}/{name or where}"  # of which the record is a segment
+    seen.lengths[whole] += episode.steps
     if "recording_id" in names:
         seen.splits_of.setdefault(names["recording_id"], set()).add(split)
-    texts = episode.texts(config.instruction)
-    if "start" not in store.fields or not int(episode.value("start")):
-        seen.texts.update(set(texts))
+    seen.told.update(dict.fromkeys((whole, text) for text in episode.texts(config.instruction)))
     for key in keys:
         path = key if key in store.fields else store.step_field(key).path
         numbers = np.asarray(episode.values(path, 0, episode.steps))

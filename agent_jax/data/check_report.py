@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -28,12 +29,17 @@ class Seen:
     records: Counter[str] = dataclasses.field(default_factory=Counter)  # by split
     steps: Counter[str] = dataclasses.field(default_factory=Counter)  # by split
     lengths: Counter[str] = dataclasses.field(default_factory=Counter)  # steps by episode
-    texts: Counter[str] = dataclasses.field(default_factory=Counter)  # episodes by instruction
+    told: dict[tuple[str, str], None] = dataclasses.field(default_factory=dict)  # pairs of episode and instruction
     sizes: dict[str, Counter[tuple[int, int]]] = dataclasses.field(default_factory=dict)  # images by camera and size
     splits_of: dict[bytes, set[str]] = dataclasses.field(default_factory=dict)  # by recording
     values: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)  # by key
     kept: Counter[str] = dataclasses.field(default_factory=Counter)  # numbers in `values`, by key
     damage: list[str] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def texts(self) -> Counter[str]:
+        """Episodes by instruction, once the pass is over."""
+        return Counter(text for _, text in self.told)
 
 
 def problems_of(store: Store, found: DomainSpecs | None, values: Mapping[str, np.ndarray], seen: Seen) -> list[str]:
