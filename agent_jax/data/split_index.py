@@ -108,7 +108,11 @@ def _scan(split: Split, instruction: str, answer: str, label: str, varying: Boun
 def _labels(episode: Episode, path: str, *, per_step: bool) -> list[int]:
     """The class at each step."""
     if per_step:
-        return np.ravel(episode.values(path, 0, episode.steps)).tolist()
+        labels = np.ravel(episode.values(path, 0, episode.steps)).tolist()
+        if len(labels) != episode.steps:
+            raise ValueError(f"{episode.where}: {path!r} holds {len(labels)} labels, expected {episode.steps}, one for "
+                             "each step")
+        return labels
     return np.ravel(episode.value(path)).tolist() * episode.steps
 
 
