@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_stores import BABYAI_FEATURES, arm_store, babyai_episodes, babyai_store, language_table_store
+from data_stores import (
+    BABYAI_FEATURES,
+    CAMERAS,
+    arm_store,
+    babyai_episodes,
+    babyai_store,
+    clip_store,
+    language_table_store,
+)
 
 from agent_jax import presets
 from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, ActionSpec, Camera, Group
@@ -91,6 +99,38 @@ def test_a_camera_is_out_of_bounds_from_the_next_whole_degree_on(tmp_path, turn,
     found = [problem for problem in check(store.directory, DomainConfig(action_spec=spec)).problems
              if problem.startswith("action[0]: 50.0% of the values lie beyond -49 to 50")]
     assert bool(found) == beyond
+
+
+def test_a_number_that_is_not_finite_is_named_where_bounds_are_left_to_the_data(tmp_path):
+    actions = np.random.default_rng(0).normal(size=(40, 2))
+    actions[7, 1] = np.nan
+    store = arm_store(tmp_path / "set", [np.zeros((3, 2)), actions])
+    spec = presets.arm_spec("arm", names=("x", "y"), bounds="quantiles")
+    report = check(store.directory, DomainConfig(action_spec=spec))
+    assert any("record 1: episode '1', step 7" in problem for problem in report.problems), report.problems
+    assert any("the specs cannot be used: " in problem for problem in report.problems)
+    assert report.figures["splits"]["train"] == {"records": 2, "steps": 43}
+    assert "the specs cannot be used; what there is:" in report.text()
+
+
+@pytest.mark.parametrize(("config", "line"), [
+    ({}, "  answer: a nurse"), ({"layout": "answer"}, "  answer: a nurse"), ({"layout": "label"}, "  class 2")])
+def test_answers_and_labels_are_drawn_as_they_are_learned(tmp_path, config, line):
+    store = clip_store(tmp_path / "set", lengths=(6, 3), test=(4,))
+    report = check(store.directory, DomainConfig(cameras=CAMERAS, **config))
+    assert report.problems == ["2 episodes have an empty instruction"]
+    text = report.text()
+    assert f"layout {config.get('layout', 'answer')!r}: no actions are predicted" in text
+    assert line in text, text
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ({"layout": "answer", "answer": "nope"}, "no field 'nope'"),
+    ({"layout": "label", "label": "answer"}, "expected one whole number")])
+def test_a_layout_whose_field_is_not_there_is_wrong(tmp_path, config, message):
+    store = clip_store(tmp_path / "set")
+    report = check(store.directory, DomainConfig(cameras=CAMERAS, **config))
+    assert any(message in problem for problem in report.problems), report.problems
 
 
 def an_image(record: dict[str, Any], step: int, image: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agent_jax.config import DomainConfig, build_field
 from agent_jax.data.domain_specs import DomainSpecs, find_specs
@@ -36,6 +36,8 @@ def read_check_config(path: Path, file: str, overrides: Sequence[str]) -> Domain
 def complete(config: DomainConfig, store: Store) -> DomainConfig:
     """The config with instruction and cameras as such data commonly call them, where it leaves the defaults.
 
+    Data without an ActionSpec that have answers, or labels, are laid out with those.
+
     Raises:
         ValueError: the data set has nothing of a common name.
     """
@@ -45,6 +47,11 @@ def complete(config: DomainConfig, store: Store) -> DomainConfig:
         config = dataclasses.replace(config, instruction=names.instruction())
     if config.cameras == default.cameras and config.cameras[0] not in store.fields:
         config = dataclasses.replace(config, cameras=tuple(names.cameras().values()))
+    if config.layout == default.layout and not (config.action_spec or store.metadata.get("action_spec")):
+        layouts: tuple[tuple[Literal["answer", "label"], str, str], ...] = (
+            ("answer", config.answer, "text"), ("label", config.label, "array"))
+        there = (layout for layout, path, kind in layouts if path in store.fields and store.fields[path].kind == kind)
+        config = dataclasses.replace(config, layout=next(there, config.layout))
     for path in (config.instruction, *config.cameras):
         store.field(path)
     return config

@@ -136,7 +136,7 @@ def lines_of(store: Store, config: DomainConfig, specs: Sequence[ActionSpec | St
         lines += ["", f"{spec.kind} spec {spec.name!r}: {', '.join(word for word in words if word)}"]
         lines += value_lines(list(_dimensions(spec, values)), spec.units)
     if not specs:
-        lines += ["", "no ActionSpec: give one by --config, or prepare the data with one; what there is:"]
+        lines += ["", f"{_without_specs(store, config)}; what there is:"]
         lines += value_lines(list(_all_dimensions(specs, values)), {})
     lines += ["", f"rate: {rate:g} Hz" if rate else "rate: the data do not say",
               f"instructions ({config.instruction}): {len(seen.texts):,} distinct in {sum(seen.texts.values()):,} "
@@ -147,6 +147,15 @@ def lines_of(store: Store, config: DomainConfig, specs: Sequence[ActionSpec | St
     similar = _similar(seen.texts)
     lines += [f"  alike but for case or punctuation: {', '.join(map(repr, group[:3]))}" for group in similar[:_NAMED]]
     return lines
+
+
+def _without_specs(store: Store, config: DomainConfig) -> str:
+    """Why no number is held against a spec."""
+    if config.layout != "actions":
+        return f"layout {config.layout!r}: no actions are predicted"
+    if config.action_spec or store.metadata.get("action_spec"):
+        return "the specs cannot be used"
+    return "no ActionSpec: give one by --config, or prepare the data with one"
 
 
 def figures_of(store: Store, specs: Sequence[ActionSpec | StateSpec], values: Mapping[str, np.ndarray], seen: Seen,
