@@ -20,7 +20,7 @@ from agent_jax.data import prepare as prepare_module
 from agent_jax.data import prepare_workers
 from agent_jax.data.__main__ import main
 from agent_jax.data.check_config import read_check_config
-from agent_jax.data.prepare import prepare, split_recordings
+from agent_jax.data.prepare import prepare, split_recordings, summary_lines
 from agent_jax.data.prepare_config import PrepareConfig, read_prepare_config
 from agent_jax.data.prepare_shard import Counts, RecordMaker, held_until_whole, stored_features
 from agent_jax.data.prepare_workers import ShardPlan, write_shard
@@ -461,6 +461,28 @@ def test_the_command_says_what_it_made_and_what_it_left_out(tmp_path, capsys):
     counts = json.loads((tmp_path / "counts.json").read_text())
     assert counts["splits"] == {"test": 1, "train": 2}
     assert len(counts["skipped"]) == 2
+
+
+@pytest.mark.parametrize("split", ["fold 1", "val.2", "all"])
+def test_a_split_that_could_not_be_read_again_is_refused_before_any_work(tmp_path, split):
+    with pytest.raises(BadDataError, match=f"a.mp4: found the split '{split}', expected a name of letters"):
+        split_recordings([Recording("a", "a.mp4", split)], 0.0)
+    with pytest.raises(ValueError, match=f"split '{split}': expected"):
+        shard_path(tmp_path, "set", split, 0, 1)
+
+
+def test_a_name_may_hold_brackets(tmp_path):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 1})
+    store, _ = prepare("rlds", path, tmp_path / "out", changed(name="Task [v2]"))
+    assert (store.name, store.split("train")[0].steps) == ("Task [v2]", 6)
+
+
+def test_a_split_that_was_left_out_whole_is_told(tmp_path):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 1, "val": 1}, change=spoil)
+    store, summary = prepare("rlds", path, tmp_path / "out", CONFIG, on_error="skip")
+    assert store.splits == {"test": 0, "train": 1}
+    assert any("split 'test' is empty, for all its recordings were left out" in line
+               for line in summary_lines(store, summary))
 
 
 def test_records_are_examples_of_the_canonical_schema():

@@ -26,7 +26,7 @@ from agent_jax.data.prepare_workers import ShardPlan, run_shards
 from agent_jax.data.sources import open_source
 from agent_jax.data.sources.source import BadDataError, Recording, Source
 from agent_jax.data.store import Store
-from agent_jax.data.writer import begin_store, finish_store, keep_shards, shard_path
+from agent_jax.data.writer import begin_store, finish_store, is_split_name, keep_shards, shard_path
 from agent_jax.spec_declarations import closed
 
 FORMAT = 1  # of how records are made: raise it where the same data and config come to make others
@@ -97,6 +97,9 @@ def summary_lines(store: Store, summary: Mapping[str, Any]) -> list[str]:
              f"{summary['steps']:,} steps in {summary['records']:,} records ({sizes}): {store.directory}"]
     for place, count in summary["outside"].items():
         lines.append(f"  {place}: {count:,} of {summary['steps']:,} values beyond the bounds; training clips them")
+    for split, count in store.splits.items():
+        if not count:
+            lines.append(f"  split {split!r} is empty, for all its recordings were left out; no run can read it")
     if summary["skipped"]:
         lines.append(f"  left out: {len(summary['skipped']):,} recordings")
         lines += [f"    {item['why']}" for item in summary["skipped"][:_TOLD]]
@@ -112,8 +115,12 @@ def split_recordings(recordings: Sequence[Recording], validation: float) -> dict
     tested and one trained on.
 
     Raises:
-        BadDataError: two recordings have one name.
+        BadDataError: two recordings have one name, or a split one that cannot be read again.
     """
+    for recording in recordings:
+        if recording.split and not is_split_name(recording.split):
+            raise BadDataError(f"{recording.where}: found the split {recording.split!r}, expected a name of letters, "
+                               "digits, '_' and '-', other than 'all'")
     names = [recording.name for recording in recordings]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -8,6 +8,7 @@ whole directory. What was interrupted is begun again with the shards that are th
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -101,8 +102,20 @@ def begin_store(directory: str | os.PathLike[str], metadata: Mapping[str, Any],
 
 
 def shard_path(directory: Path, name: str, split: str, index: int, count: int) -> Path:
-    """The file of shard `index` of `count`, as TFDS names it."""
+    """The file of shard `index` of `count`, as TFDS names it.
+
+    Raises:
+        ValueError: a split of that name could not be read again.
+    """
+    if not is_split_name(split):
+        raise ValueError(f"split {split!r}: expected a name of letters, digits, '_' and '-', other than 'all', or it "
+                         "cannot be read again")
     return directory / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def is_split_name(name: str) -> bool:
+    """Whether TFDS reads a split of that name; "all" is all of them."""
+    return bool(re.fullmatch(r"[\w-]+", name)) and name != "all"
 
 
 def keep_shards(build: Path, shards: Collection[Path]) -> None:
@@ -195,7 +208,7 @@ def finish_store(directory: str | os.PathLike[str], name: str, features: tfds.fe
     for leftover in build.glob(".*.tmp"):  # of a writer that was killed
         leftover.unlink()
     shards: dict[str, list[Path]] = {}
-    for path in sorted(build.glob(f"{name}-*.array_record-*-of-*")):
+    for path in sorted(build.glob(f"{glob.escape(name)}-*.array_record-*-of-*")):
         shards.setdefault(path.name.removeprefix(f"{name}-").split(".array_record-")[0], []).append(path)
     if not shards:
         raise ValueError(f"{build}: no shards of {name!r}, expected those of at least one split")
