@@ -216,9 +216,9 @@ def test_the_command_exits_with_one_where_something_is_wrong(tmp_path, capsys):
     capsys.readouterr()
     assert main(["check", str(bad)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "wrong: 6 episodes have an empty instruction"
-    assert main(["check", str(good), "--config.instruktion=x"]) == 1
+    assert main(["check", str(good), "--config.instruktion=x"]) == 2
     assert "did you mean 'instruction'?" in capsys.readouterr().err
-    assert main(["check", str(tmp_path / "nowhere")]) == 1
+    assert main(["check", str(tmp_path / "nowhere")]) == 2
     assert "not found" in capsys.readouterr().err
 
 

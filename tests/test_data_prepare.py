@@ -420,6 +420,20 @@ def test_a_config_comes_from_a_file_and_from_overrides(tmp_path):
         assert config.options == {"classes": [1, 2]}
     with pytest.raises(FileNotFoundError, match="no such file; expected FILE.json, FILE.py"):
         read_prepare_config(str(tmp_path / "none.py"), [])
+    (tmp_path / "broken.json").write_text("{image_size: 64}")
+    with pytest.raises(ValueError, match="broken.json: not a JSON file: Expecting property name"):
+        read_prepare_config(str(tmp_path / "broken.json"), [])
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("prepare", True), ("check", False), ("stats", False)])
+def test_an_interrupted_command_says_that_it_goes_on_where_it_does(tmp_path, monkeypatch, capsys, command, goes_on):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"agent_jax.data.{command}.{command}", interrupted)
+    line = ["--source", "rlds", "--path", str(tmp_path), "--out", "x"] if command == "prepare" else [str(tmp_path)]
+    assert main([command, *line]) == 130
+    assert ("goes on where this one ended" in capsys.readouterr().err) == goes_on
 
 
 @pytest.mark.parametrize(("text", "value"), [("True", True), ("true", True), ("False", False), ("false", False)])
@@ -441,7 +455,7 @@ def test_a_truth_is_written_as_json_or_as_python_does(text, value):
 def test_a_mistake_on_the_command_line_is_told_in_one_line(tmp_path, capsys, arguments, message):
     path = bridge_set(tmp_path, "tfrecord", {"train": 1})
     line = ["prepare", "--source", "rlds", "--path", str(path), "--out", str(tmp_path / "out"), *arguments]
-    assert main(line) == 1
+    assert main(line) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
