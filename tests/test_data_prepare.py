@@ -248,6 +248,22 @@ def test_an_existing_directory_and_a_second_command_for_it_are_refused(tmp_path)
         prepare("rlds", path, tmp_path / "out", CONFIG)
 
 
+def test_a_lock_that_was_removed_before_it_was_taken_is_none(tmp_path, monkeypatch):
+    flock, removed = prepare_module.fcntl.flock, []
+
+    def late(lock: Any, how: int) -> None:
+        if not removed:  # as by a process that ends between our opening the file and our taking the lock
+            removed.append(lock)
+            (tmp_path / ".out.lock").unlink()
+        flock(lock, how)
+
+    monkeypatch.setattr(prepare_module.fcntl, "flock", late)
+    alone = prepare_module._alone
+    with alone(tmp_path / "out"), pytest.raises(FileExistsError, match="making it"), alone(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_rate_that_is_not_the_specs_is_refused(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 1})
     spec = dataclasses.replace(SPEC, rate_hz=5.0).to_dict()

@@ -14,6 +14,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -226,12 +227,24 @@ def _alone(directory: Path) -> Iterator[None]:
     """Refuse to make a data set that another process is making; a killed one lets go by itself."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     file = directory.parent / f".{directory.name}.lock"
-    with file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileExistsError(f"{directory}: another process is making it; wait for that one to end") from None
-        try:
-            yield
-        finally:
-            file.unlink(missing_ok=True)
+    while True:
+        with file.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FileExistsError(f"{directory}: another process is making it; wait for that one to end") from None
+            if not _lies_at(lock.fileno(), file):
+                continue  # the process that held it has just removed it: another may lock the file that comes next
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+            return
+
+
+def _lies_at(opened: int, file: Path) -> bool:
+    """Whether the opened file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(opened), file.stat())
+    except FileNotFoundError:
+        return False
