@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -83,7 +84,9 @@ class PairTable:
         for row in self.rows:
             if not row.has(column):
                 raise BadDataError(f"{row.where}: found nothing in column {column!r}")
-            found.setdefault(row.text(column), []).append(row)
+            # One video is one recording however its path is written.
+            name = row.text(column) if self._options.group else posixpath.normpath(row.text(column))
+            found.setdefault(name, []).append(row)
         return found
 
     def video(self, row: Row) -> Path:
