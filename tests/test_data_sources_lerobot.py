@@ -286,3 +286,14 @@ def test_the_files_of_an_episode_are_table_chosen_videos_and_meta_data(tmp_path:
     assert meta <= files
     assert [file.suffix for file in sorted(files - meta)] == [".parquet", ".mp4"]
     assert all(file.is_file() and WRIST not in str(file) for file in files)
+
+
+def test_shards_are_cut_by_the_largest_of_an_episode_s_videos(tmp_path: Path) -> None:
+    path = version_2(tmp_path / "set", "video")
+    source = open_source("lerobot", path, BOTH)
+    recording = source.recordings()[0]
+    videos = sorted((file for file in source.files(recording) if file.suffix == ".mp4"), key=lambda f: f.stat().st_size)
+    videos[0].write_bytes(bytes(videos[-1].stat().st_size + 1))
+    assert source.recordings()[0].where == str(videos[0])
+    videos[0].unlink()
+    assert source.recordings()[0].where == str(videos[-1])

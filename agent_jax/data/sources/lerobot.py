@@ -103,7 +103,7 @@ class LeRobotSource:
 
     def _largest_file(self, entry: EpisodeEntry) -> Path:
         videos = [entry.videos[camera].file for camera in self._cameras.values() if camera in entry.videos]
-        return videos[0] if videos else entry.table
+        return max(videos, key=lambda file: file.stat().st_size if file.is_file() else 0, default=entry.table)
 
     def _split(self, index: int) -> str:
         """The data's own split, where they have more than one."""
