@@ -412,6 +412,26 @@ def test_a_shard_with_gaps_is_made_anew_where_gaps_are_errors(tmp_path):
     assert dataclasses.replace(plan, on_error="stop").finished() is None
 
 
+def test_a_shard_of_another_state_is_gone_before_its_new_report_is_there(tmp_path, monkeypatch):
+    build = begin_store(tmp_path / "set", {})
+    plan = ShardPlan("given", "nowhere", CONFIG, str(shard_path(build, "set", "train", 0, 1)),
+                     [Recording("one", "file.mp4")], "stop", "before")
+    source = Given([SourceEpisode("e", "go", [step()])])
+    write_shard(plan, source, lambda recordings, steps: None)
+    assert plan.finished() is not None
+    after = dataclasses.replace(plan, state="after")
+    assert after.finished() is None
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShardWriter, "__exit__", killed)  # the report is written, the shard not yet named
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(after, source, lambda recordings, steps: None)
+    assert after.report.is_file()
+    assert after.finished() is None
+
+
 def test_records_wait_in_a_file_until_the_recording_is_whole(tmp_path):
     records = [os.urandom(40_000_000), b"", b"ab"]
     assert list(held_until_whole(iter(records * 2), tmp_path)) == records * 2

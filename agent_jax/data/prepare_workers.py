@@ -74,6 +74,7 @@ def write_shard(plan: ShardPlan, source: Source, progress: Callable[[int, int], 
     """
     path = Path(plan.path)
     maker, counts = RecordMaker(source, plan.config), Counts()
+    path.unlink(missing_ok=True)  # one of another state must not come to lie beside the new report
     with ShardWriter(path, stored_features(source.schema, plan.config)) as writer:
         for recording in plan.recordings:
             own = Counts()
