@@ -297,3 +297,15 @@ def test_shards_are_cut_by_the_largest_of_an_episode_s_videos(tmp_path: Path) ->
     assert source.recordings()[0].where == str(videos[0])
     videos[0].unlink()
     assert source.recordings()[0].where == str(videos[-1])
+
+
+@pytest.mark.parametrize("sign", ["_", "-"])
+def test_the_files_of_an_episode_are_its_own_images_where_they_lie_apart(tmp_path: Path, sign: str) -> None:
+    path = version_2(tmp_path / "set", "image")
+    folders = [path / "images" / TOP / f"episode{sign}{number:06d}" for number in range(2)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / f"frame{sign}000000.png").touch()
+    source = open_source("lerobot", path, PrepareConfig(cameras={"rgb": TOP}))
+    images = [file for file in source.files(source.recordings()[1]) if file.suffix == ".png"]
+    assert images == [folders[1] / f"frame{sign}000000.png"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -196,7 +197,7 @@ class _States:
 
     def __init__(self, source: Source, config: PrepareConfig):
         self._source, self._features = source, stored_features(source.schema, config).to_json()
-        self._found: dict[Path, tuple[int, int] | None] = {}
+        self._of_file = functools.lru_cache(2**16)(_state_of)  # tables are asked for again and again, frames once
 
     def __call__(self, recordings: Sequence[Recording]) -> str:
         files = {file for recording in recordings for file in self._source.files(recording)}
@@ -204,15 +205,14 @@ class _States:
         content = [self._features, [dataclasses.asdict(recording) for recording in recordings], states]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
-    def _of_file(self, file: Path) -> tuple[int, int] | None:
-        """Size and time of change; None: it is not there."""
-        if file not in self._found:
-            try:
-                found = file.stat()
-                self._found[file] = found.st_size, found.st_mtime_ns
-            except OSError:
-                self._found[file] = None
-        return self._found[file]
+
+def _state_of(file: Path) -> tuple[int, int] | None:
+    """Size and time of change; None: it is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _name_of(path: Path) -> str:

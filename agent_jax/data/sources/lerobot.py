@@ -70,15 +70,16 @@ class LeRobotSource:
                           detail=place) for place, entry in enumerate(self._meta.episodes)]
 
     def files(self, recording: Recording) -> Iterator[Path]:
-        """The episode's table and videos, the meta data, and images that lie apart."""
+        """The episode's table and videos, the meta data, and images that lie apart, where LeRobot puts them."""
         entry = self._meta.episodes[recording.detail]
         yield entry.table
         yield from (entry.videos[camera].file for camera in self._cameras.values() if camera in entry.videos)
-        yield from self._shared_files
+        yield from (self._path / "images").glob(f"*/episode[_-]{entry.index:06d}/*")
+        yield from self._meta_files
 
     @functools.cached_property
-    def _shared_files(self) -> list[Path]:
-        return [file for folder in ("meta", "images") for file in (self._path / folder).rglob("*") if file.is_file()]
+    def _meta_files(self) -> list[Path]:
+        return [file for file in (self._path / "meta").rglob("*") if file.is_file()]
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         """The episode, cut where the instruction changes.
