@@ -7,9 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_stores import BABYAI_FEATURES, babyai_episodes, babyai_store, language_table_store
+from data_stores import (
+    BABYAI_FEATURES,
+    CAMERAS,
+    arm_store,
+    babyai_episodes,
+    babyai_store,
+    clip_store,
+    language_table_store,
+)
 
-from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
+from agent_jax import presets
+from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, ActionSpec, Camera, Group
 from agent_jax.config import DomainConfig
 from agent_jax.data.__main__ import main
 from agent_jax.data.check import check
@@ -75,6 +84,55 @@ def test_values_beyond_the_declared_bounds_are_wrong(tmp_path):
     assert report.figures["numbers"]["action[1]"]["outside"] > 0.5
 
 
+def test_bounds_that_were_found_in_the_data_cut_off_what_they_were_asked_to(tmp_path):
+    store = arm_store(tmp_path / "set", [np.random.default_rng(0).normal(size=(400, 2))])
+    spec = presets.arm_spec("arm", names=("x", "y"), bounds="quantiles")
+    report = check(store.directory, DomainConfig(action_spec=spec))
+    assert not [problem for problem in report.problems if "lie beyond" in problem]
+    assert report.figures["numbers"]["action[0]"]["outside"] == pytest.approx(0.02, abs=2e-3)
+
+
+@pytest.mark.parametrize(("turn", "beyond"), [(50.7, False), (51.2, True)])
+def test_a_camera_is_out_of_bounds_from_the_next_whole_degree_on(tmp_path, turn, beyond):
+    store = arm_store(tmp_path / "set", [np.asarray([(turn, -49.9), (0.0, 0.0)])])
+    spec = ActionSpec("camera", "iafm", (Group("STARTACTION", (Camera("action"),), "ENDOFACTION"),)).to_dict()
+    found = [problem for problem in check(store.directory, DomainConfig(action_spec=spec)).problems
+             if problem.startswith("action[0]: 50.0% of the values lie beyond -49 to 50")]
+    assert bool(found) == beyond
+
+
+def test_a_number_that_is_not_finite_is_named_where_bounds_are_left_to_the_data(tmp_path):
+    actions = np.random.default_rng(0).normal(size=(40, 2))
+    actions[7, 1] = np.nan
+    store = arm_store(tmp_path / "set", [np.zeros((3, 2)), actions])
+    spec = presets.arm_spec("arm", names=("x", "y"), bounds="quantiles")
+    report = check(store.directory, DomainConfig(action_spec=spec))
+    assert any("record 1: episode '1', step 7" in problem for problem in report.problems), report.problems
+    assert any("the specs cannot be used: " in problem for problem in report.problems)
+    assert report.figures["splits"]["train"] == {"records": 2, "steps": 43}
+    assert "the specs cannot be used; what there is:" in report.text()
+
+
+@pytest.mark.parametrize(("config", "line"), [
+    ({}, "  answer: a nurse"), ({"layout": "answer"}, "  answer: a nurse"), ({"layout": "label"}, "  class 2")])
+def test_answers_and_labels_are_drawn_as_they_are_learned(tmp_path, config, line):
+    store = clip_store(tmp_path / "set", lengths=(6, 3), test=(4,))
+    report = check(store.directory, DomainConfig(cameras=CAMERAS, **config))
+    assert report.problems == ["2 episodes have an empty instruction"]
+    text = report.text()
+    assert f"layout {config.get('layout', 'answer')!r}: no actions are predicted" in text
+    assert line in text, text
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ({"layout": "answer", "answer": "nope"}, "no field 'nope'"),
+    ({"layout": "label", "label": "answer"}, "expected one whole number")])
+def test_a_layout_whose_field_is_not_there_is_wrong(tmp_path, config, message):
+    store = clip_store(tmp_path / "set")
+    report = check(store.directory, DomainConfig(cameras=CAMERAS, **config))
+    assert any(message in problem for problem in report.problems), report.problems
+
+
 def an_image(record: dict[str, Any], step: int, image: bytes) -> None:
     record["steps"][step]["observation"]["rgb"] = image
 
@@ -138,6 +196,18 @@ def test_short_and_similar_instructions_are_told_but_not_wrong(tmp_path):
     assert sorted(report.figures["similar_instructions"][0]) == ["Go to red.", "go to  red", "go to red"]
 
 
+def test_an_instruction_counts_once_an_episode_whatever_record_of_it_is_there(tmp_path):
+    def change(number: int, record: dict[str, Any]) -> None:
+        record.update(instruction="begin" if number == 0 else "go on")
+        record.update(start=6, episode_id=f"{number // 2}")  # two records an episode, none from its beginning
+
+    report = check(store_with(tmp_path / "set", change).directory, DomainConfig())
+    text = report.text()
+    assert "instructions (instruction): 4 distinct in 6 episodes" in text, text
+    assert "3  'go on'" in text
+    assert "1  'begin'" in text
+
+
 def test_the_command_exits_with_one_where_something_is_wrong(tmp_path, capsys):
     good = babyai_store(tmp_path / "good").directory
     assert main(["check", str(good), "--json", str(tmp_path / "good.json")]) == 0
@@ -146,9 +216,9 @@ def test_the_command_exits_with_one_where_something_is_wrong(tmp_path, capsys):
     capsys.readouterr()
     assert main(["check", str(bad)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "wrong: 6 episodes have an empty instruction"
-    assert main(["check", str(good), "--config.instruktion=x"]) == 1
+    assert main(["check", str(good), "--config.instruktion=x"]) == 2
     assert "did you mean 'instruction'?" in capsys.readouterr().err
-    assert main(["check", str(tmp_path / "nowhere")]) == 1
+    assert main(["check", str(tmp_path / "nowhere")]) == 2
     assert "not found" in capsys.readouterr().err
 
 

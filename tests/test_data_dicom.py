@@ -57,6 +57,13 @@ def test_rgb_and_palettes_are_shown_in_colour(tmp_path):
                                  ("Data", (np.arange(256, dtype=np.uint16) * step % 256 * 257).tobytes()))}
     path = write_cine(tmp_path / "b.dcm", np.full((2, 4, 4), 100, np.uint8), "PALETTE COLOR", **table)
     assert next(read_dicom(path, [0]))[0, 0].tolist() == [100, 200, 300 % 256]
+    shallow = {key: [256, 0, 8] if key.endswith("Descriptor") else value[::2] for key, value in table.items()}
+    path = write_cine(tmp_path / "c.dcm", np.full((2, 4, 4), 100, np.uint8), "PALETTE COLOR", **shallow)
+    assert next(read_dicom(path, [0]))[0, 0].tolist() == [100, 200, 300 % 256]
+
+
+def test_no_frames_are_decoded_where_none_are_asked_for(tmp_path):
+    assert list(read_dicom(grey_cine(tmp_path / "a.dcm"), [])) == []
 
 
 @pytest.mark.parametrize(("fields", "rate_hz"), [

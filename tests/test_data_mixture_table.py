@@ -3,10 +3,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data_stores import CAMERAS, babyai_domain, babyai_store, clip_domain, clip_store
+from data_stores import (
+    BABYAI_FEATURES,
+    CAMERAS,
+    babyai_domain,
+    babyai_episodes,
+    babyai_store,
+    clip_domain,
+    clip_store,
+    language_table_domain,
+    language_table_store,
+)
 
 from agent_jax.data.mixture_table import check_labels, mixture_table
 from agent_jax.data.windows import Windows
+from agent_jax.data.writer import write_store
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +37,19 @@ def test_the_table_says_what_each_domain_adds_to_an_epoch_and_to_the_run(tmp_pat
     ]
     assert len({len(line) for line in table[:3]}) == 1  # columns stand below each other
     assert table[3:] == ["  clips: 2 classes; the most frequent, 2, has 83.3% of the windows"]
+
+
+def test_an_episode_counts_once_however_many_records_it_has_and_whether_its_end_is_among_them(tmp_path):
+    records = list(babyai_episodes((4, 4, 3)))
+    for record, start in zip(records, (4, 12, 0), strict=True):  # two stretches of a play that ends idle, and another
+        record["start"] = start
+        record["steps"][-1]["is_last"] = False
+    records[1]["episode_id"] = records[0]["episode_id"]
+    store = write_store(tmp_path / "set", "tiles", BABYAI_FEATURES, {"train": records}, {})
+    table = mixture_table([Windows(babyai_domain(), store, "train")], epochs=1.0)
+    assert table[1].split()[4] == "2"
+    nameless = Windows(language_table_domain(), language_table_store(tmp_path / "table"), "train").index
+    assert nameless.episode_N.tolist() == [0, 1, 2]
 
 
 def test_a_label_beyond_the_classes_of_the_model_is_refused_with_its_record(tmp_path):

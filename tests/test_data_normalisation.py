@@ -11,8 +11,8 @@ import pytest
 from data_stores import arm_store, babyai_store
 
 from agent_jax.data import normalisation
-from agent_jax.data.normalisation import SplitNumbers, field_statistics
-from agent_jax.data.store import Split, Store, open_store
+from agent_jax.data.normalisation import SplitNumbers, _Values, field_statistics
+from agent_jax.data.store import Field, Split, Store, open_store
 
 RNG = np.random.default_rng(0)
 EPISODES = [RNG.normal((1e4, 0.1), (1.0, 0.02), (length, 2)).astype(np.float32) for length in (7, 1, 40, 12)]
@@ -126,6 +126,15 @@ def test_a_field_without_numbers_is_refused(store):
         field_statistics(store, "train", ["steps/observation/rgb"])
     with pytest.raises(ValueError, match=r"no field 'steps/torque'"):
         field_statistics(store, "train", ["torque"])
+
+
+def test_steps_that_are_let_go_of_are_held_no_longer():
+    values = _Values(Field("steps/action", "array", True, (2,), np.dtype(np.float32)))
+    values.add(np.zeros((40, 2), np.float32), "record 0")
+    values.thin()
+    values.add(np.zeros((40, 2), np.float32), "record 1")
+    held = [array if array.base is None else array.base for array in values._kept]
+    assert [len(array) for array in held] == [20, 20]
 
 
 def test_beyond_the_memory_kept_steps_are_thinned_and_sums_are_still_exact(tmp_path, monkeypatch):

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from rlds_sets import bridge_set, jpeg
+from videos import write_video
 
-from agent_jax.actions import ActionSpec, Bins, Group
+from agent_jax.actions import ActionSpec, Bins, Camera, Group
 from agent_jax.data import prepare as prepare_module
+from agent_jax.data import prepare_workers
 from agent_jax.data.__main__ import main
-from agent_jax.data.prepare import prepare, split_recordings
+from agent_jax.data.check_config import read_check_config
+from agent_jax.data.prepare import prepare, split_recordings, summary_lines
 from agent_jax.data.prepare_config import PrepareConfig, read_prepare_config
 from agent_jax.data.prepare_shard import Counts, RecordMaker, held_until_whole, stored_features
 from agent_jax.data.prepare_workers import ShardPlan, write_shard
@@ -120,6 +123,53 @@ def test_a_killed_command_leaves_no_store_and_goes_on_when_given_again(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bridge", "out"]
 
 
+def captions(folder: Path, text: str) -> None:
+    rows = [f"{name}.mp4,{text} {name}" for name in "abcdef"]
+    (folder / "captions.csv").write_text("\n".join(["file,caption", *rows]) + "\n")
+
+
+@pytest.mark.parametrize("damaged", [b"no video", b""])
+def test_a_command_that_goes_on_keeps_nothing_of_files_that_have_changed(tmp_path, monkeypatch, damaged):
+    monkeypatch.setattr(prepare_module, "_SHARD_BYTES", 4_000)  # one or two of the videos
+    raw, config = tmp_path / "raw", PrepareConfig(window=2, validation=0.0, name="clips")
+    raw.mkdir()
+    for name in "abcdef":
+        write_video(raw / f"{name}.mp4", 4)
+    whole = (raw / "e.mp4").read_bytes()
+    (raw / "e.mp4").write_bytes(damaged)
+    captions(raw, "old")
+    with pytest.raises(BadDataError, match=r"e\.mp4"):
+        prepare("video_text", raw, tmp_path / "out", config)
+    assert len(list((tmp_path / ".out.partial").glob("clips-*"))) > 1
+    (raw / "e.mp4").write_bytes(whole)
+    captions(raw, "new")
+    store, summary = prepare("video_text", raw, tmp_path / "out", config)
+    assert summary["recordings"] == 6
+    assert [bytes(episode.value("answer")).decode() for episode in store.split("train")] == [
+        f"new {name}" for name in "abcdef"]
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_command_that_goes_on_makes_only_the_shards_anew_whose_files_have_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "_SHARD_RECORDINGS", 1)
+    raw, config = tmp_path / "raw", PrepareConfig(window=2, validation=0.0, name="clips", image_size=32)
+    raw.mkdir()
+    for name in "abcdef":
+        write_video(raw / f"{name}.mp4", 4)
+    captions(raw, "a")
+    (raw / "f.mp4").write_bytes(b"no video")
+    with pytest.raises(BadDataError):
+        prepare("video_text", raw, tmp_path / "out", config)
+    write_video(raw / "f.mp4", 4)
+    write_video(raw / "b.mp4", 8)
+    made = []
+    monkeypatch.setattr(prepare_workers, "write_shard", lambda plan, *args: made.append(
+        plan.recordings[0].name) or write_shard(plan, *args))
+    store, _ = prepare("video_text", raw, tmp_path / "out", config)
+    assert made == ["b.mp4", "f.mp4"]
+    assert [episode.steps for episode in store.split("train")] == [4, 8, 4, 4, 4, 4]
+
+
 def spoil(number: int, episode: dict[str, Any]) -> None:
     if number in (1, 3):
         episode["steps"][2]["action"]["world_vector"] = np.asarray([np.nan, 0], np.float32)
@@ -165,6 +215,16 @@ def test_values_beyond_the_bounds_are_counted_and_too_many_are_an_error(tmp_path
     assert summary["outside"] == {"world_vector[1]": 4}
 
 
+def test_a_camera_is_out_of_bounds_from_the_next_whole_degree_on():
+    spec = ActionSpec("camera", "iafm", (Group("STARTACTION", (Camera("camera"),), "ENDOFACTION"),))
+    for turn, beyond in ((50.7, {}), (51.2, {"camera[0]": 1})):
+        source = Given([SourceEpisode("e", "look", [step(actions={"camera": [turn, 0.0]})])],
+                       Schema({"rgb": (8, 8)}, spec.fields), spec.to_dict())
+        counts = Counts()
+        list(RecordMaker(source, CONFIG).records(source.recordings()[0], counts))
+        assert counts.outside == beyond
+
+
 def test_bounds_that_are_left_to_the_data_are_not_checked(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 4})
     spec = SPEC.to_dict()
@@ -186,6 +246,22 @@ def test_an_existing_directory_and_a_second_command_for_it_are_refused(tmp_path)
     prepare("rlds", path, tmp_path / "out", CONFIG)
     with pytest.raises(FileExistsError, match="expected a new directory"):
         prepare("rlds", path, tmp_path / "out", CONFIG)
+
+
+def test_a_lock_that_was_removed_before_it_was_taken_is_none(tmp_path, monkeypatch):
+    flock, removed = prepare_module.fcntl.flock, []
+
+    def late(lock: Any, how: int) -> None:
+        if not removed:  # as by a process that ends between our opening the file and our taking the lock
+            removed.append(lock)
+            (tmp_path / ".out.lock").unlink()
+        flock(lock, how)
+
+    monkeypatch.setattr(prepare_module.fcntl, "flock", late)
+    alone = prepare_module._alone
+    with alone(tmp_path / "out"), pytest.raises(FileExistsError, match="making it"), alone(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_rate_that_is_not_the_specs_is_refused(tmp_path):
@@ -221,6 +297,9 @@ class Given:
 
     def recordings(self) -> list[Recording]:
         return [Recording("one", "file.mp4")]
+
+    def files(self, recording: Recording) -> list[Path]:
+        return []
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         yield from self.episodes
@@ -333,6 +412,26 @@ def test_a_shard_with_gaps_is_made_anew_where_gaps_are_errors(tmp_path):
     assert dataclasses.replace(plan, on_error="stop").finished() is None
 
 
+def test_a_shard_of_another_state_is_gone_before_its_new_report_is_there(tmp_path, monkeypatch):
+    build = begin_store(tmp_path / "set", {})
+    plan = ShardPlan("given", "nowhere", CONFIG, str(shard_path(build, "set", "train", 0, 1)),
+                     [Recording("one", "file.mp4")], "stop", "before")
+    source = Given([SourceEpisode("e", "go", [step()])])
+    write_shard(plan, source, lambda recordings, steps: None)
+    assert plan.finished() is not None
+    after = dataclasses.replace(plan, state="after")
+    assert after.finished() is None
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShardWriter, "__exit__", killed)  # the report is written, the shard not yet named
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(after, source, lambda recordings, steps: None)
+    assert after.report.is_file()
+    assert after.finished() is None
+
+
 def test_records_wait_in_a_file_until_the_recording_is_whole(tmp_path):
     records = [os.urandom(40_000_000), b"", b"ab"]
     assert list(held_until_whole(iter(records * 2), tmp_path)) == records * 2
@@ -357,6 +456,26 @@ def test_a_config_comes_from_a_file_and_from_overrides(tmp_path):
         assert config.options == {"classes": [1, 2]}
     with pytest.raises(FileNotFoundError, match="no such file; expected FILE.json, FILE.py"):
         read_prepare_config(str(tmp_path / "none.py"), [])
+    (tmp_path / "broken.json").write_text("{image_size: 64}")
+    with pytest.raises(ValueError, match="broken.json: not a JSON file: Expecting property name"):
+        read_prepare_config(str(tmp_path / "broken.json"), [])
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("prepare", True), ("check", False), ("stats", False)])
+def test_an_interrupted_command_says_that_it_goes_on_where_it_does(tmp_path, monkeypatch, capsys, command, goes_on):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"agent_jax.data.{command}.{command}", interrupted)
+    line = ["--source", "rlds", "--path", str(tmp_path), "--out", "x"] if command == "prepare" else [str(tmp_path)]
+    assert main([command, *line]) == 130
+    assert ("goes on where this one ended" in capsys.readouterr().err) == goes_on
+
+
+@pytest.mark.parametrize(("text", "value"), [("True", True), ("true", True), ("False", False), ("false", False)])
+def test_a_truth_is_written_as_json_or_as_python_does(text, value):
+    assert read_prepare_config("", [f"--config.options.state={text}"]).options == {"state": value}
+    assert read_check_config(Path(), "", [f"--config.video={text}"]).video is value
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -372,7 +491,7 @@ def test_a_config_comes_from_a_file_and_from_overrides(tmp_path):
 def test_a_mistake_on_the_command_line_is_told_in_one_line(tmp_path, capsys, arguments, message):
     path = bridge_set(tmp_path, "tfrecord", {"train": 1})
     line = ["prepare", "--source", "rlds", "--path", str(path), "--out", str(tmp_path / "out"), *arguments]
-    assert main(line) == 1
+    assert main(line) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
@@ -392,6 +511,28 @@ def test_the_command_says_what_it_made_and_what_it_left_out(tmp_path, capsys):
     counts = json.loads((tmp_path / "counts.json").read_text())
     assert counts["splits"] == {"test": 1, "train": 2}
     assert len(counts["skipped"]) == 2
+
+
+@pytest.mark.parametrize("split", ["fold 1", "val.2", "all"])
+def test_a_split_that_could_not_be_read_again_is_refused_before_any_work(tmp_path, split):
+    with pytest.raises(BadDataError, match=f"a.mp4: found the split '{split}', expected a name of letters"):
+        split_recordings([Recording("a", "a.mp4", split)], 0.0)
+    with pytest.raises(ValueError, match=f"split '{split}': expected"):
+        shard_path(tmp_path, "set", split, 0, 1)
+
+
+def test_a_name_may_hold_brackets(tmp_path):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 1})
+    store, _ = prepare("rlds", path, tmp_path / "out", changed(name="Task [v2]"))
+    assert (store.name, store.split("train")[0].steps) == ("Task [v2]", 6)
+
+
+def test_a_split_that_was_left_out_whole_is_told(tmp_path):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 1, "val": 1}, change=spoil)
+    store, summary = prepare("rlds", path, tmp_path / "out", CONFIG, on_error="skip")
+    assert store.splits == {"test": 0, "train": 1}
+    assert any("split 'test' is empty, for all its recordings were left out" in line
+               for line in summary_lines(store, summary))
 
 
 def test_records_are_examples_of_the_canonical_schema():

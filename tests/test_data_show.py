@@ -26,7 +26,9 @@ def test_a_sheet_shows_frames_in_the_order_of_time_with_texts_and_actions(tmp_pa
 
 def test_a_png_holds_every_frame(tmp_path):
     store = babyai_store(tmp_path / "set")
-    assert main(["show", str(store.directory), "--out", str(tmp_path / "sheet.png"), "--episodes", "2"]) == 0
+    line = ["show", str(store.directory), "--out", str(tmp_path / "sheet.png"), "--episodes", "2"]
+    assert main([*line, "--json", str(tmp_path / "sheet.json")]) == 2  # it has no figures
+    assert main(line) == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size[0] == 8 + 6 * (160 + 8)  # the longer of the two has six steps
     assert sorted(file.name for file in tmp_path.iterdir()) == ["set", "sheet.png"]

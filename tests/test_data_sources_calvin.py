@@ -95,6 +95,20 @@ def read_all(folder: Path, config: PrepareConfig | None = None) -> dict[str, tup
             for recording in source.recordings() for episode in source.read(recording)}
 
 
+def test_the_files_of_a_recording_are_its_steps_and_what_the_split_says_of_them(folder: Path) -> None:
+    source = open_source("calvin", folder, PrepareConfig())
+    for recording in source.recordings():
+        split, annotations = recording.detail["folder"], recording.detail["annotations"]
+        steps = {number for start, end, _ in (ANNOTATED[split][i] for i in annotations) for number in range(start, end)}
+        files = {file for file in source.files(recording) if file.is_file()}
+        assert {file.name for file in files} == {
+            "auto_lang_ann.npy", "ep_start_end_ids.npy", "statistics.yaml",
+            *(f"episode_{number:07d}.npz" for number in steps)}
+        assert {file for file in files if file.suffix == ".npz"} == {
+            folder / split / f"episode_{number:07d}.npz" for number in steps}
+
+
+
 def test_an_annotation_is_an_episode_of_the_steps_before_its_end(folder: Path) -> None:
     episodes = read_all(folder)
     assert len(episodes) == 5

@@ -23,6 +23,11 @@ def test_a_cine_gives_the_frames_that_a_video_of_the_same_gives(tmp_path, start_
     assert expected
 
 
+def test_a_stretch_that_is_shorter_than_a_frame_is_not_the_whole_cine(tmp_path):
+    dicom = open_cine(grey_cine(tmp_path / "a.dcm"), 0.0)
+    assert list(dicom.images(0.11, 0.13, 0.0)) == []
+
+
 def test_a_rate_above_the_cine_s_is_refused(tmp_path):
     for path in (write_video(tmp_path / "a.mp4", 12), grey_cine(tmp_path / "a.dcm")):
         with pytest.raises(BadDataError, match=f"{path.name}: found 20 frames a second, expected at least"):

@@ -38,6 +38,19 @@ def test_a_folder_of_frames_keeps_its_bytes(tmp_path):
     assert [step.images["rgb"] for step in steps] == [(folder / f"{t}.jpg").read_bytes() for t in range(4)]
 
 
+def test_the_files_of_a_recording_are_its_frames_and_tables(tmp_path):
+    write_play(tmp_path, "a")
+    (tmp_path / "b").mkdir()
+    for t in range(2):
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "b" / f"{t}.png")
+    write_table(tmp_path / "b.csv", [pad_row(frame=t) for t in range(2)])
+    (tmp_path / "texts.csv").write_text("name,instruction\na,win\nb,win\n")
+    source = open_source("gamepad", tmp_path, PrepareConfig(options={"instructions": "texts.csv", "frames_hz": 20.0}))
+    found = [sorted(file.name for file in source.files(recording)) for recording in source.recordings()]
+    assert found == [["a.csv", "a.mp4", "texts.csv"], ["0.png", "1.png", "b.csv", "texts.csv"]]
+
+
+
 def test_a_lower_rate_takes_every_kth_frame_with_all_presses_until_the_next(tmp_path):
     write_play(tmp_path, "a")
     [(_, steps)] = read(tmp_path, rate_hz=10.0)
@@ -90,6 +103,7 @@ def test_a_missing_half_a_truncated_video_and_a_doubled_recording_are_refused(tm
 def test_what_the_source_cannot_do_is_refused_by_name(tmp_path):
     write_play(tmp_path, "a")
     for config, words in (({"options": {"stick": 1}}, "config.options.stick: .*'sticks'"),
+                          ({"fields": {"buttons": "x"}}, "config.fields.buttons: .* config.options.buttons"),
                           ({"action_spec": MINECRAFT.to_dict()}, "found the part camera")):
         with pytest.raises(ValueError, match=words):
             read(tmp_path, **config)

@@ -275,3 +275,37 @@ def test_a_prepared_set_trains_on_a_spec_that_the_domain_declares(tmp_path: Path
     spec = presets.arm_spec("arm", names="xyz", bounds="min_max", rate_hz=RATE_HZ)
     metrics = train_two_steps(out, DomainConfig(action_spec=spec, window=2, stride=2, max_text=32), blocks=("arm",))
     assert metrics.weights.action[0] >= 2 * 5  # of each step: three tokens and two delimiters
+
+
+@pytest.mark.parametrize("make", [version_2, version_3])
+def test_the_files_of_an_episode_are_table_chosen_videos_and_meta_data(tmp_path: Path, make: Maker) -> None:
+    path = make(tmp_path / "set", "video")
+    source = open_source("lerobot", path, PrepareConfig(cameras={"rgb": TOP}))
+    files = set(source.files(source.recordings()[0]))
+    meta = {file for file in (path / "meta").rglob("*") if file.is_file()}
+    assert meta <= files
+    assert [file.suffix for file in sorted(files - meta)] == [".parquet", ".mp4"]
+    assert all(file.is_file() and WRIST not in str(file) for file in files)
+
+
+def test_shards_are_cut_by_the_largest_of_an_episode_s_videos(tmp_path: Path) -> None:
+    path = version_2(tmp_path / "set", "video")
+    source = open_source("lerobot", path, BOTH)
+    recording = source.recordings()[0]
+    videos = sorted((file for file in source.files(recording) if file.suffix == ".mp4"), key=lambda f: f.stat().st_size)
+    videos[0].write_bytes(bytes(videos[-1].stat().st_size + 1))
+    assert source.recordings()[0].where == str(videos[0])
+    videos[0].unlink()
+    assert source.recordings()[0].where == str(videos[-1])
+
+
+@pytest.mark.parametrize("sign", ["_", "-"])
+def test_the_files_of_an_episode_are_its_own_images_where_they_lie_apart(tmp_path: Path, sign: str) -> None:
+    path = version_2(tmp_path / "set", "image")
+    folders = [path / "images" / TOP / f"episode{sign}{number:06d}" for number in range(2)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / f"frame{sign}000000.png").touch()
+    source = open_source("lerobot", path, PrepareConfig(cameras={"rgb": TOP}))
+    images = [file for file in source.files(source.recordings()[1]) if file.suffix == ".png"]
+    assert images == [folders[1] / f"frame{sign}000000.png"]

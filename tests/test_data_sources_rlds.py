@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from data_stores import arm_store, clip_store
 from rlds_sets import STEPS, bridge_set, jpeg
 from small_runs import small_config, trained
 from tensorboardX.record_writer import masked_crc32c as other_masked_crc32c
@@ -17,7 +19,7 @@ from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.sources import open_source
 from agent_jax.data.sources.source import BadDataError
 from agent_jax.data.sources.tfrecord import masked_crc32c, record_offsets
-from agent_jax.data.store import open_store
+from agent_jax.data.store import Store, open_store
 
 ARM = ActionSpec("arm", "iafm", (Group("STARTACTION", (
     *(Bins("action", d, f"ROBOTACTION{d}_", -0.1, 0.1) for d in range(2)),
@@ -165,6 +167,7 @@ def test_framing_and_checksum_are_those_of_another_writer(tmp_path):
     ({"cameras": {"rgb": "state"}}, r"'steps/observation/state' is no image; expected one of .*image_0"),
     ({"fields": {"action": "world_vector"}}, r"expects shape \(3,\) for 'action', found \(2,\) in steps/action/world"),
     ({"fields": {}}, r"config.fields.action: .* no feature 'action'"),
+    ({"fields": {**JOINED, "actions": "world_vector"}}, "config.fields.actions: no key .* did you mean 'action'?"),
     ({"fields": {}, "action_spec": {}}, "no feature 'steps/action'; give an ActionSpec"),
     ({"instruction": "task"}, "config.instruction: .* no feature 'task'"),
     ({"options": {"fps": 3}}, "config.options.fps: the source rlds has the one option last_action"),
@@ -186,6 +189,41 @@ def test_array_record_of_tfds_with_several_cameras_opens_without_conversion(tmp_
     assert episode.values("steps/observation/image_1", 2, 3) == [jpeg(197)]
     np.testing.assert_allclose(episode.values("steps/action/world_vector", 2, 3), [[0.03, 0.02]], rtol=1e-6)
     assert episode.texts("steps/language_instruction")[0] == "put away number 3"
+
+
+def test_the_recordings_of_a_prepared_set_stay_whole_when_it_is_prepared_again(tmp_path):
+    raw = bridge_set(tmp_path, "tfrecord", {"train": 9})
+    first, _ = prepare("rlds", raw, tmp_path / "first", config(segment_bytes=1, window=2, validation=0.0))
+    assert first.splits == {"train": 27}
+    again, summary = prepare("rlds", first.directory, tmp_path / "again", PrepareConfig(validation=0.4))
+    assert (summary["recordings"], summary["episodes"], summary["records"]) == (9, 9, 27)
+    recordings = {split: {bytes(episode.value("recording_id")) for episode in again.split(split)}
+                  for split in ("train", "test")}
+    assert not recordings["train"] & recordings["test"]
+    assert set().union(*recordings.values()) == {bytes(episode.value("recording_id"))
+                                                 for episode in first.split("train")}
+    names = ("episode_id", "start", "instruction")
+    assert _values(again, names) == _values(first, names)
+
+
+def _values(store: Store, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    return sorted(tuple(bytes(np.asarray(episode.value(name))) for name in names)
+                  for split in store.splits for episode in store.split(split))
+
+
+def test_a_recording_in_two_splits_is_refused(tmp_path):
+    actions = [np.zeros((2, 2), np.float32)] * 2
+    store = arm_store(tmp_path / "leaky", actions)  # its test episode is one of those trained on
+    with pytest.raises(BadDataError, match="two recordings are named '0': .*test.*record 0 and .*train.*record 0"):
+        prepare("rlds", store.directory, tmp_path / "out", PrepareConfig())
+
+
+def test_answers_and_labels_of_a_prepared_set_are_kept_when_it_is_prepared_again(tmp_path):
+    store = clip_store(tmp_path / "clips")
+    asked = PrepareConfig(cameras={"rgb": "front"}, instruction_text="who?")
+    again, _ = prepare("rlds", store.directory, tmp_path / "again", asked)
+    assert _values(again, ("episode_id", "answer", "label")) == _values(store, ("episode_id", "answer", "label"))
+    assert again.splits == store.splits
 
 
 def test_sets_as_they_are_and_prepared_ones_train_in_one_run(tmp_path):

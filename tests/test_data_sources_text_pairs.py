@@ -67,6 +67,8 @@ def test_a_table_without_the_columns_is_refused(tmp_path, text, options, words):
 def test_rows_are_grouped_by_file_or_by_the_column_asked_for(tmp_path):
     text = "file,caption,patient,split\na,x,p,train\nb,y,q,test\nc,z,p,train\n"
     assert {name: len(rows) for name, rows in table(tmp_path, text).groups().items()} == {"a": 1, "b": 1, "c": 1}
+    twice = "file,caption\nb/a.mp4,x\n./b/a.mp4,y\nb//c/../a.mp4,z\n"
+    assert {name: len(rows) for name, rows in table(tmp_path, twice).groups().items()} == {"b/a.mp4": 3}
     made = table(tmp_path, text, group="patient")
     groups = made.groups()
     assert {name: [row.text("file") for row in rows] for name, rows in groups.items()} == {"p": ["a", "c"], "q": ["b"]}

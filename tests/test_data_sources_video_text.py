@@ -97,6 +97,7 @@ def test_what_the_source_cannot_do_is_refused_by_name(tmp_path):
         read(tmp_path)
     (tmp_path / "a.csv").write_text("file,caption\na.mp4,x\n")
     for config, words in (({"options": {"captions": "c"}}, "config.options.captions: .*'caption'"),
+                          ({"fields": {"answer": "c"}}, "config.fields.answer: .* config.options.file"),
                           ({"action_spec": {"name": "x"}}, "videos with text have no actions")):
         with pytest.raises(ValueError, match=words):
             read(tmp_path, **config)

@@ -34,6 +34,15 @@ def busy(number: int) -> dict[str, Any]:
     return tick(number, keys=["w", "space"], dx=40)
 
 
+def test_the_files_of_a_recording_are_the_pair_and_the_instructions(tmp_path):
+    write_pair(tmp_path, "a", [tick(0)] * 4)
+    (tmp_path / "texts.csv").write_text("name,instruction\na,chop\n")
+    source = open_source("vpt", tmp_path, PrepareConfig(options={"instructions": "texts.csv"}))
+    [recording] = source.recordings()
+    assert sorted(file.name for file in source.files(recording)) == ["a.jsonl", "a.mp4", "texts.csv"]
+
+
+
 def test_keys_buttons_and_mouse_become_the_paper_s_action(tmp_path):
     write_pair(tmp_path, "a", [
         tick(0), tick(1, keys=["w", "left.control", "9", "f3"], buttons=[1]),
@@ -147,6 +156,7 @@ def test_what_a_config_cannot_ask_for_is_refused_by_name(tmp_path):
         (PrepareConfig(instruction_text="go", rate_hz=10.0), "config.rate_hz=10.0: expected 0 or 20"),
         (PrepareConfig(instruction_text="go", options={"curser": True}), "config.options.curser: .*'cursor'"),
         (PrepareConfig(instruction_text="go", cameras={"a": "", "b": ""}), "config.cameras: found a, b, expected one"),
+        (PrepareConfig(instruction_text="go", fields={"camera": "x"}), "config.fields.camera: this source takes no"),
         (PrepareConfig(), "found neither of config.instruction_text"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from data_stores import BABYAI_FEATURES, babyai_episodes, babyai_store, language_table_store
 
-from agent_jax.data.store import Example, open_store
+from agent_jax.data.store import Episode, Example, Field, open_store
 from agent_jax.data.transforms import encode_png
 from agent_jax.data.writer import ShardWriter, begin_store, finish_store, record_serializer, shard_path, write_store
 
@@ -111,6 +111,50 @@ def test_an_interrupted_write_shows_nothing_and_goes_on_with_finished_shards(tmp
     store = write(fail=False, metadata={"seed": 2})
     assert drawn == ["1-0", "1-1"]
     assert store.splits == {"train": 2, "test": 2}
+
+
+def test_what_an_interrupted_write_left_under_other_features_or_names_is_not_kept(tmp_path):
+    def write(name, features, *splits, fail=False):
+        def failing():
+            raise KeyboardInterrupt
+            yield
+
+        episodes = {split: babyai_episodes((2, 3)) for split in splits}
+        return write_store(tmp_path / "set", name, features, episodes | ({"late": failing()} if fail else {}), {})
+
+    with pytest.raises(KeyboardInterrupt):
+        write("tiles", BABYAI_FEATURES, "train", fail=True)
+    less = tfds.features.FeaturesDict({key: value for key, value in BABYAI_FEATURES.items() if key != "recording_id"})
+    with pytest.raises(KeyboardInterrupt):
+        write("tiles", less, "train", fail=True)
+    store = write("rooms", less, "test")
+    assert store.splits == {"test": 2}
+    assert sorted(file.name for file in (tmp_path / "set").iterdir()) == [
+        "agent_jax.json", "dataset_info.json", "features.json", "rooms-test.array_record-00000-of-00001"]
+    assert "recording_id" not in store.fields
+    assert store.split("test")[0].texts("instruction")
+
+
+@pytest.mark.parametrize(("path", "count", "message"), [
+    ("steps/said", 4, "record 0: 'steps/said' holds 4 texts, expected 2, one for each step"),
+    ("steps/said", 0, "record 0: 'steps/said' holds 0 texts, expected 2"),
+    ("instruction", 0, "record 0: 'instruction' holds 0 texts, expected 1"),
+    ("steps/codes", 1, "record 0: 'steps/codes' holds 1 texts, expected 2"),
+])
+def test_texts_that_do_not_match_the_steps_are_refused(path, count, message):
+    fields = {"instruction": Field("instruction", "text", False, (), np.dtype(object)),
+              "steps/said": Field("steps/said", "text", True, (2,), np.dtype(object)),
+              "steps/codes": Field("steps/codes", "array", True, (3,), np.dtype(np.int32)),
+              "steps/action": Field("steps/action", "array", True, (), np.dtype(np.int32))}
+    record = Example()
+    record.features.feature["steps/action"].int64_list.value.extend([1, 2])
+    if fields[path].kind == "array":
+        record.features.feature[path].int64_list.value.extend([97, 98, 0] * count)
+    else:
+        record.features.feature[path].bytes_list.value.extend([b"go"] * count)
+    episode = Episode(record.SerializeToString(), "record 0", fields, fields["steps/action"])
+    with pytest.raises(ValueError, match=message):
+        episode.texts(path)
 
 
 def test_an_existing_directory_is_never_written_over(tmp_path):

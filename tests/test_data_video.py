@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from videos import cut, frame_number, write_sound, write_video
 
-from agent_jax.data.transforms import prepare_image
 from agent_jax.data.video import VideoInfo, read_frames, video_info
 
 
@@ -59,11 +58,6 @@ def test_times_that_matroska_rounds_to_milliseconds_move_no_sample(folder):
     path = write_video(folder / "thirty.mkv", rate_hz=30)
     assert numbers(path, rate_hz=15) == list(range(0, 30, 2))
     assert numbers(path, rate_hz=30) == list(range(30))
-
-
-def test_frames_are_resized_by_the_filter_of_training(fast):
-    frame, small = next(read_frames(fast)), next(read_frames(fast, size=(24, 24)))
-    np.testing.assert_array_equal(small.image, prepare_image(frame.image, 24))
 
 
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.8, 0.95, 0.999])

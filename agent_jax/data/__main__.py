@@ -19,9 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agent_jax.data.sources.source import BadDataError
+
+_USER_ERROR = 2  # as cluster.USER_ERROR, which comes with jax
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 for bad data, 2 for what the user must mend."""
+    """Run the command line; returns its status: 0, 1 for bad data, 2 for what the user must mend, 130 at Ctrl-C."""
     options, rest = _parser().parse_known_args(arguments)
     try:
         return options.run(options, rest)
@@ -29,9 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'error: {options.command} needs {error.name}: pip install "agent_jax[data]"', file=sys.stderr)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, BadDataError) else _USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one ended", file=sys.stderr)
-    return 1
+        goes_on = "; the same command goes on where this one ended" if options.command == "prepare" else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
+        return 130  # as a shell has it
+    return _USER_ERROR
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, allow_abbrev=False)
         made.set_defaults(run=run)
-        made.add_argument("--json", metavar="PATH", help="also write the figures here")
+        if run is not _show:
+            made.add_argument("--json", metavar="PATH", help="also write the figures here")
         return made
 
     preparing = command("prepare", _prepare, "foreign data -> a canonical store")

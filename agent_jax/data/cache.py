@@ -59,10 +59,11 @@ def write_cached(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the arrays under their name in one rename; without a writable cache they are made anew the next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as directory:  # gone on a full disk, too
             plain: dict[str, Any] = dict(arrays)
-            np.savez(file, **plain)
-        os.replace(file.name, path)
+            made = Path(directory) / path.name
+            np.savez(made, **plain)
+            os.replace(made, path)
     except OSError as error:
         logging.getLogger(__name__).warning("%s: cannot be kept (%s); set AGENT_JAX_CACHE to a writable directory",
                                             path, error)

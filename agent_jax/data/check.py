@@ -21,9 +21,11 @@ from agent_jax.config import DomainConfig
 from agent_jax.data.check_config import complete, specs_of
 from agent_jax.data.check_report import Seen, figures_of, lines_of, problems_of
 from agent_jax.data.check_rows import first_rows
+from agent_jax.data.domain_specs import DomainSpecs
 from agent_jax.data.store import Episode, Store, open_store
 from agent_jax.data.transforms import prepare_image
 
+_UNREADABLE = (ValueError, IndexError, RuntimeError, OSError)  # of protobuf, and of array_record
 _MOST_NUMBERS = 2**24  # of a key: kept for the histograms, 64 MiB; of what is beyond, only the records are checked
 
 
@@ -54,7 +56,8 @@ def check(path: Path, config: DomainConfig, *, images: bool = False) -> CheckRep
     """
     store = open_store(path)
     config = complete(config, store)
-    specs = specs_of(config, store)
+    found, no_specs = _specs(config, store)
+    specs = found.specs if found else []
     keys = [key for spec in specs for key in spec.fields] or _number_keys(store)
     seen = Seen()
     for split in (name for name, count in store.splits.items() if count):
@@ -63,11 +66,20 @@ def check(path: Path, config: DomainConfig, *, images: bool = False) -> CheckRep
                 _look(episode, where, split, config, keys, store, seen, images=images)
             except ValueError as error:
                 seen.damage.append(_placed(where, error))
-    values = {key: np.concatenate(found) for key, found in seen.values.items() if found}
-    rows, row_problem = first_rows(store, config) if specs and not seen.damage else ([], "")
-    problems = [*problems_of(store, specs, values, seen), *([row_problem] if row_problem else [])]
+    values = {key: np.concatenate(of_key) for key, of_key in seen.values.items() if of_key}
+    drawn = (specs or config.layout != "actions") and not seen.damage
+    rows, row_problem = first_rows(store, config) if drawn else ([], "")
+    problems = [*problems_of(store, found, values, seen), *filter(None, (no_specs, row_problem))]
     return CheckReport(figures_of(store, specs, values, seen, problems), problems,
                        [*lines_of(store, config, specs, values, seen), *rows])
+
+
+def _specs(config: DomainConfig, store: Store) -> tuple[DomainSpecs | None, str]:
+    """The specs, if there are any, and why they cannot be used; bounds that are open are found in the data."""
+    try:
+        return specs_of(config, store), ""
+    except _UNREADABLE as error:
+        return None, f"the specs cannot be used: {error}"
 
 
 def _number_keys(store: Store) -> list[str]:
@@ -84,7 +96,7 @@ def _records(store: Store, split: str, seen: Seen) -> Iterator[tuple[str, Episod
         where = f"split {split!r}, record {number}"
         try:
             yield where, source[number]
-        except (ValueError, IndexError, RuntimeError, OSError) as error:  # of protobuf, and of array_record
+        except _UNREADABLE as error:
             seen.damage.append(_placed(where, error))
 
 
@@ -97,12 +109,11 @@ def _look(episode: Episode, where: str, split: str, config: DomainConfig, keys: 
     seen.steps[split] += episode.steps
     names = {name: bytes(episode.value(name)) for name in ("episode_id", "recording_id") if name in store.fields}
     name = names.get("episode_id", b"").decode("utf-8", "replace")
-    seen.lengths[f"{split}/{name or where}"] += episode.steps
+    whole = f"{split}/{name or where}"  # of which the record is a segment
+    seen.lengths[whole] += episode.steps
     if "recording_id" in names:
         seen.splits_of.setdefault(names["recording_id"], set()).add(split)
-    texts = episode.texts(config.instruction)
-    if "start" not in store.fields or not int(episode.value("start")):
-        seen.texts.update(set(texts))
+    seen.told.update(dict.fromkeys((whole, text) for text in episode.texts(config.instruction)))
     for key in keys:
         path = key if key in store.fields else store.step_field(key).path
         numbers = np.asarray(episode.values(path, 0, episode.steps))

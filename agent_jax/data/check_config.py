@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.config import DomainConfig, build_field
-from agent_jax.data.domain_specs import find_specs
+from agent_jax.data.domain_specs import DomainSpecs, find_specs
 from agent_jax.data.prepare_config import PrepareConfig, read_fields
 from agent_jax.data.sources.rlds_features import FeatureNames
 from agent_jax.data.store import Store
@@ -37,6 +36,8 @@ def read_check_config(path: Path, file: str, overrides: Sequence[str]) -> Domain
 def complete(config: DomainConfig, store: Store) -> DomainConfig:
     """The config with instruction and cameras as such data commonly call them, where it leaves the defaults.
 
+    Data without an ActionSpec that have answers, or labels, are laid out with those.
+
     Raises:
         ValueError: the data set has nothing of a common name.
     """
@@ -46,22 +47,26 @@ def complete(config: DomainConfig, store: Store) -> DomainConfig:
         config = dataclasses.replace(config, instruction=names.instruction())
     if config.cameras == default.cameras and config.cameras[0] not in store.fields:
         config = dataclasses.replace(config, cameras=tuple(names.cameras().values()))
+    if config.layout == default.layout and not (config.action_spec or store.metadata.get("action_spec")):
+        layouts: tuple[tuple[Literal["answer", "label"], str, str], ...] = (
+            ("answer", config.answer, "text"), ("label", config.label, "array"))
+        there = (layout for layout, path, kind in layouts if path in store.fields and store.fields[path].kind == kind)
+        config = dataclasses.replace(config, layout=next(there, config.layout))
     for path in (config.instruction, *config.cameras):
         store.field(path)
     return config
 
 
-def specs_of(config: DomainConfig, store: Store) -> list[ActionSpec | StateSpec]:
-    """The ActionSpec and the StateSpec of the config or of the data; the data are read where bounds are left to them.
+def specs_of(config: DomainConfig, store: Store) -> DomainSpecs | None:
+    """The specs of the config or of the data, if they have any; the data are read where bounds are left to them.
 
     Raises:
         ValueError: a spec does not fit the data.
     """
     if config.layout != "actions" or not (config.action_spec or store.metadata.get("action_spec")):
-        return []
+        return None
     split = config.train_split if store.splits.get(config.train_split) else next(iter(store.splits))
-    found = find_specs("data", dataclasses.replace(config, train_split=split), store)
-    return [spec for spec in (found.action, found.state) if spec]
+    return find_specs("data", dataclasses.replace(config, train_split=split), store)
 
 
 def _domain_of(path: Path, domains: Mapping[str, Any], file: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.config import DomainConfig
 from agent_jax.data.check_text import bars, share_of, value_lines
+from agent_jax.data.domain_specs import DomainSpecs
+from agent_jax.data.spec_check import clipped_beyond
 from agent_jax.data.store import Store
 
 _NAMED = 5  # problems or texts of a kind that are named one by one
@@ -26,16 +29,20 @@ class Seen:
     records: Counter[str] = dataclasses.field(default_factory=Counter)  # by split
     steps: Counter[str] = dataclasses.field(default_factory=Counter)  # by split
     lengths: Counter[str] = dataclasses.field(default_factory=Counter)  # steps by episode
-    texts: Counter[str] = dataclasses.field(default_factory=Counter)  # episodes by instruction
+    told: dict[tuple[str, str], None] = dataclasses.field(default_factory=dict)  # pairs of episode and instruction
     sizes: dict[str, Counter[tuple[int, int]]] = dataclasses.field(default_factory=dict)  # images by camera and size
     splits_of: dict[bytes, set[str]] = dataclasses.field(default_factory=dict)  # by recording
     values: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)  # by key
     kept: Counter[str] = dataclasses.field(default_factory=Counter)  # numbers in `values`, by key
     damage: list[str] = dataclasses.field(default_factory=list)
 
+    @functools.cached_property
+    def texts(self) -> Counter[str]:
+        """Episodes by instruction, once the pass is over."""
+        return Counter(text for _, text in self.told)
 
-def problems_of(store: Store, specs: Sequence[ActionSpec | StateSpec], values: Mapping[str, np.ndarray],
-                seen: Seen) -> list[str]:
+
+def problems_of(store: Store, found: DomainSpecs | None, values: Mapping[str, np.ndarray], seen: Seen) -> list[str]:
     """What is wrong, in words."""
     problems = seen.damage[:_NAMED]
     if len(seen.damage) > _NAMED:
@@ -46,33 +53,38 @@ def problems_of(store: Store, specs: Sequence[ActionSpec | StateSpec], values: M
         problems.append(f"{empty:,} episodes have an empty instruction")
     for camera, sizes in seen.sizes.items():
         if len(sizes) > 1:
-            found = ", ".join(f"{height} x {width} ({count:,})" for (height, width), count in sizes.most_common(_NAMED))
-            problems.append(f"images of {camera} differ in size: {found}; prepare them with config.image_size")
+            sized = ", ".join(f"{height} x {width} ({count:,})" for (height, width), count in sizes.most_common(_NAMED))
+            problems.append(f"images of {camera} differ in size: {sized}; prepare them with config.image_size")
     shared = sorted(name.decode("utf-8", "replace") for name, splits in seen.splits_of.items() if len(splits) > 1)
     if shared:
         problems.append(f"{len(shared):,} recordings are in more than one split, as {shared[0]!r}; what is tested on "
                         "was trained on")
-    for spec in specs:
+    for spec in found.specs if found else ():
         if isinstance(spec, ActionSpec) and spec.rate_hz and store.metadata.get("rate_hz"):
             rate = float(store.metadata["rate_hz"])
             if abs(spec.rate_hz / rate - 1) > 0.01:
                 problems.append(f"action spec {spec.name!r} has rate_hz={spec.rate_hz:g}, the data {rate:g}")
-        for place, numbers, low, high in _dimensions(spec, values):
-            if not len(numbers):
-                continue
-            outside = share_of(numbers, low, high)[0]
-            if outside > _OUTSIDE:
-                problems.append(f"{place}: {outside:.1%} of the values lie beyond {low:g} to {high:g}, which its "
-                                f"{spec.kind} spec declares; found {numbers.min():g} to {numbers.max():g}. Correct "
-                                "bounds or units")
+        problems += _out_of_bounds(spec, found.derived(spec.kind) if found else set(), values)
     return problems
 
-def _dimensions(spec: ActionSpec | StateSpec,
-                values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray, float, float]]:
-    """Each number of a spec: its place, its finite values, its bounds."""
+
+def _out_of_bounds(spec: ActionSpec | StateSpec, derived: set[str], values: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """In words, the numbers that declared bounds do not fit; `derived` ones cut off what they were asked to."""
+    wider = _dimensions(spec, values, clipped_beyond(spec))
+    for (place, numbers, low, high), (*_, least, most) in zip(_dimensions(spec, values), wider, strict=True):
+        outside = share_of(numbers, least, most)[0]
+        if outside > _OUTSIDE and place not in derived:
+            yield (f"{place}: {outside:.1%} of the values lie beyond {low:g} to {high:g}, which its {spec.kind} spec "
+                   f"declares; found {numbers.min():g} to {numbers.max():g}. Correct bounds or units")
+
+
+def _dimensions(spec: ActionSpec | StateSpec, values: Mapping[str, np.ndarray],
+                bounds: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+                ) -> Iterator[tuple[str, np.ndarray, float, float]]:
+    """Each number of a spec: its place, its finite values, its bounds or those given."""
     for key in spec.fields:
         if key in values:
-            low, high = (np.atleast_1d(bound) for bound in spec.bounds(key))
+            low, high = (np.ravel(bound) for bound in (bounds[key] if bounds else spec.bounds(key)))
             numbers_ND = values[key].reshape(len(values[key]), -1).astype(np.float64)
             for d in range(numbers_ND.shape[1]):
                 column = numbers_ND[:, d]
@@ -124,7 +136,7 @@ def lines_of(store: Store, config: DomainConfig, specs: Sequence[ActionSpec | St
         lines += ["", f"{spec.kind} spec {spec.name!r}: {', '.join(word for word in words if word)}"]
         lines += value_lines(list(_dimensions(spec, values)), spec.units)
     if not specs:
-        lines += ["", "no ActionSpec: give one by --config, or prepare the data with one; what there is:"]
+        lines += ["", f"{_without_specs(store, config)}; what there is:"]
         lines += value_lines(list(_all_dimensions(specs, values)), {})
     lines += ["", f"rate: {rate:g} Hz" if rate else "rate: the data do not say",
               f"instructions ({config.instruction}): {len(seen.texts):,} distinct in {sum(seen.texts.values()):,} "
@@ -135,6 +147,15 @@ def lines_of(store: Store, config: DomainConfig, specs: Sequence[ActionSpec | St
     similar = _similar(seen.texts)
     lines += [f"  alike but for case or punctuation: {', '.join(map(repr, group[:3]))}" for group in similar[:_NAMED]]
     return lines
+
+
+def _without_specs(store: Store, config: DomainConfig) -> str:
+    """Why no number is held against a spec."""
+    if config.layout != "actions":
+        return f"layout {config.layout!r}: no actions are predicted"
+    if config.action_spec or store.metadata.get("action_spec"):
+        return "the specs cannot be used"
+    return "no ActionSpec: give one by --config, or prepare the data with one"
 
 
 def figures_of(store: Store, specs: Sequence[ActionSpec | StateSpec], values: Mapping[str, np.ndarray], seen: Seen,

@@ -17,6 +17,7 @@ from agent_jax.config import DomainConfig
 from agent_jax.data.domain_specs import find_specs
 from agent_jax.data.domains import Domain
 from agent_jax.data.layout import Window
+from agent_jax.data.mixture_table import check_labels
 from agent_jax.data.store import Store
 from agent_jax.data.windows import Windows
 from agent_jax.spec_declarations import vocabulary_blocks
@@ -33,12 +34,14 @@ def first_rows(store: Store, config: DomainConfig) -> tuple[list[str], str]:
     split = config.train_split if store.splits.get(config.train_split) else next(iter(store.splits))
     config = dataclasses.replace(config, max_text=_LONG, max_answer=_LONG, train_split=split)
     try:
-        specs = find_specs("data", config, store)
-        declared = [spec.to_dict() for spec in (specs.action, specs.state) if spec]
+        specs = find_specs("data", config, store) if config.layout == "actions" else None
+        declared = [spec.to_dict() for spec in specs.specs] if specs else []
         blocks = tuple(dict.fromkeys(spec["block"] for spec in declared))
         vocabulary = Vocabulary.build("bytes", vocabulary_blocks(blocks, declared))
         domain = Domain.from_config("data", 0, config, store, vocabulary, _IMAGE_SIZE, specs)
         windows = Windows(domain, store, split)
+        if config.layout == "label":
+            check_labels(windows, int(windows.labels.max(initial=0)) + 1)  # below 0 is none
         read = [windows.read(number, 0) for number in range(min(_SAMPLES, len(windows)))]
     except ValueError as error:
         return [], f"the first samples cannot be laid out: {error}"
@@ -57,8 +60,11 @@ def _drawn(window: Window, vocabulary: Vocabulary) -> list[str]:
         images = _coloured(" ".join("▣" for _ in step.frames), "image")
         parts = [_coloured(" ".join(vocabulary.token(int(i)) for i in ids), kind)
                  for ids, kind in ((step.state_ids, "state"), (step.action_ids, "action")) if len(ids)]
-        weight = "" if step.action_weight == 1 else f"  (weight {step.action_weight:g})"
+        weight = "" if window.prompt or step.action_weight == 1 else f"  (weight {step.action_weight:g})"
         lines.append(f"  {images}  {'  '.join(parts)}{weight}")
+    if window.prompt:
+        answer = vocabulary.text.decode([int(i) for i in window.answer_ids[:-1]])
+        lines.append(f"  answer: {answer}" if window.label < 0 else f"  class {window.label}")
     return lines
 
 

@@ -56,6 +56,8 @@ def read_dicom(path: Path, frames: Sequence[int]) -> Iterator[np.ndarray]:
         ValueError: what `dicom_info` refuses; a frame cannot be decoded, or no decoder of its compression is installed.
     """
     header = _header(path)
+    if not len(frames):  # pydicom takes no numbers for all
+        return
     done = 0
     try:
         for image in iter_pixels(path, indices=list(frames)):
@@ -97,7 +99,8 @@ def _rate(header: Any) -> float:
 
 def _rgb(image: np.ndarray, header: Any) -> np.ndarray:
     if header.PhotometricInterpretation == "PALETTE COLOR":
-        return (apply_color_lut(image, header) >> 8).astype(np.uint8)
+        colours = apply_color_lut(image, header)  # of the tables' own depth
+        return colours if colours.dtype == np.uint8 else (colours >> 8).astype(np.uint8)
     if image.ndim == 3:
         return image if image.dtype == np.uint8 else (image >> (int(header.BitsStored) - 8)).astype(np.uint8)
     slope, intercept = (float(header.get(key, neutral)) for key, neutral in (("RescaleSlope", 1),

@@ -41,6 +41,15 @@ class DomainSpecs:
     configured: frozenset[str]  # "action_spec", "state_spec": those that the config gave
     rate_hz: float  # at which the data were recorded, as they say themselves; 0: unsaid
 
+    @property
+    def specs(self) -> list[ActionSpec | StateSpec]:
+        """The ActionSpec and, if there is one, the StateSpec."""
+        return [spec for spec in (self.action, self.state) if spec]
+
+    def derived(self, kind: str) -> set[str]:
+        """Places of the parts of the "action" or "state" spec whose bounds were found in the data."""
+        return {key.partition(" ")[2] for key in self.normalisation.get("parts", {}) if key.startswith(f"{kind} ")}
+
 
 def find_specs(name: str, config: DomainConfig, store: Store) -> DomainSpecs:
     """The specs of a config entry and its data set; the data are read only where bounds are open and not in the cache.

@@ -51,7 +51,7 @@ def _line(mine: Windows, epochs: float, seen: float) -> tuple[str, ...]:
     domain, index = mine.domain, mine.index
     cut = f"{domain.window} random" if domain.sampling == "random" else f"{domain.window}/{domain.stride}"
     return (domain.name, domain.layout, domain.spec.spec.name if domain.spec else "-", cut,
-            f"{np.count_nonzero(index.ends_N):,}", f"{int(index.length_N.sum()) * len(domain.cameras):,}",
+            f"{len(np.unique(index.episode_N)):,}", f"{int(index.length_N.sum()) * len(domain.cameras):,}",
             f"{len(mine):,}", f"{domain.weight:g}", f"{len(mine) * domain.weight / seen:.1%}",
             f"{epochs * domain.weight:,.2f}")
 

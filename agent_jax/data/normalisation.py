@@ -165,7 +165,7 @@ class _Values:
         self._hash.update(np.ascontiguousarray(values_ND).tobytes())
         first = -self._count % self._every  # kept are the steps whose number in the split is a multiple of `every`
         count, self._count = self._count, self._count + len(wide_ND)
-        self._kept.append(values_ND[first :: self._every])
+        self._kept.append(values_ND[first :: self._every].copy())  # a view would hold all of them
         self.steps_kept += len(self._kept[-1])
         mean_D = wide_ND.mean(axis=0)
         self._squares_D += np.square(wide_ND - mean_D).sum(axis=0)

@@ -2,8 +2,9 @@
 
     recordings --by split, in fixed numbers--> shards --processes--> .DIR.partial/ --finish_store--> DIR
 
-What a shard holds depends on the data and the config alone. Beside each finished shard lies its report, what was
-counted and left out, so that a command that takes up an interrupted one knows of all of them.
+What a shard holds depends on the data and the config alone. Beside each finished shard lies its report: the state of
+the files it was made of, what was counted and left out. A command that takes up an interrupted one keeps the shards
+whose files have not changed since, and makes the others anew.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +28,7 @@ from agent_jax.data.prepare_workers import ShardPlan, run_shards
 from agent_jax.data.sources import open_source
 from agent_jax.data.sources.source import BadDataError, Recording, Source
 from agent_jax.data.store import Store
-from agent_jax.data.writer import begin_store, finish_store, shard_path
+from agent_jax.data.writer import begin_store, finish_store, is_split_name, keep_shards, shard_path
 from agent_jax.spec_declarations import closed
 
 FORMAT = 1  # of how records are made: raise it where the same data and config come to make others
@@ -67,12 +70,13 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
         made_by = {key: value for key, value in dataclasses.asdict(config).items() if key != "out_of_bounds"}
         metadata = {"action_spec": dict(source.action_spec), "state_spec": dict(source.state_spec),
                     "rate_hz": source.rate_hz,
-                    "prepared": {"source": kind, "path": str(path.resolve()), "config": made_by,
-                                 "recordings": _digest(splits), "format": FORMAT}}
+                    "prepared": {"source": kind, "path": str(path.resolve()), "config": made_by, "format": FORMAT}}
         build = begin_store(directory, metadata)
         name = config.name or _name_of(path)
-        plans = [ShardPlan(kind, str(path), config, str(file), recordings, on_error)
+        state_of = _States(source, config)
+        plans = [ShardPlan(kind, str(path), config, str(file), recordings, on_error, state_of(recordings))
                  for file, recordings in _shards(build, name, splits)]
+        keep_shards(build, [Path(plan.path) for plan in plans])
         try:
             total = _write(plans, source, processes, config.out_of_bounds)
             if not total.records:
@@ -95,6 +99,9 @@ def summary_lines(store: Store, summary: Mapping[str, Any]) -> list[str]:
              f"{summary['steps']:,} steps in {summary['records']:,} records ({sizes}): {store.directory}"]
     for place, count in summary["outside"].items():
         lines.append(f"  {place}: {count:,} of {summary['steps']:,} values beyond the bounds; training clips them")
+    for split, count in store.splits.items():
+        if not count:
+            lines.append(f"  split {split!r} is empty, for all its recordings were left out; no run can read it")
     if summary["skipped"]:
         lines.append(f"  left out: {len(summary['skipped']):,} recordings")
         lines += [f"    {item['why']}" for item in summary["skipped"][:_TOLD]]
@@ -110,8 +117,12 @@ def split_recordings(recordings: Sequence[Recording], validation: float) -> dict
     tested and one trained on.
 
     Raises:
-        BadDataError: two recordings have one name.
+        BadDataError: two recordings have one name, or a split one that cannot be read again.
     """
+    for recording in recordings:
+        if recording.split and not is_split_name(recording.split):
+            raise BadDataError(f"{recording.where}: found the split {recording.split!r}, expected a name of letters, "
+                               "digits, '_' and '-', other than 'all'")
     names = [recording.name for recording in recordings]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -181,10 +192,27 @@ def _check_bounds(source: Source, counts: Counts, limit: float) -> None:
                                "config.out_of_bounds to have them clipped")
 
 
-def _digest(splits: dict[str, list[Recording]]) -> str:
-    content = json.dumps({split: [dataclasses.asdict(recording) for recording in recordings]
-                          for split, recordings in splits.items()}, sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()
+class _States:
+    """What tells whether a shard would be made alike now: a hash of its recordings, their files and the features."""
+
+    def __init__(self, source: Source, config: PrepareConfig):
+        self._source, self._features = source, stored_features(source.schema, config).to_json()
+        self._of_file = functools.lru_cache(2**16)(_state_of)  # tables are asked for again and again, frames once
+
+    def __call__(self, recordings: Sequence[Recording]) -> str:
+        files = {file for recording in recordings for file in self._source.files(recording)}
+        states = [(str(file), self._of_file(file)) for file in sorted(files)]
+        content = [self._features, [dataclasses.asdict(recording) for recording in recordings], states]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _state_of(file: Path) -> tuple[int, int] | None:
+    """Size and time of change; None: it is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _name_of(path: Path) -> str:
@@ -199,12 +227,24 @@ def _alone(directory: Path) -> Iterator[None]:
     """Refuse to make a data set that another process is making; a killed one lets go by itself."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     file = directory.parent / f".{directory.name}.lock"
-    with file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileExistsError(f"{directory}: another process is making it; wait for that one to end") from None
-        try:
-            yield
-        finally:
-            file.unlink(missing_ok=True)
+    while True:
+        with file.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FileExistsError(f"{directory}: another process is making it; wait for that one to end") from None
+            if not _lies_at(lock.fileno(), file):
+                continue  # the process that held it has just removed it: another may lock the file that comes next
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+            return
+
+
+def _lies_at(opened: int, file: Path) -> bool:
+    """Whether the opened file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(opened), file.stat())
+    except FileNotFoundError:
+        return False

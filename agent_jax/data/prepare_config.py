@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent_jax.config import build_field
+from agent_jax.json_object import read_json_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,9 @@ def read_fields(file: str, overrides: Sequence[str], kind: type, given: Mapping[
 
 
 def _value(text: str) -> Any:
-    """JSON, or else the text itself."""
+    """JSON, or True or False as Python writes them, or else the text itself."""
+    if text in ("True", "False"):
+        return text == "True"
     try:
         return json.loads(text)
     except ValueError:
@@ -115,13 +118,12 @@ def _file_content(file: str) -> Mapping[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config={file}: no such file; expected FILE.json, FILE.py or FILE.py:VARIANT")
     if path.endswith(".json"):
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    else:
-        made = runpy.run_path(path).get("get_config")
-        if made is None:
-            raise ValueError(f"--config={file}: has no get_config(), expected one that returns a mapping")
-        content = made(variant) if variant else made()
-        content = content.to_dict() if hasattr(content, "to_dict") else content
+        return read_json_object(Path(path))
+    made = runpy.run_path(path).get("get_config")
+    if made is None:
+        raise ValueError(f"--config={file}: has no get_config(), expected one that returns a mapping")
+    content = made(variant) if variant else made()
+    content = content.to_dict() if hasattr(content, "to_dict") else content
     if not isinstance(content, Mapping):
         raise ValueError(f"--config={file}: found {type(content).__name__}, expected a mapping of fields")
     return content

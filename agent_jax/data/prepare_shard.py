@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, Shapes, Source, SourceEpisode, SourceStep
+from agent_jax.data.spec_check import clipped_beyond
 from agent_jax.data.transforms import encode_jpeg, encode_png, prepare_image
 from agent_jax.data.writer import episode_features, record_serializer
 from agent_jax.spec_declarations import closed, open_bounds
@@ -60,14 +61,14 @@ def stored_features(schema: Schema, config: PrepareConfig) -> tfds.features.Feat
 
 
 def spec_bounds(source: Source) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(low, high) of every key of the source's specs; infinite where they are left to be found in the data."""
+    """`clipped_beyond` of every key of the source's specs; infinite where bounds are left to be found in the data."""
     bounds: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for kind, content in ((ActionSpec, source.action_spec), (StateSpec, source.state_spec)):
         if not content:
             continue
         where = f"config.{kind.kind}_spec"
         spec = kind.from_dict(closed(content, None, where))
-        bounds |= {key: spec.bounds(key) for key in spec.fields}
+        bounds |= clipped_beyond(spec)
         for part in open_bounds(content, where):
             for edge, value in zip(bounds[part.key], (-np.inf, np.inf), strict=True):
                 edge[() if part.index is None else part.index] = value

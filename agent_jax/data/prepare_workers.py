@@ -42,10 +42,11 @@ class ShardPlan:
     path: str  # of the shard
     recordings: Sequence[Recording]
     on_error: Literal["stop", "skip"]
+    state: str = ""  # of the files; a shard that was made in another state is made anew
 
     @property
     def report(self) -> Path:
-        """The file beside the shard that says what was counted."""
+        """The file beside the shard that says of what it was made, and what was counted."""
         path = Path(self.path)
         return path.with_name(f".{path.name}.report.json")
 
@@ -53,7 +54,10 @@ class ShardPlan:
         """What an earlier attempt counted, if it finished this shard as it is to be now."""
         if not Path(self.path).is_file():
             return None
-        counts = Counts(**json.loads(self.report.read_text()))
+        report = json.loads(self.report.read_text()) if self.report.is_file() else {}
+        if report.get("state") != self.state:
+            return None
+        counts = Counts(**report["counts"])
         return None if counts.skipped and self.on_error == "stop" else counts
 
 
@@ -70,6 +74,7 @@ def write_shard(plan: ShardPlan, source: Source, progress: Callable[[int, int], 
     """
     path = Path(plan.path)
     maker, counts = RecordMaker(source, plan.config), Counts()
+    path.unlink(missing_ok=True)  # one of another state must not come to lie beside the new report
     with ShardWriter(path, stored_features(source.schema, plan.config)) as writer:
         for recording in plan.recordings:
             own = Counts()
@@ -84,7 +89,7 @@ def write_shard(plan: ShardPlan, source: Source, progress: Callable[[int, int], 
             counts.add(own)
             progress(1, own.steps)
         temporary = plan.report.with_name(f"{plan.report.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(counts)))
+        temporary.write_text(json.dumps({"state": plan.state, "counts": dataclasses.asdict(counts)}))
         temporary.rename(plan.report)  # before the shard: one that is there has its report
     return counts
 

@@ -67,8 +67,8 @@ def show(path: Path, out: Path, config: DomainConfig, *, split: str, episodes: i
     config = complete(config, store)
     name = split or ("train" if "train" in store.splits else next(iter(store.splits)))
     source = store.split(name)
-    specs = [spec for spec in specs_of(config, store) if isinstance(spec, ActionSpec)]
-    bound = specs[0].bind(Vocabulary.build("bytes", (Block(specs[0].block, specs[0].tokens()),))) if specs else None
+    specs = specs_of(config, store)
+    bound = _bound(specs.action) if specs else None
     strips = [_strip(source[number], f"{name}, record {number}", config, bound, store, frames)
               for number in _spaced(len(source), episodes)]
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -78,6 +78,10 @@ def show(path: Path, out: Path, config: DomainConfig, *, split: str, episodes: i
         temporary.write_text(_page(f"{store.name}, {name}", strips), encoding="utf-8")
     temporary.rename(out)
     return f"written: {out}, {len(strips)} episodes of {name!r}"
+
+
+def _bound(spec: ActionSpec) -> BoundSpec:
+    return spec.bind(Vocabulary.build("bytes", (Block(spec.block, spec.tokens()),)))
 
 
 def draw_sheet(strips: list[Strip]) -> Image.Image:

@@ -60,6 +60,13 @@ def check_specs(name: str, specs: DomainSpecs, bound: list[BoundSpec], out_of_bo
     return lines
 
 
+def clipped_beyond(spec: ActionSpec | StateSpec) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(low, high) by key, beyond which a value counts as outside: the bounds, and a degree more for a camera."""
+    wide = {part.key for part in spec.parts if isinstance(part, Camera)}  # whole degrees: 50.7 is still 50
+    bounds = {key: spec.bounds(key) for key in spec.fields}
+    return {key: (low - (key in wide), high + (key in wide)) for key, (low, high) in bounds.items()}
+
+
 def _described(spec: ActionSpec | StateSpec) -> str:
     words = [spec.name]
     if isinstance(spec, ActionSpec):
@@ -97,12 +104,8 @@ def _rows_and_problems(spec: ActionSpec | StateSpec, specs: DomainSpecs, where: 
                        out_of_bounds: float) -> Iterator[tuple[_Row, str]]:
     """For each part a row of the table, and what is wrong with it in words, or ""."""
     every = specs.numbers.statistics
-    wide = {part.key for part in spec.parts if isinstance(part, Camera)}  # whole degrees: 50.7 is still 50
-    bounds = {key: spec.bounds(key) for key in spec.fields}
-    shares = specs.numbers.shares({key: (low - (key in wide), high + (key in wide))
-                                   for key, (low, high) in bounds.items()})
-    derived = {key.partition(" ")[2] for key in specs.normalisation.get("parts", {})
-               if key.startswith(f"{spec.kind} ")}
+    shares = specs.numbers.shares(clipped_beyond(spec))
+    derived = specs.derived(spec.kind)
     configured = f"{spec.kind}_spec" in specs.configured
     for part in spec.parts:
         statistics = every[part.key]

@@ -17,7 +17,7 @@ from agent_jax.actions import BoundSpec
 from agent_jax.data.cache import cached_file, read_cached, write_cached
 from agent_jax.data.store import STEPS, Episode, Split, Store
 
-_INDEX_FORMAT = 2  # 1 had neither answers, labels nor ids
+_INDEX_FORMAT = 3  # 1 had neither answers, labels nor ids, 2 no numbers of episodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class SplitIndex:
 
     length_N: np.ndarray  # int32: steps of a record
     ends_N: np.ndarray  # bool: whether the record's last step is the last of its episode
+    episode_N: np.ndarray  # int32: number of the episode that the record is part of
     text_of_step: np.ndarray  # int32: number in `texts` of each step's instruction
     texts: tuple[str, ...]  # distinct instructions
     answer_of_step: np.ndarray  # int32: number in `answers`; empty where none were asked for, as are those below
@@ -75,7 +76,9 @@ def _scan(split: Split, instruction: str, answer: str, label: str, varying: Boun
     is_last = f"{STEPS}/is_last"
     texts: dict[str, int] = {}
     answers: dict[str, int] = {}
-    lengths, ends, text_of, answer_of, label_of, ids_of = [], [], [], [], [], []
+    episodes: dict[bytes, int] = {}
+    ended = 0
+    lengths, ends, episode_of, text_of, answer_of, label_of, ids_of = [], [], [], [], [], [], []
     for record in range(len(split)):
         episode = split[record]
         if not episode.steps:
@@ -83,7 +86,11 @@ def _scan(split: Split, instruction: str, answer: str, label: str, varying: Boun
         lengths.append(episode.steps)
         # Without the field, every record is taken for a whole episode.
         last = episode.values(is_last, episode.steps - 1, episode.steps) if is_last in split.fields else [True]
+        # Without names, an episode is what comes up to an end.
+        name = bytes(episode.value("episode_id")) if "episode_id" in split.fields else b"after %d" % ended
+        episode_of.append(episodes.setdefault(name, len(episodes)))
         ends.append(bool(last[0]))
+        ended += ends[-1]
         text_of += [texts.setdefault(text, len(texts)) for text in episode.texts(instruction)]
         if answer:
             answer_of += [answers.setdefault(text, len(answers)) for text in episode.texts(answer)]
@@ -93,14 +100,19 @@ def _scan(split: Split, instruction: str, answer: str, label: str, varying: Boun
             ids_of += _ids(episode, varying, paths)
     whole = (np.asarray(numbers, np.int32) for numbers in (text_of, answer_of, label_of, ids_of))
     text_of_step, answer_of_step, label_of_step, ids_of_step = whole
-    return SplitIndex(np.asarray(lengths, np.int32), np.asarray(ends, bool), text_of_step, tuple(texts),
+    return SplitIndex(np.asarray(lengths, np.int32), np.asarray(ends, bool), np.asarray(episode_of, np.int32),
+                      text_of_step, tuple(texts),
                       answer_of_step, tuple(answers), label_of_step, ids_of_step)
 
 
 def _labels(episode: Episode, path: str, *, per_step: bool) -> list[int]:
     """The class at each step."""
     if per_step:
-        return np.ravel(episode.values(path, 0, episode.steps)).tolist()
+        labels = np.ravel(episode.values(path, 0, episode.steps)).tolist()
+        if len(labels) != episode.steps:
+            raise ValueError(f"{episode.where}: {path!r} holds {len(labels)} labels, expected {episode.steps}, one for "
+                             "each step")
+        return labels
     return np.ravel(episode.value(path)).tolist() * episode.steps
 
 

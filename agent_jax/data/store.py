@@ -69,18 +69,20 @@ class Episode:
         return values[0] if field.kind != "array" else np.asarray(values).astype(field.dtype).reshape(field.shape)
 
     def texts(self, path: str) -> list[str]:
-        """The instruction at each step: text or 0-padded UTF-8 codes, of each step or of the whole record."""
+        """The instruction at each step: text or 0-padded UTF-8 codes, of each step or of the whole record.
+
+        Raises:
+            ValueError: there are more or fewer than steps, or than one of the record; or a text is not UTF-8.
+        """
         field = self._fields[path]
         if field.kind == "text":
             values = [value.decode("utf-8") for value in self._list(path)]
         else:
-            codes_NL = np.asarray(self._list(path)).reshape(-1, *field.shape)
-            changed = np.flatnonzero(np.any(codes_NL[1:] != codes_NL[:-1], axis=1)) + 1
-            bounds = [0, *changed.tolist(), len(codes_NL)]
-            values = []
-            for first, last in itertools.pairwise(bounds):
-                codes = codes_NL[first]
-                values += [codes[codes != 0].astype(np.uint8).tobytes().decode("utf-8")] * (last - first)
+            values = _decoded_codes(np.asarray(self._list(path)).reshape(-1, *field.shape))
+        expected = self.steps if field.per_step else 1
+        if len(values) != expected:
+            raise ValueError(f"{self.where}: {path!r} holds {len(values)} texts, expected {expected}"
+                             f"{', one for each step' if field.per_step else ''}")
         return values if field.per_step else values * self.steps
 
     def _list(self, path: str) -> Any:
@@ -91,6 +93,17 @@ class Episode:
         feature = self._features[path]
         kind = feature.WhichOneof("kind")
         return getattr(feature, kind).value if kind else ()
+
+
+def _decoded_codes(codes_NL: np.ndarray) -> list[str]:
+    """Texts of 0-padded UTF-8 codes; equal ones in a row are decoded once."""
+    changed = np.flatnonzero(np.any(codes_NL[1:] != codes_NL[:-1], axis=1)) + 1
+    texts = []
+    for first, last in itertools.pairwise([0, *changed.tolist(), len(codes_NL)]):
+        if first < last:
+            codes = codes_NL[first]
+            texts += [codes[codes != 0].astype(np.uint8).tobytes().decode("utf-8")] * (last - first)
+    return texts
 
 
 class Split:

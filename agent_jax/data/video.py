@@ -1,6 +1,6 @@
 """Frames of a video file, decoded once and in order, by PyAV (FFmpeg).
 
-    file --demux--> packets --decode, one thread--> frames --[start_s, stop_s)--> --rate_hz--> RGB --size--> Frame
+    file --demux--> packets --decode, one thread--> frames --[start_s, stop_s)--> --rate_hz--> RGB --> Frame
 
     rate_hz=20 of a 30 Hz video:    frame    0     1     2     3     4     5     6        each sample is the frame that
                                     sample   0        1       2      3        4           stands on the screen then
@@ -20,8 +20,6 @@ import av
 import numpy as np
 from av.error import FFmpegError
 from av.stream import Disposition
-
-from agent_jax.data.transforms import resize
 
 # What may be opened: FFmpeg would take a text file for pictures of its letters, and a playlist may name other files.
 _FORMATS = "mov,avi,matroska,webm,mpeg,mpegts,asf,flv,ogg"
@@ -63,13 +61,12 @@ def video_info(path: str | Path) -> VideoInfo:
         return VideoInfo(frames, reader.rate_hz, reader.stream.height, reader.stream.width)
 
 
-def read_frames(path: str | Path, *, size: tuple[int, int] | None = None, start_s: float = 0.0,
-                stop_s: float = math.inf, rate_hz: float = 0.0) -> Iterator[Frame]:
+def read_frames(path: str | Path, *, start_s: float = 0.0, stop_s: float = math.inf,
+                rate_hz: float = 0.0) -> Iterator[Frame]:
     """The frames of [start_s, stop_s), in order; no more than one is held.
 
     Args:
         path: of the file.
-        size: height and width to resize to, by the filter of `transforms.prepare_image`; None: as they are.
         start_s: seconds since the first frame. Reading begins at the last key frame before it.
         stop_s: likewise; not included.
         rate_hz: frames a second, at most the video's. Sample k is the last frame at or before start_s + k / rate_hz.
@@ -92,14 +89,7 @@ def read_frames(path: str | Path, *, size: tuple[int, int] | None = None, start_
         else:
             chosen = _all(frames, start_s, stop_s, reader)
         for time_s, frame in chosen:
-            yield Frame(time_s, _rgb(frame, size))
-
-
-def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The uint8 (height, width, 3) image at another (height, width), by `transforms.prepare_image`'s filter."""
-    if image.shape[:2] == size:
-        return image
-    return resize(image, size)
+            yield Frame(time_s, frame.to_ndarray(format="rgb24"))
 
 
 class _Reader:
@@ -249,8 +239,3 @@ def _sampled(frames: _Timed, start_s: float, stop_s: float, rate_hz: float, read
     while shown is not None and start_s + k / rate_hz < end_s - tolerance_s:
         yield shown
         k += 1
-
-
-def _rgb(frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
-    image = frame.to_ndarray(format="rgb24")
-    return image if size is None else resized(image, size)

@@ -8,10 +8,12 @@ whole directory. What was interrupted is begun again with the shards that are th
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -70,13 +72,15 @@ def episode_features(image_shape: tuple[int, int, int] | Mapping[str, tuple[int,
     })
 
 
-def begin_store(directory: str | os.PathLike[str], metadata: Mapping[str, Any]) -> Path:
+def begin_store(directory: str | os.PathLike[str], metadata: Mapping[str, Any],
+                features: tfds.features.FeaturesDict | None = None) -> Path:
     """The sibling directory to write shards into.
 
     Args:
         directory: where the finished data set is to appear.
         metadata: JSON, kept in agent_jax.json: `action_spec`, `state_spec`, and how the data is made. Shards of an
             interrupted attempt are kept only if they were made with equal metadata.
+        features: schema of the records; where it is given, shards of another schema are not kept either.
 
     Raises:
         FileExistsError: `directory` exists; nothing is overwritten.
@@ -87,17 +91,40 @@ def begin_store(directory: str | os.PathLike[str], metadata: Mapping[str, Any]) 
                               "data anew")
     build = _build_directory(directory)
     own = build / METADATA_FILE
-    if build.exists() and not _made_alike(own, metadata):
+    if build.exists() and not (_made_alike(own, metadata) and (features is None or _of_schema(build, features))):
         shutil.rmtree(build)
     if not own.is_file():
         build.mkdir(parents=True, exist_ok=True)
+        if features is not None:
+            features.save_config(str(build))
         _write_whole(own, metadata)
     return build
 
 
 def shard_path(directory: Path, name: str, split: str, index: int, count: int) -> Path:
-    """The file of shard `index` of `count`, as TFDS names it."""
+    """The file of shard `index` of `count`, as TFDS names it.
+
+    Raises:
+        ValueError: a split of that name could not be read again.
+    """
+    if not is_split_name(split):
+        raise ValueError(f"split {split!r}: expected a name of letters, digits, '_' and '-', other than 'all', or it "
+                         "cannot be read again")
     return directory / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def is_split_name(name: str) -> bool:
+    """Whether TFDS reads a split of that name; "all" is all of them."""
+    return bool(re.fullmatch(r"[\w-]+", name)) and name != "all"
+
+
+def keep_shards(build: Path, shards: Collection[Path]) -> None:
+    """Remove the shards of earlier attempts in `build` that are none of these, and what lies beside them."""
+    names = {shard.name for shard in shards}
+    for file in build.iterdir():
+        shard = re.match(r"\.?(.+\.array_record-\d+-of-\d+)", file.name)
+        if shard and shard[1] not in names:
+            file.unlink()
 
 
 def _made_alike(path: Path, metadata: Mapping[str, Any]) -> bool:
@@ -108,6 +135,13 @@ def _made_alike(path: Path, metadata: Mapping[str, Any]) -> bool:
         return False
     found.pop(SUMMARY, None)
     return found == json.loads(json.dumps(metadata))
+
+
+def _of_schema(build: Path, features: tfds.features.FeaturesDict) -> bool:
+    """Whether the features kept in `build` are these."""
+    if not (build / "features.json").is_file():
+        return False
+    return tfds.features.FeaturesDict.from_config(str(build)).to_json() == features.to_json()
 
 
 def _write_whole(path: Path, content: Any) -> None:
@@ -174,7 +208,7 @@ def finish_store(directory: str | os.PathLike[str], name: str, features: tfds.fe
     for leftover in build.glob(".*.tmp"):  # of a writer that was killed
         leftover.unlink()
     shards: dict[str, list[Path]] = {}
-    for path in sorted(build.glob(f"{name}-*.array_record-*-of-*")):
+    for path in sorted(build.glob(f"{glob.escape(name)}-*.array_record-*-of-*")):
         shards.setdefault(path.name.removeprefix(f"{name}-").split(".array_record-")[0], []).append(path)
     if not shards:
         raise ValueError(f"{build}: no shards of {name!r}, expected those of at least one split")
@@ -208,6 +242,9 @@ def write_store(directory: str | os.PathLike[str], name: str, features: tfds.fea
                 episodes: Mapping[str, Iterable[Mapping[str, Any]]], metadata: Mapping[str, Any]) -> Store:
     """The whole data set from one process, one shard a split; a split that is finished already is not drawn again.
 
+    What an earlier attempt finished is kept where name, features and metadata are equal: `metadata` must tell how the
+    episodes are made.
+
     Args:
         directory: where the data set is to appear.
         name: of the data set.
@@ -219,12 +256,13 @@ def write_store(directory: str | os.PathLike[str], name: str, features: tfds.fea
         FileExistsError: `directory` exists.
         ValueError: a record does not follow the schema.
     """
-    build = begin_store(directory, metadata)
-    for split, records in episodes.items():
-        path = shard_path(build, name, split, 0, 1)
+    build = begin_store(directory, metadata, features)
+    paths = {split: shard_path(build, name, split, 0, 1) for split in episodes}
+    keep_shards(build, list(paths.values()))
+    for split, path in paths.items():
         if not path.exists():
             with ShardWriter(path, features) as writer:
-                for record in records:
+                for record in episodes[split]:
                     writer.write(record)
     return finish_store(directory, name, features)
 

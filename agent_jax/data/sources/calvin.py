@@ -35,7 +35,7 @@ import yaml
 
 from agent_jax.actions import CALVIN, ActionSpec, StateSpec, calvin_state
 from agent_jax.data.prepare_config import PrepareConfig
-from agent_jax.data.sources.calvin_annotations import Annotations, read_annotations
+from agent_jax.data.sources.calvin_annotations import PLAYS, Annotations, read_annotations
 from agent_jax.data.sources.choices import checked_options, chosen_cameras, columns, declared_spec, stride_of
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 
@@ -75,6 +75,15 @@ class CalvinSource:
                                        str(self._frame_file(folder, first)), _SPLITS[folder], max(int(size), 1),
                                        {"folder": folder, "annotations": group}))
         return found
+
+    def files(self, recording: Recording) -> Iterator[Path]:
+        """Its annotations, statistics.yaml and the steps."""
+        folder = recording.detail["folder"]
+        annotated = self._annotations[folder]
+        yield from (annotated.file, self._path / folder / PLAYS, *_statistics_files(self._path))
+        for number in recording.detail["annotations"]:
+            if annotated.in_play(number):
+                yield from (self._frame_file(folder, index) for index in range(*annotated.bounds_N2[number].tolist()))
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         """An episode for each annotation of the group.
@@ -163,7 +172,7 @@ def _state_spec(path: Path, config: PrepareConfig, options: Mapping[str, Any]) -
         return declared_spec(StateSpec, config.state_spec)
     if not options["state"]:
         return None
-    files = [path / folder / "statistics.yaml" for folder in _SPLITS]
+    files = _statistics_files(path)
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise FileNotFoundError(f"{files[0]}: not found; it holds the bounds of the state. Give config.state_spec, or "
@@ -176,6 +185,10 @@ def _state_spec(path: Path, config: PrepareConfig, options: Mapping[str, Any]) -
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
         raise BadDataError(f"{file}: found no mean and std of robot_obs ({error!r}); expected a list with an entry "
                            "whose _target_ ends in NormalizeVector") from error
+
+
+def _statistics_files(path: Path) -> list[Path]:
+    return [path / folder / "statistics.yaml" for folder in _SPLITS]
 
 
 def _sizes(file: Path, cameras: Mapping[str, str]) -> dict[str, tuple[int, int]]:

@@ -20,6 +20,8 @@ import numpy as np
 from agent_jax.data.sources.object_array import read_object_array
 from agent_jax.data.sources.source import BadDataError
 
+PLAYS = "ep_start_end_ids.npy"
+
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
@@ -41,7 +43,7 @@ class Annotations:
             BadDataError: the range lies in no stretch of play, or the text is none.
         """
         start, stop = self.bounds_N2[number].tolist()
-        if not self._in_play(start, stop):
+        if not self.in_play(number):
             raise BadDataError(f"{self.place(number)}: found the steps {start} to {stop}, expected a range within one "
                                f"of the {len(self.plays_P2)} stretches of play of ep_start_end_ids.npy")
         text = self.texts[number]
@@ -55,7 +57,7 @@ class Annotations:
         group_stop = -1
         for number in np.lexsort((self.bounds_N2[:, 1], self.bounds_N2[:, 0])).tolist():
             start, stop = self.bounds_N2[number].tolist()
-            if not self._in_play(start, stop):
+            if not self.in_play(number):
                 yield [number]
             elif start < group_stop:
                 group.append(number)
@@ -67,8 +69,9 @@ class Annotations:
         if group:
             yield group
 
-    def _in_play(self, start: int, stop: int) -> bool:
-        """Whether one stretch of play holds the steps of [start, stop), of which there are some."""
+    def in_play(self, number: int) -> bool:
+        """Whether one stretch of play holds the steps of the annotation, of which there are some."""
+        start, stop = self.bounds_N2[number].tolist()
         return start < stop and bool(np.any((self.plays_P2[:, 0] <= start) & (stop <= self.plays_P2[:, 1] + 1)))
 
 
@@ -100,7 +103,7 @@ def read_annotations(folder: Path, language: str, kind: str) -> Annotations:
                            f"({error!r}); config.instruction is 'ann' or 'task'") from error
     if len(bounds_N2) != len(texts) or not texts:
         raise BadDataError(f"{file}: found {len(texts)} texts for {len(bounds_N2)} ranges, expected one each")
-    return Annotations(file, bounds_N2, texts, _read_plays(folder / "ep_start_end_ids.npy"))
+    return Annotations(file, bounds_N2, texts, _read_plays(folder / PLAYS))
 
 
 def _read_plays(file: Path) -> np.ndarray:

@@ -48,10 +48,29 @@ def columns(config: PrepareConfig, keys: Collection[str], own: Mapping[str, str]
     Raises:
         ValueError: `fields` lists a key that no spec has.
     """
+    check_fields(config, keys)
+    return {key: config.fields.get(key, own.get(key, key)) for key in keys}
+
+
+def check_fields(config: PrepareConfig, keys: Collection[str]) -> None:
+    """Refuse `config.fields` of keys that no spec has.
+
+    Raises:
+        ValueError: names the key, and the nearest one.
+    """
     for key in config.fields:
         if key not in keys:
             raise ValueError(f"config.fields.{key}: no key of the action or state spec; {nearest(key, keys)}")
-    return {key: config.fields.get(key, own.get(key, key)) for key in keys}
+
+
+def no_fields(config: PrepareConfig, instead: str) -> None:
+    """Refuse `config.fields` for a source that has no use for them; `instead` says what to do.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for key in config.fields:
+        raise ValueError(f"config.fields.{key}: this source takes no fields; {instead}")
 
 
 def chosen_cameras(config: PrepareConfig, there: Collection[str], default: str = "") -> dict[str, str]:

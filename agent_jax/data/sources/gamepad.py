@@ -37,6 +37,7 @@ import numpy as np
 from agent_jax.actions import BLEEDING_EDGE, ActionSpec
 from agent_jax.config import build_field
 from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources.choices import no_fields
 from agent_jax.data.sources.chunks import active_stretches, said_tokens
 from agent_jax.data.sources.instructions import Instructions
 from agent_jax.data.sources.pad_table import Action, GamepadOptions, PadTable
@@ -50,6 +51,7 @@ class GamepadSource:
 
     def __init__(self, path: Path, config: PrepareConfig):
         self.options: GamepadOptions = build_field(GamepadOptions, config.options, "config.options")
+        no_fields(config, "name columns by config.options.buttons and sticks")
         self.action_spec = dict(config.action_spec) or BLEEDING_EDGE.to_dict()
         self._spec = ActionSpec.from_dict(self.action_spec)
         self._table = PadTable(self._spec, self.options)
@@ -76,6 +78,13 @@ class GamepadSource:
         """One a name, whether it has both files or not: what is missing is said when it is read."""
         return [Recording(name, str((shows or tables)[0]), detail=name) for name, (shows, tables) in
                 self._files.items()]
+
+    def files(self, recording: Recording) -> Iterator[Path]:
+        """Video or frames, the table, and that of instructions."""
+        shows, tables = self._files[recording.detail]
+        for shown in shows:
+            yield from shown.iterdir() if shown.is_dir() else (shown,)
+        yield from (*tables, *self._instructions.files)
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         """One episode, in the stretches that are not idle where `drop_idle` is set."""

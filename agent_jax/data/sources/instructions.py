@@ -36,6 +36,7 @@ class Instructions:
                              "config.options.instructions, expected one: a text for all recordings, or a CSV or JSONL "
                              "file with the columns name and instruction")
         self._all, self._path = config.instruction_text, root / file
+        self.files = [self._path] if file else []
         self._texts: dict[str, str] = {}
         seen: dict[str, str] = {}
         column = config.instruction or "instruction"

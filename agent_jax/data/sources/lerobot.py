@@ -18,6 +18,7 @@ numbers are stored as they are, and the domain that trains on them declares what
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +29,14 @@ import pyarrow as pa
 
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.prepare_config import PrepareConfig
-from agent_jax.data.sources.choices import checked_options, chosen_cameras, declared_spec, nearest, stride_of
+from agent_jax.data.sources.choices import (
+    check_fields,
+    checked_options,
+    chosen_cameras,
+    declared_spec,
+    nearest,
+    stride_of,
+)
 from agent_jax.data.sources.lerobot_meta import EpisodeEntry, LeRobotMeta, read_meta
 from agent_jax.data.sources.lerobot_rows import EpisodeTables, Selection, column_numbers, select
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
@@ -61,6 +69,18 @@ class LeRobotSource:
         return [Recording(f"episode_{entry.index:06d}", str(self._largest_file(entry)), self._split(entry.index),
                           detail=place) for place, entry in enumerate(self._meta.episodes)]
 
+    def files(self, recording: Recording) -> Iterator[Path]:
+        """The episode's table and videos, the meta data, and images that lie apart, where LeRobot puts them."""
+        entry = self._meta.episodes[recording.detail]
+        yield entry.table
+        yield from (entry.videos[camera].file for camera in self._cameras.values() if camera in entry.videos)
+        yield from (self._path / "images").glob(f"*/episode[_-]{entry.index:06d}/*")
+        yield from self._meta_files
+
+    @functools.cached_property
+    def _meta_files(self) -> list[Path]:
+        return [file for file in (self._path / "meta").rglob("*") if file.is_file()]
+
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         """The episode, cut where the instruction changes.
 
@@ -84,7 +104,7 @@ class LeRobotSource:
 
     def _largest_file(self, entry: EpisodeEntry) -> Path:
         videos = [entry.videos[camera].file for camera in self._cameras.values() if camera in entry.videos]
-        return videos[0] if videos else entry.table
+        return max(videos, key=lambda file: file.stat().st_size if file.is_file() else 0, default=entry.table)
 
     def _split(self, index: int) -> str:
         """The data's own split, where they have more than one."""
@@ -197,10 +217,7 @@ def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
     stride = stride_of(config, meta.rate_hz, absolute=action is not None and action.absolute)
     actions = _selections(config, meta, action, "action")
     observations = _selections(config, meta, state, "state")
-    for key in config.fields:
-        if key not in actions | observations:
-            raise ValueError(f"config.fields.{key}: no key of the action or state spec; "
-                             f"{nearest(key, actions | observations)}")
+    check_fields(config, actions | observations)
     schema = Schema({name: (meta.cameras[camera].height, meta.cameras[camera].width)
                      for name, camera in cameras.items()}, _shapes(actions, action), _shapes(observations, state))
     numbers = {**actions, **observations}

@@ -6,8 +6,9 @@
       features.json                        what is in them
       dataset_info.json                    splits, episodes of each file
 
-A recording is an episode. What lies in array_record already need not be prepared: it is trained on as it is. Without a
-split other than `train` a share of the episodes is tested. A change of the instruction within an episode divides it.
+A recording is an episode, or the records that name one `recording_id`. What lies in array_record already need not be
+prepared: it is trained on as it is. Without a split other than `train` a share of the recordings is tested. A change of
+the instruction within an episode divides it. A record's `answer` (text) and `label` (a whole number) are kept.
 
 `config.cameras`, `config.fields` and `config.instruction` name features by path (`steps/observation/image_0`) or by
 what follows `steps/`, `steps/observation/` or `steps/action/`. A field may join several, as
@@ -20,6 +21,7 @@ Options:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -36,7 +38,7 @@ from agent_jax.data.sources.choices import declared_spec
 from agent_jax.data.sources.rlds_features import FeatureNames, step_image_sizes
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.sources.tfrecord import read_record, record_offsets
-from agent_jax.data.store import METADATA_FILE, Episode, features_fields, length_field
+from agent_jax.data.store import METADATA_FILE, Episode, Field, features_fields, length_field
 
 _TEST_NAMES = ("test", "val", "valid", "validation", "eval")  # the first that the data have becomes "test"
 
@@ -77,7 +79,10 @@ class RldsSource:
         names = FeatureNames(str(directory), self._fields, config)
         self._instruction, self._text = names.instruction(), config.instruction_text
         self._cameras = names.cameras()
-        self._actions, self._states = names.numbers(spec, state)
+        self._answers = _is_record_text("answer", self._fields)
+        label = self._fields.get("label")
+        self._labels = bool(label and not label.per_step and label.shape == () and label.dtype.kind in "iu")
+        self._actions, self._states = names.numbers(spec, state, required=not (self._answers or self._labels))
         shapes = {key: (shape, dtype) for key, (shape, dtype, _) in {**self._actions, **self._states}.items()}
         self._sizes = step_image_sizes(self._fields, self._cameras)
         self._shapes = shapes
@@ -90,13 +95,17 @@ class RldsSource:
         if open_ended and not self._config.image_size:
             self._sizes |= self._first_sizes(open_ended)
         return Schema(cameras=self._sizes, actions={key: self._shapes[key] for key in self._actions},
-                      observations={key: self._shapes[key] for key in self._states})
+                      observations={key: self._shapes[key] for key in self._states}, answers=self._answers,
+                      labels=self._labels)
 
     def recordings(self) -> list[Recording]:
-        """Every episode, split by split and file by file; a file that cannot be read on is one more, which tells so."""
+        """Every recording, split by split and file by file; a file that cannot be read on is one more, which tells so.
+
+        Records are read for what they name as their recording, where there is such a field.
+        """
         splits = self._builder.info.splits
         test = next((name for name in _TEST_NAMES if name in splits), "")
-        found = []
+        found: dict[tuple[str, str], Recording] = {}
         for split, info in splits.items():
             stored = ("test" if split == test else split) if len(splits) > 1 else ""
             for shard, declared in enumerate(info.shard_lengths):
@@ -105,24 +114,41 @@ class RldsSource:
                 if not wrong and len(offsets) != declared:
                     wrong = f"holds {len(offsets)} records, but dataset_info.json says {declared}; copy it anew"
                 size = path.stat().st_size // len(offsets) if offsets else 0
-                found += [Recording(f"{split}/{shard:05d}/{number}", f"{path}, record {number}", stored, size,
-                                    detail=(str(path), number, offset)) for number, offset in enumerate(offsets)]
+                for number, offset in enumerate(offsets):
+                    name = self._recording_id(path, number, offset) or f"{split}/{shard:05d}/{number}"
+                    own = Recording(name, f"{path}, record {number}", stored, size, [(str(path), number, offset)])
+                    first = found.setdefault((stored, name), own)
+                    if first is not own:
+                        found[stored, name] = dataclasses.replace(first, size=first.size + size)
+                        first.detail.extend(own.detail)
                 if wrong:
-                    found.append(Recording(f"{split}/{shard:05d}/end", str(path), stored, detail=wrong))
-        return found
+                    name = f"{split}/{shard:05d}/end"
+                    found[stored, name] = Recording(name, str(path), stored, detail=wrong)
+        return list(found.values())
+
+    def files(self, recording: Recording) -> list[Path]:
+        """The file of its records, and what says how to read them."""
+        records = [recording.where] if isinstance(recording.detail, str) else [path for path, *_ in recording.detail]
+        about = [self._directory / name for name in ("features.json", "dataset_info.json", METADATA_FILE)]
+        return [*about, *map(Path, records)]
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
-        """The episode, in parts where its instruction changes.
+        """The episode of each of its records, in parts where the instruction changes.
 
         Raises:
             BadDataError: the record is damaged, or holds other fields than features.json says.
         """
-        where = recording.where
         if isinstance(recording.detail, str):
-            raise BadDataError(f"{where}: {recording.detail}")
-        path, number, offset = recording.detail
+            raise BadDataError(f"{recording.where}: {recording.detail}")
+        for path, number, offset in recording.detail:
+            name = recording.name if len(recording.detail) == 1 else f"{recording.name}/{number}"
+            yield from self._read_record(Path(path), number, offset, name)
+
+    def _read_record(self, path: Path, number: int, offset: int, name: str) -> Iterator[SourceEpisode]:
+        """The episode of a record; `name` is for one that has none of its own."""
+        where = f"{path}, record {number}"
         try:
-            episode = Episode(self._content(Path(path), number, offset), where, self._fields, self._length_field)
+            episode = self._episode(path, number, offset)
             texts = [self._text] * episode.steps if self._text else episode.texts(self._instruction)
             steps = self._steps(episode)
         except (ValueError, IndexError, RuntimeError) as error:
@@ -133,13 +159,15 @@ class RldsSource:
         flags = {name: bool(episode.values(f"steps/{name}", episode.steps - 1, episode.steps)[0])
                  for name in ("is_last", "is_terminal") if f"steps/{name}" in self._fields}
         first = int(episode.value("start")) if "start" in self._fields else 0
-        name = self._episode_name(episode) or recording.name
+        name = _name_in(episode, "episode_id", self._fields) or name
+        answer = bytes(episode.value("answer")).decode("utf-8", "replace") if self._answers else ""
+        label = int(episode.value("label")) if self._labels else -1
         changes = [0, *(t for t in range(1, len(texts)) if texts[t] != texts[t - 1]), len(texts)]
         for begin, end in itertools.pairwise(changes):
             last = end == len(steps)
             yield SourceEpisode(name, texts[begin], steps[begin:end], first + begin,
                                 ends=last and flags.get("is_last", True),
-                                terminal=last and flags.get("is_terminal", False))
+                                terminal=last and flags.get("is_terminal", False), answer=answer, label=label)
 
     def _steps(self, episode: Episode) -> list[SourceStep]:
         count = episode.steps
@@ -166,10 +194,18 @@ class RldsSource:
             return parts[0]
         return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1).reshape(-1, *shape)
 
-    def _episode_name(self, episode: Episode) -> str:
-        field = self._fields.get("episode_id")
-        value = episode.value("episode_id") if field and field.kind == "text" else b""
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
+    def _episode(self, path: Path, number: int, offset: int) -> Episode:
+        content = self._content(path, number, offset)
+        return Episode(content, f"{path}, record {number}", self._fields, self._length_field)
+
+    def _recording_id(self, path: Path, number: int, offset: int) -> str:
+        """What a record names as its recording; "" where it names none, or cannot be read."""
+        if "recording_id" not in self._fields:
+            return ""
+        try:
+            return _name_in(self._episode(path, number, offset), "recording_id", self._fields)
+        except (ValueError, IndexError, RuntimeError):
+            return ""
 
     def _offsets(self, path: Path) -> tuple[list[int], str]:
         if not path.is_file():
@@ -203,6 +239,16 @@ class RldsSource:
             except BadDataError:
                 continue
         raise BadDataError(f"{self._directory}: not one episode can be read; copy the data anew")
+
+
+def _name_in(episode: Episode, path: str, fields: Mapping[str, Field]) -> str:
+    """The text in a field of the record; "" where it has no such text."""
+    value = episode.value(path) if _is_record_text(path, fields) else b""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
+
+
+def _is_record_text(path: str, fields: Mapping[str, Field]) -> bool:
+    return path in fields and fields[path].kind == "text" and not fields[path].per_step
 
 
 def _version_directory(path: Path) -> Path:

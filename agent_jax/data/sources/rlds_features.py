@@ -10,6 +10,7 @@ import numpy as np
 
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources.choices import check_fields
 from agent_jax.data.store import Field
 
 Numbers = dict[str, tuple[tuple[int, ...], np.dtype[Any], tuple[str, ...]]]  # shape, dtype and fields, by key
@@ -65,17 +66,24 @@ class FeatureNames:
                              f"config.cameras, as in --config.cameras.rgb=NAME, from {self._names('image')}")
         return {"rgb": (common or images)[0]}
 
-    def numbers(self, spec: ActionSpec | None, state: StateSpec | None) -> tuple[Numbers, Numbers]:
+    def numbers(self, spec: ActionSpec | None, state: StateSpec | None, *,
+                required: bool = True) -> tuple[Numbers, Numbers]:
         """What the keys of the specs are made of; without an ActionSpec, what config.fields or `action` names.
 
+        `required`: data without any actions are refused.
+
         Raises:
-            ValueError: no such feature, or one of another shape.
+            ValueError: no such feature, or one of another shape; config.fields of a key that the specs lack.
         """
+        if spec:
+            check_fields(self._config, {**spec.fields, **(state.fields if state else {})})
         states = {key: self._number(key, *given) for key, given in (state.fields if state else {}).items()}
         if spec:
             return {key: self._number(key, *given) for key, given in spec.fields.items()}, states
         keys = [key for key in self._config.fields if key not in states] or ["action"]
         if keys == ["action"] and not self._config.fields and "steps/action" not in self._fields:
+            if not required:
+                return {}, states
             raise ValueError(f"{self._directory}: config.action_spec is empty and there is no feature 'steps/action'; "
                              f"give an ActionSpec, and in config.fields what its keys are made of: "
                              f"{self._names('array')}")

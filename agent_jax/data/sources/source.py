@@ -9,7 +9,8 @@ changes, reads one of them at a time, and raises `BadDataError` with file and li
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,6 +94,13 @@ class Source(Protocol):
 
     def recordings(self) -> list[Recording]:
         """All of them, in an order that depends on the data alone. Opens no video and decodes no image."""
+        ...
+
+    def files(self, recording: Recording) -> Iterable[Path]:
+        """Every file that `read` of it depends on, tables and meta data of all recordings included; one may be missing.
+
+        A shard is made anew where one of them has changed.
+        """
         ...
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class PairTable:
             ValueError: a column that is needed is missing.
             BadDataError: it has no rows, or one cannot be read.
         """
-        self._path, self._options, self._prompt = path, options, prompt
+        self.path, self._options, self._prompt = path, options, prompt
         self.rows: Sequence[Row] = list(read_table(path))
         if not self.rows:
             raise BadDataError(f"{path}: has no rows; expected one for each video and text")
@@ -83,12 +84,14 @@ class PairTable:
         for row in self.rows:
             if not row.has(column):
                 raise BadDataError(f"{row.where}: found nothing in column {column!r}")
-            found.setdefault(row.text(column), []).append(row)
+            # One video is one recording however its path is written.
+            name = row.text(column) if self._options.group else posixpath.normpath(row.text(column))
+            found.setdefault(name, []).append(row)
         return found
 
     def video(self, row: Row) -> Path:
         """The file that a row is about."""
-        return self._path.parent / row.text(self._options.file)
+        return self.path.parent / row.text(self._options.file)
 
     def split(self, rows: Sequence[Row]) -> str:
         """The split that the rows of a recording name, or "".

@@ -28,6 +28,7 @@ from typing import Any
 
 from agent_jax.config import build_field
 from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources.choices import no_fields
 from agent_jax.data.sources.clips import Cine, open_cine, whole_clips
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.sources.table import SUFFIXES, Row
@@ -42,6 +43,7 @@ class VideoTextSource:
 
     def __init__(self, path: Path, config: PrepareConfig):
         self.options: VideoTextOptions = build_field(VideoTextOptions, config.options, "config.options")
+        no_fields(config, "name columns by config.options.file, caption, question, answer, label")
         if config.action_spec or config.state_spec:
             raise ValueError("config.action_spec, config.state_spec: found one, expected none: videos with text have "
                              "no actions")
@@ -60,6 +62,10 @@ class VideoTextSource:
         """One a video, or one a group where `group` names a column."""
         return [Recording(self._name(group), str(self._table.video(rows[0])), self._table.split(rows), detail=group)
                 for group, rows in self._groups.items()]
+
+    def files(self, recording: Recording) -> list[Path]:
+        """The table and the videos that its rows name."""
+        return [self._table.path, *(self._table.video(row) for row in self._groups[recording.detail])]
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         """One episode for every text of the recording's videos."""

@@ -29,6 +29,7 @@ import numpy as np
 from agent_jax.actions import MINECRAFT, ActionSpec
 from agent_jax.config import build_field
 from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.sources.choices import no_fields
 from agent_jax.data.sources.chunks import active_stretches, said_tokens
 from agent_jax.data.sources.instructions import Instructions
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
@@ -81,6 +82,7 @@ class VptSource:
 
     def __init__(self, path: Path, config: PrepareConfig):
         self.options: VptOptions = build_field(VptOptions, config.options, "config.options")
+        no_fields(config, "a line of VPT has one form")
         self.action_spec = dict(config.action_spec) or MINECRAFT.to_dict()
         self._spec = ActionSpec.from_dict(self.action_spec)
         if dict(self._spec.fields) != dict(MINECRAFT.fields):
@@ -105,6 +107,11 @@ class VptSource:
     def recordings(self) -> list[Recording]:
         """One a name, whether it has both files or not: what is missing is said when it is read."""
         return [Recording(name, str(self._folder / f"{name}.mp4"), detail=name) for name in self._names]
+
+    def files(self, recording: Recording) -> list[Path]:
+        """The pair, and the table of instructions."""
+        pair = [self._folder / f"{recording.detail}{suffix}" for suffix in (".mp4", ".jsonl")]
+        return [*pair, *self._instructions.files]
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
         """One episode, in the stretches that are not idle; its video is decoded once."""
