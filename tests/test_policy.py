@@ -338,6 +338,8 @@ def test_images_that_are_no_pictures_and_states_that_are_no_numbers_are_refused(
     for wrong in (image.astype(np.float32), image[..., :1], image[0], image[:0], image[None]):
         with pytest.raises(ValueError, match=r"the camera 'rgb' shows .* expected uint8\[height, width, 3\]"):
             table.prepare(wrong, TEXT, STATE)
+    with pytest.raises(ValueError, match="expected sides of at most 8192 pixels"):
+        table.prepare(np.zeros((1, 8193, 3), np.uint8), TEXT, STATE)
     for number in (np.inf, np.nan):
         with pytest.raises(ValueError, match=r"the state 'effector_translation' holds .* expected finite numbers"):
             table.prepare(image, TEXT, {**STATE, "effector_translation": np.float32([number, 0])})

@@ -11,6 +11,7 @@ import numpy as np
 
 from agent_jax.client import wire
 from agent_jax.data.domains import Domain
+from agent_jax.data.transforms import LONGEST_SIDE
 
 _FIELDS = {"act": {"type", "images", "instruction", "state"}, "reset": {"type"}}
 _LONGEST_TEXT = 10_000  # characters; tokenising more is work that no instruction is worth
@@ -75,6 +76,8 @@ def _check_images(images: Any) -> None:
     for image in found:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"images: found {image.dtype}{list(image.shape)}, expected uint8[height, width, 3]")
+        if max(image.shape) > LONGEST_SIDE:
+            raise ValueError(f"images: found {list(image.shape)}, expected sides of at most {LONGEST_SIDE} pixels")
 
 
 def _check_state(state: Any, domain: Domain) -> None:
