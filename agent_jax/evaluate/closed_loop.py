@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from agent_jax.action_specs import StateSpec
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.data.domains import Domain
 from agent_jax.envs import EnvironmentModule, load
@@ -96,23 +97,32 @@ def check_domain(domain: Domain, module: EnvironmentModule) -> None:
         ValueError: says how ActionSpec, StateSpec or cameras differ.
     """
     wrong = []
-    theirs = {"ActionSpec": module.ACTION_SPEC, "StateSpec": module.STATE_SPEC}
-    ours = {"ActionSpec": domain.spec, "StateSpec": domain.state}
-    for kind, environment in theirs.items():
-        bound = ours[kind]
-        trained = bound.spec if bound else None
-        if trained is None and kind == "StateSpec":
-            continue  # a policy may do without what there is to know
-        if trained is None or environment is None:
-            wrong.append(f"the {'environment' if trained else 'domain'} has no {kind}")
-        elif difference := trained.difference(environment):
-            wrong.append(f"{kind}, the domain's (there the environment's): {difference}")
+    if domain.spec is None:
+        wrong.append("the domain has no ActionSpec")
+    elif difference := domain.spec.spec.difference(module.ACTION_SPEC):
+        wrong.append(f"ActionSpec, the domain's (there the environment's): {difference}")
+    # A policy may do without what there is to know.
+    if domain.state is not None and (difference := _state_difference(domain.state.spec, module)):
+        wrong.append(difference)
     if missing := [camera for camera in domain.camera_names if camera not in module.CAMERAS]:
         wrong.append(f"cameras: the domain sees through {', '.join(missing)}; the environment has "
                      f"{', '.join(module.CAMERAS)}")
     if wrong:
         raise ValueError(f"domain {domain.name!r} cannot act in the environment {module.NAME!r}: {'; '.join(wrong)}. "
                          "Name the environment whose data it was trained on, or another domain")
+
+
+def _state_difference(state: StateSpec, module: EnvironmentModule) -> str:
+    """In words, how a domain's state differs from the environment's; empty if it does not."""
+    if module.STATE_SPEC is not None:
+        difference = state.difference(module.STATE_SPEC)
+        return f"StateSpec, the domain's (there the environment's): {difference}" if difference else ""
+    if not module.STATE_SHAPES:
+        return "the environment has no StateSpec"
+    shapes = {key: shape for key, (shape, _) in state.fields.items()}
+    if shapes.items() <= module.STATE_SHAPES.items():
+        return ""
+    return f"shapes of the state, the domain's (there the environment's): {shapes} ({dict(module.STATE_SHAPES)})"
 
 
 def _figures(result: TaskResult, name: str) -> dict[str, Any]:
