@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from agent_jax.action_codec import TERMINAL_KEY
 from agent_jax.envs import Action
 from agent_jax.evaluate.simulators import Command, Died, Interrupted, Simulators
 from agent_jax.evaluate.stage import Seen
@@ -161,7 +162,8 @@ class _Rollouts:
         for place, action in zip(running, self._ask(running) if running else (), strict=True):
             commands[place] = Command("step", {"place": place}, action)
             if (episode := self._episode[place]) in self._actions:
-                self._actions[episode].append(self._action_name(action))
+                over = action.get(TERMINAL_KEY, False)
+                self._actions[episode].append(TERMINAL_KEY if over else self._action_name(action))
         for place in range(min(concurrent, len(self._seeds))):
             if place not in self._episode and self._waiting:
                 episode = self._episode[place] = self._waiting.popleft()
