@@ -72,6 +72,7 @@ def test_mistakes_are_told_in_one_line_before_anything_runs(agent: str, tmp_path
         (["--checkpoint", agent, "--env", "babyai", "--task", "GoToNowhere"], "'GoToNowhere'"),
         (["--checkpoint", agent, "--env", "babyai", "--domain", "table"], "was trained on babyai"),
         (["--checkpoint", agent, "--env", "babyai", "--episodes", "0"], "found 0 episodes"),
+        (["--checkpoint", agent, "--env", "babyai", "--concurrent", "0"], "concurrent=0: expected at least 1"),
     ):
         assert main(["closed-loop", *arguments, "--processes", "0"]) == 2
         told = capsys.readouterr().err

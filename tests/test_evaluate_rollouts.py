@@ -146,3 +146,6 @@ def test_policies_that_answer_too_little_and_no_episodes_are_refused(here: Simul
         run_policy(Mute(), here, "GoToObj", SEEDS[:2], name="mute")
     with pytest.raises(ValueError, match="'GoToObj': found 0 episodes"):
         run_policy(Scripted(), here, "GoToObj", [], sees=Sees())
+    for concurrent in (0, -1):
+        with pytest.raises(ValueError, match=f"concurrent={concurrent}: expected at least 1 episode"):
+            run_policy(Scripted(), here, "GoToObj", SEEDS[:2], concurrent=concurrent)

@@ -44,8 +44,8 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
         say: is given a line after each policy, and the table at the end.
 
     Raises:
-        ValueError: an unknown environment or task, one without episodes, a policy named like a baseline, a domain that
-            does not fit the environment.
+        ValueError: an unknown environment or task, one without episodes, none at a time, a policy named like a
+            baseline, a domain that does not fit the environment.
         RuntimeError: the simulators cannot be started, or every episode of a task was lost.
     """
     module = load(config.environment)
@@ -81,7 +81,13 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
 
 
 def at_a_time(module: EnvironmentModule, concurrent: int, processes: int) -> int:
-    """How many episodes run at a time where `concurrent` are wanted; 0 processes: this one."""
+    """How many episodes run at a time where `concurrent` are wanted; 0 processes: this one.
+
+    Raises:
+        ValueError: none are wanted.
+    """
+    if concurrent < 1:
+        raise ValueError(f"concurrent={concurrent}: expected at least 1 episode at a time")
     return min(concurrent, max(1, processes)) if module.ONE_A_PROCESS else concurrent
 
 

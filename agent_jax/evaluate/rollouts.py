@@ -121,10 +121,13 @@ def run_policy(policy: Policy, simulators: Simulators, task: str, seeds: Sequenc
         concurrent: episodes at a time.
 
     Raises:
-        ValueError: no episodes; or the policy answers with another number of actions than it was asked for.
+        ValueError: no episodes, or none at a time; or the policy answers with another number of actions than it was
+            asked for.
     """
     if not seeds:
         raise ValueError(f"task {task!r}: found 0 episodes to evaluate, expected at least 1")
+    if concurrent < 1:
+        raise ValueError(f"concurrent={concurrent}: expected at least 1 episode at a time")
     begun = time.perf_counter()
     rollouts = _Rollouts(policy, task, seeds, sees or Sees(), name, record, action_name)
     while rollouts.unfinished:
