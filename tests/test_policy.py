@@ -144,6 +144,18 @@ def test_cached_logits_are_those_of_the_uncached_row_across_windows_flushes_rese
             assert best - second <= 1e-3 or np.argmax(cached_A[legal]) == np.argmax(uncached_A[legal])
 
 
+def test_a_long_instruction_beside_a_history_that_grows_overwrites_nothing_of_it():
+    domain = language_table_domain(max_text=64, window=4, state=None)
+    beside, alone = (make_policy(domain, history="flushed") for _ in range(2))
+    text, rng = "push the red block to the left of the blue one, then stop", np.random.default_rng(1)
+    for time in range(domain.window):
+        seen, action = observe(beside, time, text), random_action(domain, rng)
+        beside.reset(["new"])
+        found = beside.follow([seen, seen], ["old", "new"], [action, action])
+        (expected,) = alone.follow([seen], ["old"], [action])
+        np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-4)
+
+
 def test_greedy_actions_are_the_best_legal_ids_and_forced_ids_are_not_asked_for(table: Policy):
     automaton = table.domain.spec.automaton
     followed = make_policy(table.domain)
