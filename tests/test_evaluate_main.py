@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recorded_babyai import recorded_store, tiny_agent
 
+from agent_jax.evaluate import commands
 from agent_jax.evaluate.__main__ import main
 
 pytest.importorskip("minigrid")
@@ -62,6 +64,20 @@ def test_offline_writes_the_scores(base: Path, agent: str, tmp_path: Path) -> No
                  "--json", str(written)]) == 0
     (scores,) = json.loads(written.read_text())["domains"]
     assert 0 <= scores["action"]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("command", [["closed-loop", "--env", "babyai"], ["replay"]], ids=["closed-loop", "replay"])
+def test_what_acts_is_of_the_step_that_is_reported_though_the_run_saves_another_meanwhile(
+        agent: str, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    class Stop(Exception):
+        """Enough was seen."""
+
+    def load(path: str, *, step: int | None = None, **options: Any) -> None:
+        raise Stop(step)
+
+    monkeypatch.setattr(commands.Policy, "load", load)
+    with pytest.raises(Stop, match="^7$"):
+        main([*command, "--checkpoint", agent])
 
 
 def test_mistakes_are_told_in_one_line_before_anything_runs(agent: str, tmp_path: Path,

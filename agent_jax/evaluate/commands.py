@@ -37,8 +37,8 @@ def closed_loop_command(options: argparse.Namespace) -> int:
     trained = Trained.load(options.checkpoint)
     check_domain(trained.domain(options.domain), module)
     tasks = _tasks(options, module, trained.config)
-    policy = Policy.load(options.checkpoint, domain=options.domain, temperature=options.temperature, seed=options.seed,
-                         history=options.history, flush_every=options.flush_every)
+    policy = Policy.load(options.checkpoint, domain=options.domain, step=trained.step, temperature=options.temperature,
+                         seed=options.seed, history=options.history, flush_every=options.flush_every)
     name = "greedy" if options.temperature == 0 else f"sampled-{options.temperature:g}"
     config = ClosedLoopConfig(environment=options.env, episodes={task: int(options.episodes) for task in tasks},
                               seed=options.seed, processes=options.processes, video=bool(options.video))
@@ -79,7 +79,7 @@ def replay_command(options: argparse.Namespace) -> int:
     """Check data, simulator and acting against each other; returns the exit status: 1 where they differ."""
     trained = Trained.load(options.checkpoint)
     domain = trained.domain(options.domain)
-    policy = Policy.load(options.checkpoint, domain=options.domain)
+    policy = Policy.load(options.checkpoint, domain=options.domain, step=trained.step)
     store, split = trained.open_store(domain, options.data), trained.split(domain, options.split)
     _say(f"checkpoint: {trained.directory}, step {trained.step}; domain {domain.name!r}\n"
          f"data: {store.directory}, split {split!r}")
