@@ -268,17 +268,18 @@ class Walker:
 def test_a_policy_forgets_at_every_new_instruction_and_chains_are_reported_by_length(
         found: Any, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
     found("calvin")
-    walker, said = Walker(stop_at=2), []
+    walker, said, recordings = Walker(stop_at=2), [], []
     config = ClosedLoopConfig(environment="calvin", episodes={"Chains": 2}, processes=processes)
-    result = closed_loop(config, {"greedy": walker}, baselines=False, record=2, say=said.append)
-    figures = result.report["Chains"]["greedy"]
+    report = closed_loop(config, {"greedy": walker}, baselines=False, record=2, watch=recordings.append,
+                         say=said.append)
+    figures = report["Chains"]["greedy"]
     assert [share["success"] for share in figures["chain"]["in_a_row"]] == [1.0, 1.0, 0.5, 0.5, 0.5]
     assert figures["chain"]["mean_length"] == 3.5
     assert (figures["success"], figures["mean_steps"]) == (0.5, (15 + 6 + 360) / 2)
     # Before its first step, and after every three, of which each chain's last ends it.
     assert [time for i, time in walker.resets if i == 0] == [0, 3, 6, 9, 12]
     assert [time for i, time in walker.resets if i == 1] == [0, 3, 6]
-    for i, recording in enumerate(result.recordings):
+    for i, recording in enumerate(recordings):
         assert list(recording.instructions[:-1]) == walker.told[i]
         assert len(set(recording.instructions)) == (5, 3)[i]
     assert said[-1].splitlines()[-3:] == [

@@ -18,19 +18,13 @@ from agent_jax.evaluate.simulators import Simulators
 from agent_jax.evaluate.stage import EXPERT
 from agent_jax.evaluate.statistics import chain_summary, success_summary
 
-
-@dataclasses.dataclass(frozen=True)
-class ClosedLoopResult:
-    """The figures, and some episodes to look at."""
-
-    # task -> policy -> success, episodes, ci95, mean_steps, lost; where episodes are chains, also chain
-    report: dict[str, dict[str, dict[str, Any]]]
-    recordings: tuple[Recording, ...]
+# Task -> policy -> success, episodes, ci95, mean_steps, lost; where episodes are chains, also chain.
+Report = dict[str, dict[str, dict[str, Any]]]
 
 
 def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, domain: Domain | None = None,
-                image_size: int = 0, record: int = 1, baselines: bool = True, concurrent: int = CONCURRENT,
-                say: Callable[[str], None] = print) -> ClosedLoopResult:
+                image_size: int = 0, record: int = 1, watch: Callable[[Recording], None] | None = None,
+                baselines: bool = True, concurrent: int = CONCURRENT, say: Callable[[str], None] = print) -> Report:
     """Evaluate policies, the environment's random baselines and its expert ("bot") on every task of the config.
 
     Args:
@@ -38,10 +32,14 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
         policies: by their name in the report, e.g. "greedy" and "sampled".
         domain: in which the policies act; None: they see the image "rgb" alone.
         image_size: pixels of the observations; 0: the environment's default.
-        record: how many episodes of each task and each of `policies` to record, if `config.video`.
+        record: how many episodes of each task and each of `policies` to record for `watch`.
+        watch: is given these recordings when the policy has done the task, and they are not kept; None: there are none.
         baselines: whether to run them.
         concurrent: episodes at a time; where a process can have one environment only, as many as there are processes.
         say: is given a line after each policy, and the table at the end.
+
+    Returns:
+        The figures.
 
     Raises:
         ValueError: an unknown environment or task, one without episodes, none at a time, a policy named like a
@@ -60,8 +58,7 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
     if domain is not None:
         check_domain(domain, module)
         sees = Sees(domain.camera_names, tuple(domain.state.spec.fields) if domain.state else ())
-    report: dict[str, dict[str, dict[str, Any]]] = {}
-    recordings: list[Recording] = []
+    report: Report = {}
     with Simulators(config.environment, image_size, processes=config.processes, keys=sees.keys) as simulators:
         for task, episodes in config.episodes.items():
             report[task] = {}
@@ -69,15 +66,16 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
             for name in (*policies, *(names if baselines else ())):
                 if name in policies:
                     result = run_policy(policies[name], simulators, task, seeds, sees=sees, name=name,
-                                        record=record if config.video else 0, action_name=module.action_name,
+                                        record=record if watch else 0, action_name=module.action_name,
                                         concurrent=concurrent)
                 else:
                     result = run_baseline(simulators, task, seeds, name, config.seed)
                 report[task][name] = _figures(result, name)
-                recordings += result.recordings
+                for recording in result.recordings if watch else ():
+                    watch(recording)
                 say(_line(result, name, report[task][name]))
     say(format_table(report))
-    return ClosedLoopResult(report, tuple(recordings))
+    return report
 
 
 def at_a_time(module: EnvironmentModule, concurrent: int, processes: int) -> int:

@@ -23,15 +23,17 @@ from agent_jax.evaluate.closed_loop import at_a_time, baseline_names, check_doma
 from agent_jax.evaluate.offline import evaluate_offline, format_scores
 from agent_jax.evaluate.replay_actions import format_replayed, gathered_from, recorded_episodes, replay_actions
 from agent_jax.evaluate.replay_frames import replay_frames
+from agent_jax.evaluate.rollouts import Recording
 from agent_jax.evaluate.simulators import Simulators
 from agent_jax.host_memory import keep_freed_memory
 from agent_jax.policy import Policy
-from agent_jax.view.rollout import usual_format, write_recording
+from agent_jax.view.rollout import Format, check_format, usual_format, write_recording
 
 
 def closed_loop_command(options: argparse.Namespace) -> int:
     """Act in a simulator; returns the exit status."""
     begun = time.perf_counter()
+    videos = _Videos(options) if options.video else None
     keep_freed_memory()
     module = load(options.env)
     trained = Trained.load(options.checkpoint)
@@ -41,22 +43,22 @@ def closed_loop_command(options: argparse.Namespace) -> int:
                          seed=options.seed, history=options.history, flush_every=options.flush_every)
     name = "greedy" if options.temperature == 0 else f"sampled-{options.temperature:g}"
     config = ClosedLoopConfig(environment=options.env, episodes={task: int(options.episodes) for task in tasks},
-                              seed=options.seed, processes=options.processes, video=bool(options.video))
+                              seed=options.seed, processes=options.processes)
     _say(f"checkpoint: {trained.directory}, step {trained.step}; domain {policy.domain.name!r}\n"
          f"simulator: {module.version()}, {options.processes} process(es)\n"
          f"seeds: {options.seed} to {options.seed + options.episodes - 1} of each of {len(tasks)} task(s), "
          f"{', '.join((name, *(baseline_names(module) if options.baselines else ())))}")
     image_size = _image_size(options, trained.config, options.env)
-    result = closed_loop(config, {name: policy}, domain=policy.domain, image_size=image_size,
-                         record=options.videos, baselines=options.baselines, concurrent=options.concurrent, say=_say)
-    for recording in result.recordings:
-        path = write_recording(options.video, recording, kind=options.format or usual_format(), with_seed=True)
-        _say(f"video: {path}")
+    report = closed_loop(config, {name: policy}, domain=policy.domain, image_size=image_size, record=options.videos,
+                         watch=videos.write if videos else None, baselines=options.baselines,
+                         concurrent=options.concurrent, say=_say)
     _write(options, trained, {
         "environment": options.env, "simulator": module.version(), "domain": policy.domain.name,
         "seed": options.seed, "temperature": options.temperature, "history": options.history,
         "concurrent": at_a_time(module, options.concurrent, options.processes),
-        "seconds": round(time.perf_counter() - begun, 1), "tasks": result.report})
+        "seconds": round(time.perf_counter() - begun, 1), "tasks": report})
+    if videos and videos.error:
+        raise videos.error
     return 0
 
 
@@ -108,6 +110,25 @@ def replay_command(options: argparse.Namespace) -> int:
                               "frames": dataclasses.asdict(frames), "environment": environment,
                               "tasks": [dataclasses.asdict(task) for task in tasks]})
     return 0 if alike else 1
+
+
+class _Videos:
+    """Writes recordings as they come; one that cannot be written is told, and costs no figures."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._directory = Path(options.video)
+        self._kind: Format = options.format or usual_format()
+        self.error: OSError | None = None  # the last one
+        check_format(self._kind)
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    def write(self, recording: Recording) -> None:
+        """Write the video of an episode."""
+        try:
+            _say(f"video: {write_recording(self._directory, recording, kind=self._kind, with_seed=True)}")
+        except OSError as error:
+            self.error = error
+            _say(f"video not written: {error}")
 
 
 def _warn_of_version(store: Store, module: EnvironmentModule) -> None:

@@ -7,16 +7,14 @@ random numbers, so a run learns the same with and without it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
 from agent_jax.config import Config
 from agent_jax.data.domains import Domain
 from agent_jax.envs import load
-from agent_jax.evaluate.closed_loop import check_domain, closed_loop
+from agent_jax.evaluate.closed_loop import Report, check_domain, closed_loop
 from agent_jax.evaluate.stage import make
 from agent_jax.models.agent import Params
 from agent_jax.policy import Policy
@@ -44,17 +42,17 @@ class InTraining:
             with contextlib.closing(make(module, task, simulator_image_size(config))) as environment:
                 environment.reset(seed=config.closed_loop.seed)
                 self._domain.text_ids(environment.instruction)
-        self._run, self._config = config, dataclasses.replace(config.closed_loop, video=False)
+        self._run = config
         self._policy: Policy | None = None
 
-    def __call__(self, params: Params) -> dict[str, dict[str, dict[str, Any]]]:
+    def __call__(self, params: Params) -> Report:
         """{TASK: {"greedy": figures}} of parameters on the host."""
         # One device acts; the others have the training's arrays and are idle.
         here = jax.device_put(params, jax.local_devices()[0])
         policy = self._policy.with_params(here) if self._policy else Policy(self._run, here, self._domain)
         self._policy = policy  # it keeps what was compiled
-        return closed_loop(self._config, {"greedy": policy}, domain=self._domain, baselines=False,
-                           image_size=simulator_image_size(self._run), say=lambda line: None).report
+        return closed_loop(self._run.closed_loop, {"greedy": policy}, domain=self._domain, baselines=False,
+                           image_size=simulator_image_size(self._run), say=lambda line: None)
 
 
 def acting_domain(config: Config) -> str:
