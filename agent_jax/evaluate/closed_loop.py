@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agent_jax.action_specs import StateSpec
+from agent_jax.action_codec import BoundSpec
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.data.domains import Domain
 from agent_jax.envs import EnvironmentModule, load
@@ -71,8 +71,9 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
                 else:
                     result = run_baseline(simulators, task, seeds, name, config.seed)
                 report[task][name] = _figures(result, name)
-                for recording in result.recordings if watch else ():
-                    watch(recording)
+                if watch is not None:
+                    for recording in result.recordings:
+                        watch(recording)
                 say(_line(result, name, report[task][name]))
     say(format_table(report))
     return report
@@ -106,7 +107,7 @@ def check_domain(domain: Domain, module: EnvironmentModule) -> None:
     elif difference := domain.spec.spec.difference(module.ACTION_SPEC):
         wrong.append(f"ActionSpec, the domain's (there the environment's): {difference}")
     # A policy may do without what there is to know.
-    if domain.state is not None and (difference := _state_difference(domain.state.spec, module)):
+    if domain.state is not None and (difference := _state_difference(domain.state, module)):
         wrong.append(difference)
     if missing := [camera for camera in domain.camera_names if camera not in module.CAMERAS]:
         wrong.append(f"cameras: the domain sees through {', '.join(missing)}; the environment has "
@@ -116,14 +117,14 @@ def check_domain(domain: Domain, module: EnvironmentModule) -> None:
                          "Name the environment whose data it was trained on, or another domain")
 
 
-def _state_difference(state: StateSpec, module: EnvironmentModule) -> str:
+def _state_difference(state: BoundSpec, module: EnvironmentModule) -> str:
     """In words, how a domain's state differs from the environment's; empty if it does not."""
     if module.STATE_SPEC is not None:
-        difference = state.difference(module.STATE_SPEC)
+        difference = state.spec.difference(module.STATE_SPEC)
         return f"StateSpec, the domain's (there the environment's): {difference}" if difference else ""
     if not module.STATE_SHAPES:
         return "the environment has no StateSpec"
-    shapes = {key: shape for key, (shape, _) in state.fields.items()}
+    shapes = {key: shape for key, (shape, _) in state.spec.fields.items()}
     if shapes.items() <= module.STATE_SHAPES.items():
         return ""
     return f"shapes of the state, the domain's (there the environment's): {shapes} ({dict(module.STATE_SHAPES)})"
