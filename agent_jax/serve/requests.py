@@ -15,13 +15,20 @@ from agent_jax.data.transforms import LONGEST_SIDE
 
 _FIELDS = {"act": {"type", "images", "instruction", "state"}, "reset": {"type"}}
 _LONGEST_TEXT = 10_000  # characters; tokenising more is work that no instruction is worth
+_MESSAGE_ENDS = 800, 200  # characters of a long error that are kept: what was found, and what is expected
 
 
 class RefusedError(Exception):
-    """A message that is answered with an error; the connection goes on."""
+    """A message that is answered with an error; the connection goes on.
+
+    Its text may hold what the robot sent: the middle of a long one is left out, and control characters are escaped, so
+    that it is one line of a log.
+    """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        first, last = _MESSAGE_ENDS
+        cut = message if len(message) <= first + last else f"{message[:first]} ... {message[-last:]}"
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in cut))
         self.code = code
 
     def reply(self) -> str:
