@@ -31,14 +31,15 @@ class InTraining:
             domains: of the run.
 
         Raises:
-            ValueError: the domain does not fit the environment, an unknown task, or an instruction beyond `max_text`.
+            ValueError: the domain does not fit the environment, an unknown task, or its first instruction is beyond
+                `max_text`.
             ModuleNotFoundError: the simulator is not installed.
         """
         name = acting_domain(config)
         self._domain = next(domain for domain in domains if domain.name == name or not name)
         module = load(config.closed_loop.environment)
         check_domain(self._domain, module)
-        for task in config.closed_loop.episodes:  # an unknown one, or words that are too many, are told now
+        for task in config.closed_loop.episodes:  # an unknown one, or words that are always too many, are told now
             with contextlib.closing(make(module, task, simulator_image_size(config))) as environment:
                 environment.reset(seed=config.closed_loop.seed)
                 self._domain.text_ids(environment.instruction)
