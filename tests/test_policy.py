@@ -398,6 +398,7 @@ def test_mistaken_calls_are_answered_with_what_was_found(table: Policy):
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"temperature": -1}, "temperature=-1"),
     ({"temperature": np.nan}, "temperature=nan"),
+    ({"temperature": np.inf}, "temperature=inf"),
     ({"history": "none"}, "history='none': expected 'sliding' or 'flushed'"),
     ({"history": "flushed", "ahead": True}, "ahead is of history='sliding', but found history='flushed'"),
     ({"flush_every": 2}, "flush_every=2 is of history='flushed'"),
@@ -406,6 +407,12 @@ def test_mistaken_calls_are_answered_with_what_was_found(table: Policy):
 def test_a_policy_that_cannot_be_is_refused(arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         make_policy(DOMAINS["table"], **arguments)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, np.nan, np.inf])
+def test_another_temperature_that_cannot_be_is_refused(table: Policy, temperature: float):
+    with pytest.raises(ValueError, match=f"temperature={temperature} must be 0"):
+        table.with_temperature(temperature)
 
 
 def test_a_policy_is_loaded_from_a_workdir_its_checkpoints_or_one_step(straight: Trained):
