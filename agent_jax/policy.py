@@ -68,8 +68,8 @@ class Policy:
                 Without effect for windows of one step, and for clips in a model with temporal attention.
 
         Raises:
-            ValueError: a negative or infinite temperature, a window beyond the model's positions, a domain without actions, an
-                unknown history, or a flush later than the window, where positions were not trained.
+            ValueError: a negative or infinite temperature, a window beyond the model's positions, a domain without
+                actions, an unknown history, or a flush later than the window, where positions were not trained.
         """
         if domain.spec is None:
             raise ValueError(f"domain {domain.name!r} has the layout {domain.layout!r}, which predicts no actions: "
