@@ -98,8 +98,9 @@ def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path
     def watch(recording: Recording) -> None:
         write_recording(directory / "rollouts", recording)
 
+    image_size = simulator_image_size(config, config.closed_loop.environment)
     return closed_loop(config.closed_loop, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
-                       image_size=simulator_image_size(config), watch=watch if config.closed_loop.video else None,
+                       image_size=image_size, watch=watch if config.closed_loop.video else None,
                        say=say)
 
 

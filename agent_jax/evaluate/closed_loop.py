@@ -57,7 +57,7 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
     sees = Sees()
     if domain is not None:
         check_domain(domain, module)
-        sees = Sees(domain.camera_names, tuple(domain.state.spec.fields) if domain.state else ())
+        sees = Sees.of(domain)
     report: Report = {}
     with Simulators(config.environment, image_size, processes=config.processes, keys=sees.keys) as simulators:
         for task, episodes in config.episodes.items():

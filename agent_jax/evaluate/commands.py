@@ -20,6 +20,7 @@ from agent_jax.data.store import Store
 from agent_jax.envs import EnvironmentModule, load, tasks_of
 from agent_jax.evaluate.checkpoints import Trained, data_paths
 from agent_jax.evaluate.closed_loop import at_a_time, baseline_names, check_domain, closed_loop
+from agent_jax.evaluate.in_training import simulator_image_size
 from agent_jax.evaluate.offline import evaluate_offline, format_scores
 from agent_jax.evaluate.replay_actions import format_replayed, gathered_from, recorded_episodes, replay_actions
 from agent_jax.evaluate.replay_frames import replay_frames
@@ -48,7 +49,7 @@ def closed_loop_command(options: argparse.Namespace) -> int:
          f"simulator: {module.version()}, {options.processes} process(es)\n"
          f"seeds: {options.seed} to {options.seed + options.episodes - 1} of each of {len(tasks)} task(s), "
          f"{', '.join((name, *(baseline_names(module) if options.baselines else ())))}")
-    image_size = _image_size(options, trained.config, options.env)
+    image_size = options.image_size or simulator_image_size(trained.config, options.env)
     report = closed_loop(config, {name: policy}, domain=policy.domain, image_size=image_size, record=options.videos,
                          watch=videos.write if videos else None, baselines=options.baselines,
                          concurrent=options.concurrent, say=_say)
@@ -96,8 +97,8 @@ def replay_command(options: argparse.Namespace) -> int:
         check_domain(domain, module)
         _warn_of_version(store, module)
         episodes = recorded_episodes(store, domain, split, options.episodes)
-        with Simulators(environment, _image_size(options, trained.config, environment),
-                        processes=options.processes) as simulators:
+        image_size = options.image_size or simulator_image_size(trained.config, environment)
+        with Simulators(environment, image_size, processes=options.processes) as simulators:
             tasks = replay_actions(simulators, episodes, domain)
         _say(format_replayed(tasks))
     else:
@@ -144,11 +145,6 @@ def _tasks(options: argparse.Namespace, module: EnvironmentModule, config: Confi
     if config.closed_loop.environment == options.env and config.closed_loop.episodes:
         return tuple(config.closed_loop.episodes)
     return tasks_of(module, list(module.TASKS)[:1])
-
-
-def _image_size(options: argparse.Namespace, config: Config, environment: str) -> int:
-    same = config.data.demonstrations.environment == environment
-    return options.image_size or (config.data.demonstrations.image_size if same else 0)
 
 
 def _write(options: argparse.Namespace, trained: Trained, figures: Mapping[str, Any]) -> None:

@@ -39,8 +39,9 @@ class InTraining:
         self._domain = next(domain for domain in domains if domain.name == name or not name)
         module = load(config.closed_loop.environment)
         check_domain(self._domain, module)
+        self._image_size = simulator_image_size(config, config.closed_loop.environment)
         for task in config.closed_loop.episodes:  # an unknown one, or words that are always too many, are told now
-            with contextlib.closing(make(module, task, simulator_image_size(config))) as environment:
+            with contextlib.closing(make(module, task, self._image_size)) as environment:
                 environment.reset(seed=config.closed_loop.seed)
                 self._domain.text_ids(environment.instruction)
         self._run = config
@@ -53,7 +54,7 @@ class InTraining:
         policy = self._policy.with_params(here) if self._policy else Policy(self._run, here, self._domain)
         self._policy = policy  # it keeps what was compiled
         return closed_loop(self._run.closed_loop, {"greedy": policy}, domain=self._domain, baselines=False,
-                           image_size=simulator_image_size(self._run), say=lambda line: None)
+                           image_size=self._image_size, say=lambda line: None)
 
 
 def acting_domain(config: Config) -> str:
@@ -76,7 +77,7 @@ def acting_domain(config: Config) -> str:
     return found[0]
 
 
-def simulator_image_size(config: Config) -> int:
-    """Pixels of what the simulator shows: as in the demonstrations of the run; 0, its default, if it has none."""
-    same = config.data.demonstrations.environment == config.closed_loop.environment
+def simulator_image_size(config: Config, environment: str) -> int:
+    """Pixels of what a simulator shows: as in the run's demonstrations of it; 0, its default, if there are none."""
+    same = config.data.demonstrations.environment == environment
     return config.data.demonstrations.image_size if same else 0

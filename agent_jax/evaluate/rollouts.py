@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from agent_jax.action_codec import TERMINAL_KEY
+from agent_jax.data.domains import Domain
 from agent_jax.envs import Action
 from agent_jax.evaluate.simulators import Command, Died, Interrupted, Simulators
 from agent_jax.evaluate.stage import Seen
@@ -97,6 +98,11 @@ class Sees:
 
     cameras: tuple[str, ...] = ("rgb",)
     state: tuple[str, ...] = ()  # keys of the state
+
+    @classmethod
+    def of(cls, domain: Domain) -> Sees:
+        """What a policy of the domain is given: the images of its cameras and the keys of its StateSpec."""
+        return cls(domain.camera_names, tuple(domain.state.spec.fields) if domain.state else ())
 
     @property
     def keys(self) -> tuple[str, ...]:
