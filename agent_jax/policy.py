@@ -17,6 +17,7 @@ its action. Each id of the action is among those that the ActionSpec's automaton
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -67,14 +68,13 @@ class Policy:
                 Without effect for windows of one step, and for clips in a model with temporal attention.
 
         Raises:
-            ValueError: a negative temperature, a window beyond the model's positions, a domain without actions, an
-                unknown history, or a flush later than the window, where positions were not trained.
+            ValueError: a negative or infinite temperature, a window beyond the model's positions, a domain without
+                actions, an unknown history, or a flush later than the window, where positions were not trained.
         """
         if domain.spec is None:
             raise ValueError(f"domain {domain.name!r} has the layout {domain.layout!r}, which predicts no actions: "
                              "there is nothing to act with; name a domain of the layout 'actions'")
-        if not temperature >= 0:
-            raise ValueError(f"temperature={temperature} must be 0 (greedy) or positive")
+        _check_temperature(temperature)
         if history not in ("sliding", "flushed"):
             raise ValueError(f"history={history!r}: expected 'sliding' or 'flushed'")
         if flush_every and history == "sliding":
@@ -130,7 +130,12 @@ class Policy:
                    history=history, flush_every=flush_every, ahead=ahead)
 
     def with_temperature(self, temperature: float, seed: int = 0) -> Policy:
-        """The same parameters, acting otherwise; histories are not shared."""
+        """The same parameters, acting otherwise; histories are not shared.
+
+        Raises:
+            ValueError: a negative or infinite temperature.
+        """
+        _check_temperature(temperature)
         other = object.__new__(type(self))
         other.__dict__ |= self.__dict__ | {"temperature": temperature, "_seed": seed, "_episodes": {}, "last_ids": {}}
         return other
@@ -284,6 +289,11 @@ class Policy:
             steps = steps[len(steps) - self.domain.window + 1 :] if len(steps) >= self.domain.window else steps
         used = chunk.used + len(chunk.token_C) if self._grows else 0
         return Episode(episode.number, episode.time + 1, seen.text_ids, steps, answer.kept, used)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature={temperature} must be 0 (greedy) or positive, and finite")
 
 
 def _to_act_with(params: Params) -> Params:

@@ -26,8 +26,9 @@ from agent_jax import __version__
 from agent_jax.batch import Batch
 from agent_jax.config import Config
 from agent_jax.distributed import leads, progress
-from agent_jax.evaluate.closed_loop import closed_loop
+from agent_jax.evaluate.closed_loop import Report, closed_loop
 from agent_jax.evaluate.in_training import acting_domain, simulator_image_size
+from agent_jax.evaluate.rollouts import Recording
 from agent_jax.models.agent import Agent, Params
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
 from agent_jax.phases import Phases
@@ -76,7 +77,7 @@ def write_picture(path: Path, config: Config, params: Params, batch: Batch) -> N
     write_reconstruction(path, flat(rows.frames_BFHWC), hidden_FP, painted_FPX, mean=PIXEL_MEAN, std=PIXEL_STD)
 
 
-def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path) -> dict[str, Any]:
+def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path) -> Report:
     """Load the newest checkpoint as a user would, act on the tasks of `config.closed_loop`, and write rollouts.
 
     Args:
@@ -94,11 +95,13 @@ def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path
         print(line)
         progress("acting in the simulator")
 
-    result = closed_loop(config.closed_loop, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
-                         image_size=simulator_image_size(config), say=say)
-    for recording in result.recordings:
+    def watch(recording: Recording) -> None:
         write_recording(directory / "rollouts", recording)
-    return result.report
+
+    image_size = simulator_image_size(config, config.closed_loop.environment)
+    return closed_loop(config.closed_loop, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
+                       image_size=image_size, watch=watch if config.closed_loop.video else None,
+                       say=say)
 
 
 def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) -> None:

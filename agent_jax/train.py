@@ -274,12 +274,22 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def finish(run: Run, validation: Record, json_path: str) -> None:
-    """Act in the simulator with the saved agent, and write the report."""
+def finish(run: Run, validation: Record, json_path: str) -> str:
+    """Act in the simulator with the saved agent, and write the report, which needs no simulator.
+
+    Returns:
+        Why acting failed; empty if it did not.
+    """
     levels: dict[str, Any] = {}
+    failure = ""
     if run.config.closed_loop.environment:
-        with run.phases.time(EVALUATION):
-            levels = report.act_in_simulator(run.config, run.workdir, run.files.directory)
+        try:
+            with run.phases.time(EVALUATION):
+                levels = report.act_in_simulator(run.config, run.workdir, run.files.directory)
+        except (ValueError, RuntimeError, OSError) as error:
+            logging.debug("where it was found:", exc_info=True)
+            failure = f"the training is done and its report written, but the closed loop failed: {error}"
+    if levels:
         with contextlib.closing(MetricsLog(run.files.directory, run.config.train.steps)) as log:
             log.write(SuccessRecord(run.config.train.steps, time.time(), levels))
     figures = {
@@ -294,6 +304,7 @@ def finish(run: Run, validation: Record, json_path: str) -> None:
     report.write_report(paths, figures, run.phases)
     print(f"time: {run.phases}\nmemory: {report.peak_rss_bytes() / 2**30:.2f} GiB at most", flush=True)
     print(f"report: {run.workdir / 'report.json'}", flush=True)
+    return failure
 
 
 def main(arguments: list[str]) -> None:
@@ -322,11 +333,15 @@ def main(arguments: list[str]) -> None:
             refuse(str(error))
         with phases.time(STEP):
             state, validation = train(run)
+        failure = ""
         if validation is None:
             print(f"stopped by SIGTERM after step {int(state.step)}; the same command goes on from there", flush=True)
         elif distributed.leads():
-            finish(run, validation, _JSON.value)
+            failure = finish(run, validation, _JSON.value)
         run.files.copy()
+        if failure:
+            distributed.tell(failure)
+            refuse(failure)
 
 
 if __name__ == "__main__":

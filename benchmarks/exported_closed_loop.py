@@ -18,7 +18,11 @@ import numpy as np
 from machine import describe, write_json
 
 from agent_jax.convert import torch_agent
-from agent_jax.evaluate.rollouts import run_policy
+from agent_jax.envs import load
+from agent_jax.evaluate.checkpoints import Trained
+from agent_jax.evaluate.closed_loop import at_a_time, check_domain
+from agent_jax.evaluate.in_training import simulator_image_size
+from agent_jax.evaluate.rollouts import CONCURRENT, Sees, run_policy
 from agent_jax.evaluate.simulators import Simulators
 from agent_jax.evaluate.statistics import success_summary
 from agent_jax.policy import Policy
@@ -38,13 +42,18 @@ def main() -> int:
     options = parser.parse_args()
     machine = describe()
 
-    ours = Policy.load(options.checkpoint, domain=options.domain)
+    trained = Trained.load(options.checkpoint)
+    ours = Policy.load(options.checkpoint, domain=options.domain, step=trained.step)
     theirs = torch_agent.Policy(options.folder, domain=options.domain or ours.domain.name)
+    module, sees = load(options.environment), Sees.of(ours.domain)
+    check_domain(ours.domain, module)
+    concurrent = at_a_time(module, CONCURRENT, processes=0)
+    image_size = simulator_image_size(trained.config, options.environment)
     found, results = {}, []
     for name, policy in (("jax", ours), ("torch", theirs)):
         seeds = range(options.seed, options.seed + options.episodes)
-        with Simulators(options.environment, ours.domain.image_size) as simulators:
-            result = run_policy(policy, simulators, options.level, seeds)
+        with Simulators(options.environment, image_size, keys=sees.keys) as simulators:
+            result = run_policy(policy, simulators, options.level, seeds, sees=sees, concurrent=concurrent)
         summary = success_summary(result.success)
         found[name] = {**summary, "mean_steps": float(result.steps.mean()), "policy_seconds": result.policy_seconds}
         low, high = summary["ci95"]

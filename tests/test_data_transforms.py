@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agent_jax.data import transforms
 from agent_jax.data.transforms import encode_png, prepare_image
 
 
@@ -64,6 +65,16 @@ def test_images_are_resized_in_several_threads_at_a_time():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda image: prepare_image(image, 16), images))
     assert [int(image[3, 5, 1]) for image in found] == list(range(200))
+
+
+def test_the_buffers_of_a_large_image_are_given_back_and_those_of_small_ones_kept():
+    kept = []
+    with ThreadPoolExecutor(1) as pool:  # a thread that has no resizer yet
+        for shape in ((40, 60, 3), (40, 60, 3), (1200, 1200, 3)):
+            pool.submit(prepare_image, np.zeros(shape, np.uint8), 16).result()
+            kept.append(pool.submit(getattr, transforms._of_thread, "resizer", None).result())
+    assert kept[0] is kept[1] is not None
+    assert kept[2] is None
 
 
 def test_an_image_of_the_right_size_keeps_its_very_pixels():

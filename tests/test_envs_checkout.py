@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 from simulator_checkouts import CALVIN, LANGUAGE_TABLE, LIBERO, write_checkout
 
+from agent_jax import actions
 from agent_jax.config import ClosedLoopConfig
+from agent_jax.data.domains import Domain
 from agent_jax.data.store import open_store
 from agent_jax.envs import collect, load
 from agent_jax.envs.worker import demonstrate, episode_seed
-from agent_jax.evaluate.closed_loop import closed_loop
+from agent_jax.evaluate.closed_loop import check_domain, closed_loop
 from agent_jax.evaluate.stage import Stage
+from agent_jax.vocabulary import Vocabulary
 
 FILES = {"language_table": LANGUAGE_TABLE, "calvin": CALVIN, "libero": LIBERO}
 MODULES = [f"agent_jax.envs.{item}" for item in (*FILES, "calvin_checkout")]
@@ -148,6 +152,17 @@ def test_calvin_gives_the_next_instruction_when_the_oracle_finds_one_done(found:
     assert {action[6] for action in environment.simulator.actions} == {1}  # the simulator takes nothing between
 
 
+def test_a_domain_with_calvins_state_acts_in_it_whatever_the_bounds_of_its_data(found: Any) -> None:
+    module, vocabulary = found("calvin"), Vocabulary.build("bytes", ("babyai", "iafm"))
+    domain = Domain("calvin", 0, actions.CALVIN.bind(vocabulary), None, vocabulary, window=2, stride=2, max_text=80,
+                    cameras=("steps/observation/rgb",), instruction="steps/observation/instruction", image_size=16)
+    state = actions.calvin_state(np.arange(15.0), np.full(15, 2.0)).bind(vocabulary)
+    check_domain(dataclasses.replace(domain, state=state), module)
+    other = dataclasses.replace(domain, state=actions.LANGUAGE_TABLE_STATE.bind(vocabulary))
+    with pytest.raises(ValueError, match=r"shapes of the state, the domain's \(there the environment's\): .*robot_obs"):
+        check_domain(other, module)
+
+
 def test_calvin_ends_with_the_first_instruction_that_takes_more_than_360_steps(found: Any) -> None:
     module = found("calvin")
     environment = module.make("Chains")
@@ -253,17 +268,18 @@ class Walker:
 def test_a_policy_forgets_at_every_new_instruction_and_chains_are_reported_by_length(
         found: Any, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
     found("calvin")
-    walker, said = Walker(stop_at=2), []
+    walker, said, recordings = Walker(stop_at=2), [], []
     config = ClosedLoopConfig(environment="calvin", episodes={"Chains": 2}, processes=processes)
-    result = closed_loop(config, {"greedy": walker}, baselines=False, record=2, say=said.append)
-    figures = result.report["Chains"]["greedy"]
+    report = closed_loop(config, {"greedy": walker}, baselines=False, record=2, watch=recordings.append,
+                         say=said.append)
+    figures = report["Chains"]["greedy"]
     assert [share["success"] for share in figures["chain"]["in_a_row"]] == [1.0, 1.0, 0.5, 0.5, 0.5]
     assert figures["chain"]["mean_length"] == 3.5
     assert (figures["success"], figures["mean_steps"]) == (0.5, (15 + 6 + 360) / 2)
     # Before its first step, and after every three, of which each chain's last ends it.
     assert [time for i, time in walker.resets if i == 0] == [0, 3, 6, 9, 12]
     assert [time for i, time in walker.resets if i == 1] == [0, 3, 6]
-    for i, recording in enumerate(result.recordings):
+    for i, recording in enumerate(recordings):
         assert list(recording.instructions[:-1]) == walker.told[i]
         assert len(set(recording.instructions)) == (5, 3)[i]
     assert said[-1].splitlines()[-3:] == [

@@ -10,6 +10,7 @@ from data_stores import CAMERAS, babyai_domain, language_table_domain
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.envs import Action, load
 from agent_jax.evaluate.closed_loop import check_domain, closed_loop, format_table
+from agent_jax.evaluate.rollouts import Recording
 
 pytest.importorskip("minigrid")
 
@@ -29,34 +30,32 @@ class Idle:
 def test_the_report_has_each_policy_and_baseline_of_each_task_and_is_printed() -> None:
     said: list[str] = []
     config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 4, "GoToLocal": 3})
-    result = closed_loop(config, {"greedy": Idle()}, record=1, say=said.append)
-    assert list(result.report) == ["GoToObj", "GoToLocal"]
+    report = closed_loop(config, {"greedy": Idle()}, say=said.append)
+    assert list(report) == ["GoToObj", "GoToLocal"]
     for task, episodes in config.episodes.items():
-        assert set(result.report[task]) == {"greedy", "random", "random_moves", "bot"}
-        bot = result.report[task]["bot"]
+        assert set(report[task]) == {"greedy", "random", "random_moves", "bot"}
+        bot = report[task]["bot"]
         assert (bot["success"], bot["episodes"], bot["lost"]) == (1.0, episodes, [])
         assert 0 < bot["ci95"][0] < bot["ci95"][1] == pytest.approx(1)
-        assert result.report[task]["greedy"]["success"] < 1
-    assert [(recording.task, recording.policy) for recording in result.recordings] == [
-        ("GoToObj", "greedy"),
-        ("GoToLocal", "greedy"),
-    ]
+        assert report[task]["greedy"]["success"] < 1
     assert len(said) == 2 * 4 + 1
-    assert said[-1] == format_table(result.report)
+    assert said[-1] == format_table(report)
 
 
 def test_results_do_not_depend_on_the_number_of_processes() -> None:
-    config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 5}, video=False)
+    config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 5})
     reports = [closed_loop(dataclasses.replace(config, processes=processes), {"greedy": Idle()}, say=lambda line: None,
-                           concurrent=2).report for processes in (0, 1, 2)]
+                           concurrent=2) for processes in (0, 1, 2)]
     assert reports[0] == reports[1] == reports[2]
 
 
-def test_nothing_is_recorded_without_the_configs_video_and_no_baseline_is_run_unasked() -> None:
-    config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 1}, video=False)
-    result = closed_loop(config, {"greedy": Idle()}, baselines=False, say=lambda line: None)
-    assert result.recordings == ()
-    assert set(result.report["GoToObj"]) == {"greedy"}
+def test_recordings_are_handed_over_when_their_task_is_done_and_no_baseline_is_run_unasked() -> None:
+    config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 3, "GoToLocal": 1})
+    heard: list[Any] = []
+    report = closed_loop(config, {"greedy": Idle()}, record=2, baselines=False, say=heard.append, watch=heard.append)
+    assert [one.task if isinstance(one, Recording) else one[:20] for one in heard[:-1]] == [
+        "GoToObj", "GoToObj", "closed loop: GoToObj", "GoToLocal", "closed loop: GoToLoc"]
+    assert set(report["GoToObj"]) == {"greedy"}
 
 
 def test_the_table_is_aligned() -> None:

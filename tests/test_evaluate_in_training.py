@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_runs import Trained, differing, open_run, small_config, store_directory, straight_run, trained
 
+from agent_jax import report
 from agent_jax.config import ClosedLoopConfig, Config, DomainConfig
 from agent_jax.evaluate.closed_loop import closed_loop
 from agent_jax.evaluate.in_training import acting_domain
 from agent_jax.policy import Policy
+from agent_jax.train import finish
 
 pytest.importorskip("minigrid")
 
@@ -41,9 +44,21 @@ def test_what_the_parameters_of_a_step_do_is_in_the_log(base: Path, acted: Train
     (line,) = [line for line in lines if line["split"] == "closed_loop"]
     assert line["step"] == 10
     policy = Policy.load(acted.workdir, step=10)
-    config = ClosedLoopConfig(environment="babyai", episodes=TASKS, video=False)
+    config = ClosedLoopConfig(environment="babyai", episodes=TASKS)
     expected = closed_loop(config, {"greedy": policy}, domain=policy.domain, baselines=False, say=lambda line: None)
-    assert line["success"] == expected.report
+    assert line["success"] == expected
+
+
+def test_the_report_is_written_though_the_evaluation_at_the_end_fails(
+        acted: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ValueError("the instruction has 99 tokens")
+
+    monkeypatch.setattr(report, "act_in_simulator", fail)
+    assert acted.validation is not None
+    assert "failed: the instruction has 99 tokens" in finish(acted.run, acted.validation, str(tmp_path / "report.json"))
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert (written["closed_loop"], written["losses"]["total"]) == ({}, acted.validation.loss)
 
 
 def test_an_instruction_that_is_too_long_is_refused_before_the_first_step(base: Path) -> None:

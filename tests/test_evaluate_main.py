@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recorded_babyai import recorded_store, tiny_agent
 
+from agent_jax.evaluate import commands
 from agent_jax.evaluate.__main__ import main
+from agent_jax.view import rollout
 
 pytest.importorskip("minigrid")
 
@@ -64,6 +67,46 @@ def test_offline_writes_the_scores(base: Path, agent: str, tmp_path: Path) -> No
     assert 0 <= scores["action"]["accuracy"] <= 1
 
 
+def test_videos_that_cannot_be_written_cost_no_figures(agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(commands, "write_recording", full)
+    written = tmp_path / "found.json"
+    assert main(["closed-loop", "--checkpoint", agent, "--env", "babyai", "--task", "GoToObj", "--episodes", "1",
+                 "--processes", "0", "--video", str(tmp_path), "--format", "gif", "--json", str(written)]) == 2
+    assert json.loads(written.read_text())["tasks"]["GoToObj"]["greedy"]["episodes"] == 1
+    assert capsys.readouterr().err == "error: No space left on device\n"
+
+
+def test_a_format_or_a_directory_that_videos_cannot_have_is_told_before_anything_runs(
+        agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["closed-loop", "--checkpoint", agent, "--env", "babyai", "--processes", "0"]
+    (tmp_path / "file").touch()
+    assert main([*common, "--format", "gif", "--video", str(tmp_path / "file")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+    monkeypatch.setattr(rollout, "usual_format", lambda: "gif")  # as without PyAV
+    assert main([*common, "--format", "mp4", "--video", str(tmp_path / "videos")]) == 2
+    said = capsys.readouterr()
+    assert "an MP4 needs av" in said.err
+    assert "checkpoint:" not in said.out
+
+
+@pytest.mark.parametrize("command", [["closed-loop", "--env", "babyai"], ["replay"]], ids=["closed-loop", "replay"])
+def test_what_acts_is_of_the_step_that_is_reported_though_the_run_saves_another_meanwhile(
+        agent: str, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    class StopError(Exception):
+        """Enough was seen."""
+
+    def load(path: str, *, step: int | None = None, **options: Any) -> None:
+        raise StopError(step)
+
+    monkeypatch.setattr(commands.Policy, "load", load)
+    with pytest.raises(StopError, match="^7$"):
+        main([*command, "--checkpoint", agent])
+
+
 def test_mistakes_are_told_in_one_line_before_anything_runs(agent: str, tmp_path: Path,
                                                             capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
@@ -72,6 +115,7 @@ def test_mistakes_are_told_in_one_line_before_anything_runs(agent: str, tmp_path
         (["--checkpoint", agent, "--env", "babyai", "--task", "GoToNowhere"], "'GoToNowhere'"),
         (["--checkpoint", agent, "--env", "babyai", "--domain", "table"], "was trained on babyai"),
         (["--checkpoint", agent, "--env", "babyai", "--episodes", "0"], "found 0 episodes"),
+        (["--checkpoint", agent, "--env", "babyai", "--concurrent", "0"], "concurrent=0: expected at least 1"),
     ):
         assert main(["closed-loop", *arguments, "--processes", "0"]) == 2
         told = capsys.readouterr().err

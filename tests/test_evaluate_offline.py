@@ -15,7 +15,7 @@ from tiny_checkpoints import tiny_config
 
 from agent_jax.data.layout import lay_out, stack
 from agent_jax.evaluate.checkpoints import Trained, data_paths
-from agent_jax.evaluate.offline import Classes, Scores, Tokens, evaluate_offline, format_scores
+from agent_jax.evaluate.offline import Classes, Scores, Tokens, evaluate_offline, format_scores, forwards
 from agent_jax.models.agent import Agent
 
 
@@ -44,6 +44,16 @@ def test_accuracy_and_perplexity_are_those_of_the_runs_own_validation(straight: 
         assert found.perplexity == pytest.approx(math.exp(losses[kind]), rel=1e-4)
         assert count is None or found.count == count
     assert scores.classes is None
+
+
+def test_at_most_so_many_rows_are_read_as_are_asked_for(trained: Trained) -> None:
+    domain, params = trained.domain(), trained.params()
+    rows = trained.rows(domain, trained.open_store(domain), "train")
+    assert len(rows.plan(0)) > 3
+    whole = next(iter(forwards(trained.config.model, params, rows)))
+    ((batch, output),) = forwards(trained.config.model, params, rows, 3)
+    for found, expected in ((batch.target_BT, whole[0].target_BT), (output.nll_BT, whole[1].nll_BT)):
+        np.testing.assert_array_equal(found, expected[:3])
 
 
 def test_bleu_is_that_of_each_windows_best_ids(trained: Trained, scores: Scores) -> None:

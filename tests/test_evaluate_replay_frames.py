@@ -57,6 +57,15 @@ def test_states_several_choices_and_padded_windows_are_compared_too(base: Path, 
     assert found.largest_difference < 1e-4
 
 
+def test_a_split_in_which_nothing_can_be_compared_is_refused(tmp_path: Path) -> None:
+    fields = {"max_text": 58, "instruction": language_table_domain().instruction, "video": True, "window": 9}
+    made = make_checkpoint(tmp_path / "video", ("table",), domain_fields=fields | {"stride": 9},
+                           temporal_attention=True)
+    store = language_table_store(tmp_path / "store")  # no episode has more than 8 steps, so all windows are padded
+    with pytest.raises(ValueError, match="split 'train': found nothing to compare in 3 windows, expected windows of 9"):
+        replayed(made.path, store, "train")
+
+
 def test_of_a_clip_the_last_step_is_compared_and_a_part_of_the_windows_is_enough(base: Path, tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "video", ("babyai",), domain_fields={"max_text": 40, "video": True},
                            temporal_attention=True)

@@ -124,9 +124,10 @@ def test_an_action_that_says_that_the_episode_is_over_ends_it_as_it_stands(here:
         def act(self, images: Any, instructions: Any, env_ids: Any, states: Any = None) -> list[Action]:
             return [{"terminal": np.array(True)} for _ in env_ids]
 
-    result = run_policy(Quitter(), here, "GoToObj", SEEDS[:2])
+    result = run_policy(Quitter(), here, "GoToObj", SEEDS[:2], record=1, action_name=babyai.action_name)
     assert (result.steps == 1).all()
     assert not result.success.any()
+    assert result.recordings[0].actions == ("terminal",)
 
 
 def test_replayed_actions_end_with_the_last_of_them(here: Simulators) -> None:
@@ -145,3 +146,6 @@ def test_policies_that_answer_too_little_and_no_episodes_are_refused(here: Simul
         run_policy(Mute(), here, "GoToObj", SEEDS[:2], name="mute")
     with pytest.raises(ValueError, match="'GoToObj': found 0 episodes"):
         run_policy(Scripted(), here, "GoToObj", [], sees=Sees())
+    for concurrent in (0, -1):
+        with pytest.raises(ValueError, match=f"concurrent={concurrent}: expected at least 1 episode"):
+            run_policy(Scripted(), here, "GoToObj", SEEDS[:2], concurrent=concurrent)

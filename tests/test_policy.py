@@ -144,6 +144,18 @@ def test_cached_logits_are_those_of_the_uncached_row_across_windows_flushes_rese
             assert best - second <= 1e-3 or np.argmax(cached_A[legal]) == np.argmax(uncached_A[legal])
 
 
+def test_a_long_instruction_beside_a_history_that_grows_overwrites_nothing_of_it():
+    domain = language_table_domain(max_text=64, window=4, state=None)
+    beside, alone = (make_policy(domain, history="flushed") for _ in range(2))
+    text, rng = "push the red block to the left of the blue one, then stop", np.random.default_rng(1)
+    for time in range(domain.window):
+        seen, action = observe(beside, time, text), random_action(domain, rng)
+        beside.reset(["new"])
+        found = beside.follow([seen, seen], ["old", "new"], [action, action])
+        (expected,) = alone.follow([seen], ["old"], [action])
+        np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-4)
+
+
 def test_greedy_actions_are_the_best_legal_ids_and_forced_ids_are_not_asked_for(table: Policy):
     automaton = table.domain.spec.automaton
     followed = make_policy(table.domain)
@@ -338,6 +350,8 @@ def test_images_that_are_no_pictures_and_states_that_are_no_numbers_are_refused(
     for wrong in (image.astype(np.float32), image[..., :1], image[0], image[:0], image[None]):
         with pytest.raises(ValueError, match=r"the camera 'rgb' shows .* expected uint8\[height, width, 3\]"):
             table.prepare(wrong, TEXT, STATE)
+    with pytest.raises(ValueError, match="expected sides of at most 8192 pixels"):
+        table.prepare(np.zeros((1, 8193, 3), np.uint8), TEXT, STATE)
     for number in (np.inf, np.nan):
         with pytest.raises(ValueError, match=r"the state 'effector_translation' holds .* expected finite numbers"):
             table.prepare(image, TEXT, {**STATE, "effector_translation": np.float32([number, 0])})
@@ -384,6 +398,7 @@ def test_mistaken_calls_are_answered_with_what_was_found(table: Policy):
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"temperature": -1}, "temperature=-1"),
     ({"temperature": np.nan}, "temperature=nan"),
+    ({"temperature": np.inf}, "temperature=inf"),
     ({"history": "none"}, "history='none': expected 'sliding' or 'flushed'"),
     ({"history": "flushed", "ahead": True}, "ahead is of history='sliding', but found history='flushed'"),
     ({"flush_every": 2}, "flush_every=2 is of history='flushed'"),
@@ -392,6 +407,12 @@ def test_mistaken_calls_are_answered_with_what_was_found(table: Policy):
 def test_a_policy_that_cannot_be_is_refused(arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         make_policy(DOMAINS["table"], **arguments)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, np.nan, np.inf])
+def test_another_temperature_that_cannot_be_is_refused(table: Policy, temperature: float):
+    with pytest.raises(ValueError, match=f"temperature={temperature} must be 0"):
+        table.with_temperature(temperature)
 
 
 def test_a_policy_is_loaded_from_a_workdir_its_checkpoints_or_one_step(straight: Trained):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ BAD = {
     "height": ({"images": np.zeros((0, 16, 3), np.uint8)}, "uint8[height, width, 3]"),
     "channels": ({"images": np.zeros((16, 16, 4), np.uint8)}, "uint8[height, width, 3]"),
     "dtype": ({"images": np.zeros((16, 16, 3), np.float32)}, "found float32"),
+    "side": ({"images": np.zeros((1, 8193, 3), np.uint8)}, "sides of at most 8192 pixels"),
     "no image": ({"images": "picture"}, "images: expected an array"),
     "camera": ({"images": {"wrist": make_image()}}, "sees through rgb"),
     "no camera": ({"images": []}, "sees through rgb"),
@@ -72,6 +74,19 @@ def test_bad_observations_are_answered_in_words_and_change_nothing_for_anyone(ro
                 reply = asked(bad, wire.pack({**ACT, "images": {"rgb": image}}))
                 np.testing.assert_array_equal(reply["action"]["action"], found[-1])
     np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_echoed_is_cut_and_stays_one_line_of_the_log(robots: Served, caplog: pytest.LogCaptureFixture):
+    forged = "wrist\nrobot 7: connected\x1b[0m"
+    changes = {"type": {"type": "x" * 40_000}, "camera": {"images": {forged: make_image()}},
+               "nan": {"state": STATE | {"effector_translation": np.full(20_000, np.nan, np.float16)}}}
+    with caplog.at_level(logging.INFO), connect(robots.url, compression=None) as connection:
+        connection.recv()
+        replies = {name: asked(connection, wire.pack({**ACT, **change})) for name, change in changes.items()}
+    assert all(reply["error"] == "bad_request" and len(reply["message"]) <= 1005 for reply in replies.values())
+    assert "expected finite numbers" in replies["nan"]["message"]
+    assert replies["camera"]["message"].count(r"wrist\nrobot 7: connected\x1b[0m") == 1
+    assert all(text.isprintable() and len(text) < 1100 for text in caplog.messages if "bad_request" in text)
 
 
 @pytest.mark.parametrize("content", ["{}", b"", b"\xc1", b"\x81\xa1x", msgpack.packb([1]), msgpack.packb({"type": [1]}),

@@ -94,10 +94,8 @@ class Decoder:
         said, new = self._read_and_say(params, visual, rows, how, kept)
 
         def grown(row: int) -> Kept:
-            def put(whole_NZH: jax.Array, part_NCH: jax.Array) -> jax.Array:
-                return jax.lax.dynamic_update_slice_in_dim(whole_NZH, part_NCH, rows.used_B[row], axis=1)
-
-            return jax.tree.map(put, kept[row], _split(new)[row])
+            return jax.tree.map(lambda whole_NZH, part_NCH: _written(whole_NZH, part_NCH, rows.used_B[row]),
+                                kept[row], _split(new)[row])
 
         return said, tuple(grown(row) for row in range(len(kept)))
 
@@ -131,6 +129,20 @@ def _split(cache: Cache) -> tuple[Kept, ...]:
     """The reverse."""
     rows = range(len(cache[0].k_BNZH))
     return tuple(tuple((layer.k_BNZH[row], layer.v_BNZH[row]) for layer in cache) for row in rows)
+
+
+def _written(whole_NZH: jax.Array, part_NCH: jax.Array, used: jax.Array) -> jax.Array:
+    """Keys or values with a chunk written behind the first `used`; of the chunk's filling, what has no room is dropped.
+
+    XLA shifts an update that reaches beyond the end, so that it would overwrite slots read before. Here the update
+    begins there itself, with what these slots hold.
+    """
+    slots = part_NCH.shape[1]
+    start = jnp.minimum(used, whole_NZH.shape[1] - slots)
+    there_NCH = jax.lax.dynamic_slice_in_dim(whole_NZH, start, slots, axis=1)
+    is_there_C = jnp.arange(slots) < used - start
+    update_NCH = jnp.where(is_there_C[:, None], there_NCH, jnp.roll(part_NCH, used - start, axis=1))
+    return jax.lax.dynamic_update_slice_in_dim(whole_NZH, update_NCH, start, axis=1)
 
 
 def _after(rows: Rows) -> jax.Array:

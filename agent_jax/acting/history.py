@@ -89,8 +89,7 @@ class Sizes:
         new = _eight(step)  # the rest of an action, images, state, and what opens every action
         if new < chunks[0][1]:
             chunks.insert(0, (1, new))
-        # What is written to a row that grows is a whole chunk, so there must be room behind the longest row.
-        cache = dict(chunks)[domain.window - 1] if ahead else row.slots + chunks[0][1]
+        cache = dict(chunks)[domain.window - 1] if ahead else row.slots
         return cls(tuple(chunks), dataclasses.replace(row, image_size=1), cache)
 
     def fit(self, chunk: Chunk) -> tuple[int, int]:

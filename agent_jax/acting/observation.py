@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from agent_jax.data.domains import Domain
-from agent_jax.data.transforms import prepare_image
+from agent_jax.data.transforms import LONGEST_SIDE, prepare_image
 
 Images = np.ndarray | Mapping[str, np.ndarray] | Sequence[np.ndarray]  # of one environment: an image, or one a camera
 
@@ -83,4 +83,7 @@ def _frame(image: Any, camera: str, size: int) -> np.ndarray:
     shape, dtype = np.shape(image), getattr(image, "dtype", type(image).__name__)
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise ValueError(f"act: the camera {camera!r} shows {dtype}{list(shape)}, expected uint8[height, width, 3]")
+    if max(shape) > LONGEST_SIDE:
+        raise ValueError(f"act: the camera {camera!r} shows {list(shape)}, expected sides of at most {LONGEST_SIDE} "
+                         "pixels")
     return np.array(prepare_image(np.asarray(image), size))  # a copy: simulators draw into the same buffer again

@@ -21,6 +21,12 @@ import simplejpeg
 from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image, UnidentifiedImageError
 
+# Pixels of an image that an agent acts on. The resize first makes as many lines as are wanted, at the width that is
+# given: of an image of 8 MB and one line, 2 GB.
+LONGEST_SIDE = 8192
+
+_KEPT_BYTES = 2**22  # a larger image's buffers are given back; to make them anew is little beside resizing it
+
 
 def prepare_image(image: np.ndarray | bytes, size: int) -> np.ndarray:
     """The image as the encoder takes it.
@@ -55,6 +61,8 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     made = ImageData(size[1], size[0], PixelType.U8x3)
     given = ImageData(image.shape[1], image.shape[0], PixelType.U8x3, image.tobytes())
     resizer.resize(given, made, _BILINEAR)
+    if image.nbytes > _KEPT_BYTES:
+        del _of_thread.resizer
     return np.frombuffer(made.get_buffer(), np.uint8).reshape(*size, 3)
 
 

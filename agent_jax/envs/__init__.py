@@ -10,7 +10,7 @@ An environment is one module of this folder, and the only file that imports its 
     environment.close()
 
 Observations and actions are dicts of arrays or numbers: an observation holds one image for each of the module's
-`CAMERAS` and the keys of its `STATE_SPEC`, an action the keys of its `ACTION_SPEC`.
+`CAMERAS` and the keys of its `STATE_SPEC` or `STATE_SHAPES`, an action the keys of its `ACTION_SPEC`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class EnvironmentModule(Protocol):
 
     NAME: str
     ACTION_SPEC: ActionSpec
-    STATE_SPEC: StateSpec | None  # of the numbers in an observation; None: there are images alone
+    STATE_SPEC: StateSpec | None  # of the numbers in an observation; None: there are none, or those of STATE_SHAPES
+    STATE_SHAPES: Mapping[str, tuple[int, ...]]  # of numbers whose StateSpec comes with the data, by key
     CAMERAS: tuple[str, ...]  # keys of an observation's images, "rgb" first
     TASKS: Mapping[str, tuple[str, ...]]  # suites of tasks, by name, the usual one first; `make` may know more tasks
     MAX_STEPS: int  # of an episode of any task in TASKS; an environment's own limit is its `max_steps`

@@ -44,6 +44,7 @@ except ModuleNotFoundError as error:
 NAME = "babyai"
 ACTION_SPEC = BABYAI
 STATE_SPEC = None
+STATE_SHAPES = {}
 CAMERAS = ("rgb",)
 # Levels that the bot solves. `make` takes every level that minigrid has.
 TASKS = {

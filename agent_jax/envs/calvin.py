@@ -31,7 +31,8 @@ CHECKOUT.directory()
 
 NAME = "calvin"
 ACTION_SPEC = CALVIN
-STATE_SPEC = None  # its bounds come from the data set (actions.calvin_state); observations have its key, robot_obs
+STATE_SPEC = None  # its bounds come from the data set (actions.calvin_state)
+STATE_SHAPES = {"robot_obs": (15,)}
 CAMERAS = ("rgb", "rgb_gripper")  # rgb_static and rgb_gripper
 TASKS = {"CALVIN": ("Chains",), "First": ("First",)}
 SUBTASKS = 5

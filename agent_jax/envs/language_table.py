@@ -38,6 +38,7 @@ time_steps = CHECKOUT.module("tf_agents.trajectories.time_step")
 NAME = "language_table"
 ACTION_SPEC = LANGUAGE_TABLE
 STATE_SPEC = LANGUAGE_TABLE_STATE
+STATE_SHAPES = {}
 CAMERAS = ("rgb",)
 # Module and class of each reward, by its name in the repository's eval/main.py.
 REWARDS = {

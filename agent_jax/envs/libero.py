@@ -60,6 +60,7 @@ environments = CHECKOUT.module("libero.libero.envs")
 NAME = "libero"
 ACTION_SPEC = LIBERO
 STATE_SPEC = LIBERO_STATE
+STATE_SHAPES = {}
 CAMERAS = ("rgb", "wrist")  # agentview and robot0_eye_in_hand
 _SUITES = {"libero_goal": 10, "libero_spatial": 10, "libero_object": 10, "libero_10": 10, "libero_90": 90}
 TASKS = {suite: tuple(f"{suite}/{number}" for number in range(count)) for suite, count in _SUITES.items()}

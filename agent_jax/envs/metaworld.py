@@ -40,6 +40,7 @@ except ModuleNotFoundError as error:
 NAME = "metaworld"
 ACTION_SPEC = METAWORLD
 STATE_SPEC = METAWORLD_STATE
+STATE_SHAPES = {}
 CAMERAS = ("rgb",)
 MAX_STEPS = 500  # Meta-World's own
 RATE_HZ = 80.0

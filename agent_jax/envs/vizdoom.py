@@ -46,6 +46,7 @@ except ModuleNotFoundError as error:
 NAME = "vizdoom"
 ACTION_SPEC = VIZDOOM
 STATE_SPEC = None
+STATE_SHAPES = {}
 CAMERAS = ("rgb",)
 TASKS = {"GoTo": ("GoTo2", "GoTo1", "GoTo4", "GoTo6")}  # the number of objects
 MAX_STEPS = 60

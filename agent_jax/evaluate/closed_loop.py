@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from agent_jax.action_codec import BoundSpec
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.data.domains import Domain
 from agent_jax.envs import EnvironmentModule, load
@@ -17,19 +18,13 @@ from agent_jax.evaluate.simulators import Simulators
 from agent_jax.evaluate.stage import EXPERT
 from agent_jax.evaluate.statistics import chain_summary, success_summary
 
-
-@dataclasses.dataclass(frozen=True)
-class ClosedLoopResult:
-    """The figures, and some episodes to look at."""
-
-    # task -> policy -> success, episodes, ci95, mean_steps, lost; where episodes are chains, also chain
-    report: dict[str, dict[str, dict[str, Any]]]
-    recordings: tuple[Recording, ...]
+# Task -> policy -> success, episodes, ci95, mean_steps, lost; where episodes are chains, also chain.
+Report = dict[str, dict[str, dict[str, Any]]]
 
 
 def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, domain: Domain | None = None,
-                image_size: int = 0, record: int = 1, baselines: bool = True, concurrent: int = CONCURRENT,
-                say: Callable[[str], None] = print) -> ClosedLoopResult:
+                image_size: int = 0, record: int = 1, watch: Callable[[Recording], None] | None = None,
+                baselines: bool = True, concurrent: int = CONCURRENT, say: Callable[[str], None] = print) -> Report:
     """Evaluate policies, the environment's random baselines and its expert ("bot") on every task of the config.
 
     Args:
@@ -37,14 +32,18 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
         policies: by their name in the report, e.g. "greedy" and "sampled".
         domain: in which the policies act; None: they see the image "rgb" alone.
         image_size: pixels of the observations; 0: the environment's default.
-        record: how many episodes of each task and each of `policies` to record, if `config.video`.
+        record: how many episodes of each task and each of `policies` to record for `watch`.
+        watch: is given these recordings when the policy has done the task, and they are not kept; None: there are none.
         baselines: whether to run them.
         concurrent: episodes at a time; where a process can have one environment only, as many as there are processes.
         say: is given a line after each policy, and the table at the end.
 
+    Returns:
+        The figures.
+
     Raises:
-        ValueError: an unknown environment or task, one without episodes, a policy named like a baseline, a domain that
-            does not fit the environment.
+        ValueError: an unknown environment or task, one without episodes, none at a time, a policy named like a
+            baseline, a domain that does not fit the environment.
         RuntimeError: the simulators cannot be started, or every episode of a task was lost.
     """
     module = load(config.environment)
@@ -58,9 +57,8 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
     sees = Sees()
     if domain is not None:
         check_domain(domain, module)
-        sees = Sees(domain.camera_names, tuple(domain.state.spec.fields) if domain.state else ())
-    report: dict[str, dict[str, dict[str, Any]]] = {}
-    recordings: list[Recording] = []
+        sees = Sees.of(domain)
+    report: Report = {}
     with Simulators(config.environment, image_size, processes=config.processes, keys=sees.keys) as simulators:
         for task, episodes in config.episodes.items():
             report[task] = {}
@@ -68,19 +66,27 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
             for name in (*policies, *(names if baselines else ())):
                 if name in policies:
                     result = run_policy(policies[name], simulators, task, seeds, sees=sees, name=name,
-                                        record=record if config.video else 0, action_name=module.action_name,
+                                        record=record if watch else 0, action_name=module.action_name,
                                         concurrent=concurrent)
                 else:
                     result = run_baseline(simulators, task, seeds, name, config.seed)
                 report[task][name] = _figures(result, name)
-                recordings += result.recordings
+                if watch is not None:
+                    for recording in result.recordings:
+                        watch(recording)
                 say(_line(result, name, report[task][name]))
     say(format_table(report))
-    return ClosedLoopResult(report, tuple(recordings))
+    return report
 
 
 def at_a_time(module: EnvironmentModule, concurrent: int, processes: int) -> int:
-    """How many episodes run at a time where `concurrent` are wanted; 0 processes: this one."""
+    """How many episodes run at a time where `concurrent` are wanted; 0 processes: this one.
+
+    Raises:
+        ValueError: none are wanted.
+    """
+    if concurrent < 1:
+        raise ValueError(f"concurrent={concurrent}: expected at least 1 episode at a time")
     return min(concurrent, max(1, processes)) if module.ONE_A_PROCESS else concurrent
 
 
@@ -96,23 +102,32 @@ def check_domain(domain: Domain, module: EnvironmentModule) -> None:
         ValueError: says how ActionSpec, StateSpec or cameras differ.
     """
     wrong = []
-    theirs = {"ActionSpec": module.ACTION_SPEC, "StateSpec": module.STATE_SPEC}
-    ours = {"ActionSpec": domain.spec, "StateSpec": domain.state}
-    for kind, environment in theirs.items():
-        bound = ours[kind]
-        trained = bound.spec if bound else None
-        if trained is None and kind == "StateSpec":
-            continue  # a policy may do without what there is to know
-        if trained is None or environment is None:
-            wrong.append(f"the {'environment' if trained else 'domain'} has no {kind}")
-        elif difference := trained.difference(environment):
-            wrong.append(f"{kind}, the domain's (there the environment's): {difference}")
+    if domain.spec is None:
+        wrong.append("the domain has no ActionSpec")
+    elif difference := domain.spec.spec.difference(module.ACTION_SPEC):
+        wrong.append(f"ActionSpec, the domain's (there the environment's): {difference}")
+    # A policy may do without what there is to know.
+    if domain.state is not None and (difference := _state_difference(domain.state, module)):
+        wrong.append(difference)
     if missing := [camera for camera in domain.camera_names if camera not in module.CAMERAS]:
         wrong.append(f"cameras: the domain sees through {', '.join(missing)}; the environment has "
                      f"{', '.join(module.CAMERAS)}")
     if wrong:
         raise ValueError(f"domain {domain.name!r} cannot act in the environment {module.NAME!r}: {'; '.join(wrong)}. "
                          "Name the environment whose data it was trained on, or another domain")
+
+
+def _state_difference(state: BoundSpec, module: EnvironmentModule) -> str:
+    """In words, how a domain's state differs from the environment's; empty if it does not."""
+    if module.STATE_SPEC is not None:
+        difference = state.spec.difference(module.STATE_SPEC)
+        return f"StateSpec, the domain's (there the environment's): {difference}" if difference else ""
+    if not module.STATE_SHAPES:
+        return "the environment has no StateSpec"
+    shapes = {key: shape for key, (shape, _) in state.spec.fields.items()}
+    if shapes.items() <= module.STATE_SHAPES.items():
+        return ""
+    return f"shapes of the state, the domain's (there the environment's): {shapes} ({dict(module.STATE_SHAPES)})"
 
 
 def _figures(result: TaskResult, name: str) -> dict[str, Any]:

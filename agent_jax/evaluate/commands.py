@@ -20,43 +20,46 @@ from agent_jax.data.store import Store
 from agent_jax.envs import EnvironmentModule, load, tasks_of
 from agent_jax.evaluate.checkpoints import Trained, data_paths
 from agent_jax.evaluate.closed_loop import at_a_time, baseline_names, check_domain, closed_loop
+from agent_jax.evaluate.in_training import simulator_image_size
 from agent_jax.evaluate.offline import evaluate_offline, format_scores
 from agent_jax.evaluate.replay_actions import format_replayed, gathered_from, recorded_episodes, replay_actions
 from agent_jax.evaluate.replay_frames import replay_frames
+from agent_jax.evaluate.rollouts import Recording
 from agent_jax.evaluate.simulators import Simulators
 from agent_jax.host_memory import keep_freed_memory
 from agent_jax.policy import Policy
-from agent_jax.view.rollout import usual_format, write_recording
+from agent_jax.view.rollout import Format, check_format, usual_format, write_recording
 
 
 def closed_loop_command(options: argparse.Namespace) -> int:
     """Act in a simulator; returns the exit status."""
     begun = time.perf_counter()
+    videos = _Videos(options) if options.video else None
     keep_freed_memory()
     module = load(options.env)
     trained = Trained.load(options.checkpoint)
     check_domain(trained.domain(options.domain), module)
     tasks = _tasks(options, module, trained.config)
-    policy = Policy.load(options.checkpoint, domain=options.domain, temperature=options.temperature, seed=options.seed,
-                         history=options.history, flush_every=options.flush_every)
+    policy = Policy.load(options.checkpoint, domain=options.domain, step=trained.step, temperature=options.temperature,
+                         seed=options.seed, history=options.history, flush_every=options.flush_every)
     name = "greedy" if options.temperature == 0 else f"sampled-{options.temperature:g}"
     config = ClosedLoopConfig(environment=options.env, episodes={task: int(options.episodes) for task in tasks},
-                              seed=options.seed, processes=options.processes, video=bool(options.video))
+                              seed=options.seed, processes=options.processes)
     _say(f"checkpoint: {trained.directory}, step {trained.step}; domain {policy.domain.name!r}\n"
          f"simulator: {module.version()}, {options.processes} process(es)\n"
          f"seeds: {options.seed} to {options.seed + options.episodes - 1} of each of {len(tasks)} task(s), "
          f"{', '.join((name, *(baseline_names(module) if options.baselines else ())))}")
-    image_size = _image_size(options, trained.config, options.env)
-    result = closed_loop(config, {name: policy}, domain=policy.domain, image_size=image_size,
-                         record=options.videos, baselines=options.baselines, concurrent=options.concurrent, say=_say)
-    for recording in result.recordings:
-        path = write_recording(options.video, recording, kind=options.format or usual_format(), with_seed=True)
-        _say(f"video: {path}")
+    image_size = options.image_size or simulator_image_size(trained.config, options.env)
+    report = closed_loop(config, {name: policy}, domain=policy.domain, image_size=image_size, record=options.videos,
+                         watch=videos.write if videos else None, baselines=options.baselines,
+                         concurrent=options.concurrent, say=_say)
     _write(options, trained, {
         "environment": options.env, "simulator": module.version(), "domain": policy.domain.name,
         "seed": options.seed, "temperature": options.temperature, "history": options.history,
         "concurrent": at_a_time(module, options.concurrent, options.processes),
-        "seconds": round(time.perf_counter() - begun, 1), "tasks": result.report})
+        "seconds": round(time.perf_counter() - begun, 1), "tasks": report})
+    if videos and videos.error:
+        raise videos.error
     return 0
 
 
@@ -79,7 +82,7 @@ def replay_command(options: argparse.Namespace) -> int:
     """Check data, simulator and acting against each other; returns the exit status: 1 where they differ."""
     trained = Trained.load(options.checkpoint)
     domain = trained.domain(options.domain)
-    policy = Policy.load(options.checkpoint, domain=options.domain)
+    policy = Policy.load(options.checkpoint, domain=options.domain, step=trained.step)
     store, split = trained.open_store(domain, options.data), trained.split(domain, options.split)
     _say(f"checkpoint: {trained.directory}, step {trained.step}; domain {domain.name!r}\n"
          f"data: {store.directory}, split {split!r}")
@@ -94,8 +97,8 @@ def replay_command(options: argparse.Namespace) -> int:
         check_domain(domain, module)
         _warn_of_version(store, module)
         episodes = recorded_episodes(store, domain, split, options.episodes)
-        with Simulators(environment, _image_size(options, trained.config, environment),
-                        processes=options.processes) as simulators:
+        image_size = options.image_size or simulator_image_size(trained.config, environment)
+        with Simulators(environment, image_size, processes=options.processes) as simulators:
             tasks = replay_actions(simulators, episodes, domain)
         _say(format_replayed(tasks))
     else:
@@ -108,6 +111,25 @@ def replay_command(options: argparse.Namespace) -> int:
                               "frames": dataclasses.asdict(frames), "environment": environment,
                               "tasks": [dataclasses.asdict(task) for task in tasks]})
     return 0 if alike else 1
+
+
+class _Videos:
+    """Writes recordings as they come; one that cannot be written is told, and costs no figures."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._directory = Path(options.video)
+        self._kind: Format = options.format or usual_format()
+        self.error: OSError | None = None  # the last one
+        check_format(self._kind)
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    def write(self, recording: Recording) -> None:
+        """Write the video of an episode."""
+        try:
+            _say(f"video: {write_recording(self._directory, recording, kind=self._kind, with_seed=True)}")
+        except OSError as error:
+            self.error = error
+            _say(f"video not written: {error}")
 
 
 def _warn_of_version(store: Store, module: EnvironmentModule) -> None:
@@ -123,11 +145,6 @@ def _tasks(options: argparse.Namespace, module: EnvironmentModule, config: Confi
     if config.closed_loop.environment == options.env and config.closed_loop.episodes:
         return tuple(config.closed_loop.episodes)
     return tasks_of(module, list(module.TASKS)[:1])
-
-
-def _image_size(options: argparse.Namespace, config: Config, environment: str) -> int:
-    same = config.data.demonstrations.environment == environment
-    return options.image_size or (config.data.demonstrations.image_size if same else 0)
 
 
 def _write(options: argparse.Namespace, trained: Trained, figures: Mapping[str, Any]) -> None:

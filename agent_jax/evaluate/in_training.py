@@ -7,16 +7,14 @@ random numbers, so a run learns the same with and without it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
 from agent_jax.config import Config
 from agent_jax.data.domains import Domain
 from agent_jax.envs import load
-from agent_jax.evaluate.closed_loop import check_domain, closed_loop
+from agent_jax.evaluate.closed_loop import Report, check_domain, closed_loop
 from agent_jax.evaluate.stage import make
 from agent_jax.models.agent import Params
 from agent_jax.policy import Policy
@@ -33,28 +31,30 @@ class InTraining:
             domains: of the run.
 
         Raises:
-            ValueError: the domain does not fit the environment, an unknown task, or an instruction beyond `max_text`.
+            ValueError: the domain does not fit the environment, an unknown task, or its first instruction is beyond
+                `max_text`.
             ModuleNotFoundError: the simulator is not installed.
         """
         name = acting_domain(config)
         self._domain = next(domain for domain in domains if domain.name == name or not name)
         module = load(config.closed_loop.environment)
         check_domain(self._domain, module)
-        for task in config.closed_loop.episodes:  # an unknown one, or words that are too many, are told now
-            with contextlib.closing(make(module, task, simulator_image_size(config))) as environment:
+        self._image_size = simulator_image_size(config, config.closed_loop.environment)
+        for task in config.closed_loop.episodes:  # an unknown one, or words that are always too many, are told now
+            with contextlib.closing(make(module, task, self._image_size)) as environment:
                 environment.reset(seed=config.closed_loop.seed)
                 self._domain.text_ids(environment.instruction)
-        self._run, self._config = config, dataclasses.replace(config.closed_loop, video=False)
+        self._run = config
         self._policy: Policy | None = None
 
-    def __call__(self, params: Params) -> dict[str, dict[str, dict[str, Any]]]:
+    def __call__(self, params: Params) -> Report:
         """{TASK: {"greedy": figures}} of parameters on the host."""
         # One device acts; the others have the training's arrays and are idle.
         here = jax.device_put(params, jax.local_devices()[0])
         policy = self._policy.with_params(here) if self._policy else Policy(self._run, here, self._domain)
         self._policy = policy  # it keeps what was compiled
-        return closed_loop(self._config, {"greedy": policy}, domain=self._domain, baselines=False,
-                           image_size=simulator_image_size(self._run), say=lambda line: None).report
+        return closed_loop(self._run.closed_loop, {"greedy": policy}, domain=self._domain, baselines=False,
+                           image_size=self._image_size, say=lambda line: None)
 
 
 def acting_domain(config: Config) -> str:
@@ -77,7 +77,7 @@ def acting_domain(config: Config) -> str:
     return found[0]
 
 
-def simulator_image_size(config: Config) -> int:
-    """Pixels of what the simulator shows: as in the demonstrations of the run; 0, its default, if it has none."""
-    same = config.data.demonstrations.environment == config.closed_loop.environment
+def simulator_image_size(config: Config, environment: str) -> int:
+    """Pixels of what a simulator shows: as in the run's demonstrations of it; 0, its default, if there are none."""
+    same = config.data.demonstrations.environment == environment
     return config.data.demonstrations.image_size if same else 0

@@ -106,7 +106,10 @@ def evaluate_offline(trained: Trained, params: Params, domain: Domain, *, data: 
 
 def forwards(model: ModelConfig, params: Params, rows: PackedRows, rows_limit: int = 0
              ) -> Iterator[tuple[Batch, Forward]]:
-    """The evaluation forward of every row, batch by batch: nothing is masked, recorded ids stand before each target."""
+    """The evaluation forward of every row, or of at most `rows_limit`, batch by batch.
+
+    Nothing is masked; recorded ids stand before each target.
+    """
     agent, device = Agent(model), jax.local_devices()[0]
 
     @functools.partial(jax.jit, compiler_options=compiler_options(device, model.dtype))
@@ -118,9 +121,16 @@ def forwards(model: ModelConfig, params: Params, rows: PackedRows, rows_limit: i
 
     batches = -(-rows_limit // BATCH_SIZE)
     params = jax.device_put(params, device)
-    for batch in validation_batches(rows, BATCH_SIZE, batches):
-        nll_BT, best_BT, class_B = jax.device_get(run(params, batch))
+    for number, batch in enumerate(validation_batches(rows, BATCH_SIZE, batches)):
+        output = jax.device_get(run(params, batch))  # of whole batches: one shape is compiled
+        if rows_limit:
+            batch, output = _first_rows((batch, output), rows_limit - number * BATCH_SIZE)
+        nll_BT, best_BT, class_B = output
         yield batch, Forward(nll_BT, best_BT, class_B)
+
+
+def _first_rows(tree: Any, count: int) -> Any:
+    return jax.tree.map(lambda array_B: array_B[:count], tree)
 
 
 class _Sums:

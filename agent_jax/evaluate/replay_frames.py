@@ -58,26 +58,29 @@ def replay_frames(trained: Trained, params: Params, policy: Policy, store: Store
         most: at most so many windows, spread evenly over the split; 0: all.
 
     Raises:
-        ValueError: the split does not fit the domain.
+        ValueError: the split does not fit the domain, or holds nothing to compare.
     """
     domain = dataclasses.replace(policy.domain, sampling="consecutive")
     windows = Windows(domain, store, split)
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(most or len(windows), len(windows))).round().astype(int))
-    forward, records, found = _Forward(trained, params, domain), store.split(split), []
+    evaluated, records, found = _Forward(trained, params, domain), store.split(split), []
     for first in range(0, len(chosen), _TOGETHER):
         numbers = chosen[first : first + _TOGETHER].tolist()
         laid = [windows.read(number, 0) for number in numbers]
         acted = _act(policy, windows, records, numbers, laid)
-        for window, ours, theirs, number in zip(laid, forward(laid), acted, numbers, strict=True):
+        for window, ours, theirs, number in zip(laid, evaluated(laid), acted, numbers, strict=True):
             real = int(windows.steps[number])  # those after it are repetitions, which no camera shows
             # An image of a clip is encoded with the later ones, which acting has not seen yet.
             kept = [real - 1] if domain.video and real == len(window.steps) else [] if domain.video else range(real)
             found += [_compare(window.steps[step].action_ids, ours[step], theirs[step], domain) for step in kept]
-    counts = np.concatenate(found) if found else np.zeros((0, 5))
-    choices = len(counts)
-    share = lambda column: float(counts[:, column].mean()) if choices else float("nan")  # noqa: E731
-    return ReplayedFrames(len(chosen), choices, int(counts[:, 0].sum()), int(counts[:, 1].sum()), share(2), share(3),
-                          float(counts[:, 4].max(initial=0.0)))
+    if not found:
+        whole = f" of {domain.window} whole steps, whose last one is compared in a clip" if domain.video else ""
+        raise ValueError(f"{store.directory}, split {split!r}: found nothing to compare in {len(chosen)} windows, "
+                         f"expected windows{whole}")
+    counts = np.concatenate(found)
+    forward, acting = counts[:, 2:4].mean(axis=0).tolist()
+    return ReplayedFrames(len(chosen), len(counts), int(counts[:, 0].sum()), int(counts[:, 1].sum()), forward, acting,
+                          float(counts[:, 4].max()))
 
 
 class _Forward:

@@ -17,6 +17,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from agent_jax.action_codec import TERMINAL_KEY
+from agent_jax.data.domains import Domain
 from agent_jax.envs import Action
 from agent_jax.evaluate.simulators import Command, Died, Interrupted, Simulators
 from agent_jax.evaluate.stage import Seen
@@ -97,6 +99,11 @@ class Sees:
     cameras: tuple[str, ...] = ("rgb",)
     state: tuple[str, ...] = ()  # keys of the state
 
+    @classmethod
+    def of(cls, domain: Domain) -> Sees:
+        """What a policy of the domain is given: the images of its cameras and the keys of its StateSpec."""
+        return cls(domain.camera_names, tuple(domain.state.spec.fields) if domain.state else ())
+
     @property
     def keys(self) -> tuple[str, ...]:
         """Of the observation."""
@@ -120,10 +127,13 @@ def run_policy(policy: Policy, simulators: Simulators, task: str, seeds: Sequenc
         concurrent: episodes at a time.
 
     Raises:
-        ValueError: no episodes; or the policy answers with another number of actions than it was asked for.
+        ValueError: no episodes, or none at a time; or the policy answers with another number of actions than it was
+            asked for.
     """
     if not seeds:
         raise ValueError(f"task {task!r}: found 0 episodes to evaluate, expected at least 1")
+    if concurrent < 1:
+        raise ValueError(f"concurrent={concurrent}: expected at least 1 episode at a time")
     begun = time.perf_counter()
     rollouts = _Rollouts(policy, task, seeds, sees or Sees(), name, record, action_name)
     while rollouts.unfinished:
@@ -161,7 +171,8 @@ class _Rollouts:
         for place, action in zip(running, self._ask(running) if running else (), strict=True):
             commands[place] = Command("step", {"place": place}, action)
             if (episode := self._episode[place]) in self._actions:
-                self._actions[episode].append(self._action_name(action))
+                over = action.get(TERMINAL_KEY, False)
+                self._actions[episode].append(TERMINAL_KEY if over else self._action_name(action))
         for place in range(min(concurrent, len(self._seeds))):
             if place not in self._episode and self._waiting:
                 episode = self._episode[place] = self._waiting.popleft()

@@ -11,16 +11,24 @@ import numpy as np
 
 from agent_jax.client import wire
 from agent_jax.data.domains import Domain
+from agent_jax.data.transforms import LONGEST_SIDE
 
 _FIELDS = {"act": {"type", "images", "instruction", "state"}, "reset": {"type"}}
 _LONGEST_TEXT = 10_000  # characters; tokenising more is work that no instruction is worth
+_MESSAGE_ENDS = 800, 200  # characters of a long error that are kept: what was found, and what is expected
 
 
 class RefusedError(Exception):
-    """A message that is answered with an error; the connection goes on."""
+    """A message that is answered with an error; the connection goes on.
+
+    Its text may hold what the robot sent: the middle of a long one is left out, and control characters are escaped, so
+    that it is one line of a log.
+    """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        first, last = _MESSAGE_ENDS
+        cut = message if len(message) <= first + last else f"{message[:first]} ... {message[-last:]}"
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in cut))
         self.code = code
 
     def reply(self) -> str:
@@ -75,6 +83,8 @@ def _check_images(images: Any) -> None:
     for image in found:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"images: found {image.dtype}{list(image.shape)}, expected uint8[height, width, 3]")
+        if max(image.shape) > LONGEST_SIDE:
+            raise ValueError(f"images: found {list(image.shape)}, expected sides of at most {LONGEST_SIDE} pixels")
 
 
 def _check_state(state: Any, domain: Domain) -> None:

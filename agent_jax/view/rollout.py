@@ -82,6 +82,17 @@ def usual_format() -> Format:
     return "mp4" if importlib.util.find_spec("av") else "gif"
 
 
+def check_format(kind: Format) -> None:
+    """Refuse a format that cannot be written here.
+
+    Raises:
+        ModuleNotFoundError: an MP4, and PyAV is not installed; says how to install it.
+    """
+    if kind == "mp4" and usual_format() != "mp4":
+        raise ModuleNotFoundError('an MP4 needs av, which is not installed: pip install "agent_jax[data]", or write a '
+                                  "GIF", name="av")
+
+
 def write_recording(directory: str | os.PathLike[str], recording: Recorded, *, kind: Format = "gif",
                     with_seed: bool = False) -> Path:
     """Write TASK-POLICY.gif, or TASK-POLICY-SEED.mp4, into a directory, which is made; returns the path.
@@ -121,11 +132,9 @@ def write_mp4(path: str | os.PathLike[str], rollout: Rollout) -> None:
     Raises:
         ModuleNotFoundError: PyAV is not installed; says how to install it.
     """
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'{path}: an MP4 needs av, which is not installed: pip install "agent_jax[data]", or '
-                                  "write a GIF", name=error.name) from error
+    check_format("mp4")
+    import av
+
     step_ms, partial = rollout.step_ms, _beside(path)
     with av.open(str(partial), "w", format="mp4") as container:
         # Typed Any: which class of stream it is depends on the codec's name.
