@@ -382,6 +382,10 @@ def validate(config: Config) -> None:
     vision = model.vision
     _check(vision.patch_size > 0 and vision.image_size % vision.patch_size == 0,
            f"config.model.vision.image_size={vision.image_size} must be a multiple of patch_size={vision.patch_size}")
+    _check(vision.image_size > 0, f"config.model.vision.image_size={vision.image_size} must be at least 1")
+    for name in ("positions", "vocabulary_multiple"):
+        _check(getattr(model.language, name) >= 1,
+               f"config.model.language.{name}={getattr(model.language, name)} must be at least 1")
     for name, part in (("vision", vision), ("language", model.language), ("mae", model.mae)):
         _check(part.heads > 0 and part.width % part.heads == 0,
                f"config.model.{name}.width={part.width} must be a multiple of heads={part.heads}")
@@ -408,6 +412,9 @@ def validate(config: Config) -> None:
     _check(optimizer.learning_rate > 0, f"config.optimizer.learning_rate={optimizer.learning_rate} must be positive")
     _check(0 <= optimizer.warmup < 1, f"config.optimizer.warmup={optimizer.warmup} is a share of the steps, in [0, 1)")
     _check(0 <= optimizer.ema < 1, f"config.optimizer.ema={optimizer.ema} must lie in [0, 1)")
+    for name in ("workers", "prefetch", "frames_per_row"):
+        _check(getattr(config.data, name) >= 0, f"config.data.{name}={getattr(config.data, name)} must be at least 0")
+    _check(config.checkpoint.every >= 0, f"config.checkpoint.every={config.checkpoint.every} must be at least 0")
     for name, domain in config.data.domains.items():
         _check(domain.window >= 1 and domain.stride >= 1,
                f"config.data.domains.{name}: window={domain.window} and stride={domain.stride} must be at least 1")

@@ -57,13 +57,18 @@ def facts(config: Config, workdir: Any) -> dict[str, Any]:
             "--workdir": str(workdir), "python": platform.python_version(), **versions, **code}
 
 
-def check_machine(config: Config) -> None:
+def check_machine(config: Config, *, resumes: bool = False) -> None:
     """Refuse a run that cannot begin here.
+
+    Args:
+        config: of the run.
+        resumes: whether its workdir holds a step, so that `config.init` is not read.
 
     Raises:
         ValueError: one line for each thing that is missing, with the flag that gives it, and what the run would be.
     """
-    missing = [*_missing_devices(config), *_missing_kernel(config), *_missing_files(config)]
+    missing = [*_missing_devices(config), *_missing_kernel(config), *_missing_files(config),
+               *([] if resumes else _missing_weights(config))]
     if missing:
         lines = "\n".join(f"  - {line}" for line in missing)
         raise ValueError(f"this run cannot begin on this machine:\n{lines}\n{describe(config)}")
@@ -135,19 +140,11 @@ def _missing_files(config: Config) -> list[str]:
         flag = f"--config.data.domains.{name}.path=DIR"
         if not entry.path and not gathered:
             lines.append(f"no data for domain {name!r}: pass {flag}, the directory that holds its dataset_info.json")
-        elif entry.path and "://" not in entry.path and not epath.Path(entry.path).exists():  # open_store tells of it
+        elif entry.path and "://" not in entry.path and not _exists(entry.path):  # open_store tells of it
             lines.append(f"config.data.domains.{name}.path={entry.path}: not found; pass another {flag}")
-    named = {"config.vocabulary.tokenizer": config.vocabulary.tokenizer.removeprefix("bytes"),
-             "config.init.checkpoint": config.init.checkpoint}
-    lines += [f"{field}={path}: not found; pass another --{field}=PATH" for field, path in named.items()
-              if path and not epath.Path(path).exists()]
-    for part in ("vision", "language"):
-        if path := getattr(config.init.pretrained, part):
-            try:
-                located(path)
-            except FileNotFoundError as error:
-                field = f"config.init.pretrained.{part}"
-                lines.append(f"{field}={error}; pass another --{field}=PATH")
+    tokenizer = config.vocabulary.tokenizer
+    if tokenizer != "bytes" and not epath.Path(tokenizer).exists():
+        lines.append(_not_found("config.vocabulary.tokenizer", tokenizer))
     simulators = {config.data.demonstrations.environment, config.closed_loop.environment} - {""}
     if "babyai" in simulators and importlib.util.find_spec("minigrid") is None:
         lines.append('the simulator of babyai is not installed: pip install "agent_jax[babyai]"')
@@ -155,6 +152,28 @@ def _missing_files(config: Config) -> list[str]:
         lines.append(f"config.data.directory={config.data.directory} cannot be written to; pass another "
                      "--config.data.directory=DIR")
     return lines
+
+
+def _missing_weights(config: Config) -> list[str]:
+    """What a first step begins with."""
+    path = config.init.checkpoint
+    lines = [_not_found("config.init.checkpoint", path)] if path and not _exists(path) else []
+    for part in ("vision", "language"):
+        if path := getattr(config.init.pretrained, part):
+            try:
+                located(path)
+            except FileNotFoundError as error:
+                field = f"config.init.pretrained.{part}"
+                lines.append(f"{field}={error}; pass another --{field}=PATH")
+    return lines
+
+
+def _not_found(field: str, path: str) -> str:
+    return f"{field}={path}: not found; pass another --{field}=PATH"
+
+
+def _exists(path: str) -> bool:
+    return epath.Path(path).expanduser().exists()
 
 
 def _existing_parent(directory: str) -> epath.Path:

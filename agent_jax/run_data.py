@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def open_data(config: Config, demonstrations: Path | None = None) -> RunData:
 
 def _open_store(name: str, entry: DomainConfig, demonstrations: Path | None) -> Store:
     """The data set of a domain."""
-    path = entry.path or demonstrations
+    path = os.path.expanduser(entry.path) or demonstrations
     if not path:
         raise ValueError(f"config.data.domains.{name}.path: empty; give the directory of the data set by "
                          f"--config.data.domains.{name}.path=DIR")

@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from agent_jax import distributed, report
+from agent_jax import checkpoint, distributed, report
 from agent_jax.checkpoint import Checkpoints, DamagedCheckpointError
 from agent_jax.command_line import config_name, define_cluster, define_config, parse_flags, refuse
 from agent_jax.compile_cache import use_compile_cache
@@ -72,7 +72,8 @@ class Run:
         """
         self.workdir, self.phases = workdir, phases
         self.files = RunFiles(epath.Path(workdir), silent=not distributed.leads())
-        check_machine(config)
+        resumes = bool(checkpoint.steps(workdir / "checkpoints"))
+        check_machine(config, resumes=resumes)
         self.mesh = make_mesh(config.mesh)
         check_divides(config, self.mesh)
         print(describe(config), flush=True)
@@ -91,7 +92,7 @@ class Run:
             self.eval_step = distributed.compiled_together(make_eval_step(config, self.mesh))
             self.checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest,
                                            keep_best=config.checkpoint.keep_best)
-            acts = config.closed_loop.every and distributed.leads()
+            acts = config.closed_loop.environment and distributed.leads()
             self.in_training = InTraining(config, self.data.domains) if acts else None
             self.first: Start = start(config, self.mesh, self.optimizer, self.data.vocabulary, self.data.domains,
                                       self.checkpoints)
@@ -108,6 +109,18 @@ class Run:
             f"start: {self.first.rung}",
             f"workdir: {self.workdir}",
         ])
+
+    def open_streams(self) -> tuple[Loader, MetricsLog]:
+        """What the loop reads and writes at every step; whoever opens it closes it.
+
+        Raises:
+            ValueError: the data have another number of windows than when the run was begun; metrics.jsonl is none.
+        """
+        data, (part, parts) = self.config.data, self.rows_here
+        loader = Loader(self.data.train, self.config.train.batch_size, process_index=part, process_count=parts,
+                        workers=data.workers, prefetch=data.prefetch, state=self.first.data_state)
+        begun = int(jax.device_get(self.first.state.step))
+        return loader, MetricsLog(self.files.directory, begun, silent=not distributed.leads())
 
     def params_to_use(self, state: TrainState) -> Any:
         """The parameters to evaluate: averaged ones where the run keeps some."""
@@ -176,8 +189,15 @@ class Run:
         return [domain.name for domain in self.data.domains]
 
 
-def train(run: Run) -> tuple[TrainState, Record | None]:
-    """The loop. Returns the last state and its validation; None if a SIGTERM ended it early."""
+def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record | None]:
+    """The loop, which closes what it is given (`Run.open_streams`).
+
+    Returns:
+        The last state and its validation; None if a SIGTERM ended it early.
+
+    Raises:
+        FloatingPointError: the run has diverged; nothing of that is saved.
+    """
     config, state, data_state = run.config, run.first.state, run.first.data_state
     steps, every = config.train.steps, config.checkpoint.every
     begun = step = int(jax.device_get(state.step))
@@ -185,10 +205,6 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
     one_at_a_time = jax.default_backend() == "cpu" and jax.device_count() > 1
     interval: list[StepMetrics] = []
     logged_at, waited, validation = time.perf_counter(), 0.0, None
-    part, parts = run.rows_here
-    loader = Loader(run.data.train, config.train.batch_size, process_index=part, process_count=parts,
-                    workers=config.data.workers, prefetch=config.data.prefetch, state=data_state)
-    log = MetricsLog(run.files.directory, step, silent=not distributed.leads())
 
     def say(record: Record) -> None:
         log.write(record)
@@ -224,8 +240,12 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
                         report.write_picture(run.files.directory / "pictures" / f"reconstruction-{step}.png", config,
                                              run.params_to_use(state), next(run.data.validation_batches(config)))
                 if saving:
-                    if interval:
-                        _check_finite(float(interval[-1].loss), step, run.workdir)
+                    # The loss is from before the last update, which is in what is saved.
+                    for metrics in interval[-1:]:
+                        _check_finite("loss", metrics.loss, step, run.workdir)
+                        _check_finite("gradient's norm", metrics.gradient_norm, step, run.workdir)
+                    if validation is not None:
+                        _check_finite("validation loss", validation.loss, step, run.workdir)
                     run.save(state, data_state, validation)
             if last or stopped:
                 break
@@ -247,7 +267,7 @@ def train(run: Run) -> tuple[TrainState, Record | None]:
                 if first:
                     run.phases.first_step_ended()
                 say(record)
-                _check_finite(record.loss, step - 1, run.workdir)
+                _check_finite("loss", record.loss, step - 1, run.workdir)
                 interval, logged_at, waited = [], now, 0.0
             interval.append(metrics)
         if interval:
@@ -262,12 +282,13 @@ def _added(found: list[tuple[LossSums, LossSums]]) -> tuple[LossSums, LossSums]:
     return jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *found)
 
 
-def _check_finite(loss: float, step: int, workdir: Path | epath.Path) -> None:
+def _check_finite(name: str, value: Any, step: int, workdir: Path | epath.Path) -> None:
     """End a run that has diverged, before anything of it is saved."""
-    if not math.isfinite(loss):
+    if not math.isfinite(value):
         raise FloatingPointError(
-            f"the loss is {loss} at step {step}; the last checkpoint in {workdir / 'checkpoints'} is from before it: "
-            "go on from there in another workdir (config.init.checkpoint), with a lower config.optimizer.learning_rate")
+            f"the {name} is {float(value)} at step {step}; the last checkpoint in {workdir / 'checkpoints'} is from "
+            "before it: go on from there in another workdir (config.init.checkpoint), with a lower "
+            "config.optimizer.learning_rate")
 
 
 def _due(step: int, every: int) -> bool:
@@ -327,18 +348,23 @@ def main(arguments: list[str]) -> None:
             set_platform(config, distributed.count())
             use_compile_cache(config.train.compile_cache, workdir)
             run = Run(config, workdir, phases)
+            streams = run.open_streams()
         except (ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError) as error:
             logging.debug("where it was found:", exc_info=True)
             distributed.tell(str(error))
             refuse(str(error))
-        with phases.time(STEP):
-            state, validation = train(run)
         failure = ""
-        if validation is None:
-            print(f"stopped by SIGTERM after step {int(state.step)}; the same command goes on from there", flush=True)
-        elif distributed.leads():
-            failure = finish(run, validation, _JSON.value)
-        run.files.copy()
+        try:
+            with phases.time(STEP):
+                state, validation = train(run, *streams)
+            if validation is None:
+                print(f"stopped by SIGTERM after step {int(state.step)}; the same command goes on from there",
+                      flush=True)
+            elif distributed.leads():
+                failure = finish(run, validation, _JSON.value)
+        finally:
+            run.files.try_to_copy()
+        run.files.copy()  # once more, if that has failed
         if failure:
             distributed.tell(failure)
             refuse(failure)

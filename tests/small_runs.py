@@ -75,7 +75,7 @@ class Trained:
 
 def trained(config: Config, workdir: Path) -> Trained:
     run = open_run(config, workdir)
-    return Trained(config, run, *train(run))
+    return Trained(config, run, *train(run, *run.open_streams()))
 
 
 @functools.cache

@@ -60,3 +60,18 @@ def test_cpu_devices_that_do_not_divide_among_the_processes_are_refused(tmp_path
     config = small_config(tmp_path, **{"mesh.platform": "cpu", "mesh.data": 2, "mesh.fsdp": 3})
     with pytest.raises(ValueError, match=r"data=2, fsdp=3, tensor=1: 6 CPU devices do not divide among 4 processes"):
         set_platform(config, 4)
+
+
+def test_paths_are_read_as_they_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "bytes_bpe").mkdir()
+    monkeypatch.chdir(tmp_path)
+    check_machine(small_config(Path("~"), **{"vocabulary.tokenizer": "bytes_bpe", "init.checkpoint": "~/bytes_bpe"}))
+
+
+def test_weights_of_a_first_step_may_be_gone_when_a_run_goes_on(tmp_path: Path):
+    config = small_config(tmp_path, **{"init.checkpoint": str(tmp_path / "gone"),
+                                       "init.pretrained.language": str(tmp_path / "gone")})
+    check_machine(config, resumes=True)
+    with pytest.raises(ValueError, match="config.init.checkpoint=.*gone: not found"):
+        check_machine(config)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from small_runs import (
     ROOT,
@@ -30,8 +32,11 @@ from small_runs import (
 )
 
 from agent_jax import checkpoint
+from agent_jax.batch import Batch
 from agent_jax.data.loader import PackedRows
 from agent_jax.train import Run, train
+from agent_jax.train_state import TrainState
+from agent_jax.train_step import StepMetrics
 
 # Orbax 0.12 abandons coroutines when it fails to read a damaged file; nothing of ours is left unfinished.
 pytestmark = [
@@ -138,7 +143,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_the_checkpoint_before_it_stay
 
     monkeypatch.setattr(PackedRows, "row", spoilt)
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 11; the last checkpoint in .*nan/check"):
-        train(run)
+        train(run, *run.open_streams())
     run.checkpoints.close()
     assert listing(workdir / "checkpoints") == before
 
@@ -237,3 +242,42 @@ def test_a_run_begins_with_the_devices_batch_parameters_and_rung_in_its_log(base
     assert "batch: 8 rows = 8 shard(s) x 1 rows x 1 microbatch(es)\nrow: " in said
     assert "start: fresh parameters, seed 0" in said
     assert not (tmp_path / "run").exists()  # nothing is written before there is something to keep
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_before_what_it_made_is_saved(straight: Trained, tmp_path: Path):
+    workdir = copied(straight.workdir, tmp_path / "inf")
+    (workdir / "checkpoints" / "20").rename(tmp_path / "20")
+    run = open_run(straight.config, workdir)
+    taken = run.train_step
+
+    def spoilt(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        state, metrics = taken(state, batch)
+        if int(jax.device_get(state.step)) == 20:  # whose loss is still that of step 19's parameters
+            metrics = dataclasses.replace(metrics, gradient_norm=jax.device_put(np.float32(np.inf)))
+        return state, metrics
+
+    run.train_step = spoilt
+    with pytest.raises(FloatingPointError, match="the gradient's norm is inf at step 20; the last checkpoint in"):
+        train(run, *run.open_streams())
+    run.checkpoints.close()
+    assert checkpoint.steps(workdir / "checkpoints") == [10]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"closed_loop.environment": "babyia"}, "found 'babyia'; did you mean 'babyai'"),
+    ({"closed_loop.environment": "babyai", "closed_loop.episodes.NoSuchTask": 1}, "NoSuchTask"),
+])
+def test_what_is_to_act_at_the_end_is_looked_for_before_the_first_step(base: Path, tmp_path: Path,
+                                                                       changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        open_run(small_config(store_directory(base), **changes), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("metrics.jsonl"))
+
+
+def test_a_log_of_something_else_is_refused_before_the_first_step(base: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("not ours\n" * 3)
+    run = open_run(small_config(store_directory(base)), tmp_path / "run")
+    with pytest.raises(ValueError, match="metrics.jsonl"):
+        run.open_streams()
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "not ours\n" * 3

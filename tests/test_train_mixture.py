@@ -64,7 +64,7 @@ def data(config: Config) -> RunData:
 @pytest.fixture(scope="module")
 def run(config: Config, tmp_path_factory) -> Run:
     made = open_run(config, tmp_path_factory.mktemp("run"))
-    train(made)
+    train(made, *made.open_streams())
     return made
 
 
