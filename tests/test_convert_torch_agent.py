@@ -152,6 +152,34 @@ def test_an_observation_of_another_form_is_refused(base: Path):
         torch_agent.Policy(folder, domain="nothing")
 
 
+def test_what_is_not_said_once_for_every_environment_is_refused_as_by_ours(base: Path):
+    made, folder, _ = exported(base, "images")
+    size = made.config.model.vision.image_size
+    image = np.zeros((size, size, 3), np.uint8)
+    table = torch_agent.Policy(folder, domain="table")
+    assert table.domain.state is not None
+    state = table.domain.state.decode(table.domain.state.first())
+    for policy in (table, Policy.load(made.path, domain="table")):
+        with pytest.raises(ValueError, match="domain 'table' needs a state for each environment"):
+            policy.act([image], ["go"], [0])
+        with pytest.raises(ValueError, match=r"env_ids=\[0, 0\] hold an id twice"):
+            policy.act([image, image], ["go", "go"], [0, 0], [state, state])
+        with pytest.raises(ValueError, match="found 2 images, 2 instructions.* 2 env_ids and 1 states"):
+            policy.act([image, image], ["go", "go"], [0, 1], [state])
+        assert policy.act([], [], [], []) == []
+    for policy in (torch_agent.Policy(folder, domain="minecraft"), Policy.load(made.path, domain="minecraft")):
+        with pytest.raises(ValueError, match="domain 'minecraft' has no state for each environment"):
+            policy.act([image], ["go"], [0], [state])
+
+
+def test_parameters_that_diverged_choose_nothing(base: Path):
+    made, folder, _ = exported(base, "clips")
+    policy = torch_agent.Policy(folder)
+    torch.nn.init.constant_(policy.agent.language.final_layer_norm.bias, torch.nan)
+    with pytest.raises(ValueError, match="the logits are NaN or infinite"):
+        policy.act(images(made, 1), ["go"], [0])
+
+
 @pytest.mark.parametrize(("name", "fields"), [("table", {}), ("edge", {"video": True, "fixed_positions": True,
                                                                        "cameras": ("a", "b")})])
 def test_rows_are_laid_out_alike(base: Path, name: str, fields: dict[str, Any]):

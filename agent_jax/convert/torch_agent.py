@@ -797,8 +797,23 @@ class Policy:
             images: n uint8 (height, width, 3), or n sequences or mappings of one such image a camera.
             instructions: n texts.
             env_ids: n different ids; unknown ones begin an episode.
-            states: n mappings of the StateSpec's values, if the domain has one.
+            states: n mappings of the StateSpec's values, where the domain has one, and only there.
+
+        Raises:
+            ValueError: sequences of unequal length, an id twice, an observation that is not as expected, or logits that
+                are no numbers.
         """
+        n = len(env_ids)
+        if not len(images) == len(instructions) == n or (states is not None and len(states) != n):
+            raise ValueError(f"found {len(images)} images, {len(instructions)} instructions, {n} env_ids"
+                             f"{'' if states is None else f' and {len(states)} states'}, expected one each")
+        if len(set(env_ids)) != n:
+            raise ValueError(f"env_ids={list(env_ids)} hold an id twice")
+        if (states is None) != (self.domain.state is None):
+            raise ValueError(f"domain {self.domain.name!r} {'has no' if states is not None else 'needs a'} state for "
+                             "each environment")
+        if not n:
+            return []
         steps = self.observe(images, env_ids, states)
         texts = [self.domain.text_ids(instruction) for instruction in instructions]
         found = self.decode(env_ids, texts, steps, lambda _, logits: self._choose(logits))
@@ -912,6 +927,8 @@ class Policy:
     def _choose(self, logits: Mapping[int, float]) -> int:
         """The best id, or one drawn from the softmax (Gumbel-max)."""
         tokens, found = list(logits), np.array(list(logits.values()))
+        if not np.isfinite(found).all():
+            raise ValueError("the logits are NaN or infinite: the parameters are damaged, or their training diverged")
         if self.temperature:
             found = found / self.temperature + self._random.gumbel(size=found.shape)
         return tokens[int(np.argmax(found))]
