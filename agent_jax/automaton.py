@@ -34,18 +34,6 @@ class Automaton:
         """int32 ids that may follow in `state`, ascending; none in `accept`."""
         return self.ids_A[self.next_QA[state] >= 0]
 
-    def mask(self, state: int, size: int) -> np.ndarray:
-        """Bool [size], True at the legal ids of `state`, for logits over `size` vocabulary rows.
-
-        Raises:
-            ValueError: an id of the automaton lies beyond `size`.
-        """
-        if size <= self.ids_A[-1]:
-            raise ValueError(f"size={size}: the automaton has ids up to {self.ids_A[-1]}, so pass all vocabulary rows")
-        mask_K = np.zeros(size, bool)
-        mask_K[self.legal(state)] = True
-        return mask_K
-
     def advance(self, state: int, token: int) -> int:
         """The state after `token` in `state`, or -1 if it is illegal there."""
         column = int(np.searchsorted(self.ids_A, token))

@@ -297,16 +297,8 @@ def test_the_automaton_is_exactly_the_language_of_encode() -> None:
     assert generated == encoded
 
 
-def test_masks_show_the_legal_ids_among_all_vocabulary_rows() -> None:
+def test_nothing_is_legal_after_the_end_and_ids_of_no_automaton_are_illegal() -> None:
     bound = BOUND["action language_table"]
-    size = 2048  # padded beyond the real rows
-    for state in range(len(bound.automaton.next_QA)):
-        mask = bound.automaton.mask(state, size)
-        assert mask.shape == (size,)
-        assert mask.dtype == bool
-        assert np.flatnonzero(mask).tolist() == bound.automaton.legal(state).tolist()
-    with pytest.raises(ValueError, match=r"size=300: the automaton has ids up to \d+, so pass all vocabulary rows"):
-        bound.automaton.mask(0, 300)
     assert bound.automaton.legal(bound.automaton.accept).size == 0
     assert bound.automaton.advance(0, 10**6) == -1
     assert not bound.automaton.accepts([])

@@ -177,7 +177,6 @@ def test_calvin_ends_with_the_first_instruction_that_takes_more_than_360_steps(f
     first.reset(seed=0)
     info = [first.step(FORWARD)[4] for _ in range(3)][-1]
     assert info == {"success": True, "completed": 1, "instructions": 1}
-    assert (first.max_steps, environment.max_steps) == (360, 1800)
 
 
 def test_calvins_chains_are_those_of_its_own_generator_in_its_order(found: Any) -> None:

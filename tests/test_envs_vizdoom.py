@@ -108,7 +108,7 @@ def test_reaching_another_object_ends_the_episode_without_success(four) -> None:
 
 def test_an_episode_in_which_nothing_is_reached_is_cut_off(four) -> None:
     four.reset(seed=3)
-    ends = [four.step(still())[2:4] for _ in range(four.max_steps)]
+    ends = [four.step(still())[2:4] for _ in range(vizdoom.MAX_STEPS)]
     assert ends == [(False, False)] * (vizdoom.MAX_STEPS - 1) + [(False, True)]
 
 

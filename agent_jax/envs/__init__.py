@@ -43,11 +43,6 @@ class Environment(Protocol):
         """The task of the current episode, in words."""
         ...
 
-    @property
-    def max_steps(self) -> int:
-        """Steps after which the current episode is cut off."""
-        ...
-
     def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
         """Begin the episode that `seed` determines: the first observation, and info with `success` False."""
         ...
@@ -88,8 +83,6 @@ class EnvironmentModule(Protocol):
     STATE_SHAPES: Mapping[str, tuple[int, ...]]  # of numbers whose StateSpec comes with the data, by key
     CAMERAS: tuple[str, ...]  # keys of an observation's images, "rgb" first
     TASKS: Mapping[str, tuple[str, ...]]  # suites of tasks, by name, the usual one first; `make` may know more tasks
-    MAX_STEPS: int  # of an episode of any task in TASKS; an environment's own limit is its `max_steps`
-    RATE_HZ: float  # steps a second of the robot or player; 0: nothing moves between steps
     IMAGE_SIZE: int  # pixels of square pictures where nothing else is asked for; 0: those of IMAGE_SHAPES
     IMAGE_SHAPES: Mapping[str, tuple[int, int, int]]  # of the simulator's own pictures, by camera
     ONE_A_PROCESS: bool  # a process cannot have two environments at once

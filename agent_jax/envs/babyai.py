@@ -51,8 +51,6 @@ TASKS = {
     "BabyAI": ("GoToLocal", "GoToObj", "GoToRedBallGrey", "GoToSeqS5R2", "PickupLoc", "PutNextLocal", "OpenDoor",
                "OpenTwoDoors", "UnlockPickup", "ActionObjDoor"),
 }  # fmt: skip
-MAX_STEPS = 720  # of OpenTwoDoors; 64 in one room
-RATE_HZ = 0.0
 IMAGE_SIZE = 56
 IMAGE_SHAPES = {"rgb": (IMAGE_SIZE, IMAGE_SIZE, 3)}
 ONE_A_PROCESS = False
@@ -130,11 +128,6 @@ class BabyAI:
     def instruction(self) -> str:
         """The mission of the current episode, e.g. "go to the red ball"."""
         return self.simulator.mission
-
-    @property
-    def max_steps(self) -> int:
-        """The episode's limit: 64 in one room of 8 x 8, more in larger levels."""
-        return self.simulator.max_steps
 
     def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
         """Begin the episode of `seed`."""

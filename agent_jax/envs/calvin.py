@@ -37,8 +37,6 @@ CAMERAS = ("rgb", "rgb_gripper")  # rgb_static and rgb_gripper
 TASKS = {"CALVIN": ("Chains",), "First": ("First",)}
 SUBTASKS = 5
 SUBTASK_STEPS = 360  # evaluate_policy.py: EP_LEN
-MAX_STEPS = SUBTASKS * SUBTASK_STEPS
-RATE_HZ = 30.0
 IMAGE_SIZE = 0
 IMAGE_SHAPES = {"rgb": (200, 200, 3), "rgb_gripper": (84, 84, 3)}
 ONE_A_PROCESS = True  # the robot's code speaks to pybullet's first simulation, whichever it belongs to
@@ -103,11 +101,6 @@ class Calvin:
     def instruction(self) -> str:
         """Of the current subtask: the benchmark's sentence for it."""
         return str(self._sentences[self.subtasks[min(self._completed, len(self.subtasks) - 1)]][0])
-
-    @property
-    def max_steps(self) -> int:
-        """Steps after which the episode is over whatever happens."""
-        return SUBTASK_STEPS * (SUBTASKS if self.level == "Chains" else 1)
 
     def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
         """Begin chain `seed % 1000`."""

@@ -105,11 +105,6 @@ class LanguageTable:
         """The sentence that the reward drew, e.g. "push the blue cube to the red star"."""
         return self.simulator.decode_instruction(np.asarray(self._seen["instruction"]))
 
-    @property
-    def max_steps(self) -> int:
-        """Steps of an episode."""
-        return MAX_STEPS
-
     @functools.cached_property
     def oracle(self) -> Any:
         """The repository's planner. It wants the interface of TF-Agents, by which the repository evaluates too."""

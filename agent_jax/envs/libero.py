@@ -65,7 +65,6 @@ CAMERAS = ("rgb", "wrist")  # agentview and robot0_eye_in_hand
 _SUITES = {"libero_goal": 10, "libero_spatial": 10, "libero_object": 10, "libero_10": 10, "libero_90": 90}
 TASKS = {suite: tuple(f"{suite}/{number}" for number in range(count)) for suite, count in _SUITES.items()}
 MAX_STEPS = 600  # the repository's configs/eval/default.yaml
-RATE_HZ = 20.0
 IMAGE_SIZE = 224
 IMAGE_SHAPES = {"rgb": (128, 128, 3), "wrist": (128, 128, 3)}
 ONE_A_PROCESS = False
@@ -120,11 +119,6 @@ class Libero:
         size = image_size or IMAGE_SHAPES["rgb"][0]
         self.simulator: Any = environments.OffScreenRenderEnv(
             bddl_file_name=tasks.get_task_bddl_file_path(int(number)), camera_heights=size, camera_widths=size)
-
-    @property
-    def max_steps(self) -> int:
-        """Steps of an episode."""
-        return MAX_STEPS
 
     def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
         """Begin in initial state `seed` modulo their number (50)."""

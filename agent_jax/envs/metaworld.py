@@ -42,7 +42,6 @@ ACTION_SPEC = METAWORLD
 STATE_SPEC = METAWORLD_STATE
 STATE_SHAPES = {}
 CAMERAS = ("rgb",)
-MAX_STEPS = 500  # Meta-World's own
 RATE_HZ = 80.0
 IMAGE_SIZE = 224
 IMAGE_SHAPES = {"rgb": (IMAGE_SIZE, IMAGE_SIZE, 3)}
@@ -168,11 +167,6 @@ class MetaWorld:
     def instruction(self) -> str:
         """The task in words."""
         return SENTENCES[self.task]
-
-    @property
-    def max_steps(self) -> int:
-        """Steps of an episode."""
-        return -(-MAX_STEPS // self._hold)
 
     def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
         """Begin the episode of `seed`."""

@@ -50,7 +50,6 @@ STATE_SHAPES = {}
 CAMERAS = ("rgb",)
 TASKS = {"GoTo": ("GoTo2", "GoTo1", "GoTo4", "GoTo6")}  # the number of objects
 MAX_STEPS = 60
-RATE_HZ = 35 / 4
 IMAGE_SIZE = 224
 IMAGE_SHAPES = {"rgb": (IMAGE_SIZE, IMAGE_SIZE, 3)}
 ONE_A_PROCESS = False
@@ -143,11 +142,6 @@ class GoTo:
     def instruction(self) -> str:
         """Names one of the objects, e.g. "go to the red barrel"."""
         return f"go to the {' '.join(self.target)}"
-
-    @property
-    def max_steps(self) -> int:
-        """Steps of an episode."""
-        return MAX_STEPS
 
     @property
     def player(self) -> tuple[float, float, float, float]:
