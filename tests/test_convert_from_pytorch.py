@@ -112,6 +112,21 @@ DAMAGE = {
 }
 
 
+def redescribe(folder: Path, **changes: Any) -> None:
+    content = json.loads((folder / "agent.json").read_text())
+    (folder / "agent.json").write_text(json.dumps({**content, **changes}))
+
+
+DAMAGE |= {
+    "no config": (lambda folder: redescribe(folder, config=None), "agent.json: config: found None, expected an object"),
+    "no domains": (lambda folder: redescribe(folder, domains=[]), r"agent.json: domains: found \[\], expected"),
+    "no step": (lambda folder: redescribe(folder, source={}), "agent.json: source.step: found None, expected a whole"),
+    "a step before the first": (lambda folder: redescribe(folder, source={"step": -1}), "source.step: found -1"),
+    "a domain without fields": (lambda folder: redescribe(folder, domains={"x": {}}), "domain meta: missing"),
+    "a domain that is none": (lambda folder: redescribe(folder, domains={"x": 3}), "agent.json: domains.x: not as"),
+}
+
+
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_folder_is_refused_and_nothing_is_written(folder: Path, name: str, capsys):
     damage, message = DAMAGE[name]

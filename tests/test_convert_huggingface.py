@@ -305,6 +305,8 @@ def test_a_config_of_other_sizes_is_refused_with_every_field(folders):
 @pytest.mark.parametrize(("option", "message"), [
     ({"do_layer_norm_before": False}, "do_layer_norm_before=False is a post-LayerNorm OPT, such as opt-350m"),
     ({"word_embed_proj_dim": 16}, "word_embed_proj_dim=16 differs from hidden_size=32"),
+    ({"dropout": None}, "dropout=None, expected a number in"),
+    ({"dropout": "x"}, "dropout='x', expected a number in"),
     ({"enable_bias": False}, "enable_bias=False is an OPT without biases"),
     ({"_remove_final_layer_norm": True}, "_remove_final_layer_norm=True"),
     ({"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine=False"),

@@ -73,7 +73,10 @@ def language_config(directory: str | pathlib.Path) -> LanguageConfig:
     for field, expected, meaning in OPT_REFUSED:
         if (found := content.get(field, expected)) != expected:
             raise ValueError(f"{where}: {field}={found} is {meaning}; only {field}={expected} is supported")
-    made = LanguageConfig(dropout=float(content.get("dropout", 0.1)), layer_norm_eps=OPT_EPS,
+    dropout = content.get("dropout", 0.1)
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(f"{where}: dropout={dropout!r}, expected a number in [0, 1)")
+    made = LanguageConfig(dropout=float(dropout), layer_norm_eps=OPT_EPS,
                           **_fields(LanguageConfig, OPT_FIELDS, content, where))
     if (projected := content.get("word_embed_proj_dim") or made.width) != made.width:
         raise ValueError(f"{where}: word_embed_proj_dim={projected} differs from hidden_size={made.width}; an OPT "

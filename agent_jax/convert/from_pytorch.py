@@ -39,23 +39,44 @@ def import_folder(folder: str | pathlib.Path, out: str | pathlib.Path) -> str:
         ValueError: tensors that are missing, unknown, of another shape or not finite; files that contradict each other.
     """
     out, folder = checked_out(out), pathlib.Path(folder).expanduser()
-    content = read_json_object(folder / "agent.json")
-    if content.get("format") != FORMAT:
-        raise ValueError(f"{folder / 'agent.json'}: format {content.get('format')!r}, expected {FORMAT}")
+    content, step = _description(folder / "agent.json")
     config = from_config_dict(content["config"])
     vocabulary = Vocabulary.from_json(read_json_object(folder / "vocabulary.json"))
     if config.model.language.vocabulary_size != vocabulary.size:
         raise ValueError(f"{folder}: agent.json has model.language.vocabulary_size="
                          f"{config.model.language.vocabulary_size}, but vocabulary.json has {vocabulary.size} ids; "
                          "both must be of one export")
-    for entry in content["domains"].values():
-        Domain.from_meta(entry, vocabulary)  # refuses what acting could not use
+    for name, entry in content["domains"].items():
+        _check_domain(f"{folder / 'agent.json'}: domains.{name}", entry, vocabulary)
     leaves = flat(_read_params(folder, config.model))
     values = sum(leaf.size for leaf in leaves.values())
     meta = {"config": content["config"], "vocabulary": vocabulary.to_json(), "domains": content["domains"],
             "data_state": None, "ema": ""}
-    write_step(out, leaves, meta, step=int(content["source"]["step"]))
-    return f"{values:,} values of {folder} -> {out}/{content['source']['step']}"
+    write_step(out, leaves, meta, step=step)
+    return f"{values:,} values of {folder} -> {out}/{step}"
+
+
+def _description(file: pathlib.Path) -> tuple[dict[str, Any], int]:
+    """What an agent.json holds, and the step that it came from."""
+    content = read_json_object(file)
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{file}: format {content.get('format')!r}, expected {FORMAT}")
+    for name in ("config", "domains", "source"):
+        if not isinstance(content.get(name), dict):
+            raise ValueError(f"{file}: {name}: found {content.get(name)!r}, expected an object")
+    step = content["source"].get("step")
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ValueError(f"{file}: source.step: found {step!r}, expected a whole number of at least 0")
+    return content, step
+
+
+def _check_domain(where: str, entry: Any, vocabulary: Vocabulary) -> None:
+    """Refuse what acting could not use."""
+    try:
+        Domain.from_meta(entry, vocabulary)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: not as to-pytorch writes it ({type(error).__name__}: {error}); take an undamaged "
+                         "agent.json") from error
 
 
 def _read_params(folder: pathlib.Path, model: ModelConfig) -> Params:
