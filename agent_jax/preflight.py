@@ -97,7 +97,7 @@ def describe(config: Config) -> str:
 
 def _parameters(config: Config) -> str:
     tokenizer = config.vocabulary.tokenizer
-    if tokenizer != "bytes" and not epath.Path(tokenizer).exists():
+    if tokenizer != "bytes" and not _exists(tokenizer):
         return ""
     try:
         blocks = vocabulary_blocks(config.vocabulary.blocks, config_specs(config))
@@ -143,7 +143,7 @@ def _missing_files(config: Config) -> list[str]:
         elif entry.path and "://" not in entry.path and not _exists(entry.path):  # open_store tells of it
             lines.append(f"config.data.domains.{name}.path={entry.path}: not found; pass another {flag}")
     tokenizer = config.vocabulary.tokenizer
-    if tokenizer != "bytes" and not epath.Path(tokenizer).exists():
+    if tokenizer != "bytes" and not _exists(tokenizer):
         lines.append(_not_found("config.vocabulary.tokenizer", tokenizer))
     simulators = {config.data.demonstrations.environment, config.closed_loop.environment} - {""}
     if "babyai" in simulators and importlib.util.find_spec("minigrid") is None:

@@ -124,7 +124,7 @@ def load_tokenizer(path: str) -> TextTokenizer:
     """
     if path == "bytes":
         return ByteTokenizer()
-    place = pathlib.Path(path)
+    place = pathlib.Path(path).expanduser()
     vocab, merges, single = place / "vocab.json", place / "merges.txt", place / "tokenizer.json"
     if place.is_file():
         single = place
@@ -199,7 +199,10 @@ def _from_file(description: Mapping[str, Any], where: str) -> Tokenizer:
     model = content.get("model")
     if not isinstance(model, dict) or "vocab" not in model:
         raise ValueError(f"{where}: found fields {sorted(content)[:10]}, expected a tokenizer.json with a vocabulary")
-    tokenizer = Tokenizer.from_str(json.dumps(content))
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the library has no other class
+        raise ValueError(f"{where}: not a tokenizer.json that the tokenizers library can read: {error}") from error
     tokenizer.no_padding()  # rows are laid out by us
     tokenizer.no_truncation()
     return tokenizer

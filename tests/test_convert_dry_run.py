@@ -82,6 +82,11 @@ def test_the_table_accounts_for_every_parameter_and_every_tensor(folders):
     assert content["totals"]["tensors"] == 55 + 52
 
 
+def test_a_class_head_is_fresh(folders, tmp_path, capsys):
+    assert from_hf(folders, "--config.model.classes=10", tmp_path / "out") == 0
+    assert "CLIP and OPT have no class head" in capsys.readouterr().out
+
+
 def test_a_dry_run_and_a_conversion_report_the_same(folders, tmp_path):
     config = config_of(*folders, ["--config.vocabulary.tokenizer=bytes", *SMALL_MAE])
     assert dry_run(config) == write_checkpoint(config, tmp_path / "out")

@@ -300,6 +300,12 @@ def test_the_same_tensors_decay_as_in_ours(base: Path):
     assert decays(torch_agent.Agent.load(folder)) == expected
 
 
+def test_visible_tokens_need_a_mask(base: Path):
+    _, folder, _ = exported(base, "images")
+    with pytest.raises(ValueError, match='visual_tokens="visible" needs a mask'):
+        torch_agent.Agent.load(folder)({}, None, "visible")
+
+
 def test_a_trained_agent_is_saved_beside_what_it_came_from(base: Path, tmp_path: Path):
     _, folder, _ = exported(base, "images")
     agent = torch_agent.Agent.load(folder)
@@ -310,6 +316,7 @@ def test_a_trained_agent_is_saved_beside_what_it_came_from(base: Path, tmp_path:
     for name, parameter in agent.state_dict().items():
         assert torch.equal(parameter, again.state_dict()[name]), name
     assert not (tmp_path / "tuned/parity.json").exists()
+    assert not (tmp_path / "tuned/README.md").exists()  # it tells of that parity
     before = listing(tmp_path)
     with pytest.raises(FileExistsError, match="tuned exists already"):
         agent.save(tmp_path / "tuned", folder)

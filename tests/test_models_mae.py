@@ -47,7 +47,8 @@ def test_three_quarters_of_196_patches_are_147(masks):
     assert masks.keep_BFJ.shape == (ROWS, 4, KEPT)
 
 
-@pytest.mark.parametrize(("patches", "ratio", "kept"), [(196, 0.75, 49), (196, 0.5, 98), (49, 0.75, 12), (4, 0.99, 1)])
+@pytest.mark.parametrize(("patches", "ratio", "kept"), [(196, 0.75, 49), (196, 0.5, 98), (49, 0.75, 12), (4, 0.99, 1),
+                                                        (100, 0.9, 10), (25, 0.8, 5)])
 def test_the_share_that_stays_visible_is_rounded_down_but_never_empty(patches, ratio, kept):
     assert kept_patches(patches, ratio) == kept
     mask = jax.eval_shape(lambda: random_mask(keys(), clips(CAMERAS), patches, ratio))

@@ -240,6 +240,15 @@ def test_broken_tokenizer_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"hello": 1}')
     with pytest.raises(ValueError, match=r"tokenizer.json: found fields \['hello'\]"):
         load_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unheard", "vocab": {}}}')
+    with pytest.raises(ValueError, match=r"tokenizer.json: not a tokenizer.json that the tokenizers library can read"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_in_the_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bpe(tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_tokenizer("~/mine").to_json() == load_tokenizer(str(tmp_path / "mine")).to_json()
 
 
 def test_a_tokenizer_without_opts_special_ids_is_refused(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def _snapshot(name: str, cache: str) -> pathlib.Path:
             if (folder / "config.json").is_file() and any((folder / file).is_file() for file in weights):
                 return folder
     except _hub_errors() as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise FileNotFoundError(
         f"{name}: not a local path, not whole in the cache at {cache}, and not to be had from the hub ({reason}). Give "
         f"the path of a folder; or fetch it where there is a network (hf download {name}) and copy the cache here, or "

@@ -182,7 +182,8 @@ def _check_vocabulary(config: Config, vocabulary: Vocabulary) -> None:
 def _report(config: Config, accounts: list[Account]) -> Report:
     """The accounts, and the leaves of the parts that no folder fills."""
     reasons = {part: f"config.init.pretrained.{part} is empty" for part in ("vision", "language")}
-    reasons |= {"connector": "CLIP and OPT have no connector", "mae": "CLIP and OPT have no MAE decoder"}
+    reasons |= {"connector": "CLIP and OPT have no connector", "mae": "CLIP and OPT have no MAE decoder",
+                "classifier": "CLIP and OPT have no class head"}
     parts = {account.part for account in accounts}
     return Report(tuple(accounts), {path: Item(shape, reasons[path.split("/")[0]])
                                     for path, shape in model_shapes(config.model).items()

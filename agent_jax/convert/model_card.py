@@ -15,6 +15,7 @@ from agent_jax.data.domains import Domain
 def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[str, Domain], parity: Parity) -> str:
     """The card, in Markdown with the fields that model hubs read."""
     model = config.model
+    acting = [name for name, domain in domains.items() if domain.spec]
     values = sum(math.prod(shape) for tensors in shapes(model).values() for shape in tensors.values())
     lines = [
         "---", "library_name: pytorch", "tags: [robotics, agent, vision-language-action]", "---", "", f"# {name}", "",
@@ -31,7 +32,7 @@ def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[
         "- `parity.json`: how far PyTorch is from JAX on these weights", "",
         "```python", "from torch_agent import Agent, Policy", "",
         'agent = Agent.load(".")                     # trains: see losses(), lay_out() and main() in torch_agent.py',
-        *([f'policy = Policy(".", domain="{next(iter(domains))}", agent=agent)'] if domains else []), "```", "",
+        *[f'policy = Policy(".", domain="{name}", agent=agent)' for name in acting[:1]], "```", "",
     ]
     if domains:
         lines += ["| domain | predicts | window | cameras | state |", "|---|---|---|---|---|"]

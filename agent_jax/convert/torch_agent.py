@@ -275,7 +275,7 @@ class Mask(NamedTuple):
 
 def random_mask(clip_BF: Tensor, patches: int, mask_ratio: float, generator: torch.Generator | None = None) -> Mask:
     """A random mask for every image; images of one clip share theirs."""
-    visible = max(1, int(patches * (1.0 - mask_ratio)))
+    visible = max(1, int(patches * (1.0 - mask_ratio) + 1e-6))
     noise_BFP = torch.rand(*clip_BF.shape, patches, generator=generator, device=clip_BF.device)
     first_BF = (clip_BF[:, :, None] == clip_BF[:, None]).int().argmax(dim=-1)  # the first image of each clip
     order_BFP = _take(noise_BFP, first_BF).argsort(dim=-1)
@@ -390,7 +390,7 @@ class Agent(nn.Module):
         shutil.rmtree(partial, ignore_errors=True)
         if folder.exists():
             raise FileExistsError(f"{folder} exists already")
-        skipped = shutil.ignore_patterns("*.safetensors", "parity.json", "__pycache__")  # parity was of other weights
+        skipped = shutil.ignore_patterns("*.safetensors", "parity.json", "README.md", "__pycache__")  # of other weights
         shutil.copytree(source, partial, ignore=skipped)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         for part, prefix in PARTS.items():
@@ -421,7 +421,12 @@ class Agent(nn.Module):
             mask: patches to hide; None: no masked pass.
             visual_tokens: what the language model sees: "all" encodes every patch in a pass of its own, "visible"
                 shares the masked pass.
+
+        Raises:
+            ValueError: "visible" without a mask.
         """
+        if visual_tokens == "visible" and mask is None:
+            raise ValueError('visual_tokens="visible" needs a mask: only a masked pass has visible tokens')
         patches_BFPX, clip_BF = self.patchify(batch["frames_BFHWC"]), batch["clip_BF"]
         predicted = pixels = tokens_BFVD = None
         if mask is not None:
@@ -935,7 +940,7 @@ class Policy:
 
 
 def main(folder: str) -> None:
-    """Act once and train for two steps in each domain, on random images: shows that the folder is whole."""
+    """Act once and train for two steps in each domain of actions, on random images: shows that the folder is whole."""
     agent, random = Agent.load(folder), np.random.default_rng(0)
     vision = agent.config["model"]["vision"]
     patches = (vision["image_size"] // vision["patch_size"]) ** 2

@@ -31,7 +31,7 @@ class PatchMask:
 
 def kept_patches(patches: int, mask_ratio: float) -> int:
     """J: how many of P patches stay visible (49 of 196 at 75%)."""
-    return max(1, int(patches * (1.0 - mask_ratio)))
+    return max(1, int(patches * (1.0 - mask_ratio) + 1e-6))  # 100 * (1 - 0.9) is a little less than 10
 
 
 def random_mask(keys_B: jax.Array, clip_BF: jax.Array, patches: int, mask_ratio: float) -> PatchMask:
