@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,11 +42,14 @@ def test_a_row_read_in_chunks_gives_the_hidden_states_of_the_whole(depth: int, c
         first = end
 
 
-def test_logits_of_some_ids_are_those_of_all():
-    params = random_params(TINY)["language"]
-    hidden_BD = np.random.default_rng(0).standard_normal((3, TINY.language.width)).astype(np.float32)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_of_some_ids_are_those_of_all(dtype: Literal["float32", "bfloat16"]):
+    config = dataclasses.replace(TINY, dtype=dtype)
+    params = random_params(config)["language"]
+    hidden_BD = jnp.asarray(np.random.default_rng(0).standard_normal((3, config.language.width)), dtype)
     ids_A = np.array([4, 9, 40])
-    model = LanguageModel(TINY.language, jnp.dtype(jnp.float32))
+    model = LanguageModel(config.language, jnp.dtype(dtype))
     all_B1K = model.apply({"params": params}, hidden_BD[:, None], method="logits")
-    some_BA = CachedLanguage(TINY).logits(params, hidden_BD, ids_A)
+    some_BA = CachedLanguage(config).logits(params, hidden_BD, ids_A)
+    assert some_BA.dtype == all_B1K.dtype == jnp.float32
     np.testing.assert_allclose(some_BA, np.asarray(all_B1K)[:, 0, ids_A], rtol=0, atol=1e-5)

@@ -65,7 +65,8 @@ class CachedLanguage:
     def logits(self, params: Mapping[str, Any], hidden_BD: jax.Array, ids_A: jax.Array) -> jax.Array:
         """logits_BA, in f32, of the given ids alone: a choice among legal ids needs no others."""
         table_AD = jnp.take(params["token_embedding"], ids_A, axis=0).astype(self._dtype)
-        return jnp.einsum("BD,AD->BA", hidden_BD, table_AD).astype(jnp.promote_types(self._dtype, jnp.float32))
+        f32 = jnp.promote_types(self._dtype, jnp.float32)
+        return jnp.einsum("BD,AD->BA", hidden_BD, table_AD, preferred_element_type=f32)
 
     def read(self, params: Mapping[str, Any], x_BCD: jax.Array, position_BC: jax.Array, last_B: jax.Array,
              past: Sequence[Past] = ()) -> tuple[jax.Array, Cache]:
