@@ -120,7 +120,11 @@ class Run:
         loader = Loader(self.data.train, self.config.train.batch_size, process_index=part, process_count=parts,
                         workers=data.workers, prefetch=data.prefetch, state=self.first.data_state)
         begun = int(jax.device_get(self.first.state.step))
-        return loader, MetricsLog(self.files.directory, begun, silent=not distributed.leads())
+        try:
+            return loader, MetricsLog(self.files.directory, begun, silent=not distributed.leads())
+        except ValueError:
+            loader.close()
+            raise
 
     def params_to_use(self, state: TrainState) -> Any:
         """The parameters to evaluate: averaged ones where the run keeps some."""
