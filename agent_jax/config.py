@@ -444,5 +444,5 @@ def validate(config: Config) -> None:
     _check(not config.closed_loop.every or bool(config.closed_loop.environment and config.closed_loop.episodes),
            f"config.closed_loop.every={config.closed_loop.every} needs closed_loop.environment and closed_loop.episodes"
            "; expected both, or every=0")
-    _check(config.closed_loop.temperature > 0,
-           f"config.closed_loop.temperature={config.closed_loop.temperature} must be positive")
+    _check(0 < config.closed_loop.temperature < float("inf"),
+           f"config.closed_loop.temperature={config.closed_loop.temperature} must be positive and finite")

@@ -8,7 +8,7 @@ report.json: {"closed_loop": {TASK: {POLICY: {"success", "episodes", "ci95", "me
 from __future__ import annotations
 
 import datetime
-import json
+import functools
 import os
 import platform
 import resource
@@ -24,11 +24,12 @@ from etils import epath
 
 from agent_jax import __version__
 from agent_jax.batch import Batch
-from agent_jax.config import Config
+from agent_jax.config import Config, ModelConfig
 from agent_jax.distributed import leads, progress
 from agent_jax.evaluate.closed_loop import Report, closed_loop
 from agent_jax.evaluate.in_training import acting_domain, simulator_image_size
 from agent_jax.evaluate.rollouts import Recording
+from agent_jax.json_files import write_json
 from agent_jax.models.agent import Agent, Params
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
 from agent_jax.phases import Phases
@@ -48,8 +49,18 @@ def peak_rss_bytes() -> int:
     return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
-def write_picture(path: Path, config: Config, params: Params, batch: Batch) -> None:
-    """PNG of the first images of a validation batch: input, masked input, reconstruction.
+@functools.cache
+def _masked_and_predicted(model: ModelConfig, seed: int) -> Any:
+    """The program params, rows -> hidden patches, what is predicted for them; of a run, so that it compiles once."""
+    def masked_and_predicted(params: Params, rows: Batch) -> tuple[jax.Array, jax.Array]:
+        keys_B = row_keys(purpose_key(seed, VALIDATION_KEY), rows.seed_B, MASK_KEY)
+        output: Any = Agent(model).apply({"params": params}, rows, mask_keys_B=keys_B)
+        return output.mask.hide_BFI, output.predicted_BFIX
+    return jax.jit(masked_and_predicted)
+
+
+def write_picture(path: Path, config: Config, params: Params, rows: Batch) -> None:
+    """PNG of the first images of some rows: input, masked input, reconstruction.
 
     All processes compute it together, and process 0 writes it.
 
@@ -57,13 +68,9 @@ def write_picture(path: Path, config: Config, params: Params, batch: Batch) -> N
         path: of the PNG; its directory is made.
         config: of the run.
         params: of the agent.
-        batch: on the host, laid out for all visual tokens.
+        rows: on the host, laid out for all visual tokens.
     """
-    rows = jax.tree.map(lambda leaf: leaf[:PICTURED_IMAGES], batch)
-    key = purpose_key(config.seed, VALIDATION_KEY)
-    output: Any = jax.jit(lambda params, rows: Agent(config.model).apply(
-        {"params": params}, rows, mask_keys_B=row_keys(key, rows.seed_B, MASK_KEY)))(params, rows)
-    output = on_host((output.mask.hide_BFI, output.predicted_BFIX))
+    output = on_host(_masked_and_predicted(config.model, config.seed)(params, rows))
     if not leads():
         return
     shown = np.flatnonzero(np.asarray(rows.clip_BF).reshape(-1) >= 0)[:PICTURED_IMAGES]
@@ -119,10 +126,7 @@ def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) 
                     **{package: version(package) for package in ("jax", "flax", "optax")}},
     }
     for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, content)
 
 
 def _cpu_name() -> str:

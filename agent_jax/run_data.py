@@ -42,6 +42,10 @@ class RunData:
         return validation_batches(self.validation, config.train.batch_size, config.train.validation_batches,
                                   process_index=process_index, process_count=process_count)
 
+    def first_validation_rows(self, config: Config, count: int) -> Batch:
+        """The first rows of the first validation batch, at most `count` of them; no other is read."""
+        return next(validation_batches(self.validation, min(count, config.train.batch_size), 1))
+
     def facts(self) -> dict[str, Any]:
         """What all processes of a run must have in common of the data, by name."""
         digest = lambda value: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]  # noqa: E731

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from agent_jax.json_object import read_json_object
+from agent_jax.json_files import read_json_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -118,6 +118,8 @@ class HuggingFaceTokenizer:
 def load_tokenizer(path: str) -> TextTokenizer:
     """The tokenizer at `path`: "bytes", a folder with OPT's vocab.json and merges.txt, or a tokenizer.json.
 
+    Tokens that were added to OPT's, in added_tokens.json beside the two, are taken too.
+
     Raises:
         FileNotFoundError: nothing there, or none of the files.
         ValueError: a file is not what its name says, or the special tokens do not stand at OPT's ids.
@@ -131,7 +133,11 @@ def load_tokenizer(path: str) -> TextTokenizer:
     elif vocab.is_file() and merges.is_file():
         lines = merges.read_text(encoding="utf-8").split("\n")
         pairs = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
-        return HuggingFaceTokenizer({"kind": "bpe", "tokens": _tokens_by_id(vocab), "merges": pairs}, str(place))
+        tokens = _tokens_by_id(vocab)
+        description = {"kind": "bpe", "tokens": tokens, "merges": pairs}
+        if (added := place / "added_tokens.json").is_file():
+            description["added"] = _tokens_by_id(added, first=len(tokens))
+        return HuggingFaceTokenizer(description, str(place))
     if not single.is_file():
         found = sorted(item.name for item in place.iterdir())[:10] if place.is_dir() else "nothing"
         raise FileNotFoundError(f"tokenizer={path!r}: found {found}, expected a folder with vocab.json and merges.txt, "
@@ -161,11 +167,12 @@ def _checked(ids: Iterable[int], size: int) -> list[int]:
     return plain
 
 
-def _tokens_by_id(vocab: pathlib.Path) -> list[str]:
+def _tokens_by_id(vocab: pathlib.Path, first: int = 0) -> list[str]:
     tokens = read_json_object(vocab)
     by_id = sorted(tokens, key=tokens.__getitem__) if all(type(i) is int for i in tokens.values()) else []
-    if not by_id or [tokens[token] for token in by_id] != list(range(len(tokens))):
-        raise ValueError(f"{vocab}: expected an object token -> id with every id from 0 to {len(tokens) - 1} once")
+    last = first + len(tokens) - 1
+    if [tokens[token] for token in by_id] != list(range(first, last + 1)):
+        raise ValueError(f"{vocab}: expected an object token -> id with every id from {first} to {last} once")
     return by_id
 
 
@@ -189,6 +196,10 @@ def _byte_level_bpe(description: Mapping[str, Any], where: str) -> Tokenizer:
     # OPT's own special tokens; "<s>" and "<unk>" have ids, but are spelled out when they stand in a text.
     specials = [AddedToken(token, special=True, normalized=False) for token in ("</s>", "<pad>") if token in ids]
     tokenizer.add_special_tokens(specials)
+    added: Sequence[str] = description.get("added", ())
+    if known := sorted(ids.keys() & set(added)):
+        raise ValueError(f"{where}: added_tokens.json has {known[:5]}, which vocab.json has already")
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
     return tokenizer
 
 

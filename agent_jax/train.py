@@ -33,6 +33,7 @@ from agent_jax.data.loader import Loader
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.evaluate.in_training import InTraining
 from agent_jax.host_memory import keep_freed_memory
+from agent_jax.json_files import check_json_path
 from agent_jax.losses import LossSums, total
 from agent_jax.metrics import MetricsLog, Record, SuccessRecord, mean_losses, progress_line, rates, success_line
 from agent_jax.optimizer import averaged_params, make_optimizer
@@ -241,8 +242,9 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
                     print(success_line(success, steps), flush=True)
                 if picturing:
                     with run.phases.time(EVALUATION):
+                        rows = run.data.first_validation_rows(config, report.PICTURED_IMAGES)
                         report.write_picture(run.files.directory / "pictures" / f"reconstruction-{step}.png", config,
-                                             run.params_to_use(state), next(run.data.validation_batches(config)))
+                                             run.params_to_use(state), rows)
                 if saving:
                     # The loss is from before the last update, which is in what is saved.
                     for metrics in interval[-1:]:
@@ -299,7 +301,7 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def finish(run: Run, validation: Record, json_path: str) -> str:
+def finish(run: Run, validation: Record, json_path: Path | None) -> str:
     """Act in the simulator with the saved agent, and write the report, which needs no simulator.
 
     Returns:
@@ -325,7 +327,7 @@ def finish(run: Run, validation: Record, json_path: str) -> str:
         "start": run.first.rung,
         "config": dataclasses.asdict(run.config),
     }
-    paths = [run.files.directory / "report.json", *([Path(json_path)] if json_path else [])]
+    paths = [run.files.directory / "report.json", *([json_path] if json_path else [])]
     report.write_report(paths, figures, run.phases)
     print(f"time: {run.phases}\nmemory: {report.peak_rss_bytes() / 2**30:.2f} GiB at most", flush=True)
     print(f"report: {run.workdir / 'report.json'}", flush=True)
@@ -347,6 +349,7 @@ def main(arguments: list[str]) -> None:
         refuse(str(error))
     with distributed.ending_together():
         try:
+            json_path = check_json_path(_JSON.value, "--json=") if _JSON.value else None
             workdir = workdir_path(_WORKDIR.value or f"runs/{config_name()}")
             distributed.check_same(facts(config, workdir), "start the same command, of the same code, on all hosts")
             set_platform(config, distributed.count())
@@ -365,7 +368,7 @@ def main(arguments: list[str]) -> None:
                 print(f"stopped by SIGTERM after step {int(state.step)}; the same command goes on from there",
                       flush=True)
             elif distributed.leads():
-                failure = finish(run, validation, _JSON.value)
+                failure = finish(run, validation, json_path)
         finally:
             run.files.try_to_copy()
         run.files.copy()  # once more, if that has failed

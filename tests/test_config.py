@@ -276,6 +276,7 @@ def test_a_config_file_that_is_not_there_is_named() -> None:
         ("closed_loop.processes", -1, "config.closed_loop.processes=-1 must be at least 0"),
         ("closed_loop.every", 5, "config.closed_loop.every=5 needs closed_loop.environment and closed_loop.episodes"),
         ("closed_loop.temperature", 0.0, "config.closed_loop.temperature=0.0 must be positive"),
+        ("closed_loop.temperature", float("inf"), "config.closed_loop.temperature=inf must be positive and finite"),
         ("data.augmentation.brightness", (0.7,), "augmentation.brightness=(0.7,): expected (least, greatest) factor"),
         ("data.augmentation.saturation", (1.4, 0.7), "augmentation.saturation=(1.4, 0.7): expected (least, greatest)"),
         ("data.augmentation.hue", 0.6, "config.data.augmentation.hue=0.6 must lie in [0, 0.5]"),

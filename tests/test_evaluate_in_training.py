@@ -56,7 +56,7 @@ def test_the_report_is_written_though_the_evaluation_at_the_end_fails(
 
     monkeypatch.setattr(report, "act_in_simulator", fail)
     assert acted.validation is not None
-    assert "failed: the instruction has 99 tokens" in finish(acted.run, acted.validation, str(tmp_path / "report.json"))
+    assert "failed: the instruction has 99 tokens" in finish(acted.run, acted.validation, tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_text())
     assert (written["closed_loop"], written["losses"]["total"]) == ({}, acted.validation.loss)
 

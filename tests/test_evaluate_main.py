@@ -67,17 +67,19 @@ def test_offline_writes_the_scores(base: Path, agent: str, tmp_path: Path) -> No
     assert 0 <= scores["action"]["accuracy"] <= 1
 
 
-def test_videos_that_cannot_be_written_cost_no_figures(agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                       capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("error", [OSError("No space left on device"), ValueError("an encoder's own")])
+def test_videos_that_cannot_be_written_cost_no_figures(
+        error: Exception, agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
     def full(*arguments: Any, **options: Any) -> None:
-        raise OSError("No space left on device")
+        raise error
 
     monkeypatch.setattr(commands, "write_recording", full)
     written = tmp_path / "found.json"
     assert main(["closed-loop", "--checkpoint", agent, "--env", "babyai", "--task", "GoToObj", "--episodes", "1",
                  "--processes", "0", "--video", str(tmp_path), "--format", "gif", "--json", str(written)]) == 2
     assert json.loads(written.read_text())["tasks"]["GoToObj"]["greedy"]["episodes"] == 1
-    assert capsys.readouterr().err == "error: No space left on device\n"
+    assert capsys.readouterr().err == f"error: {error}\n"
 
 
 def test_a_format_or_a_directory_that_videos_cannot_have_is_told_before_anything_runs(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import pytest
-from small_runs import Smoke, smoke_run
+from small_runs import Smoke, small_config, smoke_run, store_directory
 
+from agent_jax.models.agent import init_params
 from agent_jax.phases import Phases
-from agent_jax.report import peak_rss_bytes, write_report
+from agent_jax.report import PICTURED_IMAGES, peak_rss_bytes, write_picture, write_report
+from agent_jax.run_data import open_data, with_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,26 @@ def test_a_report_replaces_the_one_before_and_leaves_nothing_half_written(tmp_pa
     report = json.loads((tmp_path / "deep" / "report.json").read_text())
     assert (report["steps"], report["seconds"]["a"]) == (2, 1.5)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["report.json"]
+
+
+def test_a_program_is_compiled_for_the_first_picture_of_a_run_and_no_other(tmp_path: Path):
+    config = small_config(store_directory(tmp_path))
+    data = open_data(config)
+    config = with_vocabulary(config, data.vocabulary)
+    params = init_params(config.model, jax.random.key(0))
+    rows = data.first_validation_rows(config, PICTURED_IMAGES)
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(listener := lambda event, *_, **__: compiled.append(event))
+    try:
+        write_picture(tmp_path / "pictures" / "1.png", config, params, rows)
+        assert any("compile" in event for event in compiled)
+        compiled.clear()
+        write_picture(tmp_path / "pictures" / "2.png", config, params, rows)
+        assert not any("compile" in event or "trac" in event for event in compiled)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    one, two = ((tmp_path / "pictures" / name).read_bytes() for name in ("1.png", "2.png"))
+    assert one == two
 
 
 def test_memory_is_counted_in_bytes():

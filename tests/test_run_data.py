@@ -13,6 +13,7 @@ from small_runs import listing, small_config, store_directory
 
 from agent_jax import presets
 from agent_jax.config import DataConfig, DomainConfig, VocabularyConfig, from_config_dict
+from agent_jax.data.loader import PackedRows
 from agent_jax.run_data import open_data, with_vocabulary
 
 
@@ -49,6 +50,21 @@ def test_validation_is_the_same_batches_every_time_laid_out_for_all_visual_token
     assert one[0].visual_BS.max() == 2 * (1 + 4) - 1  # two images of a CLS and four patches
     rows = [data.train.row(0, number) for number in range(len(data.train.plan(0)))]
     assert max(row["visual_BS"].max() for row in rows) == 2 * (1 + 1) - 1  # in training, of a CLS and what is unmasked
+
+
+def test_the_first_validation_rows_are_those_of_the_first_batch_and_no_others_are_read(
+        store: Path, monkeypatch: pytest.MonkeyPatch):
+    config = small_config(store)
+    data = open_data(config)
+    batch = next(data.validation_batches(config))
+    read: list[int] = []
+    row = PackedRows.row
+    monkeypatch.setattr(PackedRows, "row", lambda self, epoch, number: read.append(number) or row(self, epoch, number))
+    three = data.first_validation_rows(config, 3)
+    assert read == [0, 1, 2]
+    np.testing.assert_array_equal(three.token_BS, batch.token_BS[:3])
+    np.testing.assert_array_equal(three.frames_BFHWC, batch.frames_BFHWC[:3])
+    assert len(data.first_validation_rows(config, 99).seed_B) == config.train.batch_size
 
 
 def test_a_directory_that_is_no_data_set_is_refused_and_left_as_it_is(tmp_path: Path):

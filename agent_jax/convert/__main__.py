@@ -14,14 +14,13 @@ verify-hf DIR [--json PATH]
 from __future__ import annotations
 
 import argparse
-import json
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from agent_jax.checkpoint_meta import DamagedCheckpointError
 from agent_jax.convert.parity import ParityError
+from agent_jax.json_files import json_path, write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_pytorch(commands)
     verifier = commands.add_parser("verify-hf", help="compare with PyTorch on the same weights", allow_abbrev=False)
     verifier.add_argument("directory", metavar="DIR", help="a CLIP or OPT folder, or a directory of such folders")
-    verifier.add_argument("--json", metavar="PATH", help="also write the figures here")
+    verifier.add_argument("--json", type=json_path, metavar="PATH", help="also write the figures here")
     options, overrides = parser.parse_known_args(arguments)
     try:
         if options.command == "from-hf":
@@ -66,7 +65,7 @@ def _add_pytorch(commands: Any) -> None:
     exporter.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored tensors")
     exporter.add_argument("--weights", choices=("averaged", "raw"), default="averaged",
                           help="the averaged parameters, where the run kept some, or the last ones")
-    exporter.add_argument("--json", metavar="PATH", help="also write parity.json here")
+    exporter.add_argument("--json", type=json_path, metavar="PATH", help="also write parity.json here")
     importer = commands.add_parser("from-pytorch", help="a PyTorch folder -> a checkpoint", allow_abbrev=False)
     importer.add_argument("folder", metavar="FOLDER", help="of to-pytorch, or of torch_agent.Agent.save")
     importer.add_argument("out", metavar="OUT", help="directory to make")
@@ -78,7 +77,7 @@ def _run_to_pytorch(options: argparse.Namespace) -> int:
     parity = export(options.checkpoint, options.out, dtype=options.dtype, weights=options.weights)
     print(f"{parity.summary()}\nwritten: {options.out}")
     if options.json:
-        pathlib.Path(options.json).write_text(json.dumps(parity.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, parity.to_dict())
     return 0
 
 
@@ -87,7 +86,7 @@ def _add_from_hf(commands: Any) -> None:
     importer.add_argument("--vision", required=True, metavar="PATH", help="a CLIP, or its vision tower")
     importer.add_argument("--language", required=True, metavar="PATH", help="an OPT, with its tokenizer")
     importer.add_argument("--dry_run", action="store_true", help="read headers, print the table, write no checkpoint")
-    importer.add_argument("--json", metavar="PATH", help="also write the table here")
+    importer.add_argument("--json", type=json_path, metavar="PATH", help="also write the table here")
     importer.add_argument("out", metavar="OUT", nargs="?", help="directory to make; --dry_run needs none")
 
 
@@ -106,7 +105,7 @@ def _run_from_hf(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         report = write_checkpoint(config, options.out)
         print(f"{report}\nwritten: {options.out}")
     if options.json:
-        pathlib.Path(options.json).write_text(json.dumps(to_json(report), indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, to_json(report))
     return 0
 
 

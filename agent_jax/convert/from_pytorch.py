@@ -16,7 +16,7 @@ from agent_jax.convert.torch_folder import FORMAT
 from agent_jax.convert.weights_folder import FLOATS
 from agent_jax.data.domains import Domain
 from agent_jax.fingerprint import flat
-from agent_jax.json_object import read_json_object
+from agent_jax.json_files import read_json_object
 from agent_jax.models.agent import Params
 from agent_jax.vocabulary import Vocabulary
 

@@ -44,7 +44,7 @@ from agent_jax.models.vision import patchify
 from agent_jax.vocabulary import Vocabulary
 
 # Of a layer's norm: f32 rounding through 24 blocks makes up to 1.8e-4 at full size, a wrong term 1e-1 and more. In f64
-# the two agree to 1e-9 (tests/test_convert_torch_parity.py).
+# the two agree to 1e-9 (tests/test_convert_torch_agent.py).
 GRADIENT = 1e-3
 BF16_FACTOR = 3.0
 FIXED_POSITIONS = "vision.embeddings.position_embedding.weight"  # a table that is stored, but no parameter

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from typing import Any
 
@@ -25,6 +24,7 @@ from agent_jax.convert.architecture import language_config, model_kind, vision_c
 from agent_jax.convert.huggingface import load_language, load_vision
 from agent_jax.convert.parity import BLOCK, STACK, Comparison, compare, table
 from agent_jax.convert.weights_folder import read_config
+from agent_jax.json_files import write_json
 from agent_jax.models.attention import attend, attend_causally
 from agent_jax.models.language import LanguageModel
 from agent_jax.models.transformer import Block, BlockConfig
@@ -48,7 +48,7 @@ def find_folders(directory: str | pathlib.Path) -> dict[pathlib.Path, str]:
     return known
 
 
-def verify_folders(directory: str | pathlib.Path, json_path: str | pathlib.Path | None = None) -> bool:
+def verify_folders(directory: str | pathlib.Path, json_path: pathlib.Path | None = None) -> bool:
     """Compare every folder, print a table for each, and write the figures as JSON if asked to.
 
     Returns:
@@ -69,7 +69,7 @@ def verify_folders(directory: str | pathlib.Path, json_path: str | pathlib.Path 
     if json_path is not None:
         content = {"passed": passed, "versions": _versions(),
                    "folders": {str(folder): [row.to_dict() for row in rows] for folder, rows in verified.items()}}
-        pathlib.Path(json_path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(json_path, content)
     return passed
 
 

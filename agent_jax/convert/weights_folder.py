@@ -20,7 +20,7 @@ import numpy as np
 from agent_jax.convert.hub import located
 from agent_jax.convert.safetensors_file import SafetensorsFile
 from agent_jax.convert.torch_file import TorchFile
-from agent_jax.json_object import read_json_object
+from agent_jax.json_files import read_json_object
 
 FLOATS = ("F32", "F16", "BF16", "F64")  # what becomes a parameter; position_ids are I64
 READERS: Mapping[str, Callable[[pathlib.Path], TensorFile]] = {".safetensors": SafetensorsFile, ".bin": TorchFile}

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_jax.data.sources.source import BadDataError
+from agent_jax.json_files import json_path, write_json
 
 _USER_ERROR = 2  # as cluster.USER_ERROR, which comes with jax
 
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, allow_abbrev=False)
         made.set_defaults(run=run)
         if run is not _show:
-            made.add_argument("--json", metavar="PATH", help="also write the figures here")
+            made.add_argument("--json", type=json_path, metavar="PATH", help="also write the figures here")
         return made
 
     preparing = command("prepare", _prepare, "foreign data -> a canonical store")
@@ -88,7 +89,8 @@ def _prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     store, summary = prepare(options.source, options.path, options.out, config, processes=options.processes,
                              on_error=options.on_error)
     print("\n".join(summary_lines(store, summary)))
-    _write_json(options.json, {"directory": str(store.directory), "splits": dict(store.splits), **summary})
+    if options.json:
+        write_json(options.json, {"directory": str(store.directory), "splits": dict(store.splits), **summary})
     return 0
 
 
@@ -98,7 +100,8 @@ def _check(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     report = check(options.path, read_check_config(options.path, options.config, overrides), images=options.images)
     print(report.text())
-    _write_json(options.json, report.figures)
+    if options.json:
+        write_json(options.json, report.figures)
     return 1 if report.problems else 0
 
 
@@ -118,15 +121,11 @@ def _stats(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if overrides:
         raise ValueError(f"{overrides[0]}: unexpected argument")
     figures = stats(options.path)
-    if not options.json:
+    if options.json:
+        write_json(options.json, figures)
+    else:
         print(json.dumps(figures, indent=2))
-    _write_json(options.json, figures)
     return 0
-
-
-def _write_json(path: str | None, content: Any) -> None:
-    if path:
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

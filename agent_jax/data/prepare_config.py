@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent_jax.config import build_field
-from agent_jax.json_object import read_json_object
+from agent_jax.json_files import read_json_object
 
 
 @dataclasses.dataclass(frozen=True)

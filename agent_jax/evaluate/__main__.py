@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from agent_jax.checkpoint_meta import DamagedCheckpointError
 from agent_jax.evaluate import commands
+from agent_jax.json_files import json_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR",
                         help="a workdir, its checkpoints directory, or one step")
-    parser.add_argument("--json", default="", metavar="PATH", help="also write the figures here")
+    parser.add_argument("--json", type=json_path, metavar="PATH", help="also write the figures here")
 
 
 def _add_simulator(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import json
 import os
 import platform
 import sys
@@ -27,6 +26,7 @@ from agent_jax.evaluate.replay_frames import replay_frames
 from agent_jax.evaluate.rollouts import Recording
 from agent_jax.evaluate.simulators import Simulators
 from agent_jax.host_memory import keep_freed_memory
+from agent_jax.json_files import write_json
 from agent_jax.policy import Policy
 from agent_jax.view.rollout import Format, check_format, usual_format, write_recording
 
@@ -119,7 +119,7 @@ class _Videos:
     def __init__(self, options: argparse.Namespace) -> None:
         self._directory = Path(options.video)
         self._kind: Format = options.format or usual_format()
-        self.error: OSError | None = None  # the last one
+        self.error: Exception | None = None  # the last one
         check_format(self._kind)
         self._directory.mkdir(parents=True, exist_ok=True)
 
@@ -127,7 +127,7 @@ class _Videos:
         """Write the video of an episode."""
         try:
             _say(f"video: {write_recording(self._directory, recording, kind=self._kind, with_seed=True)}")
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:  # FFmpeg has its own of each
             self.error = error
             _say(f"video not written: {error}")
 
@@ -148,7 +148,7 @@ def _tasks(options: argparse.Namespace, module: EnvironmentModule, config: Confi
 
 
 def _write(options: argparse.Namespace, trained: Trained, figures: Mapping[str, Any]) -> None:
-    """The figures as JSON, where they were asked for, in one rename."""
+    """The figures as JSON, where they were asked for."""
     if not options.json:
         return
     content = {
@@ -157,12 +157,8 @@ def _write(options: argparse.Namespace, trained: Trained, figures: Mapping[str, 
         "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version(),
                     "jax": version("jax")},
     }
-    path = Path(options.json)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-    _say(f"written: {path}")
+    write_json(options.json, content)
+    _say(f"written: {options.json}")
 
 
 def _say(text: str) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from absl import app, flags
 
 from agent_jax.command_line import define_config, parse_flags, refuse
 from agent_jax.config import Config, from_config_dict
+from agent_jax.json_files import check_json_path, write_json
 from agent_jax.kernels import PLATFORM, kernel_on
 from agent_jax.plan.compiled import CompiledStep, DoesNotFitError, compile_step
 from agent_jax.plan.report import plan_record, plan_text
@@ -96,8 +96,9 @@ def with_batch(config: Config, rows: int) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=rows))
 
 
-def search_and_print(topology: Topology, row: PlannedRow, devices: Sequence[Any], estimate: str) -> None:
-    """Print each outcome when it is known, then the table of those that fit.
+def search_and_print(topology: Topology, row: PlannedRow, devices: Sequence[Any], estimate: str,
+                     json_path: Path | None) -> None:
+    """Print each outcome when it is known, then the table of those that fit; all of it goes to `json_path`, too.
 
     Raises:
         ValueError: for --batch_sizes that are no numbers, and if nothing fits.
@@ -119,26 +120,20 @@ def search_and_print(topology: Topology, row: PlannedRow, devices: Sequence[Any]
         print(outcome_line(outcome), flush=True)
     best = fastest(outcomes)
     print("\n".join(["", "fastest first:", table_head(), *map(outcome_line, best)]), flush=True)
-    write_json({"topology": topology.name, "estimate": estimate, "row": dataclasses.asdict(row.size),
-                "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
-                "fastest": [dataclasses.asdict(outcome) for outcome in best]})
+    if json_path:
+        write_json(json_path, {"topology": topology.name, "estimate": estimate, "row": dataclasses.asdict(row.size),
+                               "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
+                               "fastest": [dataclasses.asdict(outcome) for outcome in best]})
     if not best:
         raise ValueError(f"--search: none of {len(outcomes)} candidates fits {topology.name}; take more chips, another "
                          "--batch_sizes, or more --search_minutes")
-
-
-def write_json(record: dict[str, Any]) -> None:
-    """Write the figures where `--json` says."""
-    if _JSON.value:
-        path = Path(_JSON.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str]) -> None:
     """Compile, print, write. What the user must mend ends with one message and exit code 2."""
     del arguments
     try:
+        json_path = check_json_path(_JSON.value, "--json=") if _JSON.value else None
         topology = find_topology(_TOPOLOGY.value)
     except ValueError as error:
         refuse(str(error))
@@ -150,7 +145,7 @@ def main(arguments: list[str]) -> None:
         devices, estimate = prepare(topology)
         row = with_kernel(row, topology, estimate)
         if _SEARCH.value:
-            search_and_print(topology, row, devices, estimate)
+            search_and_print(topology, row, devices, estimate, json_path)
             return
         step = compile_step(row.config, row, devices, estimate)
     except DoesNotFitError as error:
@@ -160,7 +155,8 @@ def main(arguments: list[str]) -> None:
     frames = step.config.train.batch_size * row.size.frames
     record = plan_record(step, topology, row, roofline(step, topology, frames, _MFU.value), _MFU.value)
     print(plan_text(record), flush=True)
-    write_json(record)
+    if json_path:
+        write_json(json_path, record)
     if not record["memory"]["fits"]:
         needs, has = (record["memory"][name] / 2**30 for name in ("total", "hbm"))
         refuse(f"the step does not fit: {needs:.1f} GiB of {has:.1f} GiB; {ADVICE}")

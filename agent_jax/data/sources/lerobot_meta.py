@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from agent_jax.data.sources.source import BadDataError
 from agent_jax.data.sources.table import read_jsonl
-from agent_jax.json_object import read_json_object
+from agent_jax.json_files import read_json_object
 
 _INDEX = "__index_level_0__"  # how pandas stores an index without a name
 
