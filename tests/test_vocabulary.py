@@ -245,6 +245,26 @@ def test_broken_tokenizer_files_are_named(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
+def test_tokens_that_were_added_to_opts_are_kept(tmp_path: Path) -> None:
+    place = write_bpe(tmp_path / "added")
+    plain = load_tokenizer(str(place))
+    (place / "added_tokens.json").write_text(json.dumps({"<cam 1>": plain.size + 1, "<cam 0>": plain.size}))
+    tokenizer = load_tokenizer(str(place))
+    assert tokenizer.size == plain.size + 2
+    for same in (tokenizer, tokenizer_from_json(json.loads(json.dumps(tokenizer.to_json())))):
+        ids = same.encode("the<cam 1> cat<cam 0>")
+        assert [i - plain.size for i in ids if i >= plain.size] == [1, 0]
+        assert same.decode(ids) == "the<cam 1> cat<cam 0>"
+    (place / "added_tokens.json").write_text("{}")
+    assert load_tokenizer(str(place)).to_json() == {**plain.to_json(), "added": []}
+    (place / "added_tokens.json").write_text(json.dumps({"<cam 0>": plain.size + 1}))
+    with pytest.raises(ValueError, match=rf"added_tokens.json: expected .* from {plain.size} to {plain.size} once"):
+        load_tokenizer(str(place))
+    (place / "added_tokens.json").write_text(json.dumps({"<s>": plain.size}))
+    with pytest.raises(ValueError, match=r"added: added_tokens.json has \['<s>'\], which vocab.json has already"):
+        load_tokenizer(str(place))
+
+
 def test_a_tokenizer_in_the_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bpe(tmp_path / "mine")
     monkeypatch.setenv("HOME", str(tmp_path))
