@@ -40,6 +40,7 @@ LAYERS = {
     "agent_jax.text_tokenizer": 0,
     "agent_jax.kernels": 0,
     "agent_jax.json_files": 0,
+    "agent_jax.text_table": 0,
     "agent_jax.client": 0,  # the robot's end of serve: nothing of ours, so that a robot needs nothing of ours
     "agent_jax.sharding": 0,
     "agent_jax.host_memory": 0,
@@ -140,6 +141,7 @@ NUMPY_ALONE = [
     "agent_jax.vocabulary",
     "agent_jax.text_tokenizer",
     "agent_jax.json_files",
+    "agent_jax.text_table",
     "agent_jax.client",
     "agent_jax.envs",
     "agent_jax.evaluate.messages",

@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 from agent_jax.convert.account import Account, Item, Report, Shape, grouped
+from agent_jax.text_table import aligned
 
 HEADINGS = ("tensor", "parameter", "shape", "operation")
 
@@ -53,9 +54,7 @@ def _rows(account: Account) -> list[tuple[str, str, str, str]]:
 
 
 def _columns(rows: list[tuple[str, str, str, str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in (HEADINGS, *rows)]
+    return [f"  {line}" for line in aligned([HEADINGS, *rows], words=len(HEADINGS))]
 
 
 def _shown(shape: Shape) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agent_jax.data.windows import Windows
+from agent_jax.text_table import aligned
 
 _TITLES = ("domain", "layout", "actions", "window", "episodes", "frames", "windows", "weight", "share", "epochs")
 _WORDS = 3  # columns of words, which stand to the left; numbers stand to the right
@@ -27,10 +28,8 @@ def mixture_table(windows: Sequence[Windows], epochs: float) -> list[str]:
     """
     seen = sum(len(mine) * mine.domain.weight for mine in windows)
     lines = [_TITLES, *(_line(mine, epochs, seen) for mine in windows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_TITLES))]
-    table = ["  " + "  ".join(cell.ljust(width) if column < _WORDS else cell.rjust(width)
-                              for column, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in lines]
-    return [*table, *(_classes(mine) for mine in windows if mine.domain.layout == "label")]
+    return [*(f"  {line}" for line in aligned(lines, _WORDS)),
+            *(_classes(mine) for mine in windows if mine.domain.layout == "label")]
 
 
 def check_labels(windows: Windows, classes: int) -> None:

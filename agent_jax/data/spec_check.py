@@ -19,6 +19,7 @@ from agent_jax.action_parts import stored
 from agent_jax.actions import ActionSpec, Bins, BoundSpec, Buttons, Camera, Choice, Part, StateSpec
 from agent_jax.data.domain_specs import DomainSpecs
 from agent_jax.data.normalisation import ROUNDING, SplitNumbers, Statistics
+from agent_jax.text_table import aligned
 
 _RATE_TOLERANCE = 0.01  # of a rate: 29.97 Hz counts as 30
 _HEAD = ("value", "name", "bounds", "tokens", "data", "outside", "at a bound")
@@ -54,7 +55,7 @@ def check_specs(name: str, specs: DomainSpecs, bound: list[BoundSpec], out_of_bo
             rows = [row for row, _ in found]
             problems = [problem for _, problem in found if problem]
             wrong += problems or _inexact(spec, specs.numbers, where)
-        lines += _table([_HEAD[: len(rows[0])], *rows])
+        lines += [f"  {line}" for line in aligned([_HEAD[: len(rows[0])], *rows], words=len(_HEAD))]
     if wrong:
         raise ValueError("\n".join(wrong))
     return lines
@@ -169,9 +170,3 @@ def _inexact(bound: BoundSpec, numbers: SplitNumbers, where: str) -> list[str]:
                 return [f"{where}: {part.place}={value:g} decodes to {back[part.key][at]:g}, {distance:g} away; half a "
                         f"bin is {part.width / 2:g}"]
     return []
-
-
-def _table(rows: list[_Row]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows]

@@ -17,6 +17,7 @@ from agent_jax.evaluate.rollouts import CONCURRENT, Policy, Recording, Sees, Tas
 from agent_jax.evaluate.simulators import Simulators
 from agent_jax.evaluate.stage import EXPERT
 from agent_jax.evaluate.statistics import chain_summary, success_summary
+from agent_jax.text_table import ruled
 
 # Task -> policy -> success, episodes, ci95, mean_steps, lost; where episodes are chains, also chain.
 Report = dict[str, dict[str, dict[str, Any]]]
@@ -160,19 +161,8 @@ def format_table(report: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
             if "chain" in figures:
                 shares = [f"{share['success']:.1%}" for share in figures["chain"]["in_a_row"]]
                 chains.append((task if first else "", name, *shares, f"{figures['chain']['mean_length']:.2f}"))
-    tables = [_aligned(rows)]
+    tables = [ruled(rows, words=2)]
     if chains:
         head = ("in a row", "policy", *map(str, range(1, len(chains[0]) - 2)), "mean length")
-        tables.append(_aligned([head, *chains]))
+        tables.append(ruled([head, *chains], words=2))
     return "\n\n".join(tables)
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> str:
-    """A table with a head; two columns of words, then numbers."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        texts = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        lines.append("  ".join([*texts, *numbers]).rstrip())
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -30,6 +30,7 @@ from agent_jax.data.loader import PackedRows, validation_batches
 from agent_jax.evaluate.checkpoints import Trained
 from agent_jax.losses import token_nll
 from agent_jax.models.agent import Agent, Params
+from agent_jax.text_table import ruled
 
 BATCH_SIZE = 16  # rows
 
@@ -204,7 +205,4 @@ def format_scores(scores: Sequence[Scores]) -> str:
             "-" if one.bleu4 is None else f"{one.bleu4:.1f}",
             f"{language.accuracy:.2%}" if language else "-", f"{language.perplexity:.3f}" if language else "-",
             f"{classes.accuracy:.2%}" if classes else "-", f"{classes.majority_accuracy:.2%}" if classes else "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) if i > 1 else cell.ljust(width)
-                       for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return ruled(rows, words=2)

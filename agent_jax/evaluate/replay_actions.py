@@ -19,6 +19,7 @@ from agent_jax.data.store import Episode, Store
 from agent_jax.evaluate.rollouts import Lost, run_whole
 from agent_jax.evaluate.simulators import Command, Simulators
 from agent_jax.evaluate.statistics import success_summary
+from agent_jax.text_table import ruled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,4 @@ def format_replayed(tasks: list[ReplayedTask]) -> str:
         low, high = task.decoded["ci95"]
         rows.append((task.task, str(task.episodes), f"{task.raw['success']:.1%}", f"{task.decoded['success']:.1%}",
                      f"{low:.1%} to {high:.1%}", str(len(task.different))))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) if i else cell.ljust(width)
-                       for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return ruled(rows, words=1)
