@@ -3,7 +3,8 @@
     python benchmarks/attention_kernels.py [--config FILE[:VARIANT]] [--rows 2] [--slots 852] [--images 8]
         [--dtype float32|bfloat16] [--turns 5] [--json PATH]
 
-    xla      ours (models/attention.py): what config.model.attention=auto takes but on TPU
+    xla      ours (models/attention.py)
+    xla_f32  the same in f32; in bfloat16 on a CPU
     library  jax.nn.dot_product_attention by XLA, with a mask for rows
     cudnn    on an NVIDIA GPU, in bfloat16
     splash   on a TPU
@@ -39,6 +40,8 @@ def kernels(dtype: str) -> dict[str, Any]:
     masked = lambda q, k, v, segment_BS: library(q, k, v, causal_segment_mask(segment_BS)[:, None])  # noqa: E731
     found = {"xla": KERNELS["xla"], "library": type(KERNELS["xla"])(library, masked)}
     platform_here = jax.default_backend()
+    if platform_here == "cpu" and dtype == "bfloat16":
+        found["xla_f32"] = KERNELS["xla_f32"]
     if platform_here == "gpu" and dtype == "bfloat16":
         found["cudnn"] = KERNELS["cudnn"]
     if platform_here == "tpu":

@@ -64,7 +64,7 @@ BENCHMARKS = (
               ("torch", "transformers"), "train_step"),
     Benchmark("step_profile", "", "--size tiny --steps 1"),
     Benchmark("scaling_curves", "", "--quick --rounds 2 --curves window width"),
-    Benchmark("attention_kernels", "", "--rows 1 --slots 64 --images 1 --turns 1"),
+    Benchmark("attention_kernels", "--dtype bfloat16", "--rows 1 --slots 64 --images 1 --turns 1"),
     Benchmark("input_pipeline", "--data {data}", "--data {data} --seconds 1 --rounds 1 --copies 2"),
     Benchmark("act_latency", "--random full --batch 1 --steps 3", "--random tiny --batch 1 --steps 2",
               ("torch", "transformers")),

@@ -63,7 +63,7 @@ def gradients(pattern, given, last, mask_BSZ):
     return quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*given)
 
 
-@pytest.mark.parametrize("name", ["xla", "splash"])
+@pytest.mark.parametrize("name", ["xla", "xla_f32", "splash"])
 @pytest.mark.parametrize("pattern", ["among", "causally"])
 @pytest.mark.usefixtures("splash_here")
 def test_every_kernel_computes_the_formula_and_its_gradients(name, pattern):
@@ -77,6 +77,20 @@ def test_every_kernel_computes_the_formula_and_its_gradients(name, pattern):
     np.testing.assert_allclose(out, same, rtol=0, atol=2e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=5e-6), found, reference)
     assert all(np.abs(leaf).max() > 0.05 for leaf in reference)
+
+
+@pytest.mark.parametrize("pattern", ["among", "causally"])
+def test_in_f32_nothing_of_bfloat16_is_rounded_but_what_goes_in_and_comes_out(pattern):
+    given, segment_BS = [jnp.asarray(x, jnp.bfloat16) for x in queries_keys_values()], segments()
+    last = segment_BS if pattern == "causally" else None
+    mask = causal_segment_mask(segment_BS) if last is not None else np.ones((ROWS, SLOTS, SLOTS), bool)
+    wanted = expected(*given, mask)
+    (_, out), found = gradients(getattr(KERNELS["xla_f32"], pattern), given, last, mask)
+    (_, rough), _ = gradients(getattr(KERNELS["xla"], pattern), given, last, mask)
+    assert [out.dtype, *(leaf.dtype for leaf in found)] == [jnp.bfloat16] * 4
+    np.testing.assert_allclose(out.astype(np.float32), wanted, rtol=2**-8, atol=1e-5)  # half a bfloat16
+    error, other = (np.abs(x.astype(np.float32) - wanted).mean() for x in (out, rough))
+    assert error < 0.8 * other
 
 
 @pytest.mark.usefixtures("splash_here")
