@@ -57,7 +57,7 @@ BENCHMARKS = (
     Benchmark("end_to_end", "--workdir {runs}", "--quick --workdir {runs}", ("minigrid",)),
     # Of all cases, which take over an hour on two cores, those that say most.
     Benchmark("train_step", "--modes visible --steps 2 --only ours-f32 ours-bf16 unrolled-f32 unrolled-bf16 "
-              "transformers-f32 transformers-bf16 transformers-bf16-compiled",
+              "transformers-f32 transformers-f32-compiled transformers-bf16 transformers-bf16-compiled",
               "--size tiny --steps 1 --modes visible --only ours-f32 exported-f32", ("torch", "transformers")),
     Benchmark("train_step_all", "--modes all --steps 1 --batch 2 --only ours-f32 ours-bf16 unrolled-bf16 "
               "transformers-f32 transformers-bf16", "--size tiny --steps 1 --modes all --only ours-f32",
@@ -107,8 +107,8 @@ class Runner:
             given = shlex.split(self._filled(arguments))
             named = arguments.format(runs="RUNS", workdir="WORKDIR", folder="FOLDER", data="DATA")
             entry["command"] = f"python benchmarks/{script.name} {named}".rstrip()
-            said = self._process([sys.executable, str(script), *given, "--json", str(output)])
-            figures = json.loads(output.read_text(encoding="utf-8"))
+            said = self._named(self._process([sys.executable, str(script), *given, "--json", str(output)]))
+            figures = json.loads(self._named(output.read_text(encoding="utf-8")))
         except (RuntimeError, OSError, ValueError) as error:
             return {**entry, "status": FAILED, "reason": str(error), "seconds": round(time.perf_counter() - begun, 1)}
         told = figures.pop("machine", None)  # of machine.py, or some text of a benchmark that has its own
@@ -139,6 +139,10 @@ class Runner:
             self._process([sys.executable, "-m", "agent_jax.convert", "to-pytorch", str(workdir), str(folder)])
         paths = {"runs": runs, "workdir": workdir, "folder": folder, "data": self._data}
         return arguments.format(**{name: shlex.quote(str(path)) for name, path in paths.items()})
+
+    def _named(self, text: str) -> str:
+        """The text without the path of this run's own directory, which no reader has."""
+        return text.replace(str(self._scratch), "SCRATCH")
 
     def _process(self, line: Sequence[str]) -> str:
         """Run a command to its end, passing on what it says; returns its stdout.
