@@ -125,17 +125,16 @@ def pretrained_report(config: Config, vocabulary: Vocabulary) -> Report:
     return _report(config, accounts)
 
 
-def pretrained_params(config: Config, vocabulary: Vocabulary, fresh: Params | jax.Array) -> tuple[Params, Report]:
+def pretrained_params(config: Config, vocabulary: Vocabulary, key: jax.Array) -> tuple[Params, Report]:
     """Parameters that start from `config.init.pretrained`, the rest fresh.
 
     Args:
         config: `init.pretrained` names one or two models; `seed` is that of the new token rows.
         vocabulary: its text ids are those of the language weights.
-        fresh: parameters, whose ported leaves are replaced one by one and take on their sharding; or a key, by which
-            only the leaves that no folder has are made.
+        key: makes the leaves that no folder has, and no others.
 
     Returns:
-        (complete parameters, a report to print). From a key, ported leaves are NumPy arrays; `fresh` is not changed.
+        (complete parameters, a report to print). Ported leaves are NumPy arrays.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -152,22 +151,12 @@ def pretrained_params(config: Config, vocabulary: Vocabulary, fresh: Params | ja
         parts["language"], account = _language(pretrained.language, model, vocabulary.text.size, config.seed)
         accounts.append(account)
     ported = flat(parts)
-    shapes = model_shapes(model)
-    if isinstance(fresh, jax.Array):
-        key = fresh
 
-        def rest() -> dict[str, jax.Array]:  # what is not returned is not computed
-            return {path: leaf for path, leaf in flat(init_params(model, key)).items() if path not in ported}
+    def rest() -> dict[str, jax.Array]:  # what is not returned is not computed
+        return {path: leaf for path, leaf in flat(init_params(model, key)).items() if path not in ported}
 
-        leaves = {**ported, **jax.jit(rest)()}
-    else:
-        leaves = flat(fresh)
-        if differing := {path for path in shapes.keys() | leaves.keys()
-                         if path not in shapes or path not in leaves or leaves[path].shape != shapes[path]}:
-            raise ValueError(f"the fresh parameters are not those of config.model: {', '.join(sorted(differing))}")
-        for path in list(ported):
-            leaves[path] = _like(leaves[path], ported.pop(path))
-    return nested({path: leaves[path] for path in shapes}), _report(config, accounts)
+    leaves = {**ported, **jax.jit(rest)()}
+    return nested({path: leaves[path] for path in model_shapes(model)}), _report(config, accounts)
 
 
 def _check_vocabulary(config: Config, vocabulary: Vocabulary) -> None:
@@ -188,10 +177,3 @@ def _report(config: Config, accounts: list[Account]) -> Report:
     return Report(tuple(accounts), {path: Item(shape, reasons[path.split("/")[0]])
                                     for path, shape in model_shapes(config.model).items()
                                     if path.split("/")[0] not in parts})
-
-
-def _like(leaf: Any, array: np.ndarray) -> Any:
-    """The array where the leaf lives: on the host, or sharded over devices as it is."""
-    if not isinstance(leaf, jax.Array):
-        return array
-    return jax.make_array_from_callback(array.shape, leaf.sharding, lambda index: array[index])

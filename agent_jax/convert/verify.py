@@ -157,6 +157,11 @@ def _torch_model(kind: Any, directory: str | pathlib.Path) -> Any:
             str(directory), dtype=torch.float32, attn_implementation="eager", local_files_only=True,
             # A .bin is read by torch.load(weights_only=True).
             use_safetensors=any(pathlib.Path(directory).glob("*.safetensors")), output_loading_info=True)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # whatever a config.json that is wrong makes of it
+        raise ValueError(f"{directory}: {kind.__name__} of transformers cannot be made of config.json and weights: "
+                         f"{type(error).__name__}: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
