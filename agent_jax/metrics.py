@@ -176,8 +176,14 @@ class MetricsLog:
     `step`, and a last line cut short, are dropped when the log is opened, and TensorBoard is told to do the same.
     """
 
-    def __init__(self, workdir: str | Path, step: int, *, silent: bool = False) -> None:
-        """Open the log of a run that continues after `step`, 0 for a new one; a silent one writes nothing at all.
+    def __init__(self, workdir: str | Path, step: int, *, evaluated_again: bool = False, silent: bool = False) -> None:
+        """Open the log of a run that continues after `step`, 0 for a new one.
+
+        Args:
+            workdir: of the run.
+            step: the last one that was taken.
+            evaluated_again: whether the run was over and is evaluated anew: only the lines of training stay, of `step`.
+            silent: write nothing at all.
 
         Raises:
             ValueError: if metrics.jsonl holds anything else than such lines.
@@ -189,7 +195,7 @@ class MetricsLog:
 
         self.path = Path(workdir) / METRICS_FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_after(self.path, step)
+        _drop_after(self.path, step, evaluated_again=evaluated_again)
         self._lines = self.path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
 
@@ -221,19 +227,20 @@ def _scalars(fields: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Rewrite metrics.jsonl without the lines of later steps and without a torn last line."""
+def _drop_after(path: Path, step: int, *, evaluated_again: bool) -> None:
+    """Rewrite metrics.jsonl without the lines that are written again and without a torn last line."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").split("\n")
     kept = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is empty or torn
         try:
-            line_step = json.loads(line)["step"]
+            record = json.loads(line)
+            line_step, trained = record["step"], record["split"] == "train"
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: found {line[:80]!r}, expected a JSON object with a step; "
+            raise ValueError(f"{path}:{number}: found {line[:80]!r}, expected a JSON object with step and split; "
                              f"move the file away or choose another workdir") from error
-        if line_step <= step:
+        if line_step < step or (line_step == step and (trained or not evaluated_again)):
             kept.append(line + "\n")
     temporary = path.with_suffix(".jsonl.tmp")
     temporary.write_text("".join(kept), encoding="utf-8")

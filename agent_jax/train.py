@@ -122,7 +122,8 @@ class Run:
                         workers=data.workers, prefetch=data.prefetch, state=self.first.data_state)
         begun = int(jax.device_get(self.first.state.step))
         try:
-            return loader, MetricsLog(self.files.directory, begun, silent=not distributed.leads())
+            return loader, MetricsLog(self.files.directory, begun, evaluated_again=begun == self.config.train.steps,
+                                      silent=not distributed.leads())
         except ValueError:
             loader.close()
             raise

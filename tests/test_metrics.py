@@ -111,11 +111,21 @@ def test_a_resumed_log_forgets_later_steps_and_a_torn_line(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.parametrize(("evaluated_again", "kept"), [
+    (False, [(50, "validation"), (100, "train"), (100, "validation")]), (True, [(50, "validation"), (100, "train")])])
+def test_the_last_evaluation_is_forgotten_where_it_is_made_again(tmp_path, evaluated_again, kept):
+    path = tmp_path / "metrics.jsonl"
+    lines = [(50, "validation"), (100, "train"), (100, "validation")]
+    path.write_text("".join(record(step, split=split).to_json() + "\n" for step, split in lines))
+    MetricsLog(tmp_path, 100, evaluated_again=evaluated_again).close()
+    assert [(line["step"], line["split"]) for line in map(json.loads, path.read_text().splitlines())] == kept
+
+
 @pytest.mark.parametrize("line", ["not json", "[1]", '{"loss": 1}'])
 def test_a_foreign_file_in_the_place_of_the_log_is_refused_and_kept(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl:1: found .* expected a JSON object with a step"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl:1: found .* expected a JSON object with step and split"):
         MetricsLog(tmp_path, 0)
     assert path.read_text() == line + "\n"
 

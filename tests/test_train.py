@@ -114,6 +114,7 @@ def test_a_finished_run_started_again_takes_no_step(straight: Trained, tmp_path:
     assert straight.validation is not None
     assert again.validation.loss == straight.validation.loss
     assert listing(workdir / "checkpoints").keys() == listing(straight.workdir / "checkpoints").keys()
+    assert [record["step"] for record in records(workdir, "validation")] == [STEPS]
 
 
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(straight: Trained,
