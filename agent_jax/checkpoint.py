@@ -11,27 +11,24 @@ JSON and arrays are read: nothing in a checkpoint is executed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import jax
 from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from agent_jax import checkpoint_meta
+from agent_jax.checkpoint_arrays import context, load, spans_processes
 from agent_jax.checkpoint_meta import FORMAT_VERSION, DamagedCheckpointError
 from agent_jax.checkpoint_retention import Retention, rank, set_aside
-from agent_jax.distributed import all_true, check_same
-from agent_jax.fingerprint import fingerprint, flat, nested
+from agent_jax.distributed import check_same
+from agent_jax.fingerprint import flat, nested
 
 __all__ = ["FORMAT_VERSION", "Checkpoints", "DamagedCheckpointError", "best_steps", "locate", "read_meta",
            "restore_parameters", "steps"]
 
-T = TypeVar("T")
-
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # of Orbax; a full disk is a ValueError of tensorstore
-_REASON_LENGTH = 300  # of tensorstore's messages, which run to pages
 
 
 class Checkpoints:
@@ -172,7 +169,7 @@ class Checkpoints:
         if self._checkpointer is None:
             self._retention = Retention(_readable_metas(self.directory), **self._keep)
             self._checkpointer = ocp.training.Checkpointer(
-                self.directory, context=_context(), preservation_policy=self._retention, cleanup_tmp_directories=True)
+                self.directory, context=context(), preservation_policy=self._retention, cleanup_tmp_directories=True)
         return self._checkpointer
 
     def _drop(self) -> None:
@@ -252,7 +249,7 @@ def restore_parameters(directory: epath.PathLike, abstract: Any, *, step: int | 
     """
     directory = _absolute(directory)
     if step is not None:
-        return _load(directory / str(step), abstract, subtree)
+        return load(directory / str(step), abstract, subtree)
     found, _ = _newest_undamaged(directory, abstract, subtree)
     if found is None:
         raise FileNotFoundError(f"no checkpoint in {directory}")
@@ -264,12 +261,12 @@ def _newest_undamaged(directory: epath.Path, abstract: Any,
     """((tree, meta), the damaged steps after it); (None, []) if there is no step at all."""
     damaged, reasons = [], []
     found = steps(directory)
-    if _spans_processes(abstract):
+    if spans_processes(abstract):
         check_same({f"checkpoints in {directory}": found}, "expected storage that all hosts share, so that they see "
                    "the same checkpoints")
     for step in reversed(found):
         try:
-            return _load(directory / str(step), abstract, subtree), damaged
+            return load(directory / str(step), abstract, subtree), damaged
         except DamagedCheckpointError as error:
             logging.warning("%s", error)
             damaged.append(step)
@@ -277,80 +274,6 @@ def _newest_undamaged(directory: epath.Path, abstract: Any,
     if reasons:
         raise _all_damaged(directory, "\n  ".join(reasons))
     return None, []
-
-
-def _load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any, dict[str, Any]]:
-    """(tree, meta) of one step, every array checked against its fingerprint."""
-    together = _spans_processes(abstract)
-    meta = _undamaged(lambda: checkpoint_meta.read(step_directory), step_directory, together=together)
-    prefix = f"{subtree}/" if subtree else ""
-    recorded = {path: entry for path, entry in meta["fingerprint"].items() if path.startswith(prefix)}
-    wanted = {prefix + path: _placed(leaf) for path, leaf in flat(abstract).items()}
-    checkpoint_meta.check_structure(recorded, wanted, step_directory)
-    loaded = _undamaged(lambda: _arrays(step_directory, wanted), step_directory, together=together)
-    sums = fingerprint(loaded)
-    if altered := [path for path, entry in recorded.items() if sums[path] != entry["sum"]]:
-        raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: values do not match the fingerprint of "
-                                     f"{', '.join(altered[:3])}{' and others' if len(altered) > 3 else ''}")
-    structure = jax.tree.structure(abstract)
-    return jax.tree.unflatten(structure, [loaded[path] for path in wanted]), meta
-
-
-def _arrays(step_directory: epath.Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """The arrays of a step by path; of each, what lives on this process's devices is read."""
-    try:
-        with _context(partial=True):
-            loaded = flat(ocp.load(step_directory, nested(wanted), checkpointable_name="state"))
-        if absent := [path for path in wanted if not isinstance(loaded.get(path), jax.Array)]:
-            raise KeyError(", ".join(absent))  # a partial load passes over what it does not find
-    except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
-        raise  # says nothing about the files
-    except Exception as error:  # Orbax raises a bare Exception for a chunk that it cannot decode
-        reason = " ".join(f"{type(error).__name__}: {error}".split())  # tensorstore prints its whole specification
-        raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: {reason[:_REASON_LENGTH]}") from error
-    return loaded
-
-
-def _undamaged(read: Callable[[], T], step_directory: epath.Path, *, together: bool) -> T:
-    """What `read` returns, unless a process finds the step damaged: then all that read it together do."""
-    try:
-        result = read()
-    except DamagedCheckpointError:
-        if together:
-            all_true(False)
-        raise
-    if together and not all_true(True):
-        raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: another process says why")
-    return result
-
-
-def _spans_processes(abstract: Any) -> bool:
-    """Whether the arrays are to live on devices of several processes, which then load them together."""
-    return any(leaf.sharding is not None and not leaf.sharding.is_fully_addressable
-               for leaf in jax.tree.leaves(abstract))
-
-
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The leaf with a sharding that fits. Raises ValueError where an axis does not divide, before a file is read."""
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    sharding.shard_shape(leaf.shape)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _context(*, partial: bool = False) -> ocp.Context:
-    """Orbax's settings; `partial` for loading, which may ask for less than there is."""
-    registry = ocp.handlers.local_registry()
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
-    context = ocp.Context()
-    context.checkpointables.registry = registry
-    context.array_options.saving.use_compression = False  # zstd makes weights 8% smaller, for twice the CPU time
-    if partial:
-        context.pytree.loading.partial_load = True
-        # Each process reads its own shards without waiting for the others, so that a file that only one of them finds
-        # damaged does not leave the rest at a barrier.
-        context.multiprocessing_options.active_processes = {jax.process_index()}
-        context.multiprocessing_options.primary_host = jax.process_index()
-    return context
 
 
 def _readable_metas(directory: epath.Path) -> Iterator[dict[str, Any]]:

@@ -43,16 +43,8 @@ from agent_jax.preflight import check_machine, describe, facts, set_platform
 from agent_jax.restart import Start, checkpoint_meta, start
 from agent_jax.run_data import RunData, open_data, with_vocabulary
 from agent_jax.run_files import COPY_EVERY_S, RunFiles, workdir_path
-from agent_jax.sharding import (
-    bytes_by_part,
-    bytes_table,
-    check_divides,
-    make_mesh,
-    mesh_lines,
-    on_host,
-    rows_here,
-    shard_batch,
-)
+from agent_jax.sharding import check_divides, make_mesh, on_host, rows_here, shard_batch
+from agent_jax.sharding_report import bytes_by_part, bytes_table, mesh_lines
 from agent_jax.train_state import TrainState, abstract_params, state_shardings
 from agent_jax.train_step import StepMetrics, make_eval_step, make_train_step
 

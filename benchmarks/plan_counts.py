@@ -23,7 +23,8 @@ from agent_jax.optimizer import make_optimizer
 from agent_jax.plan.roofline import DAY, PAPER_FLOPS
 from agent_jax.plan.row import planned_row
 from agent_jax.plan.topology import find_topology
-from agent_jax.sharding import bytes_by_part, make_mesh, microbatches_of_step
+from agent_jax.sharding import make_mesh, microbatches_of_step
+from agent_jax.sharding_report import bytes_by_part
 from agent_jax.train_state import abstract_params, abstract_state, state_shardings
 from agent_jax.train_step import make_train_step
 

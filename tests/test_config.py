@@ -26,8 +26,8 @@ from agent_jax.config import (
     VocabularyConfig,
     from_config_dict,
     to_config_dict,
-    validate,
 )
+from agent_jax.config_checks import validate
 
 FULL = Config(  # every kind of field with a value that is not its default
     seed=3,

@@ -7,9 +7,10 @@ import pytest
 import tensorflow_datasets as tfds
 from data_stores import BABYAI_FEATURES, babyai_episodes, babyai_store, language_table_store
 
+from agent_jax.data.record_serializer import record_serializer
 from agent_jax.data.store import Episode, Example, Field, open_store
 from agent_jax.data.transforms import encode_png
-from agent_jax.data.writer import ShardWriter, begin_store, finish_store, record_serializer, shard_path, write_store
+from agent_jax.data.writer import ShardWriter, begin_store, finish_store, shard_path, write_store
 
 
 def as_dict(serialized: bytes) -> dict[str, list]:

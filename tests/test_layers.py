@@ -28,6 +28,8 @@ LAYERS = {
     "agent_jax": 0,  # __init__.py alone: it imports nothing
     "agent_jax.batch": 0,
     "agent_jax.config": 0,
+    "agent_jax.config_checks": 0,
+    "agent_jax.config_fields": 0,
     "agent_jax.presets": 0,
     "agent_jax.actions": 0,
     "agent_jax.action_parts": 0,
@@ -43,6 +45,7 @@ LAYERS = {
     "agent_jax.text_table": 0,
     "agent_jax.client": 0,  # the robot's end of serve: nothing of ours, so that a robot needs nothing of ours
     "agent_jax.sharding": 0,
+    "agent_jax.sharding_report": 0,
     "agent_jax.host_memory": 0,
     "agent_jax.compiler_options": 0,
     "agent_jax.cluster": 0,
@@ -58,6 +61,7 @@ LAYERS = {
     "agent_jax.train_state": 2,
     "agent_jax.train_step": 2,
     "agent_jax.checkpoint": 2,
+    "agent_jax.checkpoint_arrays": 2,
     "agent_jax.checkpoint_meta": 2,
     "agent_jax.checkpoint_retention": 2,
     "agent_jax.convert": 2,
@@ -84,7 +88,7 @@ ENTRY = 4  # every __main__ file, in whatever package
 # Libraries that only some modules may import.
 ALLOWED = {
     "flax": ["agent_jax.models"],
-    "orbax": ["agent_jax.checkpoint", "agent_jax.checkpoint_retention"],
+    "orbax": ["agent_jax.checkpoint", "agent_jax.checkpoint_arrays", "agent_jax.checkpoint_retention"],
     "torch": ["agent_jax.convert.verify", "agent_jax.convert.torch_agent", "agent_jax.convert.torch_parity"],
     "minigrid": ["agent_jax.envs.babyai"],
     "gymnasium": ["agent_jax.envs"],
@@ -113,6 +117,8 @@ ALLOWED = {
     "huggingface_hub": ["agent_jax.convert.hub"],
     "ml_collections": [
         "agent_jax.config",
+    "agent_jax.config_checks",
+    "agent_jax.config_fields",
         "agent_jax.presets",
         "agent_jax.convert.from_huggingface",
         "agent_jax.command_line",
@@ -130,6 +136,8 @@ ALLOWED = {
 # What describes the data and the rows is NumPy alone: a machine that only prepares data needs no accelerator library.
 NUMPY_ALONE = [
     "agent_jax.config",
+    "agent_jax.config_checks",
+    "agent_jax.config_fields",
     "agent_jax.presets",
     "agent_jax.actions",
     "agent_jax.action_parts",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from agent_jax import sharding
+from agent_jax import sharding, sharding_report
 from agent_jax.batch import Batch, RowSize
 from agent_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig, VisionConfig
 from agent_jax.models.agent import init_params
@@ -65,7 +65,7 @@ TWO_SLICES = [Chip(i, slice_index=i % 2) for i in range(8)]  # not in order
 ])
 def test_over_several_slices_the_outermost_axes_lie_between_them(config, between):
     mesh = make_mesh(config, TWO_SLICES)
-    assert f"2 slices ({between} between them)" in sharding.mesh_lines(mesh, TrainConfig(batch_size=64))
+    assert f"2 slices ({between} between them)" in sharding_report.mesh_lines(mesh, TrainConfig(batch_size=64))
     assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
     halves = mesh.devices.reshape(2, 4)
     assert [{chip.slice_index for chip in half} for half in halves] == [{0}, {1}]
@@ -128,13 +128,13 @@ def test_rows_per_device_keep_the_global_batch_on_any_number_of_devices(devices,
     assert sharding.microbatches_of_step(train, mesh) == count
     sharding.check_divides(Config(model=full_model(), train=train), mesh)
     assert (f"batch: 48 rows = {devices} shard(s) x {rows} rows (at most 7 a device) x {count} microbatch(es)"
-            in sharding.mesh_lines(mesh, train))
+            in sharding_report.mesh_lines(mesh, train))
 
 
 def test_without_a_limit_the_microbatches_are_those_of_the_config():
     mesh = make_mesh(MeshConfig(replica=2, tensor=2))
     assert sharding.microbatches_of_step(TrainConfig(batch_size=48, accumulation=3), mesh) == 3
-    assert sharding.mesh_lines(mesh, TrainConfig(batch_size=48, accumulation=3)).splitlines() == [
+    assert sharding_report.mesh_lines(mesh, TrainConfig(batch_size=48, accumulation=3)).splitlines() == [
         "mesh: {'replica': 2, 'data': 2, 'fsdp': 1, 'tensor': 2} over 8 cpu device(s), 1 process(es)",
         "batch: 48 rows = 4 shard(s) x 4 rows x 3 microbatch(es)"]
 
@@ -189,7 +189,7 @@ def test_an_array_with_too_few_dimensions_for_its_rule_is_refused_by_path():
 
 def test_each_device_holds_an_eighth_of_the_full_models_kernels(full_params):
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
-    parts = {part.part: part for part in sharding.bytes_by_part(full_params, tree_shardings(mesh, full_params))}
+    parts = {part.part: part for part in sharding_report.bytes_by_part(full_params, tree_shardings(mesh, full_params))}
     assert sum(part.elements for part in parts.values()) == sum(leaf.size for leaf in jax.tree.leaves(full_params))
     assert parts["mae/blocks"].bytes == 4 * parts["mae/blocks"].elements
     assert parts["mae/blocks"].bytes_per_device == pytest.approx(parts["mae/blocks"].bytes / 8, rel=0.01)
@@ -201,9 +201,9 @@ def test_the_printed_table_ends_in_the_sums_of_its_lines():
     tree = {"a": {"x": jax.ShapeDtypeStruct((8, 2), np.float32)}, "b": jax.ShapeDtypeStruct((3,), np.int32)}
     mesh = make_mesh(MeshConfig())
     shardings = {"a": {"x": sharding.batch_sharding(mesh)}, "b": sharding.replicated(mesh)}
-    parts = sharding.bytes_by_part(tree, shardings, depth=1)
-    assert parts == [sharding.PartBytes("a", 16, 64, 8), sharding.PartBytes("b", 3, 12, 12)]
-    assert sharding.bytes_table(parts).splitlines()[-1].split() == ["total", "19", "0.0", "0.0"]
+    parts = sharding_report.bytes_by_part(tree, shardings, depth=1)
+    assert parts == [sharding_report.PartBytes("a", 16, 64, 8), sharding_report.PartBytes("b", 3, 12, 12)]
+    assert sharding_report.bytes_table(parts).splitlines()[-1].split() == ["total", "19", "0.0", "0.0"]
 
 
 def test_rows_are_split_over_replica_data_and_fsdp_and_keep_their_order():

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from agent_jax.config import DomainConfig, build_field
+from agent_jax.config import DomainConfig
+from agent_jax.config_fields import build_field
 from agent_jax.data.domain_specs import DomainSpecs, find_specs
 from agent_jax.data.prepare_config import PrepareConfig, read_fields
 from agent_jax.data.sources.rlds_features import FeatureNames

@@ -22,10 +22,11 @@ from PIL import Image, UnidentifiedImageError
 
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.record_serializer import record_serializer
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, Shapes, Source, SourceEpisode, SourceStep
 from agent_jax.data.spec_check import clipped_beyond
 from agent_jax.data.transforms import encode_jpeg, encode_png, prepare_image
-from agent_jax.data.writer import episode_features, record_serializer
+from agent_jax.data.writer import episode_features
 from agent_jax.spec_declarations import closed, open_bounds
 
 _HELD_IN_MEMORY = 64_000_000  # bytes; what a recording has beyond that waits in a temporary file

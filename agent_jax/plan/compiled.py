@@ -31,7 +31,8 @@ from agent_jax.plan.cpu_estimate import estimated_collectives, estimated_memory_
 from agent_jax.plan.messages import captured_stderr
 from agent_jax.plan.row import PlannedRow
 from agent_jax.plan.traffic import matmul_flops, memory_bytes
-from agent_jax.sharding import bytes_by_part, make_mesh, row_shards
+from agent_jax.sharding import make_mesh, row_shards
+from agent_jax.sharding_report import bytes_by_part
 from agent_jax.train_state import TrainState, abstract_params, abstract_state, state_shardings
 from agent_jax.train_step import make_train_step
 

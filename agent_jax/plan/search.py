@@ -22,7 +22,8 @@ from agent_jax.config import Config
 from agent_jax.plan.compiled import CompiledStep, DoesNotFitError
 from agent_jax.plan.roofline import Roofline
 from agent_jax.plan.topology import Topology
-from agent_jax.sharding import AXES, bytes_by_part, check_divides, make_mesh, tree_shardings
+from agent_jax.sharding import AXES, check_divides, make_mesh, tree_shardings
+from agent_jax.sharding_report import bytes_by_part
 from agent_jax.train_state import abstract_params
 
 REMAT = ("none", "dots", "full")  # from the most memory to the most work

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from agent_jax.actions import BLEEDING_EDGE, ActionSpec
-from agent_jax.config import build_field
+from agent_jax.config_fields import build_field
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.sources.choices import no_fields
 from agent_jax.data.sources.chunks import active_stretches, said_tokens

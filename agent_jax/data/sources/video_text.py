@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent_jax.config import build_field
+from agent_jax.config_fields import build_field
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.sources.choices import no_fields
 from agent_jax.data.sources.clips import Cine, open_cine, whole_clips

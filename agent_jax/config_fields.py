@@ -1,0 +1,64 @@
+"""A plain value as a typed one: a dataclass from nested mappings, whose fields are checked and named one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ml_collections import config_dict
+
+
+def build_field(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`: a dataclass, a Literal, a tuple, a mapping or a scalar.
+
+    Raises:
+        ValueError: names `where`, what was found and what was expected.
+    """
+    if isinstance(value, config_dict.FieldReference):
+        value = value.get()
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: found {value!r}, expected a group of fields")
+        hints = typing.get_type_hints(kind)
+        for name in value:
+            if name not in hints:
+                near = difflib.get_close_matches(str(name), hints, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(hints)}"
+                raise ValueError(f"{where}.{name}: no such field; {hint}")
+        return kind(**{name: build_field(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where}: found {value!r}, expected one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (tuple, list)):
+            raise ValueError(f"{where}: found {value!r}, expected a tuple")
+        return tuple(build_field(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: found {value!r}, expected a mapping")
+        return {key: build_field(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is Any:
+        return _json_form(value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        expected = kind.__name__ if isinstance(kind, (type, types.GenericAlias)) else str(kind)
+        raise ValueError(f"{where}: found {value!r} of type {type(value).__name__}, expected {expected}")
+    return value
+
+
+def _json_form(value: Any, where: str) -> Any:
+    """`value` as JSON would give it back (tuples are lists), so that a saved config equals the one it was made from."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_form(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_form(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    raise ValueError(f"{where}: found {value!r} of type {type(value).__name__}, expected a value that JSON can hold")
