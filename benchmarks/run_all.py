@@ -60,11 +60,11 @@ BENCHMARKS = (
               "transformers-f32 transformers-f32-compiled transformers-bf16 transformers-bf16-compiled",
               "--size tiny --steps 1 --modes visible --only ours-f32 exported-f32", ("torch", "transformers")),
     # The fastest of ours and of PyTorch's in turns, since a machine's rate drifts by more than they differ.
-    Benchmark("train_step_bf16", "--modes visible --steps 5 --only unrolled-bf16 ours-bf16 transformers-bf16 "
+    Benchmark("train_step_bf16", "--modes visible --steps 4 --only unrolled-bf16 ours-bf16 transformers-bf16 "
               "transformers-bf16-compiled", "--size tiny --steps 1 --modes visible --only unrolled-bf16 ours-bf16",
               ("torch", "transformers"), "train_step"),
-    Benchmark("train_step_all", "--modes all --steps 1 --batch 2 --only ours-f32 ours-bf16 unrolled-bf16 "
-              "transformers-f32 transformers-bf16", "--size tiny --steps 1 --modes all --only ours-f32",
+    Benchmark("train_step_all", "--modes all --steps 2 --batch 2 --only unrolled-bf16 ours-bf16 "
+              "transformers-bf16 ours-f32 transformers-f32", "--size tiny --steps 1 --modes all --only ours-f32",
               ("torch", "transformers"), "train_step"),
     Benchmark("step_profile", "", "--size tiny --steps 1"),
     Benchmark("scaling_curves", "", "--quick --rounds 2 --curves window width"),
