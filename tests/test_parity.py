@@ -188,3 +188,19 @@ def test_verification_refuses_a_folder_that_transformers_cannot_load_whole(tmp_p
     rewrite(tmp_path, lambda tensors: {name: x for name, x in tensors.items() if name != "post_layernorm.bias"})
     with pytest.raises(ValueError, match=r"missing: post_layernorm.bias \[32\]"):
         verify_vision(tmp_path)
+
+
+@pytest.mark.parametrize(("save", "lie", "said"), [
+    (save_language, {"num_attention_heads": 7}, "hidden_size=32 must be a multiple of num_attention_heads=7"),
+    (save_vision, {"num_attention_heads": 7}, "hidden_size=32 must be a multiple of num_attention_heads=7"),
+    (save_language, {"vocab_size": None}, "vocab_size=None, expected a whole number"),
+    (save_language, {"word_embed_proj_dim": 0}, "OPTForCausalLM of transformers cannot be made of config.json"),
+])
+def test_a_config_json_that_lies_is_named(save, lie, said, tmp_path, capsys):
+    save(tmp_path, num_hidden_layers=1)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **lie}))
+    assert command.main(["verify-hf", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}")
+    assert said in error

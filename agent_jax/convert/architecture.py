@@ -140,6 +140,9 @@ def _fields(kind: type, fields: Fields, content: Mapping[str, Any], where: str) 
             whole = "whole " if isinstance(default, int) else ""
             raise ValueError(f"{where}: {theirs}={value!r}, expected a positive {whole}number below {MOST:,}")
         made[ours] = value if isinstance(default, str) else type(default)(value)
+    if made["width"] % made["heads"]:
+        raise ValueError(f"{where}: hidden_size={made['width']} must be a multiple of num_attention_heads="
+                         f"{made['heads']}")
     return made
 
 

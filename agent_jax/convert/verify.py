@@ -23,7 +23,7 @@ from agent_jax.config import LanguageConfig, VisionConfig
 from agent_jax.convert.architecture import language_config, model_kind, vision_config
 from agent_jax.convert.huggingface import load_language, load_vision
 from agent_jax.convert.parity import BLOCK, STACK, Comparison, compare, table
-from agent_jax.convert.weights_folder import read_config
+from agent_jax.convert.weights_folder import config_path, read_config
 from agent_jax.json_files import write_json
 from agent_jax.models.attention import attend, attend_causally
 from agent_jax.models.language import LanguageModel
@@ -111,7 +111,9 @@ def verify_language(directory: str | pathlib.Path, tokens: int = 160) -> list[Co
     from transformers import OPTForCausalLM
 
     config = language_config(directory)
-    text_rows = int(read_config(directory).get("vocab_size", 50272))
+    text_rows = read_config(directory).get("vocab_size", 50272)
+    if isinstance(text_rows, bool) or not isinstance(text_rows, int) or text_rows < 1:
+        raise ValueError(f"{config_path(directory)}: vocab_size={text_rows!r}, expected a whole number of at least 1")
     config = dataclasses.replace(config, vocabulary_size=text_rows, vocabulary_multiple=1)
     params, _ = load_language(directory, config, text_rows)
     length = min(tokens, config.positions)
