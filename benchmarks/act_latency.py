@@ -56,6 +56,7 @@ from agent_jax.convert.to_pytorch import export
 from agent_jax.data.domains import Domain
 from agent_jax.data.layout import Step, Window
 from agent_jax.host_memory import keep_freed_memory
+from agent_jax.json_files import json_path
 from agent_jax.models.agent import init_params
 from agent_jax.policy import Policy
 from agent_jax.restart import checkpoint_meta, restore_acting_parameters
@@ -207,7 +208,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--only", nargs="+", choices=WAYS, default=WAYS, metavar="NAME")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     machine = describe(accelerators=False)
     keep_freed_memory()

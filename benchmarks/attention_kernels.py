@@ -10,7 +10,7 @@
     splash   on a TPU
 
 Two shapes of the model: `images`, whose tokens see each other (the encoder), and `rows` of two samples and padding,
-read causally (the language model). The kernels take turns; medians of all turns, and their ratio to ours. What is the
+read causally (the language model). The kernels take turns; medians of all turns, and their ratio to xla. What is the
 fastest on a chip may become `auto` there. Memory is the compiler's figure for temporary arrays.
 """
 
@@ -21,7 +21,6 @@ import runpy
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ import numpy as np
 from machine import describe, write_json
 
 from agent_jax.config import Config, ModelConfig, from_config_dict
+from agent_jax.json_files import json_path
 from agent_jax.models.attention import causal_segment_mask
 from agent_jax.models.flash_attention import KERNELS
 
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--json", default="")
+    parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     config = Config()
     if options.config:
@@ -112,10 +112,10 @@ def main() -> None:
         print(f"{name} {'x'.join(map(str, found['shape']))}  (rows, slots, heads, width of a head)")
         for kernel, figures in found.items():
             if kernel != "shape":
-                print(f"  {kernel:<8}{figures['ms']:>10.2f} ms  {figures['ratio']:>6.2f} of ours"
+                print(f"  {kernel:<8}{figures['ms']:>10.2f} ms  {figures['ratio']:>6.2f} of xla"
                       f"{figures['temporary_mib']:>10.1f} MiB")
     if options.json:
-        write_json(Path(options.json), machine, {"kernels": report, "dtype": dtype, "device": device.device_kind,
+        write_json(options.json, machine, {"kernels": report, "dtype": dtype, "device": device.device_kind,
                                                  "turns": options.turns})
 
 

@@ -27,6 +27,8 @@ from typing import Any
 
 from machine import describe, write_json
 
+from agent_jax.json_files import json_path
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, help="of the job and its starts, kept; by default a temporary one")
     parser.add_argument("--starts", type=int, default=2, help="of each kind; 0: the job alone")
     parser.add_argument("--quick", action="store_true", help="the variant :smoke of the config, started once each way")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=json_path)
     options = parser.parse_args(arguments)
     if options.starts < 0:
         parser.error(f"--starts: found {options.starts}, expected at least 0")

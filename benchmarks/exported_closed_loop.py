@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 from machine import describe, write_json
@@ -25,6 +24,7 @@ from agent_jax.evaluate.in_training import simulator_image_size
 from agent_jax.evaluate.rollouts import CONCURRENT, Sees, run_policy
 from agent_jax.evaluate.simulators import Simulators
 from agent_jax.evaluate.statistics import success_summary
+from agent_jax.json_files import json_path
 from agent_jax.policy import Policy
 
 
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1_000_000_000)
     parser.add_argument("--domain", default="")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     machine = describe()
 

@@ -38,6 +38,7 @@ from agent_jax.config import Config, DomainConfig, from_config_dict, to_config_d
 from agent_jax.data.loader import Loader
 from agent_jax.data.store import open_store
 from agent_jax.data.writer import ShardWriter, begin_store, finish_store, shard_path
+from agent_jax.json_files import json_path
 from agent_jax.run_data import open_data
 
 WINDOW, SIZE, BATCH = 4, 224, 16  # frames of a window, pixels, windows of a batch
@@ -249,7 +250,7 @@ def main() -> None:
     """Measure, print, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="directory of a Language-Table set")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=json_path, help="also write the figures here")
     parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--copies", type=int, default=20, help="how many times larger the set of the memory test is")

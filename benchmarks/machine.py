@@ -11,6 +11,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from agent_jax import json_files
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch", "transformers", "tensorflow")
 
 
@@ -34,9 +36,7 @@ def describe(*, accelerators: bool = True) -> dict[str, Any]:
 
 def write_json(path: Path, machine: dict[str, Any], figures: dict[str, Any]) -> None:
     """The figures of a benchmark with the machine under "machine", replacing the file as a whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({"machine": machine, **figures}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    json_files.write_json(path, {"machine": machine, **figures})
 
 
 def _versions() -> dict[str, str]:

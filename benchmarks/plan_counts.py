@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import jax
 from agent_jax.batch import Batch
 from agent_jax.config import from_config_dict
 from agent_jax.flops import model_and_recomputed, operations
+from agent_jax.json_files import json_path, write_json
 from agent_jax.optimizer import make_optimizer
 from agent_jax.plan.roofline import DAY, PAPER_FLOPS
 from agent_jax.plan.row import planned_row
@@ -66,7 +66,7 @@ def counts(file: str, variant: str, name: str) -> dict[str, Any]:
 def main() -> None:
     """Count, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--json", type=json_path)
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(find_topology(name).devices for _, _, name in RUNS))
@@ -82,7 +82,7 @@ def main() -> None:
               f"{one['days']:,.1f} | {one['chip_hours']:,.0f} |", flush=True)
         jax.clear_caches()
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from agent_jax.json_files import json_path, write_json
+
 HEAD = ("plan", "chips", "mesh", "batch", "GiB a chip", "TFLOP a step", "made again", "sent MB a chip", "compute ms",
         "HBM ms", "network ms", "roofline: frames/s", "MFU", "days", "chip-hours", "at 40% MFU: days")
 
@@ -41,7 +43,7 @@ def main() -> None:
     """Read, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--json", type=Path, default=None, help="also write the rows here")
+    parser.add_argument("--json", type=json_path, help="also write the rows here")
     arguments = parser.parse_args()
     try:
         rows = [row_of(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in arguments.files]
@@ -49,7 +51,7 @@ def main() -> None:
         parser.error(f"expected files that `python -m agent_jax.plan --json FILE` wrote: {error!r}")
     print(markdown(rows))
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, rows)
 
 
 if __name__ == "__main__":

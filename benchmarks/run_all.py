@@ -145,8 +145,8 @@ class Runner:
         return arguments.format(**{name: shlex.quote(str(path)) for name, path in paths.items()})
 
     def _named(self, text: str) -> str:
-        """The text without the path of this run's own directory, which no reader has."""
-        return text.replace(str(self._scratch), "SCRATCH")
+        """The text without the paths of this machine, which no reader has."""
+        return text.replace(str(self._scratch), "SCRATCH").replace(f"{ROOT}/", "")
 
     def _process(self, line: Sequence[str]) -> str:
         """Run a command to its end, passing on what it says; returns its stdout.

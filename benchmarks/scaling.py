@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from agent_jax.json_files import json_path, write_json
+
 ROOT = Path(__file__).resolve().parent.parent
 AXES = ("data", "fsdp")
 
@@ -47,7 +49,7 @@ def main() -> None:
     parser.add_argument("--config", default="configs/gpu.py")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--devices", default="1,2,4,8")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--json", type=json_path)
     arguments = parser.parse_args()
     counts = [int(count) for count in arguments.devices.split(",")]
     most, points = max(counts), {}
@@ -66,7 +68,7 @@ def main() -> None:
                 print(f"| {kind} | {count} | {one['axis']} | {rows} | {one['flops'] / 1e12:,.2f} | "
                       f"{one['share']:.3f} | {one['sent_bytes'] / 1e6:,.0f} |", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(points, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, points)
 
 
 if __name__ == "__main__":

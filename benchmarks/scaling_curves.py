@@ -22,7 +22,6 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +34,7 @@ from agent_jax.config import Config, from_config_dict, to_config_dict
 from agent_jax.data.layout import Step, Window, lay_out, stack, window_need
 from agent_jax.flops import operations, total_flops
 from agent_jax.host_memory import keep_freed_memory
+from agent_jax.json_files import json_path
 from agent_jax.models.agent import training_visual_tokens
 from agent_jax.optimizer import make_optimizer
 from agent_jax.sharding import make_mesh, shard_batch
@@ -234,7 +234,7 @@ def main() -> None:
                         help=f"of {', '.join(CURVES)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a tiny model and three points a curve: does it run?")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds: found {options.rounds}, expected at least 1")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from machine import describe, write_json
 from agent_jax.client import Client
 from agent_jax.client.demo import RandomObservations, format_table, measure
 from agent_jax.host_memory import keep_freed_memory
+from agent_jax.json_files import json_path
 from agent_jax.policy import Policy
 
 WARM_UP = 6  # calls that are not counted, more than any window's steps that are read differently
@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument("--rate_hz", type=float, default=0.0, help="of each robot; 0: as fast as it is answered")
     parser.add_argument("--ahead", action="store_true", help="read what is known of the next row after an action")
     parser.add_argument("--served_only", action="store_true", help="leave out the same policy in this process")
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     machine = describe(accelerators=False)
     clients = [int(number) for number in options.clients.split(",")]

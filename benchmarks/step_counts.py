@@ -25,6 +25,7 @@ from agent_jax import presets
 from agent_jax.batch import Batch, RowSize
 from agent_jax.config import Config, from_config_dict, to_config_dict
 from agent_jax.flops import operations, total_flops
+from agent_jax.json_files import json_path, write_json
 from agent_jax.models.agent import training_visual_tokens
 from agent_jax.optimizer import make_optimizer
 from agent_jax.sharding import make_mesh
@@ -97,7 +98,7 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"put this version's figures into {FILE.name}")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     if jax.default_backend() != "cpu":
         parser.error(f"found the backend {jax.default_backend()!r}; the figures are of a CPU: set JAX_PLATFORMS=cpu")
@@ -115,7 +116,7 @@ def main() -> None:
     if options.write:
         FILE.write_text(json.dumps(stored, indent=1) + "\n")
     if options.json:
-        options.json.write_text(json.dumps({"jax": jax.__version__, "counts": found}, indent=1) + "\n")
+        write_json(options.json, {"jax": jax.__version__, "counts": found})
     sys.exit(1 if wrong else 0)
 
 

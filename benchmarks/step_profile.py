@@ -25,6 +25,8 @@ from typing import Any
 from machine import describe, write_json
 from train_step_worker import Case, Sizes, add_sizes, our_program, sizes_of
 
+from agent_jax.json_files import json_path
+
 KINDS = (  # the first whose pattern the operation's target, kernel or traced name has
     ("attention kernel", re.compile(r"fmha|flash|dot_product_attention|sdpa|splash")),
     ("matrix product", re.compile(r"dot_general|cublas|gemm|nvjet|cutlass|xmma|onednn|ynn")),
@@ -143,7 +145,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=("visible", "all"), default="visible")
     parser.add_argument("--steps", type=int, default=2, help="profiled, after two that warm up")
     parser.add_argument("--top", type=int, default=15, help=f"operations to print, at most {KEPT}")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     sizes = sizes_of(parser, options)
     if options.steps < 1:

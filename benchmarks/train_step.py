@@ -27,7 +27,6 @@ import argparse
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import math
 import multiprocessing
 import os
@@ -41,6 +40,7 @@ from typing import Any
 
 from train_step_worker import OUR_MODELS, WARM_STEPS, Case, Sizes, add_sizes, serve, sizes_of
 
+from agent_jax.json_files import json_path, write_json
 from agent_jax.plan.chips import gpu_of
 
 OURS = tuple(f"{model}-{precision}" for model in OUR_MODELS for precision in ("f32", "bf16"))
@@ -237,7 +237,7 @@ def main() -> None:
                         help=f"of {', '.join(OURS + PYTORCH)}; the first is the reference")
     parser.add_argument("--steps", type=int, default=3, help="turns of each pair")
     parser.add_argument("--per-turn", type=int, default=1, help="steps of a case in its turn; 20 suit a GPU")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     sizes = sizes_of(parser, options)
     for flag in ("steps", "per_turn"):
@@ -262,7 +262,7 @@ def main() -> None:
                    "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "load": os.getloadavg(),
                    "versions": {name: importlib.metadata.version(name) for name in packages},
                    "date": datetime.date.today().isoformat()}
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(options.json, content)
 
 
 def measure(sizes: Sizes, modes: list[str], names: list[str], steps: int, per_turn: int, folder: Path) -> Figures:

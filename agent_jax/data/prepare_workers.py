@@ -28,6 +28,7 @@ from agent_jax.data.prepare_shard import Counts, RecordMaker, held_until_whole, 
 from agent_jax.data.sources import open_source
 from agent_jax.data.sources.source import BadDataError, Recording, Source
 from agent_jax.data.writer import ShardWriter
+from agent_jax.json_files import write_json
 
 _QUIET = 10.0  # seconds between lines where nobody watches a terminal
 
@@ -88,9 +89,8 @@ def write_shard(plan: ShardPlan, source: Source, progress: Callable[[int, int], 
                 own = Counts(skipped=[{"recording": recording.name, "where": recording.where, "why": str(error)}])
             counts.add(own)
             progress(1, own.steps)
-        temporary = plan.report.with_name(f"{plan.report.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"state": plan.state, "counts": dataclasses.asdict(counts)}))
-        temporary.rename(plan.report)  # before the shard: one that is there has its report
+        # Before the shard: one that is there has its report.
+        write_json(plan.report, {"state": plan.state, "counts": dataclasses.asdict(counts)})
     return counts
 
 

@@ -24,6 +24,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from agent_jax.data.record_serializer import record_serializer
 from agent_jax.data.store import METADATA_FILE, STEPS, Store, open_store
+from agent_jax.json_files import write_json
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # shape and dtype by key, as ActionSpec.fields gives them
 
@@ -97,7 +98,7 @@ def begin_store(directory: str | os.PathLike[str], metadata: Mapping[str, Any],
         build.mkdir(parents=True, exist_ok=True)
         if features is not None:
             features.save_config(str(build))
-        _write_whole(own, metadata)
+        write_json(own, metadata)
     return build
 
 
@@ -142,13 +143,6 @@ def _of_schema(build: Path, features: tfds.features.FeaturesDict) -> bool:
     if not (build / "features.json").is_file():
         return False
     return tfds.features.FeaturesDict.from_config(str(build)).to_json() == features.to_json()
-
-
-def _write_whole(path: Path, content: Any) -> None:
-    """Write JSON in one rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True))
-    temporary.rename(path)
 
 
 class ShardWriter:
@@ -232,7 +226,7 @@ def finish_store(directory: str | os.PathLike[str], name: str, features: tfds.fe
     info = {"name": name, "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
     if summary is not None:
         own = build / METADATA_FILE
-        _write_whole(own, {**json.loads(own.read_text()), SUMMARY: summary})
+        write_json(own, {**json.loads(own.read_text()), SUMMARY: summary})
     (build / "dataset_info.json").write_text(json.dumps(info, indent=2))
     build.rename(directory)
     return open_store(directory)
