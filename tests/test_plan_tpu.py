@@ -55,7 +55,7 @@ def test_a_config_compiles_for_its_topology(root, tmp_path, config, topology):
     # Each kernel is gathered for the forward and the backward pass of every microbatch, in bfloat16, but for the
     # few that are not split; the encoder runs twice a step. Of opt-6.7b over 64 chips the compiler makes all-reduces.
     gathered = 2 * sum(record["parameters"].values()) * record["batch"]["microbatches"]
-    assert kinds.get("all-gather", kinds["all-reduce"])["bytes"] > 0.5 * gathered
+    assert kinds["all-reduce" if "opt-6.7b" in config else "all-gather"]["bytes"] > 0.5 * gathered
     assert not any("rematerialization" in warning for warning in record["warnings"])
 
 
