@@ -216,7 +216,7 @@ def test_an_index_of_pytorch_shards_that_lies_is_refused(folders, capsys):
     ("vision", "image_size", 10**6, "position_embedding.weight: found [10, 32], expected [15625000001, 32]"),
     ("vision", "patch_size", 12, "position_embedding.weight: found [10, 32], expected [5, 32]"),
     ("vision", "intermediate_size", 48.5, "intermediate_size=48.5, expected a positive whole number"),
-    ("vision", "num_attention_heads", 5, "width=32 must be a multiple of heads=5"),
+    ("vision", "num_attention_heads", 5, "hidden_size=32 must be a multiple of num_attention_heads=5"),
 ])
 def test_a_config_json_of_other_sizes_than_its_weights_is_refused_with_numbers(folders, capsys, part, field, value,
                                                                                message):
