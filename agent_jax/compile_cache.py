@@ -11,13 +11,12 @@ others compiles again.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
 from pathlib import Path
 
 import jax
 from etils import epath
+
+from agent_jax.processor import processor_fingerprint
 
 # Seconds of compiling below which a program is not kept: reading it back takes about as long.
 _WORTH_KEEPING_S = 0.1
@@ -39,19 +38,8 @@ def use_compile_cache(directory: str, workdir: Path | epath.Path) -> Path | epat
         return Path(given)
     if not directory:
         return None
-    path = workdir / Path(directory).expanduser() / cpu_fingerprint()
+    path = workdir / Path(directory).expanduser() / processor_fingerprint()
     place = str(path)  # of a bucket, which JAX writes to as well
     jax.config.update("jax_compilation_cache_dir", place if "://" in place else str(path.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING_S)
     return path
-
-
-def cpu_fingerprint() -> str:
-    """8 hexadecimal digits of the processor's model and instruction sets."""
-    text = platform.machine() + platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if os.access(cpuinfo, os.R_OK):
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        first = lines[: lines.index("")] if "" in lines else lines  # of the first core
-        text += "\n".join(line for line in first if line.startswith(("model name", "flags", "Features", "CPU ")))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

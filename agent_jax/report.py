@@ -34,6 +34,7 @@ from agent_jax.models.agent import Agent, Params
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
 from agent_jax.phases import Phases
 from agent_jax.policy import Policy
+from agent_jax.processor import processor_name
 from agent_jax.sharding import on_host
 from agent_jax.train_state import VALIDATION_KEY, purpose_key
 from agent_jax.train_step import MASK_KEY, row_keys
@@ -119,7 +120,7 @@ def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) 
         "peak_rss_bytes": peak_rss_bytes(),
         "command": " ".join(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        "machine": {"cpu": processor_name(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
                     else os.cpu_count(), "devices": [device.device_kind for device in jax.devices()],
                     "python": platform.python_version(),
                     "agent_jax": __version__,
@@ -127,11 +128,3 @@ def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) 
     }
     for path in paths:
         write_json(path, content)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

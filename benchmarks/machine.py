@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_jax import json_files
+from agent_jax.processor import instructions, processor_name
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch", "transformers", "tensorflow")
 
@@ -57,13 +58,8 @@ def _accelerators() -> list[str]:
 
 def _cpu_name() -> str:
     """The model, and the widest vector instructions that matter here."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    wide = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in fields.get("flags", "").split()]
-    return " ".join([fields.get("model name", platform.machine()), *(f"({', '.join(wide)})" for _ in wide[:1])])
+    wide = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in instructions()]
+    return " ".join([processor_name(), *(f"({', '.join(wide)})" for _ in wide[:1])])
 
 
 def _memory_bytes() -> int | None:

@@ -32,13 +32,13 @@ def square_product(framework: str, precision: str, size: str) -> Callable[[], fl
         import jax.numpy as jnp
 
         from agent_jax.host_memory import keep_freed_memory
+        from agent_jax.models.product import dot_of
 
         keep_freed_memory()  # as a run does: or new pages of the result cost as much as small products
         width = SQUARE_WIDTH.get(jax.default_backend(), SQUARE_WIDTH["gpu"]) if size == "full" else SMALL
         kind = {"f32": jnp.float32, "bf16": jnp.bfloat16}[precision]
         x = jax.random.normal(jax.random.key(0), (width, width), kind)  # a GPU is faster on zeros
-        # To XLA:CPU, a product of bf16 with a bf16 result is one of f32 and two conversions.
-        product = _jitted(lambda x, y: jnp.matmul(x, y, preferred_element_type=jnp.float32), kind)
+        product = _jitted(lambda x, y: dot_of(x, y, (1,), (0,), jnp.float32), kind)
         run, wait = (lambda: product(x, x)), jax.block_until_ready
     else:
         import torch

@@ -5,10 +5,11 @@
 All three are products of matrices, summed in f32, and dW is never rounded to less. JAX's own rules give the same
 numbers, but XLA:CPU would copy an operand of dW into another layout, and would convert all three to f32 where x is
 bf16: its fast code for bf16 (YNNPACK's; with AVX-512 BF16 nearly twice as fast as f32) has an f32 result and takes no
-transposed left operand. M may be several axes, as (3, D) of q, k and v. They are joined on one device, where XLA:CPU
-would copy the kernel for dx, but not on several: these may split the last of them, which joined could not be told. On
-several CPU devices bf16 operands of an f32 result are made f32: the fast code would need the transposed matrix whole on
-each, and where XLA:CPU folds the transposition in again, jax 0.10.2 cannot execute what it has compiled.
+transposed left operand. Where the processor has no instructions for it, that code runs at half of f32's rate, so
+operands are made f32 there. M may be several axes, as (3, D) of q, k and v. They are joined on one device, where
+XLA:CPU would copy the kernel for dx, but not on several: these may split the last of them, which joined could not be
+told. On several CPU devices bf16 operands of an f32 result are made f32: the fast code would need the transposed matrix
+whole on each, and where XLA:CPU folds the transposition in again, jax 0.10.2 cannot execute what it has compiled.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
+
+from agent_jax.processor import lacks_bfloat16_products
 
 
 def product(x_XD: jax.Array, kernel: jax.Array, dtype: Any, *, transposed: bool = False) -> jax.Array:
@@ -80,6 +83,8 @@ def dot_of(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right
         return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32).astype(dtype)
 
     def on_cpu(left: jax.Array, right: jax.Array) -> jax.Array:
+        if lacks_bfloat16_products():
+            return fast(left.astype(jnp.float32), right.astype(jnp.float32), of_left, of_right)
         if _several_devices():
             made = jnp.promote_types(left.dtype, dtype)
             return plain(left.astype(made), right.astype(made))
