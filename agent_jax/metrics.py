@@ -22,13 +22,15 @@ rates of a validation) or is not finite is null, since JSON has no NaN.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -191,7 +193,8 @@ class MetricsLog:
         self._silent = silent
         if silent:
             return
-        from tensorboardX import SummaryWriter  # here, since it imports torch where torch is installed
+        with _hidden("torch", "google.cloud.storage"):  # tensorboardX imports them where it can: 1.7 s for nothing
+            from tensorboardX import SummaryWriter
 
         self.path = Path(workdir) / METRICS_FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,6 +217,19 @@ class MetricsLog:
             return
         self._lines.close()
         self._events.close()
+
+
+@contextlib.contextmanager
+def _hidden(*modules: str) -> Iterator[None]:
+    """Modules that are not imported yet cannot be in here."""
+    imported = cast("dict[str, Any]", sys.modules)
+    absent = [name for name in modules if name not in imported]
+    imported.update(dict.fromkeys(absent))  # of None: to import it fails as if there were no such package
+    try:
+        yield
+    finally:
+        for name in absent:
+            del imported[name]
 
 
 def _scalars(fields: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -8,6 +8,7 @@ It is made without ever being whole in one place:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -46,6 +47,11 @@ def purpose_key(seed: int, purpose: int) -> jax.Array:
 
 def abstract_params(config: ModelConfig) -> Params:
     """Shapes and dtypes of the parameters; nothing is computed."""
+    return jax.tree.map(lambda leaf: leaf, _traced_params(config))  # in containers of the caller's own
+
+
+@functools.lru_cache(maxsize=4)  # tracing the model takes a fifth of a second, and a start asks for it five times
+def _traced_params(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
@@ -55,7 +61,7 @@ def abstract_state(config: Config, mesh: Mesh, optimizer: optax.GradientTransfor
     Raises:
         ValueError: if an array does not divide over the mesh.
     """
-    shapes = jax.eval_shape(lambda: _create(init_params(config.model, jax.random.key(0)), optimizer))
+    shapes = jax.eval_shape(lambda params: _create(params, optimizer), abstract_params(config.model))
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                         shapes, tree_shardings(mesh, shapes))
 

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -165,3 +168,17 @@ def test_success_in_the_simulator_has_a_line_of_its_own(tmp_path):
     chains = SuccessRecord(20, 5.0, {"Chains": {"greedy": figures}})
     assert success_line(chains, 100).endswith(" of 4, mean length 1.13")
     assert _scalars({"success": found.success})["success/GoToObj/greedy/success"] == 0.5
+
+
+def test_opening_the_log_imports_no_torch_and_leaves_it_to_others(tmp_path, root):
+    program = """
+import sys
+from agent_jax.metrics import MetricsLog
+MetricsLog(sys.argv[1], 0).close()
+assert "torch" not in sys.modules
+import torch
+print(torch.ones(1).item())
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(root)},
+                          capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "1.0\n"), done.stderr
