@@ -199,8 +199,10 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
     config, state, data_state = run.config, run.first.state, run.first.data_state
     steps, every = config.train.steps, config.checkpoint.every
     begun = step = int(jax.device_get(state.step))
-    # CPU devices share the threads of their process: with two programs under way they may wait for each other for ever.
-    one_at_a_time = jax.default_backend() == "cpu" and jax.device_count() > 1
+    # XLA:CPU allocates a step's temporaries when it is called, not when it runs: those of three steps, if they may be
+    # called ahead. And several CPU devices share the threads of their process: with two programs under way they may
+    # wait for each other for ever.
+    one_at_a_time = jax.default_backend() == "cpu"
     interval: list[StepMetrics] = []
     logged_at, waited, validation = time.perf_counter(), 0.0, None
 
@@ -256,8 +258,6 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
             run.phases.add(DATA_WAIT, took)
             state, metrics = run.train_step(state, shard_batch(batch, run.mesh))
             step += 1
-            if one_at_a_time:
-                jax.block_until_ready(metrics)
             # The steps before this one are read while it computes; the first one of all has been compiled.
             if interval and (_due(step - 1, config.train.log_every) or step == begun + 2 or stop.requested):
                 first = len(interval) == 1 and step == begun + 2
@@ -269,6 +269,8 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
                 _check_finite("loss", record.loss, step - 1, run.workdir)
                 interval, logged_at, waited = [], now, 0.0
             interval.append(metrics)
+            if one_at_a_time:
+                jax.block_until_ready(metrics)
         if interval:
             say(run.record(step, interval, logged_at, waited))
         with run.phases.time(SAVING):

@@ -30,6 +30,9 @@ from product_rates import products_of_step, square_product, torch_device
 # Imports of JAX and PyTorch stand in the functions: the peak memory of a process is to be that of its own framework.
 
 OUR_MODELS = ("ours", "unrolled")
+# XLA:CPU frees a step's temporaries on another thread, just after the step: a call that comes sooner takes as much
+# again. In a run the next rows come between.
+TEMPORARIES_FREED_S = 0.005
 WARM_STEPS = 2  # the first compiles, and their losses are compared
 
 
@@ -212,6 +215,8 @@ def our_step(sizes: Sizes, case: Case) -> tuple[Callable[[], float], dict[str, A
         nonlocal state
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
+        if told["device"] == "cpu":
+            time.sleep(TEMPORARIES_FREED_S)
         return float(metrics.loss)
 
     return take, told

@@ -264,6 +264,25 @@ def test_a_gradient_that_is_no_number_ends_the_run_before_what_it_made_is_saved(
     assert checkpoint.steps(workdir / "checkpoints") == [10]
 
 
+def test_on_cpus_a_step_is_called_when_the_one_before_has_ended(straight: Trained, tmp_path: Path):
+    """Each call takes memory of its own for temporaries, at once."""
+    workdir = copied(straight.workdir, tmp_path / "again")
+    (workdir / "checkpoints" / "20").rename(tmp_path / "20")
+    run = open_run(straight.config, workdir)
+    taken = run.train_step
+    before: list[StepMetrics] = []
+
+    def watched(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        assert all(leaf.is_ready() for leaf in jax.tree.leaves((state, before[-1:])))
+        state, metrics = taken(state, batch)
+        before.append(metrics)
+        return state, metrics
+
+    run.train_step = watched
+    train(run, *run.open_streams())
+    assert len(before) == 10
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"closed_loop.environment": "babyia"}, "found 'babyia'; did you mean 'babyai'"),
     ({"closed_loop.environment": "babyai", "closed_loop.episodes.NoSuchTask": 1}, "NoSuchTask"),
