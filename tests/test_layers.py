@@ -47,6 +47,7 @@ LAYERS = {
     "agent_jax.sharding": 0,
     "agent_jax.sharding_report": 0,
     "agent_jax.host_memory": 0,
+    "agent_jax.processor": 0,
     "agent_jax.compiler_options": 0,
     "agent_jax.cluster": 0,
     "agent_jax.distributed": 0,
