@@ -33,7 +33,11 @@ def test_both_agents_are_given_state_and_images_as_in_evaluation(monkeypatch: py
         shown.append((options["sees"], options["concurrent"]))
         return TaskResult(task, tuple(seeds), np.ones(2, bool), np.ones(2, np.int64))
 
-    load = lambda *arguments, **options: SimpleNamespace(domain=domain, config=config, step=7)  # noqa: E731
+    def warm_up(sizes: Any) -> None:
+        shown.append(sizes)
+
+    load = lambda *arguments, **options: SimpleNamespace(domain=domain, config=config, step=7,  # noqa: E731
+                                                         warm_up=warm_up)
     monkeypatch.setattr(benchmark, "load", lambda name: module)
     monkeypatch.setattr(benchmark, "Trained", SimpleNamespace(load=load))
     monkeypatch.setattr(benchmark, "Policy", SimpleNamespace(load=load))
@@ -44,4 +48,4 @@ def test_both_agents_are_given_state_and_images_as_in_evaluation(monkeypatch: py
                                       "table", "--episodes", "2"])
     assert benchmark.main() == 0
     sees = Sees(("rgb",), tuple(LANGUAGE_TABLE_STATE.fields))
-    assert shown == 2 * [("table", 40, sees.keys), (sees, 1)]
+    assert shown == [(1,)] + 2 * [("table", 40, sees.keys), (sees, 1)]
