@@ -6,10 +6,11 @@ All three are products of matrices, summed in f32, and dW is never rounded to le
 numbers, but XLA:CPU would copy an operand of dW into another layout, and would convert all three to f32 where x is
 bf16: its fast code for bf16 (YNNPACK's; with AVX-512 BF16 nearly twice as fast as f32) has an f32 result and takes no
 transposed left operand. Where the processor has no instructions for it, that code runs at half of f32's rate (measured
-on AVX2), so operands are made f32 there. M may be several axes, as (3, D) of q, k and v. They are joined on one device, where
-XLA:CPU would copy the kernel for dx, but not on several: these may split the last of them, which joined could not be
-told. On several CPU devices bf16 operands of an f32 result are made f32: the fast code would need the transposed matrix
-whole on each, and where XLA:CPU folds the transposition in again, jax 0.10.2 cannot execute what it has compiled.
+on AVX2), so operands are made f32 there. M may be several axes, as (3, D) of q, k and v. They are joined on one device,
+where XLA:CPU would copy the kernel for dx, but not on several: these may split the last of them, which joined could not
+be told. On several CPU devices bf16 operands of an f32 result are made f32: the fast code would need the transposed
+matrix whole on each, and where XLA:CPU folds the transposition in again, jax 0.10.2 cannot execute what it has
+compiled.
 """
 
 from __future__ import annotations
