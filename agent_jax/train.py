@@ -32,7 +32,7 @@ from agent_jax.config import Config, from_config_dict
 from agent_jax.data.loader import Loader
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.evaluate.in_training import InTraining
-from agent_jax.host_memory import keep_freed_memory
+from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import check_json_path
 from agent_jax.losses import LossSums, total
 from agent_jax.metrics import MetricsLog, Record, SuccessRecord, mean_losses, progress_line, rates, success_line
@@ -336,7 +336,7 @@ def main(arguments: list[str]) -> None:
     phases.count_compiling()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells dozens of lines of every save
-    keep_freed_memory()
+    tune_heap()
     try:
         config = from_config_dict(_CONFIG.value)
         distributed.join(_CLUSTER())

@@ -55,7 +55,7 @@ from agent_jax.convert import torch_agent
 from agent_jax.convert.to_pytorch import export
 from agent_jax.data.domains import Domain
 from agent_jax.data.layout import Step, Window
-from agent_jax.host_memory import keep_freed_memory
+from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import json_path
 from agent_jax.models.agent import init_params
 from agent_jax.policy import Policy
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     machine = describe(accelerators=False)
-    keep_freed_memory()
+    tune_heap()
     with tempfile.TemporaryDirectory() as scratch:
         path = options.checkpoint or random_checkpoint(Path(scratch) / "random", options.random, options.frames)
         policies = {name: Policy.load(path, domain=options.domain, **how) for name, how in OURS.items()

@@ -31,10 +31,10 @@ def square_product(framework: str, precision: str, size: str) -> Callable[[], fl
         import jax
         import jax.numpy as jnp
 
-        from agent_jax.host_memory import keep_freed_memory
+        from agent_jax.host_memory import tune_heap
         from agent_jax.models.product import dot_of
 
-        keep_freed_memory()  # as a run does: or new pages of the result cost as much as small products
+        tune_heap()  # as a run does: or new pages of the result cost as much as small products
         width = SQUARE_WIDTH.get(jax.default_backend(), SQUARE_WIDTH["gpu"]) if size == "full" else SMALL
         kind = {"f32": jnp.float32, "bf16": jnp.bfloat16}[precision]
         x = jax.random.normal(jax.random.key(0), (width, width), kind)  # a GPU is faster on zeros
@@ -71,9 +71,9 @@ def products_of_step(found: list[Any]) -> Callable[[], float]:
     import jax
 
     from agent_jax.flops import MATMUL, total_flops
-    from agent_jax.host_memory import keep_freed_memory
+    from agent_jax.host_memory import tune_heap
 
-    keep_freed_memory()
+    tune_heap()
     products = [operation for operation in found if operation.group == MATMUL]
     alike: dict[Any, int] = {}
     for each in products:

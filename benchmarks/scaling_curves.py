@@ -33,7 +33,7 @@ from agent_jax.batch import Batch, RowSize
 from agent_jax.config import Config, from_config_dict, to_config_dict
 from agent_jax.data.layout import Step, Window, lay_out, stack, window_need
 from agent_jax.flops import operations, total_flops
-from agent_jax.host_memory import keep_freed_memory
+from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import json_path
 from agent_jax.models.agent import training_visual_tokens
 from agent_jax.optimizer import make_optimizer
@@ -239,7 +239,7 @@ def main() -> None:
     if options.rounds < 1:
         parser.error(f"--rounds: found {options.rounds}, expected at least 1")
     machine, size = describe(), "quick" if options.quick else options.size
-    keep_freed_memory()
+    tune_heap()
     curves = {name: measure(name, size, options.rounds) for name in dict.fromkeys(options.curves)}
     if options.json:
         write_json(options.json, machine, {"size": size, "base": dataclasses.asdict(BASES[size]), "curves": curves})

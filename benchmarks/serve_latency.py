@@ -26,7 +26,7 @@ from machine import describe, write_json
 
 from agent_jax.client import Client
 from agent_jax.client.demo import RandomObservations, format_table, measure
-from agent_jax.host_memory import keep_freed_memory
+from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import json_path
 from agent_jax.policy import Policy
 
@@ -64,7 +64,7 @@ def serve(options: argparse.Namespace, clients: Sequence[int]) -> tuple[list[dic
 
 def in_process(options: argparse.Namespace, clients: Sequence[int], metadata: dict[str, Any]) -> list[dict[str, Any]]:
     """The same policy, asked for as many actions in one call as there were robots."""
-    keep_freed_memory()  # as the server does
+    tune_heap()  # as the server does
     policy = Policy.load(options.checkpoint, domain=options.domain, ahead=options.ahead)
     policy.warm_up((max(clients),))
     seen, rows = RandomObservations(metadata, 0), []

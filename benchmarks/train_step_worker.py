@@ -187,13 +187,13 @@ def our_program(sizes: Sizes, case: Case) -> tuple[Any, Any, Any]:
     """Our train step for this machine, lowered, and its first arguments: the state, which it takes over, and rows."""
     import jax
 
-    from agent_jax.host_memory import keep_freed_memory
+    from agent_jax.host_memory import tune_heap
     from agent_jax.optimizer import make_optimizer
     from agent_jax.sharding import make_mesh, shard_batch
     from agent_jax.train_state import abstract_params, init_state
     from agent_jax.train_step import make_train_step
 
-    keep_freed_memory()
+    tune_heap()
     config = run_config(sizes, case)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))

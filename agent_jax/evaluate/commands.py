@@ -25,7 +25,7 @@ from agent_jax.evaluate.replay_actions import format_replayed, gathered_from, re
 from agent_jax.evaluate.replay_frames import replay_frames
 from agent_jax.evaluate.rollouts import Recording
 from agent_jax.evaluate.simulators import Simulators
-from agent_jax.host_memory import keep_freed_memory
+from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import write_json
 from agent_jax.policy import Policy
 from agent_jax.view.rollout import Format, check_format, usual_format, write_recording
@@ -35,7 +35,7 @@ def closed_loop_command(options: argparse.Namespace) -> int:
     """Act in a simulator; returns the exit status."""
     begun = time.perf_counter()
     videos = _Videos(options) if options.video else None
-    keep_freed_memory()
+    tune_heap()
     module = load(options.env)
     trained = Trained.load(options.checkpoint)
     check_domain(trained.domain(options.domain), module)

@@ -80,14 +80,14 @@ def _serve(options: argparse.Namespace) -> None:
 
     from agent_jax import checkpoint
     from agent_jax.actions import ActionSpec
-    from agent_jax.host_memory import keep_freed_memory
+    from agent_jax.host_memory import tune_heap
     from agent_jax.policy import Policy
     from agent_jax.serve.handshake import metadata
     from agent_jax.serve.limits import ActionLimits
     from agent_jax.serve.server import Server
 
     begun = time.monotonic()
-    keep_freed_memory()
+    tune_heap()
     directory, named = checkpoint.locate(options.checkpoint)
     step = checkpoint.read_meta(directory, named if options.step is None else options.step)["step"]
     policy = Policy.load(options.checkpoint, domain=options.domain, step=step, temperature=options.temperature,
