@@ -22,10 +22,11 @@ class Stack(nn.Module):
     """`run_blocks` needs a calling module."""
 
     config: BlockConfig
+    collect: bool = True
 
     @nn.compact
     def __call__(self, x, mask, keys):
-        return run_blocks(self.config, DEPTH, x, mask, keys, collect=True)
+        return run_blocks(self.config, DEPTH, x, mask, keys, collect=self.collect)
 
 
 def inputs():
@@ -104,13 +105,14 @@ def test_remat_gives_the_gradients_of_the_plain_stack(remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed)
 
 
-def test_on_cpus_dots_keeps_the_bits_of_bfloat16_and_its_gradients_do_not_change():
+def test_on_cpus_a_scan_stacks_no_bfloat16_but_its_bits_or_f32_and_gradients_do_not_change():
     x, mask, _ = inputs()
-    config, params = dataclasses.replace(CONFIG, dtype=jnp.dtype("bfloat16"), remat="dots"), random_params()
+    stack = Stack(dataclasses.replace(CONFIG, dtype=jnp.dtype("bfloat16"), remat="dots"), collect=False)
+    params = random_params()
     given = (params, jnp.asarray(x, jnp.bfloat16))
 
     def gradients(params, x):
-        return jax.grad(lambda params, x: jnp.sum(jnp.sin(Stack(config).apply({"params": params}, x, mask, None)[0])),
+        return jax.grad(lambda params, x: jnp.sum(jnp.sin(stack.apply({"params": params}, x, mask, None)[0])),
                         argnums=(0, 1))(params, x)
 
     def traced_on(mesh, *given):
@@ -124,6 +126,8 @@ def test_on_cpus_dots_keeps_the_bits_of_bfloat16_and_its_gradients_do_not_change
     elsewhere = str(traced_on(mesh, *given).jaxpr)
     assert f"u16[{DEPTH}," in str(cpu.jaxpr)
     assert "u16[" not in elsewhere
-    assert f"bf16[{DEPTH}," in elsewhere
+    inputs_of_layers = f"bf16[{DEPTH},{','.join(map(str, x.shape))}]"
+    assert inputs_of_layers not in str(cpu.jaxpr)
+    assert inputs_of_layers in elsewhere
     # Without a mesh nobody knows the platform, so nothing is kept as bits.
     jax.tree.map(np.testing.assert_array_equal, cpu.lower().compile()(*given), jax.jit(gradients)(*given))

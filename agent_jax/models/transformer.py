@@ -74,12 +74,17 @@ kept.defjvp(lambda primals, tangents: (_under_its_name(*primals), *tangents))
 
 
 def _under_its_name(y: jax.Array) -> jax.Array:
-    """As bits where XLA:CPU has bfloat16: it puts one layer's into a scan's stack by converting all layers' twice."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if y.dtype != jnp.bfloat16 or device is None or device.platform != "cpu":
+    """As bits where a stack of bfloat16 is slow."""
+    if not _stacks_slowly(y.dtype):
         return checkpoint_name(y, DENSE)
     bits = checkpoint_name(jax.lax.bitcast_convert_type(y, jnp.uint16), DENSE)
     return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
+def _stacks_slowly(dtype: Any) -> bool:
+    """Whether it is bfloat16 on XLA:CPU, which puts one layer's into a scan's stack by converting all layers' twice."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return dtype == jnp.bfloat16 and device is not None and device.platform == "cpu"
 
 
 def like(x: jax.Array, trailing: Any) -> Any:
@@ -184,8 +189,10 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, layer: jax.Array, visibility: Any, keys_B: jax.Array | None
     ) -> tuple[jax.Array, Any]:
-        """x (B, S, D), or (B, F, V, D) in the video encoder."""
+        """x (B, S, D), or (B, F, V, D) in the video encoder; in any dtype, in which it is returned."""
         c = self.config
+        carried = x.dtype
+        x = x.astype(c.dtype)
         x = constrain_rows(x)  # or a compiler splits D where a weight is split, and gathers everything again
         norm = lambda name: LayerNorm(c.layer_norm_eps, c.dtype, name=name)  # noqa: E731 - one line, five uses
 
@@ -202,7 +209,7 @@ class Block(nn.Module):
         if c.temporal == "after":
             x = x + temporal(x)
         x = x + drop(Mlp(c, name="mlp")(norm("mlp_norm")(x)), c.dropout, keys_B, 2 * layer + 1)
-        return x, (x if self.collect else None)
+        return x.astype(carried), (x if self.collect else None)
 
 
 def run_blocks(
@@ -244,7 +251,10 @@ def run_blocks(
     scan = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=in_axes, length=depth,
                    unroll=min(config.unroll, depth))
     blocks = scan(config, collect=collect, name="blocks", **patterns)
-    return blocks(constrain_rows(x), jnp.arange(depth), visibility, keys_B)
+    # What a scan carries it may stack, each layer's input.
+    carried = jnp.float32 if _stacks_slowly(x.dtype) and config.unroll < depth else x.dtype
+    x, outputs = blocks(constrain_rows(x).astype(carried), jnp.arange(depth), visibility, keys_B)
+    return x.astype(config.dtype), outputs
 
 
 def layers_apart(params: Mapping[str, Any]) -> dict[str, Any]:
