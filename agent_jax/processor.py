@@ -1,9 +1,10 @@
-"""What this machine's processor is, by /proc/cpuinfo; where there is none (macOS), by what Python knows of it."""
+"""The processor, by /proc/cpuinfo; where there is none (macOS), by what Python knows; and the cores that we may use."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
 from pathlib import Path
 
@@ -14,6 +15,11 @@ _BFLOAT16_PRODUCTS = frozenset(("avx512_bf16", "amx_bf16"))
 def processor_name() -> str:
     """Its model, as "AMD EPYC"."""
     return _fields().get("model name") or platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """How many of its cores this process may run on, where the system tells; else how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def instructions() -> frozenset[str]:

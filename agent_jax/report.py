@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import os
 import platform
 import resource
 import sys
@@ -34,7 +33,7 @@ from agent_jax.models.agent import Agent, Params
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
 from agent_jax.phases import Phases
 from agent_jax.policy import Policy
-from agent_jax.processor import processor_name
+from agent_jax.processor import cores, processor_name
 from agent_jax.sharding import on_host
 from agent_jax.train_state import VALIDATION_KEY, purpose_key
 from agent_jax.train_step import MASK_KEY, row_keys
@@ -120,8 +119,8 @@ def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) 
         "peak_rss_bytes": peak_rss_bytes(),
         "command": " ".join(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {"cpu": processor_name(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-                    else os.cpu_count(), "devices": [device.device_kind for device in jax.devices()],
+        "machine": {"cpu": processor_name(), "cores": cores(),
+                    "devices": [device.device_kind for device in jax.devices()],
                     "python": platform.python_version(),
                     "agent_jax": __version__,
                     **{package: version(package) for package in ("jax", "flax", "optax")}},

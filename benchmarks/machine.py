@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_jax import json_files
-from agent_jax.processor import instructions, processor_name
+from agent_jax.processor import cores, instructions, processor_name
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch", "transformers", "tensorflow")
 
@@ -25,7 +25,7 @@ def describe(*, accelerators: bool = True) -> dict[str, Any]:
     """
     found = {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": _memory_bytes(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,

@@ -7,11 +7,12 @@ much the rest costs; the first over the second, what the shapes do.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+
+from agent_jax.processor import cores
 
 SQUARE_WIDTH = {"cpu": 2048, "gpu": 8192}  # of the matrices: 17 GFLOP, and 1.1 TFLOP, which takes a GPU milliseconds
 SMALL = 512  # of the benchmark's small sizes
@@ -55,7 +56,7 @@ def torch_device() -> str:
     """cuda or cpu, with all cores, and float32 products as JAX has them by default: TF32 on a GPU."""
     import torch
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     if not torch.cuda.is_available():
         return "cpu"
     torch.set_float32_matmul_precision("high")

@@ -42,6 +42,7 @@ from train_step_worker import OUR_MODELS, WARM_STEPS, Case, Sizes, add_sizes, se
 
 from agent_jax.json_files import json_path, write_json
 from agent_jax.plan.chips import gpu_of
+from agent_jax.processor import cores
 
 OURS = tuple(f"{model}-{precision}" for model in OUR_MODELS for precision in ("f32", "bf16"))
 PYTORCH = tuple(f"{model}-{precision}{compiled}" for model in ("exported", "transformers")
@@ -259,7 +260,7 @@ def main() -> None:
         packages = ("jax", "jaxlib", "torch", "transformers", "optax")
         content = {"cases": [figures.record(case) for case in figures.steps], "matmul_flops_per_second": rates,
                    "products_seconds": {f"{case.name}-{case.mode}": seconds for case, seconds in products.items()},
-                   "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "load": os.getloadavg(),
+                   "cores": cores(), "machine": platform.machine(), "load": os.getloadavg(),
                    "versions": {name: importlib.metadata.version(name) for name in packages},
                    "date": datetime.date.today().isoformat()}
         write_json(options.json, content)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from agent_jax.processor import cores
+
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 2  # each takes about 3 GiB in the end, and compiling a program is spread over cores as it is
 
@@ -42,10 +44,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     Not by `addopts`, which would make pytest-xdist a condition of running a single test. A file stays in one worker,
     since its tests share what they train.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     whole = all(Path(argument).is_dir() for argument in config.args) and not config.option.keyword
     asked = getattr(config.option, "numprocesses", 0) is not None  # by -n; 0 where there is no xdist
-    if (whole and not asked and "not slow" in config.option.markexpr and cores >= WORKERS and
+    if (whole and not asked and "not slow" in config.option.markexpr and cores() >= WORKERS and
             "PYTEST_XDIST_WORKER" not in os.environ and not config.option.collectonly and not config.option.usepdb):
         config.option.numprocesses, config.option.dist = WORKERS, "loadfile"
 

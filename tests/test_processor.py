@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -70,3 +71,14 @@ def test_the_fingerprint_is_of_model_and_instructions_alone(cpuinfo):
             found.append(processor.processor_fingerprint())
     assert found[0:2] == found[2:4] == found[6:8]
     assert len(set(found)) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="of Linux")
+def test_only_cores_that_this_process_may_run_on_count():
+    allowed = os.sched_getaffinity(0)
+    assert processor.cores() == len(allowed)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert processor.cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

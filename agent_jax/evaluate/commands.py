@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import os
 import platform
 import sys
 import time
@@ -28,6 +27,7 @@ from agent_jax.evaluate.simulators import Simulators
 from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import write_json
 from agent_jax.policy import Policy
+from agent_jax.processor import cores
 from agent_jax.view.rollout import Format, check_format, usual_format, write_recording
 
 
@@ -154,7 +154,7 @@ def _write(options: argparse.Namespace, trained: Trained, figures: Mapping[str, 
     content = {
         "checkpoint": str(trained.directory), "step": trained.step, **figures,
         "command": " ".join(sys.argv), "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version(),
+        "machine": {"cores": cores(), "platform": platform.platform(), "python": platform.python_version(),
                     "jax": version("jax")},
     }
     write_json(options.json, content)

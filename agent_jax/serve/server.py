@@ -14,7 +14,6 @@ import http
 import itertools
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from websockets.http11 import Request, Response
 
 from agent_jax.client import wire
 from agent_jax.policy import Policy
+from agent_jax.processor import cores
 from agent_jax.serve.batching import Batcher, PolicyFailedError
 from agent_jax.serve.figures import Figures
 from agent_jax.serve.limits import ActionLimits, Rate, RefusedActionError
@@ -59,7 +59,7 @@ class Server:
         self._numbers = itertools.count(1)
         self._under_way = 0
         self._stopped = asyncio.Event()
-        self._readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "prepare")
+        self._readers = ThreadPoolExecutor(min(4, cores()), "prepare")
         self._batcher = Batcher(policy, max_batch=options.max_batch, max_wait_s=options.max_wait_ms / 1e3,
                                 connected=lambda: len(self.robots), on_batch=self.figures.batch)
         self._hello = wire.pack({**metadata, "max_message_bytes": options.max_message_bytes,
