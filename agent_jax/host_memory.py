@@ -14,7 +14,6 @@ over, and how long that takes depends on which ones the kernel had free. In huge
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import os
 from typing import Any
 
@@ -72,5 +71,5 @@ def _grow_in_huge_pages(size: int) -> None:
 
 
 def _function(name: str) -> Any:
-    library = ctypes.util.find_library("c")
-    return getattr(ctypes.CDLL(library), name, None) if library else None
+    """A function of the C library of this process; None if it has no such."""
+    return getattr(ctypes.CDLL(None), name, None)
