@@ -218,6 +218,11 @@ def constrain_rows(x: jax.Array) -> jax.Array:
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, ROWS)
 
 
+def several_devices() -> bool:
+    """Whether what is traced is for a mesh of more than one."""
+    return jax.sharding.get_abstract_mesh().size > 1
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -123,11 +123,6 @@ def _padded(x: jax.Array, length: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
 
 
-def is_cudnn_forward(primitive: str) -> bool:
-    """Whether a primitive of a jaxpr is cuDNN's attention, forward; its outputs are what the backward pass needs."""
-    return primitive.startswith("dot_product_attention_fwd")
-
-
 def cudnn_flops(primitive: str, shapes: Sequence[Sequence[int]]) -> int | None:
     """Floating-point operations of a primitive of cuDNN's attention, whose jaxpr holds no matrix products to count.
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from agent_jax.processor import lacks_bfloat16_products
+from agent_jax.sharding import several_devices
 
 
 def product(x_XD: jax.Array, kernel: jax.Array, dtype: Any, *, transposed: bool = False) -> jax.Array:
@@ -34,7 +35,7 @@ def product(x_XD: jax.Array, kernel: jax.Array, dtype: Any, *, transposed: bool 
         dtype: of y.
         transposed: whether the kernel is (M, D).
     """
-    if kernel.ndim > 2 and not _several_devices():
+    if kernel.ndim > 2 and not several_devices():
         made: Any = _product(x_XD, kernel.reshape(kernel.shape[0], -1), dtype, transposed)
         return made.reshape(x_XD.shape[0], *kernel.shape[1:])
     made = _product(x_XD, kernel, dtype, transposed)
@@ -86,13 +87,13 @@ def dot_of(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right
     def on_cpu(left: jax.Array, right: jax.Array) -> jax.Array:
         if lacks_bfloat16_products():
             return fast(left.astype(jnp.float32), right.astype(jnp.float32), of_left, of_right)
-        if _several_devices():
+        if several_devices():
             made = jnp.promote_types(left.dtype, dtype)
             return plain(left.astype(made), right.astype(made))
         if of_left != (0,):
             return fast(left, right, of_left, of_right)
         if right.ndim == 2 and left.shape[1] > right.shape[1]:  # the narrower one is transposed, and then the result
-            return _transposed(_row_by_row(fast(_transposed(right), left, (1,), (0,))))
+            return _transposed(row_by_row(fast(_transposed(right), left, (1,), (0,))))
         return fast(_transposed(left), right, (1,), of_right)
 
     if left.dtype != jnp.bfloat16:
@@ -104,13 +105,9 @@ def dot_of(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right
 
 def _transposed(x_XD: jax.Array) -> jax.Array:
     """x_DX as a matrix of its own; else XLA would fold the transposition into what reads it."""
-    return _row_by_row(x_XD.T)
+    return row_by_row(x_XD.T)
 
 
-def _row_by_row(x_XD: jax.Array) -> jax.Array:
-    return with_layout_constraint(x_XD, Layout(major_to_minor=(0, 1)))
-
-
-def _several_devices() -> bool:
-    """Whether what is traced is for a mesh of more than one."""
-    return jax.sharding.get_abstract_mesh().size > 1
+def row_by_row(x: jax.Array) -> jax.Array:
+    """x, whose last axis is contiguous in memory, and the one before it next to that, whatever reads it."""
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))

@@ -15,21 +15,11 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from agent_jax.models.attention import attend
-from agent_jax.models.flash_attention import is_cudnn_forward
 from agent_jax.models.product import add_bias, product
+from agent_jax.models.remat import POLICIES, kept, stacks_slowly
 from agent_jax.sharding import constrain_rows
-
-DENSE = "dense"  # name of what a Dense computes, for the policies
-# Of a flash kernel the output and a number a query are kept: little, and it is not run again.
-REMAT_POLICIES: dict[str, Any] = {
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.save_only_these_names(DENSE),
-        lambda primitive, *_, **__: is_cudnn_forward(primitive.name)),
-    "full": None,
-}
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -62,29 +52,6 @@ class BlockConfig:
     unroll: int = 1  # layers in one piece of the scan; 0: no scan, each layer's parameters apart (`layers_apart`)
     dropout: float = 0.0  # after the attention and after the MLP, as in OPT
     temporal: str = "none"  # none, or where temporal attention stands: "after" or "before" the spatial one
-
-
-@jax.custom_jvp
-def kept(y: jax.Array) -> jax.Array:
-    """y, under the name of what `remat="dots"` keeps for the backward pass."""
-    return _under_its_name(y)
-
-
-kept.defjvp(lambda primals, tangents: (_under_its_name(*primals), *tangents))
-
-
-def _under_its_name(y: jax.Array) -> jax.Array:
-    """As bits where a stack of bfloat16 is slow."""
-    if not _stacks_slowly(y.dtype):
-        return checkpoint_name(y, DENSE)
-    bits = checkpoint_name(jax.lax.bitcast_convert_type(y, jnp.uint16), DENSE)
-    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
-
-
-def _stacks_slowly(dtype: Any) -> bool:
-    """Whether it is bfloat16 on XLA:CPU, which puts one layer's into a scan's stack by converting all layers' twice."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return dtype == jnp.bfloat16 and device is not None and device.platform == "cpu"
 
 
 def like(x: jax.Array, trailing: Any) -> Any:
@@ -239,7 +206,7 @@ def run_blocks(
     chex.assert_axis_dimension(x, -1, config.width)
     block: Any = Block
     if config.remat != "none":
-        block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[config.remat])
+        block = nn.remat(Block, prevent_cse=False, policy=POLICIES[config.remat])
     if not config.unroll:
         outputs = []
         for number in range(depth):
@@ -252,7 +219,7 @@ def run_blocks(
                    unroll=min(config.unroll, depth))
     blocks = scan(config, collect=collect, name="blocks", **patterns)
     # What a scan carries it may stack, each layer's input.
-    carried = jnp.float32 if _stacks_slowly(x.dtype) and config.unroll < depth else x.dtype
+    carried = jnp.float32 if stacks_slowly(x.dtype) and config.unroll < depth else x.dtype
     x, outputs = blocks(constrain_rows(x).astype(carried), jnp.arange(depth), visibility, keys_B)
     return x.astype(config.dtype), outputs
 
