@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agent_jax.config import ModelConfig
 
-PLATFORM = {"cudnn": "gpu", "splash": "tpu"}  # the others run anywhere
+PLATFORM = {"cudnn": "gpu", "splash": "tpu", "cpu": "cpu"}  # xla runs anywhere
 CUDNN_CAPABILITY = 8.0  # Ampere, the first GPUs with cuDNN's kernels
 CUDNN_WIDEST_HEAD = 128
 
@@ -17,8 +17,8 @@ def kernel_on(device: Any, model: ModelConfig) -> str:
 
     On TPU that is splash: by its compiler a step of configs/tpu_v4.py moves a fifth less through memory, which is what
     bounds it (docs/scaling.md); no TPU has run it. On an NVIDIA GPU it is cuDNN's where that can be: with it a step of
-    the full model took 113 ms on an H200, with XLA's 129. On a CPU it is XLA's in f32: of a row in bfloat16 it takes
-    two thirds of the time (docs/performance.md).
+    the full model took 113 ms on an H200, with XLA's 129. On a CPU it is ours for CPUs,
+    with which a step in bfloat16 takes a seventh to a quarter less time (docs/performance.md).
 
     Args:
         device: a `jax.Device`, or what has its `platform`.
@@ -28,7 +28,7 @@ def kernel_on(device: Any, model: ModelConfig) -> str:
         return model.attention
     if device.platform == "gpu":
         return "xla" if cudnn_lacks(model) or has_no_cudnn(device) else "cudnn"
-    return {"tpu": "splash", "cpu": "xla_f32"}.get(device.platform, "xla")
+    return {"tpu": "splash", "cpu": "cpu"}.get(device.platform, "xla")
 
 
 def cudnn_lacks(model: ModelConfig) -> str:

@@ -4,7 +4,7 @@
         [--dtype float32|bfloat16] [--turns 5] [--json PATH]
 
     xla      ours (models/attention.py)
-    xla_f32  the same in f32; in bfloat16 on a CPU
+    cpu      on a CPU, in bfloat16 (models/cpu_attention.py)
     library  jax.nn.dot_product_attention by XLA, with a mask for rows
     cudnn    on an NVIDIA GPU, in bfloat16
     splash   on a TPU
@@ -28,7 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from machine import describe, write_json
 
+from agent_jax.compiler_options import compiler_options
 from agent_jax.config import Config, ModelConfig, from_config_dict
+from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import json_path
 from agent_jax.models.attention import causal_segment_mask
 from agent_jax.models.flash_attention import KERNELS
@@ -41,7 +43,7 @@ def kernels(dtype: str) -> dict[str, Any]:
     found = {"xla": KERNELS["xla"], "library": type(KERNELS["xla"])(library, masked)}
     platform_here = jax.default_backend()
     if platform_here == "cpu" and dtype == "bfloat16":
-        found["xla_f32"] = KERNELS["xla_f32"]
+        found["cpu"] = KERNELS["cpu"]
     if platform_here == "gpu" and dtype == "bfloat16":
         found["cudnn"] = KERNELS["cudnn"]
     if platform_here == "tpu":
@@ -50,14 +52,16 @@ def kernels(dtype: str) -> dict[str, Any]:
 
 
 def compiled(pattern: Callable[..., jax.Array], shape: tuple[int, ...], dtype: str, last: Any) -> tuple[Any, list[Any]]:
-    """A pattern forward and backward, compiled, and arguments for it."""
+    """A pattern forward and backward, compiled as a train step is, and arguments for it."""
     rng = np.random.default_rng(0)
     given = [jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for _ in range(4)]
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array, weight: jax.Array) -> jax.Array:
         return jnp.sum((pattern(q, k, v, last) * weight).astype(jnp.float32))
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*given).compile(), given
+    options = compiler_options(jax.devices()[0], dtype)
+    run = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), compiler_options=options)
+    return run.lower(*given).compile(), given
 
 
 def measure(model: ModelConfig, rows: int, slots: int, images: int, dtype: str, turns: int) -> dict[str, Any]:
@@ -99,6 +103,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
+    tune_heap()
     config = Config()
     if options.config:
         file, _, variant = options.config.partition(":")

@@ -22,12 +22,11 @@ from unittest import mock
 
 import jax
 
-from agent_jax import presets
+from agent_jax import presets, processor
 from agent_jax.batch import Batch, RowSize
 from agent_jax.config import Config, from_config_dict, to_config_dict
 from agent_jax.flops import operations, total_flops
 from agent_jax.json_files import json_path, write_json
-from agent_jax.models import product
 from agent_jax.models.agent import training_visual_tokens
 from agent_jax.optimizer import make_optimizer
 from agent_jax.sharding import make_mesh
@@ -61,7 +60,8 @@ def tiny_config(changes: dict[str, Any]) -> Config:
 
 def counts(step: str) -> dict[str, int]:
     """The four counts of one of STEPS; it is compiled, not run, and for no processor but the one its name says."""
-    with mock.patch.object(product, "lacks_bfloat16_products", return_value=LACKING in step):
+    instructions = {"sse2"} if LACKING in step else {"sse2", "avx512_bf16"}
+    with mock.patch.object(processor, "instructions", return_value=frozenset(instructions)):
         return _counts(tiny_config(STEPS[step]))
 
 

@@ -61,7 +61,7 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="dots", help="of ours")
     parser.add_argument("--unroll", type=int, default=1, help="layers in one piece of ours' scan")
     parser.add_argument("--depth", type=int, default=0, help="layers of each stack; 0: as many as the model has")
-    parser.add_argument("--attention", choices=("auto", "xla", "xla_f32", "cudnn", "splash"), default="auto",
+    parser.add_argument("--attention", choices=("auto", "xla", "cpu", "cudnn", "splash"), default="auto",
                         help="of ours in bf16")
 
 

@@ -14,7 +14,7 @@ BF16 = ModelConfig(dtype="bfloat16")
 
 
 @pytest.mark.parametrize(("device", "model", "expected"), [
-    (CPU, BF16, "xla_f32"),
+    (CPU, BF16, "cpu"),
     (TPU, BF16, "splash"),
     (GPU, BF16, "cudnn"),
     (types.SimpleNamespace(platform="gpu"), BF16, "cudnn"),  # a plan's, which does not say how old it is

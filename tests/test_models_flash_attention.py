@@ -1,6 +1,7 @@
 """Every kernel of attention: the same test for those that run here, and a compile check for the others."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 import pytest
 from packed_rows import TINY, mixed_batch, quick_jit, random_params
 
+from agent_jax import processor
 from agent_jax.batch import Batch, RowSize
 from agent_jax.config import (
     Config,
@@ -21,9 +23,11 @@ from agent_jax.config import (
     TrainConfig,
     VisionConfig,
 )
+from agent_jax.flops import MATMUL, operations
 from agent_jax.models.agent import Agent
-from agent_jax.models.attention import causal_segment_mask
+from agent_jax.models.attention import causal_blocks, causal_segment_mask
 from agent_jax.models.flash_attention import KERNELS, cudnn_flops
+from agent_jax.models.remat import POLICIES
 from agent_jax.plan.topology import find_topology
 from agent_jax.sharding import batch_sharding, make_mesh, shard_batch
 from agent_jax.train_state import abstract_state
@@ -63,7 +67,7 @@ def gradients(pattern, given, last, mask_BSZ):
     return quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*given)
 
 
-@pytest.mark.parametrize("name", ["xla", "xla_f32", "splash"])
+@pytest.mark.parametrize("name", ["xla", "cpu", "splash"])
 @pytest.mark.parametrize("pattern", ["among", "causally"])
 @pytest.mark.usefixtures("splash_here")
 def test_every_kernel_computes_the_formula_and_its_gradients(name, pattern):
@@ -80,17 +84,72 @@ def test_every_kernel_computes_the_formula_and_its_gradients(name, pattern):
 
 
 @pytest.mark.parametrize("pattern", ["among", "causally"])
-def test_in_f32_nothing_of_bfloat16_is_rounded_but_what_goes_in_and_comes_out(pattern):
+def test_without_its_instructions_nothing_of_bfloat16_is_rounded_but_what_goes_in_and_comes_out(pattern, monkeypatch):
     given, segment_BS = [jnp.asarray(x, jnp.bfloat16) for x in queries_keys_values()], segments()
     last = segment_BS if pattern == "causally" else None
     mask = causal_segment_mask(segment_BS) if last is not None else np.ones((ROWS, SLOTS, SLOTS), bool)
     wanted = expected(*given, mask)
-    (_, out), found = gradients(getattr(KERNELS["xla_f32"], pattern), given, last, mask)
+    monkeypatch.setattr(processor, "instructions", lambda: frozenset({"sse2"}))
+    (_, out), found = gradients(getattr(KERNELS["cpu"], pattern), given, last, mask)
     (_, rough), _ = gradients(getattr(KERNELS["xla"], pattern), given, last, mask)
     assert [out.dtype, *(leaf.dtype for leaf in found)] == [jnp.bfloat16] * 4
     np.testing.assert_allclose(out.astype(np.float32), wanted, rtol=2**-8, atol=1e-5)  # half a bfloat16
     error, other = (np.abs(x.astype(np.float32) - wanted).mean() for x in (out, rough))
     assert error < 0.8 * other
+
+
+def cpu_of_bfloat16(pattern, monkeypatch):
+    """The CPU's kernel on a processor with instructions for products of bfloat16, and what it is called with."""
+    monkeypatch.setattr(processor, "instructions", lambda: frozenset({"sse2", "avx512_bf16"}))
+    given = [jnp.asarray(x, jnp.bfloat16) for x in queries_keys_values()]
+    segment_BS = segments() if pattern == "causally" else None
+    return getattr(KERNELS["cpu"], pattern), given, segment_BS
+
+
+@pytest.mark.parametrize("pattern", ["among", "causally"])
+def test_on_a_cpu_bfloat16_is_as_exact_as_by_xla(pattern, monkeypatch):
+    attention, given, segment_BS = cpu_of_bfloat16(pattern, monkeypatch)
+    mask = np.ones((ROWS, SLOTS, SLOTS), bool) if segment_BS is None else np.asarray(causal_segment_mask(segment_BS))
+    exact = [np.asarray(x, np.float32) for x in given]
+    (_, wanted), of_exact = gradients(getattr(KERNELS["xla"], pattern), exact, segment_BS, mask)
+    errors = {}
+    for name, each in (("cpu", attention), ("xla", getattr(KERNELS["xla"], pattern))):
+        (_, out), found = gradients(each, given, segment_BS, mask)
+        assert [out.dtype, *(leaf.dtype for leaf in found)] == [jnp.bfloat16] * 4
+        errors[name] = [np.abs(a.astype(np.float32) - b).mean() / np.abs(b).mean()
+                        for a, b in zip((out, *found), (wanted, *of_exact), strict=True)]
+    assert max(errors["cpu"]) < 0.01
+    np.testing.assert_array_less(errors["cpu"], 1.3 * np.asarray(errors["xla"]))
+
+
+@pytest.mark.parametrize("pattern", ["among", "causally"])
+def test_on_a_cpu_all_products_of_bfloat16_are_in_the_form_that_is_fast(pattern, monkeypatch):
+    attention, given, segment_BS = cpu_of_bfloat16(pattern, monkeypatch)
+
+    def traced(policy):
+        kept = jax.checkpoint(lambda q, k, v: attention(q, k, v, segment_BS), policy=policy)
+        return jax.jit(jax.grad(lambda q, k, v: jnp.sum(jnp.sin(kept(q, k, v))), argnums=(0, 1, 2))).trace(*given)
+
+    products = [each for each in operations(traced(POLICIES["dots"]).jaxpr) if each.group == MATMUL]
+    blocks = 1 if segment_BS is None else len(causal_blocks(SLOTS))
+    # Scores and output; scores, and the gradients of weights, queries, keys and values. Without a policy both again.
+    assert len(products) == 7 * blocks
+    assert len([each for each in operations(traced(None).jaxpr) if each.group == MATMUL]) == 9 * blocks
+    assert {(each.dtypes, each.dtype) for each in products} == {(("bfloat16", "bfloat16"), "float32")}
+    (of_left,), (of_batch,) = {each.axes[0][0] for each in products}, {each.axes[1][0] for each in products}
+    assert (of_left, of_batch) == ((3,), (0, 1))  # no transposed left operand
+
+    text = traced(None).lower().compile().as_text()
+    kinds = dict(re.findall(r"%?([\w.\-]+) = (\w+)\[", text))
+    operands = {kinds[name] for pair in re.findall(r" dot\(%?([\w.\-]+), %?([\w.\-]+)\)", text) for name in pair}
+    assert operands == {"bf16"}
+
+
+def test_on_several_cpu_devices_the_compiler_lays_out_attention(monkeypatch):
+    attention, given, segment_BS = cpu_of_bfloat16("causally", monkeypatch)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",))):
+        products = operations(jax.jit(attention).trace(*given, segment_BS).jaxpr)
+    assert {each.dtypes for each in products} == {("float32", "float32")}
 
 
 @pytest.mark.usefixtures("splash_here")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agent_jax.models import product as product_module
+from agent_jax import processor
 from agent_jax.models.product import add_bias, product
 
 X, D, M = 6, 5, 4
@@ -18,7 +18,8 @@ X, D, M = 6, 5, 4
 @pytest.fixture(params=[False, True], ids=["", "without bfloat16"])
 def lacks(request, monkeypatch) -> bool:
     """Whether the processor is taken for one without instructions for products of bfloat16."""
-    monkeypatch.setattr(product_module, "lacks_bfloat16_products", lambda: request.param)
+    found = frozenset({"sse2"} if request.param else {"sse2", "avx512_bf16"})
+    monkeypatch.setattr(processor, "instructions", lambda: found)
     return request.param
 
 

@@ -49,6 +49,12 @@ def attend(q_BSNH: jax.Array, k_BZNH: jax.Array, v_BZNH: jax.Array, mask_BSZ: ja
     return _attend_heads(q, k, v, None if mask_BSZ is None else mask_BSZ[:, None]).transpose(0, 2, 1, 3)
 
 
+def causal_blocks(slots: int) -> list[tuple[int, int]]:
+    """(first, end) of the blocks of queries of a row; each sees the keys before its end."""
+    blocks = min(max(slots // BLOCK_SLOTS, 1), MAX_BLOCKS)
+    return list(itertools.pairwise(slots * i // blocks for i in range(blocks + 1)))
+
+
 def causal_segment_mask(segment_BS: jax.Array, first: int = 0, end: int | None = None) -> jax.Array:
     """mask_BSZ of the queries first .. end - 1 over the keys 0 .. end - 1: earlier slots of the same sample."""
     end = segment_BS.shape[1] if end is None else end
@@ -68,12 +74,9 @@ def attend_causally(q_BSNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, seg
     Returns:
         out_BSNH, in the dtype of the values.
     """
-    slots = q_BSNH.shape[1]
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BSNH * q_BSNH.shape[-1] ** -0.5, k_BSNH, v_BSNH))
-    blocks = min(max(slots // BLOCK_SLOTS, 1), MAX_BLOCKS)
-    edges = [slots * i // blocks for i in range(blocks + 1)]
     out = []
-    for first, end in itertools.pairwise(edges):
+    for first, end in causal_blocks(q_BSNH.shape[1]):
         mask_BSZ = causal_segment_mask(segment_BS, first, end)
         out.append(_attend_heads(q[:, :, first:end], k[:, :, :end], v[:, :, :end], mask_BSZ[:, None]))
     return jnp.concatenate(out, axis=2).transpose(0, 2, 1, 3)

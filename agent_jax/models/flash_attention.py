@@ -2,10 +2,10 @@
 
     kernel   runs on                    an image: every token sees every token   a row: earlier slots of its own sample
     xla      anything                   attend (attention.py)                    attend_causally (attention.py)
-    xla_f32  anything, best on a CPU    the same in f32, whatever the dtype      the same in f32
+    cpu      CPU                        cpu_among (cpu_attention.py)             cpu_causally (cpu_attention.py)
     cudnn    NVIDIA GPU, bfloat16       flash                                    flash with a mask (B, 1, S, S)
     splash   TPU                        flash, from 512 tokens on                flash in blocks, from 512 slots on
-    auto     splash on TPU, cudnn on an NVIDIA GPU where it can be, on a CPU xla_f32, else xla (kernels.py)
+    auto     splash on TPU, cudnn on an NVIDIA GPU where it can be, cpu on a CPU, else xla (kernels.py)
 
 All of them are held to the same test. They serve training and validation; acting reads by its own cache (cached.py).
 Flash kernels (Dao et al., 2022) keep no scores: they are made again in the backward pass. What an XLA kernel writes to
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from agent_jax.models.attention import attend, attend_causally, causal_segment_mask
+from agent_jax.models.cpu_attention import cpu_among, cpu_causally
 from agent_jax.sharding import ROW_AXES
 
 SPLASH_LANES = 128  # blocks are multiples of it, and so is the padded length
@@ -72,17 +73,9 @@ def splash_causally(q_BSNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, seg
     return _splash(q_BSNH, k_BSNH, v_BSNH, segment_BS, causal=True)
 
 
-def _in_f32(attention: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The same in f32 inside: XLA:CPU has no fast code for the products of bf16 of many heads."""
-    def in_f32(q_BSNH: jax.Array, k_BZNH: jax.Array, v_BZNH: jax.Array, who: jax.Array | None = None) -> jax.Array:
-        q, k, v = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (q_BSNH, k_BZNH, v_BZNH))
-        return attention(q, k, v, who).astype(v_BZNH.dtype)
-    return in_f32
-
-
 KERNELS = {
     "xla": Patterns(attend, attend_causally),
-    "xla_f32": Patterns(_in_f32(attend), _in_f32(attend_causally)),
+    "cpu": Patterns(cpu_among, cpu_causally),
     "cudnn": Patterns(cudnn_among, cudnn_causally),
     "splash": Patterns(splash_among, splash_causally),
 }

@@ -16,7 +16,7 @@ def _is_cudnn_forward(primitive: str) -> bool:
     return primitive.startswith("dot_product_attention_fwd")
 
 
-# Of a flash kernel the output and a number a query are kept: little, and it is not run again.
+# Of a flash kernel the output and a number or two a query are kept: little, and it is not run again.
 POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.save_only_these_names(KEPT),
@@ -31,18 +31,21 @@ def stacks_slowly(dtype: Any) -> bool:
     return dtype == jnp.bfloat16 and device is not None and device.platform == "cpu"
 
 
-@jax.custom_jvp
-def kept(y: jax.Array) -> jax.Array:
-    """y, under the name of what `remat="dots"` keeps for the backward pass."""
-    return _under_its_name(y)
+def kept_residual(y: jax.Array) -> jax.Array:
+    """`kept` in the forward part of a `custom_vjp`, where a policy sees no names inside of a `custom_jvp`.
 
-
-kept.defjvp(lambda primals, tangents: (_under_its_name(*primals), *tangents))
-
-
-def _under_its_name(y: jax.Array) -> jax.Array:
-    """As bits where a stack of bfloat16 is slow."""
+    As bits where a stack of bfloat16 is slow.
+    """
     if not stacks_slowly(y.dtype):
         return checkpoint_name(y, KEPT)
     bits = checkpoint_name(jax.lax.bitcast_convert_type(y, jnp.uint16), KEPT)
     return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
+@jax.custom_jvp
+def kept(y: jax.Array) -> jax.Array:
+    """y, under the name of what `remat="dots"` keeps for the backward pass."""
+    return kept_residual(y)
+
+
+kept.defjvp(lambda primals, tangents: (kept_residual(*primals), *tangents))
