@@ -24,7 +24,8 @@ in turns, the same Xeon, "dots", 2026-11-28, the time of a step of the older cod
     full model, "all", 2 rows                                                0.94
     configs/babyai.py, 16 rows    with oneDNN  1.04      and the newer code 1.12
 
-There it takes 4 s more to compile, and 0.4 GiB.
+For the full model that takes 4 s more to compile, and 0.4 GiB: oneDNN keeps some memory for each product. With all
+layers one after another it was 4 GiB, so these have products by XLA.
 
 On GPUs, three; for acting too, where they have not been tried. On an H200 with 16 cores, jax 0.11.2, bf16, 64 rows of 4
 images, 2026-11-26, XLA's defaults had not compiled the step of the full model after two minutes: for every fusion and

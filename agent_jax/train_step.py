@@ -176,7 +176,8 @@ def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], tupl
 
 def _compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
     model = config.model
-    return compiler_options(mesh.devices.flat[0], model.dtype, width=max(model.vision.width, model.language.width))
+    return compiler_options(mesh.devices.flat[0], model.dtype, layers=model.unroll,
+                            width=max(model.vision.width, model.language.width))
 
 
 def _agent(config: Config, mesh: Mesh) -> Agent:

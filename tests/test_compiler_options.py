@@ -26,7 +26,7 @@ def test_a_platform_gets_options_that_xla_takes():
 
 def test_bfloat16_and_many_layers_keep_the_newer_code_for_fusions():
     cpu = jax.devices("cpu")[0]
-    for options in (compiler_options(cpu, "bfloat16"), compiler_options(cpu, "float32", layers=12)):
+    for options in (compiler_options(cpu, "bfloat16"), compiler_options(cpu, "float32", layers=12, width=768)):
         assert options == {"xla_backend_optimization_level": 1}
 
 
