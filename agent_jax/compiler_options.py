@@ -1,6 +1,6 @@
 """The options that XLA compiles the model's programs with, by platform, where its defaults cost more than they bring.
 
-On CPUs, four of them. On 2 cores of an Intel Xeon (Sapphire Rapids), jax 0.10.2, f32, 2026-11-26, by
+On CPUs, two of them. On 2 cores of an Intel Xeon (Sapphire Rapids), jax 0.10.2, f32, 2026-11-26, by
 `benchmarks/train_step.py`'s worker:
 
     step of configs/babyai.py, 16 rows        compiled in 14.3 to 16.8 s     0.15 s a step
@@ -15,17 +15,6 @@ programs are compiled), `history="sliding"`, and a later one, one run of each (a
 
     3 layers, 96 wide    9.8 s, 6.2 ms        level 1  10.5 s, 5.9 ms        both   8.6 s, 5.0 ms
     full model          31.1 s, 1.3 s                  28.2 s, 1.2 s               46.8 s, 1.2 s
-
-In f32 XLA can leave products to oneDNN: each by itself, for with what stands around it in one fusion jax 0.10.2 ends
-with "partition compile failed". Models of some width have that in training, and the newer code for fusions. By steps
-in turns, the same Xeon, "dots", 2026-11-28, the time of a step of the older code without oneDNN:
-
-    full model, "visible"         with oneDNN  0.99      and the newer code 0.93 (0.96 of that with oneDNN alone)
-    full model, "all", 2 rows                                                0.94
-    configs/babyai.py, 16 rows    with oneDNN  1.04      and the newer code 1.12
-
-For the full model that takes 4 s more to compile, and 0.4 GiB: oneDNN keeps some memory for each product. With all
-layers one after another it was 4 GiB, so these have products by XLA.
 
 On GPUs, three; for acting too, where they have not been tried. On an H200 with 16 cores, jax 0.11.2, bf16, 64 rows of 4
 images, 2026-11-26, XLA's defaults had not compiled the step of the full model after two minutes: for every fusion and
@@ -48,27 +37,22 @@ QUICKLY_COMPILED: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_ll
 # For steps on CPUs.
 _ANY_DTYPE: dict[str, Any] = {"xla_backend_optimization_level": 1}
 _F32: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
-_WIDE_F32: dict[str, Any] = {"xla_cpu_use_onednn": True,
-                             "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-_WIDE = 512  # measured at 64 and at 768, above
 _MOST_LAYERS = 8  # measured at 3 and at 12, above
 _GPU: dict[str, Any] = {"xla_gpu_experimental_enable_fusion_autotuner": False, "xla_gpu_enable_triton_gemm": False,
                         "xla_gpu_enable_dynamic_slice_fusion": False}
 
 
-def compiler_options(device: Any, dtype: Any, *, layers: int = 1, width: int = 0) -> dict[str, Any]:
+def compiler_options(device: Any, dtype: Any, *, layers: int = 1) -> dict[str, Any]:
     """`compiler_options` of `jax.jit` for a program of the model that runs often.
 
     Args:
         device: the `jax.Device` that it is compiled for.
         dtype: of its matrix products.
         layers: how many stand one after another; 1 in a scan.
-        width: of the model, for a program that reads many rows at once.
     """
     if device.platform == "cpu":
-        wanted = _ANY_DTYPE
-        if np.dtype(dtype).itemsize >= 4 and layers <= _MOST_LAYERS:
-            wanted = wanted | (_WIDE_F32 if width >= _WIDE else _F32)
+        older = np.dtype(dtype).itemsize >= 4 and layers <= _MOST_LAYERS
+        wanted = _ANY_DTYPE | _F32 if older else _ANY_DTYPE
     else:
         wanted = _GPU if device.platform == "gpu" else {}
     return {name: value for name, value in wanted.items() if _is_known(name, value)}

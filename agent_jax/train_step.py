@@ -139,7 +139,7 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh)),
-                   donate_argnums=0, compiler_options=_compiler_options(config, mesh))
+                   donate_argnums=0, compiler_options=compiler_options(mesh.devices.flat[0], config.model.dtype))
 
 
 def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], tuple[LossSums, LossSums]]:
@@ -171,13 +171,7 @@ def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], tupl
         return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums), weights
 
     return jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh),
-                   compiler_options=_compiler_options(config, mesh))
-
-
-def _compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
-    model = config.model
-    return compiler_options(mesh.devices.flat[0], model.dtype, layers=model.unroll,
-                            width=max(model.vision.width, model.language.width))
+                   compiler_options=compiler_options(mesh.devices.flat[0], config.model.dtype))
 
 
 def _agent(config: Config, mesh: Mesh) -> Agent:

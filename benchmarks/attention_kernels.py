@@ -59,7 +59,7 @@ def compiled(pattern: Callable[..., jax.Array], shape: tuple[int, ...], dtype: s
     def loss(q: jax.Array, k: jax.Array, v: jax.Array, weight: jax.Array) -> jax.Array:
         return jnp.sum((pattern(q, k, v, last) * weight).astype(jnp.float32))
 
-    options = compiler_options(jax.devices()[0], dtype, width=shape[2] * shape[3])
+    options = compiler_options(jax.devices()[0], dtype)
     run = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), compiler_options=options)
     return run.lower(*given).compile(), given
 

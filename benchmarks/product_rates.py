@@ -39,7 +39,7 @@ def square_product(framework: str, precision: str, size: str) -> Callable[[], fl
         width = SQUARE_WIDTH.get(jax.default_backend(), SQUARE_WIDTH["gpu"]) if size == "full" else SMALL
         kind = {"f32": jnp.float32, "bf16": jnp.bfloat16}[precision]
         x = jax.random.normal(jax.random.key(0), (width, width), kind)  # a GPU is faster on zeros
-        product = _jitted(lambda x, y: dot_of(x, y, (1,), (0,), jnp.float32), kind, width)
+        product = _jitted(lambda x, y: dot_of(x, y, (1,), (0,), jnp.float32), kind)
         run, wait = (lambda: product(x, x)), jax.block_until_ready
     else:
         import torch
@@ -63,12 +63,11 @@ def torch_device() -> str:
     return "cuda"
 
 
-def products_of_step(found: list[Any], width: int) -> Callable[[], float]:
+def products_of_step(found: list[Any]) -> Callable[[], float]:
     """A function that returns the seconds that all matrix products of a step take, each alone.
 
     Args:
         found: `agent_jax.flops.operations` of the step; what is no matrix product is passed over.
-        width: of the model.
     """
     import jax
 
@@ -88,7 +87,7 @@ def products_of_step(found: list[Any], width: int) -> Callable[[], float]:
             continue
         keys = jax.random.split(jax.random.key(0))
         operands = [jax.random.normal(key, shape, kind) for key, shape, kind in zip(keys, shapes, dtypes, strict=True)]
-        timed.append((_alone(operands, axes, dtype, width), times, flops))
+        timed.append((_alone(operands, axes, dtype), times, flops))
     for run, _, _ in timed:
         jax.block_until_ready(run())
 
@@ -102,7 +101,7 @@ def products_of_step(found: list[Any], width: int) -> Callable[[], float]:
     return take
 
 
-def _alone(operands: list[Any], axes: Any, dtype: str, width: int) -> Callable[[], Any]:
+def _alone(operands: list[Any], axes: Any, dtype: str) -> Callable[[], Any]:
     """One product, in the form that the model gives it (models/product.py)."""
     import jax
     import jax.numpy as jnp
@@ -113,20 +112,19 @@ def _alone(operands: list[Any], axes: Any, dtype: str, width: int) -> Callable[[
     if batch:
         if jax.default_backend() == "cpu":  # the step reads it in f32, and XLA makes it so
             dtype = jnp.promote_types(dtype, jnp.float32).name
-        dot = _jitted(lambda x, y: jax.lax.dot_general(x, y, axes, preferred_element_type=dtype),
-                      operands[0].dtype, width)
+        dot = _jitted(lambda x, y: jax.lax.dot_general(x, y, axes, preferred_element_type=dtype), operands[0].dtype)
     else:
-        dot = _jitted(lambda x, y: dot_of(x, y, tuple(of_left), tuple(of_right), dtype), operands[0].dtype, width)
+        dot = _jitted(lambda x, y: dot_of(x, y, tuple(of_left), tuple(of_right), dtype), operands[0].dtype)
     return lambda: dot(*operands)
 
 
-def _jitted(function: Callable[..., Any], dtype: Any, width: int) -> Callable[..., Any]:
-    """Compiled as a train step of a model of some width is."""
+def _jitted(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
+    """Compiled as a train step is."""
     import jax
 
     from agent_jax.compiler_options import compiler_options
 
-    return jax.jit(function, compiler_options=compiler_options(jax.devices()[0], dtype, width=width))
+    return jax.jit(function, compiler_options=compiler_options(jax.devices()[0], dtype))
 
 
 def _seconds(run: Callable[[], Any], wait: Callable[[Any], Any]) -> float:

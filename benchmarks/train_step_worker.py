@@ -314,8 +314,7 @@ def serve(pipe: Connection, kind: str, arguments: tuple[Any, ...]) -> None:
             _answer(pipe, square_product(*arguments), {})
         elif kind == "products":
             sizes, case = arguments
-            config = run_config(sizes, case)
-            _answer(pipe, products_of_step(model_products(sizes, config), config.model.language.width), {})
+            _answer(pipe, products_of_step(model_products(sizes, run_config(sizes, case))), {})
         else:
             sizes, case, folder = arguments
             take, told = our_step(sizes, case) if case.framework == "jax" else torch_step(sizes, case, folder)
