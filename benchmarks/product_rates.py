@@ -102,7 +102,7 @@ def products_of_step(found: list[Any]) -> Callable[[], float]:
 
 
 def _alone(operands: list[Any], axes: Any, dtype: str) -> Callable[[], Any]:
-    """One product, in the form that the model gives it (models/product.py)."""
+    """One product, in the form of models/product.py; of many heads, in that of models/attention.py."""
     import jax
     import jax.numpy as jnp
 
@@ -110,7 +110,7 @@ def _alone(operands: list[Any], axes: Any, dtype: str) -> Callable[[], Any]:
 
     (of_left, of_right), (batch, _) = axes
     if batch:
-        if jax.default_backend() == "cpu":  # the step reads it in f32, and XLA makes it so
+        if jax.default_backend() == "cpu":  # read in f32, and XLA makes it so
             dtype = jnp.promote_types(dtype, jnp.float32).name
         dot = _jitted(lambda x, y: jax.lax.dot_general(x, y, axes, preferred_element_type=dtype), operands[0].dtype)
     else:
