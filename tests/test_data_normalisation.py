@@ -130,15 +130,18 @@ def test_a_field_without_numbers_is_refused(store):
 
 def test_steps_that_are_let_go_of_are_held_no_longer():
     values = _Values(Field("steps/action", "array", True, (2,), np.dtype(np.float32)))
-    values.add(np.zeros((40, 2), np.float32), "record 0")
-    values.thin()
-    values.add(np.zeros((40, 2), np.float32), "record 1")
+    for record in range(2):
+        values.add(np.zeros((40, 2), np.float32), f"record {record}")
+        values.flush()
+        values.thin(room=20 + 20 * record)
     held = [array if array.base is None else array.base for array in values._kept]
     assert [len(array) for array in held] == [20, 20]
 
 
-def test_beyond_the_memory_kept_steps_are_thinned_and_sums_are_still_exact(tmp_path, monkeypatch):
+@pytest.mark.parametrize("block_steps", [1, 64, 4096])
+def test_beyond_the_memory_kept_steps_are_thinned_and_sums_are_still_exact(tmp_path, monkeypatch, block_steps):
     monkeypatch.setattr(normalisation, "KEPT_VALUES", 2 * 100)
+    monkeypatch.setattr(normalisation, "_BLOCK_STEPS", block_steps)
     rng = np.random.default_rng(1)
     actions = [np.stack([np.arange(first, first + 30), rng.normal(size=30)], 1) for first in range(0, 600, 30)]
     found = field_statistics(arm_store(tmp_path / "set", actions), "train", ["action"])["action"]

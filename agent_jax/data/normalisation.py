@@ -3,8 +3,8 @@
     records -> numbers of the keys -> count, min, max, mean, std (of all), quantiles, distinct values (of those kept)
                                    -> share of them below, above and at given bounds
 
-Mean and standard deviation are added up in float64, record by record (Chan, Golub and LeVeque, 1979). For the quantiles
-the numbers themselves are kept, exactly up to `KEPT_VALUES`; beyond it every second, fourth, ... step.
+Mean and standard deviation are added up in float64, block by block of records (Chan, Golub and LeVeque, 1979). For the
+quantiles the numbers themselves are kept, exactly up to `KEPT_VALUES`; beyond it every second, fourth, ... step.
 Both results lie in the cache (cache.py) by the state of the data's files: changed data are read anew.
 """
 
@@ -30,6 +30,7 @@ MOST_DISTINCT = 64  # values that are listed; a dimension with more counts as co
 ROUNDING = 1e-6  # of the width of the bounds: float32 data lie this far beyond bounds that are written in decimal
 
 _FORMAT = 1
+_BLOCK_STEPS = 4096  # of the records that are added up together: many records are short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +129,10 @@ class SplitNumbers:
         for episode in self._store.split(self.split):
             for path, of_path in values.items():
                 of_path.add(np.asarray(episode.values(path, 0, episode.steps)), episode.where)
-            if next(iter(values.values())).steps_kept > room:
-                for of_path in values.values():
-                    of_path.thin()
+                of_path.thin(room)
+        for of_path in values.values():
+            of_path.flush()
+            of_path.thin(room)
         return values
 
 
@@ -148,25 +150,39 @@ class _Values:
 
     def __init__(self, field: Field):
         self._path, self.size = field.path, int(np.prod(field.shape))
-        self.steps_kept, self._count, self._every = 0, 0, 1
+        self._steps_kept, self._count, self._every = 0, 0, 1
         self._kept: list[np.ndarray] = []
+        self._waiting: list[tuple[str, np.ndarray]] = []  # records not added up yet
+        self._steps_waiting = 0
         self._mean_D, self._squares_D = np.zeros(self.size), np.zeros(self.size)
         self._min_D, self._max_D = np.full(self.size, np.inf), np.full(self.size, -np.inf)
         self._hash = hashlib.blake2b(digest_size=16)
 
     def add(self, values: np.ndarray, where: str) -> None:
-        """The values of a record, (steps, *shape)."""
-        values_ND = values.reshape(len(values), self.size)
+        """The values of a record, (steps, *shape).
+
+        Raises:
+            ValueError: a number is not finite, in this record or in one before; names record, step and component.
+        """
+        self._waiting.append((where, values.reshape(len(values), self.size)))
+        self._steps_waiting += len(values)
+        if self._steps_waiting >= _BLOCK_STEPS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Add up the records that wait for it; raises as `add`."""
+        if not self._steps_waiting:
+            return
+        values_ND = np.concatenate([values_ND for _, values_ND in self._waiting])
         wide_ND = values_ND.astype(np.float64)
         if not np.isfinite(wide_ND).all():
-            step, component = np.argwhere(~np.isfinite(wide_ND))[0].tolist()
-            raise ValueError(f"{where}, step {step}: {self._path}[{component}] is {wide_ND[step, component]}, expected "
-                             "a finite number; repair or leave out this episode")
-        self._hash.update(np.ascontiguousarray(values_ND).tobytes())
+            raise ValueError(self._not_finite())
+        self._waiting, self._steps_waiting = [], 0
+        self._hash.update(values_ND.tobytes())
         first = -self._count % self._every  # kept are the steps whose number in the split is a multiple of `every`
         count, self._count = self._count, self._count + len(wide_ND)
         self._kept.append(values_ND[first :: self._every].copy())  # a view would hold all of them
-        self.steps_kept += len(self._kept[-1])
+        self._steps_kept += len(self._kept[-1])
         mean_D = wide_ND.mean(axis=0)
         self._squares_D += np.square(wide_ND - mean_D).sum(axis=0)
         self._squares_D += np.square(mean_D - self._mean_D) * (count * len(wide_ND) / self._count)
@@ -174,10 +190,18 @@ class _Values:
         self._min_D = np.minimum(self._min_D, wide_ND.min(axis=0))
         self._max_D = np.maximum(self._max_D, wide_ND.max(axis=0))
 
-    def thin(self) -> None:
-        """Let go of every second step."""
-        self._kept, self._every = [self.kept()[::2].copy()], 2 * self._every
-        self.steps_kept = len(self._kept[0])
+    def _not_finite(self) -> str:
+        """What is to be said of the first waiting number that is not finite."""
+        where, values_ND = next(waiting for waiting in self._waiting if not np.isfinite(waiting[1]).all())
+        step, component = np.argwhere(~np.isfinite(values_ND))[0].tolist()
+        return (f"{where}, step {step}: {self._path}[{component}] is {values_ND[step, component]}, expected a finite "
+                "number; repair or leave out this episode")
+
+    def thin(self, room: int) -> None:
+        """Let go of every second step that is kept, until at most `room` are."""
+        while self._steps_kept > room:
+            self._kept, self._every = [self.kept()[::2].copy()], 2 * self._every
+            self._steps_kept = len(self._kept[0])
 
     def kept(self) -> np.ndarray:
         """(steps kept, components)."""
