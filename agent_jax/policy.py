@@ -23,19 +23,17 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from agent_jax import checkpoint
 from agent_jax.acting.choices import Choices
 from agent_jax.acting.history import Episode, Seen, Sizes, chunk_ahead, next_chunk
 from agent_jax.acting.observation import Images, Prepared, prepare
+from agent_jax.acting.parameters import acting_params
 from agent_jax.acting.reader import Answer, Reader, Turn
 from agent_jax.config import Config, from_config_dict
 from agent_jax.data.domains import Domain
 from agent_jax.models.agent import Params
-from agent_jax.models.transformer import layers_apart
 from agent_jax.restart import restore_acting_parameters
 from agent_jax.vocabulary import Vocabulary
 
@@ -87,7 +85,7 @@ class Policy:
         self.domain, self.temperature, self.history = domain, temperature, history
         self.flush_every = (flush_every or domain.window) if history == "flushed" else 0
         self.last_ids: dict[Any, np.ndarray] = {}  # of the last step's actions, by env_id
-        self.params = _to_act_with(params)
+        self.params, self._dtype = acting_params(params, config.model.dtype), config.model.dtype
         self._spec, self._visual_tokens = domain.spec, 1 + config.model.vision.patches
         self._choices = Choices.of(domain.spec.automaton)
         if not self._choices.most:
@@ -143,7 +141,7 @@ class Policy:
     def with_params(self, params: Params) -> Policy:
         """Other parameters of the same shapes, acting alike with what is compiled already; histories are not shared."""
         other = self.with_temperature(self.temperature, self._seed)
-        other.params = _to_act_with(params)
+        other.params = acting_params(params, self._dtype)
         return other
 
     def reset(self, env_ids: Sequence[Any]) -> None:
@@ -294,16 +292,6 @@ class Policy:
 def _check_temperature(temperature: float) -> None:
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature={temperature} must be 0 (greedy) or positive, and finite")
-
-
-def _to_act_with(params: Params) -> Params:
-    """What acting needs of the parameters, layers apart, on the default device and not committed to it.
-
-    What is computed from committed ones is committed as well, and a jitted function is compiled anew for every mixture
-    of committed arguments and fresh ones, such as the blanks that fill up a batch: seconds in the middle of an episode.
-    """
-    needed = {name: jax.tree.map(np.asarray, params[name]) for name in ("vision", "connector", "language")}
-    return jax.tree.map(jnp.asarray, layers_apart(needed))
 
 
 def _chosen(domains: Mapping[str, Any], name: str, directory: Any) -> Mapping[str, Any]:

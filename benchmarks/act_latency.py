@@ -1,7 +1,7 @@
 """Time to an action of the agent on random observations: cached, uncached, and the same agent in PyTorch, in one run.
 
-    python benchmarks/act_latency.py [--checkpoint DIR [--domain NAME] | --random full|tiny] [--frames 4] [--steps 5]
-        [--batch 1 8] [--only NAME ...] [--json PATH]
+    python benchmarks/act_latency.py [--checkpoint DIR [--domain NAME] | --random full|tiny [--dtype bfloat16]]
+        [--frames 4] [--steps 5] [--batch 1 8] [--only NAME ...] [--json PATH]
 
     sliding     ours, as Policy acts by default: the window is read anew from kept encodings
     ahead       ours, sliding with ahead=True: what is known of the next row is read after the action is returned
@@ -13,10 +13,11 @@
     generate    transformers' OPTForCausalLM.generate on the row that the exported agent embeds, with its own cache;
                 as one writes it first: every image of the window is encoded at each action
 
-The ways take turns, an action each, on the same observations, after their windows are full. Medians of all turns:
-`action` until the action is there; `step` until nothing is being computed any more, which is longer with `ahead` alone:
-a robot that moves for the difference waits for `action`, one that asks at once for `step`; `processor` seconds of the
-step, which hardly depend on what else the machine does. docs/acting.md has what was measured.
+All compute in the checkpoint's dtype, and take turns, an action each, on the same observations, after their windows are
+full. Medians of all turns: `action` until the action is there; `step` until nothing is being computed any more, which
+is longer with `ahead` alone: a robot that moves for the difference waits for `action`, one that asks at once for
+`step`; `processor` seconds of the step, which hardly depend on what else the machine does. docs/acting.md has what was
+measured.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ UNCACHED = {"uncached": False, "naive": True}  # whether every id is asked for
 WAYS = [*OURS, *UNCACHED, "pytorch", "generate"]
 
 
-def random_checkpoint(directory: Path, size: str, frames: int) -> Path:
+def random_checkpoint(directory: Path, size: str, frames: int, dtype: Any) -> Path:
     """A checkpoint of random parameters that acts as in Language-Table: an image, a state, two numbers to say."""
     # Of the full model's vocabulary, only the length matters here: as many ids of text as OPT has.
     vocabulary = Vocabulary.build("bytes", ("iafm",))
@@ -79,7 +80,7 @@ def random_checkpoint(directory: Path, size: str, frames: int) -> Path:
             vision=VisionConfig(image_size=56, patch_size=8, width=96, depth=3, heads=4, mlp_width=192),
             language=LanguageConfig(width=96, depth=3, heads=4, mlp_width=192, vocabulary_size=vocabulary.size),
             mae=MaeConfig(width=32, depth=1, heads=4, mlp_width=64))
-    config = Config(model=model)
+    config = Config(model=dataclasses.replace(model, dtype=dtype))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, domains={"table": DomainConfig()}))
     domain = Domain("table", 0, LANGUAGE_TABLE.bind(vocabulary), LANGUAGE_TABLE_STATE.bind(vocabulary), vocabulary,
                     window=frames, stride=frames, max_text=40, cameras=("steps/observation/rgb",),
@@ -138,7 +139,8 @@ def uncached(path: Path, domain: Domain, texts: Sequence[str], *, every: bool) -
 def generate(folder: Path, agent: torch_agent.Agent, name: str, texts: Sequence[str]) -> Act:
     """transformers' generate, guided by the automaton; the images of the window are encoded at each action."""
     policy = torch_agent.Policy(folder, domain=name, agent=agent)
-    codec, model = policy.domain.actions, OPTForCausalLM.from_pretrained(folder / "language").eval()
+    dtype = next(agent.parameters()).dtype
+    codec, model = policy.domain.actions, OPTForCausalLM.from_pretrained(folder / "language", dtype=dtype).eval()
     first, start = codec.forced(codec.start)
     text_ids = [policy.domain.text_ids(text) for text in texts]
 
@@ -204,6 +206,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="what to-pytorch made of the checkpoint; else it is made here")
     parser.add_argument("--domain", default="")
     parser.add_argument("--random", choices=("full", "tiny"), default="tiny")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of --random")
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
@@ -213,7 +216,8 @@ def main() -> None:
     machine = describe(accelerators=False)
     tune_heap()
     with tempfile.TemporaryDirectory() as scratch:
-        path = options.checkpoint or random_checkpoint(Path(scratch) / "random", options.random, options.frames)
+        path = options.checkpoint or random_checkpoint(Path(scratch) / "random", options.random, options.frames,
+                                                       options.dtype)
         policies = {name: Policy.load(path, domain=options.domain, **how) for name, how in OURS.items()
                     if name in options.only or name == "sliding"}
         domain, folder = policies["sliding"].domain, options.folder
@@ -236,7 +240,8 @@ def compare(path: Path, folder: Path | None, policies: dict[str, Policy], domain
         if name in options.only:
             ways[name] = uncached(path, domain, texts, every=every)
     if folder is not None:
-        agent = torch_agent.Agent.load(folder)
+        dtype = from_config_dict(checkpoint.read_meta(*checkpoint.locate(path))["config"]).model.dtype
+        agent = torch_agent.Agent.load(folder, getattr(torch, dtype))
         exported = torch_agent.Policy(folder, domain=domain.name, agent=agent)
         ways["pytorch"] = lambda images, states: exported.act(
             list(images), texts, range(batch), None if states[0] is None else states)

@@ -72,6 +72,8 @@ BENCHMARKS = (
     Benchmark("input_pipeline", "--data {data}", "--data {data} --seconds 1 --rounds 1 --copies 2"),
     Benchmark("act_latency", "--random full --batch 1 --steps 3", "--random tiny --batch 1 --steps 2",
               ("torch", "transformers")),
+    Benchmark("act_latency_bf16", "--random full --dtype bfloat16 --batch 1 --steps 3",
+              "--random tiny --dtype bfloat16 --batch 1 --steps 2", ("torch", "transformers"), "act_latency"),
     Benchmark("serve_latency", "--checkpoint {workdir}", "--checkpoint {workdir} --clients 1,2 --steps 5",
               ("websockets", "msgpack")),
     Benchmark("exported_closed_loop", "--checkpoint {workdir} --folder {folder}",

@@ -122,5 +122,5 @@ def test_all_benchmarks_run_at_their_tiny_sizes(tmp_path: Path):
     assert run_all.main(["--quick", "--out", str(tmp_path / "docs")]) == 0
     runs = read(tmp_path / "docs")
     assert {name for name, run in runs.items() if run["status"] == "ok"} >= {
-        "end_to_end", "scaling_curves", "act_latency", "serve_latency", "exported_closed_loop"}
+        "end_to_end", "scaling_curves", "act_latency", "act_latency_bf16", "serve_latency", "exported_closed_loop"}
     assert "No plot" not in (tmp_path / "docs" / "benchmarks.md").read_text()

@@ -23,17 +23,18 @@ def lacks(request, monkeypatch) -> bool:
     return request.param
 
 
-def operands(dtype: str, *, transposed: bool):
+def operands(dtype: str, *, transposed: bool, rows: int = X):
     random = np.random.default_rng(0)
-    x, kernel, g = (random.standard_normal(shape, np.float32) for shape in ((X, D), (D, M), (X, M)))
+    x, kernel, g = (random.standard_normal(shape, np.float32) for shape in ((rows, D), (D, M), (rows, M)))
     return jnp.asarray(x, dtype), jnp.asarray(kernel.T if transposed else kernel), jnp.asarray(g)
 
 
 @pytest.mark.usefixtures("lacks")
+@pytest.mark.parametrize("rows", [X, 1])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
-def test_it_and_its_gradients_are_those_of_a_plain_product(dtype, tolerance, transposed):
-    x, kernel, g = operands(dtype, transposed=transposed)
+def test_it_and_its_gradients_are_those_of_a_plain_product(dtype, tolerance, transposed, rows):
+    x, kernel, g = operands(dtype, transposed=transposed, rows=rows)
     plain = lambda x, kernel: jnp.matmul(x, kernel.T if transposed else kernel, precision="highest")  # noqa: E731
     expected, of_plain = jax.vjp(plain, x.astype(jnp.float32), kernel)
     found, of_product = jax.vjp(lambda x, kernel: product(x, kernel, jnp.float32, transposed=transposed), x, kernel)
@@ -95,11 +96,21 @@ def test_all_three_products_are_of_operands_that_the_processor_is_fast_with(dtyp
         made, pull = jax.vjp(lambda x, kernel: product(x, kernel, dtype), x, kernel)
         return made, pull(g)
 
-    text = jax.jit(all_three).lower(x, kernel, g).compile().as_text()
+    assert kinds_of_operands(all_three, x, kernel, g) == ["f32" if dtype == "float32" or lacks else "bf16"] * 6
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's code for CPUs")
+def test_a_product_of_one_row_does_not_make_its_kernel_float32(lacks):
+    x, kernel = jnp.ones((1, 768), jnp.bfloat16), jnp.ones((768, 3072), jnp.bfloat16)
+    found = kinds_of_operands(lambda x, kernel: product(x, kernel, jnp.bfloat16), x, kernel)
+    assert found == ["f32" if lacks else "bf16"] * 2
+
+
+def kinds_of_operands(function, *arguments) -> list[str]:
+    """The types of the operands of every product of a compiled function."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
     kinds = dict(re.findall(r"%?([\w.\-]+) = (\w+)\[", text))
-    operands = re.findall(r" dot\(%?([\w.\-]+), %?([\w.\-]+)\)", text)
-    assert len(operands) == 3
-    assert {kinds[name] for pair in operands for name in pair} == {"f32" if dtype == "float32" or lacks else "bf16"}
+    return [kinds[name] for pair in re.findall(r" dot\(%?([\w.\-]+), %?([\w.\-]+)\)", text) for name in pair]
 
 
 def test_the_gradient_of_a_bias_is_summed_in_float32():

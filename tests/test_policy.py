@@ -6,9 +6,10 @@ import dataclasses
 import gc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from data_stores import CAMERAS, babyai_domain, clip_domain, game_domain, language_table_domain
@@ -44,9 +45,10 @@ SLOW_DOMAINS = ("edge", "cameras", "minecraft")
 HISTORIES: list[tuple[History, bool]] = [("sliding", False), ("sliding", True), ("flushed", False)]  # and read ahead
 
 
-def make_config(domain: Domain) -> Config:
+def make_config(domain: Domain, dtype: Literal["float32", "bfloat16"] = "float32") -> Config:
     # A model of videos, so that images one by one are read in it as well.
     return Config(model=ModelConfig(
+        dtype=dtype,
         vision=VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2, mlp_width=32,
                             temporal_attention=True),
         language=LanguageConfig(width=16, depth=2, heads=2, mlp_width=32, positions=256,
@@ -142,6 +144,22 @@ def test_cached_logits_are_those_of_the_uncached_row_across_windows_flushes_rese
             np.testing.assert_allclose(cached_A[legal], uncached_A[legal], rtol=0, atol=1e-4)
             second, best = np.sort(uncached_A[legal])[-2:]
             assert best - second <= 1e-3 or np.argmax(cached_A[legal]) == np.argmax(uncached_A[legal])
+
+
+@pytest.mark.parametrize(("history", "ahead"), HISTORIES)
+def test_logits_in_bfloat16_are_those_in_float32_to_rounding(history: History, ahead: bool):
+    domain = DOMAINS["table"]
+    exact = make_policy(domain, history=history, ahead=ahead)
+    config = make_config(domain, "bfloat16")
+    rounded = Policy(config, random_params(config.model), domain, history=history, ahead=ahead)
+    rng, rounding = np.random.default_rng(1), float(jnp.finfo(jnp.bfloat16).eps)
+    for time in range(2 * domain.window + 1):
+        seen, action = observe(exact, time), random_action(domain, rng)
+        (found_JA,), (expected_JA,) = (policy.follow([seen], [0], [action]) for policy in (rounded, exact))
+        legal_JA = np.isfinite(expected_JA)
+        assert (np.isfinite(found_JA) == legal_JA).all()
+        difference = np.abs(found_JA[legal_JA] - expected_JA[legal_JA]).max()
+        assert 0 < difference < 10 * rounding * np.abs(expected_JA[legal_JA]).max()
 
 
 def test_a_long_instruction_beside_a_history_that_grows_overwrites_nothing_of_it():

@@ -56,9 +56,11 @@ class Decoder:
         if not video:  # temporal attention is off where an image is a clip of its own, so need not be computed
             model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, temporal_attention=False))
         model = dataclasses.replace(model, unroll=0, remat="none")
-        self._agent, self._language = Agent(model), CachedLanguage(model)
+        device = jax.local_devices()[0]
+        attention = "cpu" if device.platform == "cpu" else "xla"
+        self._agent, self._language = Agent(model, attention), CachedLanguage(model, attention)
         self._say = ActionLoop(self._language, choices)
-        options = compiler_options(jax.local_devices()[0], model.dtype, layers=model.language.depth)
+        options = compiler_options(device, model.dtype, layers=model.language.depth)
         jit: Any = functools.partial(jax.jit, compiler_options=options)
         self.encode = jit(self._encode, static_argnames="steps")
         self.decode = jit(self._decode)

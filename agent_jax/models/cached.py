@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from agent_jax.config import ModelConfig
-from agent_jax.models.attention import attend_after, attend_causally
+from agent_jax.models.attention import attend_after
+from agent_jax.models.flash_attention import KERNELS
 from agent_jax.models.language import POSITION_OFFSET
 from agent_jax.models.transformer import BlockConfig, Dense, LayerNorm, Mlp
 
@@ -46,9 +47,10 @@ class Past(NamedTuple):
 class CachedLanguage:
     """The language model of an agent, as functions of its parameters (`params["language"]`); no dropout."""
 
-    def __init__(self, config: ModelConfig):
-        """Of a model's sizes and compute dtype."""
+    def __init__(self, config: ModelConfig, attention: str = "xla"):
+        """Of a model's sizes and compute dtype; `attention` is the kernel for rows that begin."""
         c, self._dtype = config.language, jnp.dtype(config.dtype)
+        self._causally = KERNELS[attention].causally
         self._config = c
         self._block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self._dtype)
 
@@ -127,7 +129,7 @@ class CachedLanguage:
             q, k, v = self._queries_keys_values(p, x, ("q", "k", "v"))
             # Without a past, blocks of queries skip the keys after them: half of the work.
             out = (attend_after(q, k, v, jnp.arange(x.shape[1])[None], _seen(past, number)) if past else
-                   attend_causally(q, k, v, jnp.ones(x.shape[:2], jnp.int32)))
+                   self._causally(q, k, v, jnp.ones(x.shape[:2], jnp.int32)))
             x = self._finish(p, x, out)
             new.append(_heads_first(k, v))
         return x, tuple(new)

@@ -7,7 +7,8 @@
     splash   TPU                        flash, from 512 tokens on                flash in blocks, from 512 slots on
     auto     splash on TPU, cudnn on an NVIDIA GPU where it can be, cpu on a CPU, else xla (kernels.py)
 
-All of them are held to the same test. They serve training and validation; acting reads by its own cache (cached.py).
+All of them are held to the same test. They serve training and validation; acting has a cache of its own (cached.py),
+and takes `cpu` on a CPU and `xla` elsewhere for images and for rows that begin.
 Flash kernels (Dao et al., 2022) keep no scores: they are made again in the backward pass. What an XLA kernel writes to
 memory for a row of S slots is N * S * S scores; so long rows gain, and short ones do not.
 """

@@ -5,12 +5,12 @@
 All three are products of matrices, summed in f32, and dW is never rounded to less. JAX's own rules give the same
 numbers, but XLA:CPU would copy an operand of dW into another layout, and would convert all three to f32 where x is
 bf16: its fast code for bf16 (YNNPACK's; with AVX-512 BF16 nearly twice as fast as f32) has an f32 result and takes no
-transposed left operand. Where the processor has no instructions for it, that code runs at half of f32's rate (measured
-on AVX2), so operands are made f32 there. M may be several axes, as (3, D) of q, k and v. They are joined on one device,
-where XLA:CPU would copy the kernel for dx, but not on several: these may split the last of them, which joined could not
-be told. On several CPU devices bf16 operands of an f32 result are made f32: the fast code would need the transposed
-matrix whole on each, and where XLA:CPU folds the transposition in again, jax 0.10.2 cannot execute what it has
-compiled.
+transposed left operand. One row of x counts as such, so it is taken twice there. Where the processor has no
+instructions for it, that code runs at half of f32's rate (measured on AVX2), so operands are made f32 there. M may be
+several axes, as (3, D) of q, k and v. They are joined on one device, where XLA:CPU would copy the kernel for dx, but
+not on several: these may split the last of them, which joined could not be told. On several CPU devices bf16 operands
+of an f32 result are made f32: the fast code would need the transposed matrix whole on each, and where XLA:CPU folds the
+transposition in again, jax 0.10.2 cannot execute what it has compiled.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def dot_of(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right
             made = jnp.promote_types(left.dtype, dtype)
             return plain(left.astype(made), right.astype(made))
         if of_left != (0,):
-            return fast(left, right, of_left, of_right)
+            rows = left if left.shape[0] > 1 else jnp.concatenate([left, left])
+            return fast(rows, right, of_left, of_right)[: left.shape[0]]
         if right.ndim == 2 and left.shape[1] > right.shape[1]:  # the narrower one is transposed, and then the result
             return _transposed(row_by_row(fast(_transposed(right), left, (1,), (0,))))
         return fast(_transposed(left), right, (1,), of_right)
