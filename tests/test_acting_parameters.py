@@ -7,9 +7,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict
 from packed_rows import TINY, random_params
 
+from agent_jax import processor
 from agent_jax.acting.parameters import acting_params
 from agent_jax.models.agent import Agent
 from agent_jax.models.cached import CachedLanguage
@@ -17,7 +19,12 @@ from agent_jax.models.cached import CachedLanguage
 CONFIG = dataclasses.replace(TINY, dtype="bfloat16", unroll=0)
 
 
-def test_kernels_and_the_token_table_are_cast_and_nothing_else():
+def processor_of(monkeypatch: pytest.MonkeyPatch, *instructions: str) -> None:
+    monkeypatch.setattr(processor, "instructions", lambda: frozenset({"sse2", *instructions}))
+
+
+def test_kernels_and_the_token_table_are_cast_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    processor_of(monkeypatch, "avx512_bf16")
     params = random_params(CONFIG)
     kept, cast = (flatten_dict(acting_params(params, dtype), sep="/") for dtype in ("float32", "bfloat16"))
     assert {path.split("/")[0] for path in cast} == {"vision", "connector", "language"}
@@ -29,7 +36,15 @@ def test_kernels_and_the_token_table_are_cast_and_nothing_else():
     assert "language/block_0/mlp/up/kernel" in cast
 
 
-def test_what_is_computed_with_them_is_the_same_to_the_bit():
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about CPUs")
+def test_a_cpu_without_products_of_bfloat16_keeps_what_it_would_have_to_cast_back(monkeypatch: pytest.MonkeyPatch):
+    processor_of(monkeypatch)
+    assert {leaf.dtype for leaf in jax.tree.leaves(acting_params(random_params(CONFIG), "bfloat16"))} == {
+        jnp.dtype(jnp.float32)}
+
+
+def test_what_is_computed_with_them_is_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch):
+    processor_of(monkeypatch, "avx512_bf16")
     rng = np.random.default_rng(0)
     size = CONFIG.vision.image_size
     frames = rng.integers(0, 256, (1, 2, size, size, 3), np.uint8)

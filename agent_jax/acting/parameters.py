@@ -2,7 +2,8 @@
 
 Training keeps parameters in f32 and casts what a product reads at each step. That is little beside a training step, but
 a policy of the full model in bfloat16 spent 0.2 to 0.3 of an action on it (2 cores of an Intel Xeon, 2026-11-28), and
-would hold twice the memory.
+would hold twice the memory. A CPU without products of bfloat16 makes their operands f32 (models/product.py), so there
+they stay as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from agent_jax.models.agent import Params
 from agent_jax.models.transformer import layers_apart
+from agent_jax.processor import lacks_bfloat16_products
 
 _PARTS = ("vision", "connector", "language")
 _CAST = ("kernel", "token_embedding")  # nothing is done with them before they are cast to the compute dtype
@@ -31,6 +33,8 @@ def acting_params(params: Mapping[str, Any], dtype: Any) -> Params:
         params: of the agent, on any devices.
         dtype: the compute dtype; kernels and the token table of a wider one are cast to it.
     """
+    if jax.local_devices()[0].platform == "cpu" and lacks_bfloat16_products():
+        dtype = np.float32
     needed = layers_apart({name: jax.tree.map(np.asarray, params[name]) for name in _PARTS})
     return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(_cast(path[-1].key, leaf, dtype)), needed)
 

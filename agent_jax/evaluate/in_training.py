@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-import jax
-
 from agent_jax.config import Config
 from agent_jax.data.domains import Domain
 from agent_jax.envs import load
@@ -49,9 +47,8 @@ class InTraining:
 
     def __call__(self, params: Params) -> Report:
         """{TASK: {"greedy": figures}} of parameters on the host."""
-        # One device acts; the others have the training's arrays and are idle.
-        here = jax.device_put(params, jax.local_devices()[0])
-        policy = self._policy.with_params(here) if self._policy else Policy(self._run, here, self._domain)
+        # The policy puts on one device what it needs; the others have the training's arrays and are idle.
+        policy = self._policy.with_params(params) if self._policy else Policy(self._run, params, self._domain)
         self._policy = policy  # it keeps what was compiled
         return closed_loop(self._run.closed_loop, {"greedy": policy}, domain=self._domain, baselines=False,
                            image_size=self._image_size, say=lambda line: None)
