@@ -184,7 +184,7 @@ def _serve_latency(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 PLOTS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "end_to_end": _end_to_end, "train_step": _train_step, "train_step_bf16": _train_step,
-    "train_step_all": _train_step, "step_profile": _step_profile,
+    "train_step_all": _train_step, "train_step_exported": _train_step, "step_profile": _step_profile,
     "scaling_curves": _scaling, "act_latency": _act_latency, "act_latency_bf16": _act_latency,
     "input_pipeline": _input_pipeline, "serve_latency": _serve_latency,
 }

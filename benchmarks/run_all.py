@@ -63,9 +63,13 @@ BENCHMARKS = (
     Benchmark("train_step_bf16", "--modes visible --steps 4 --only unrolled-bf16 ours-bf16 transformers-bf16 "
               "transformers-bf16-compiled", "--size tiny --steps 1 --modes visible --only unrolled-bf16 ours-bf16",
               ("torch", "transformers"), "train_step"),
-    Benchmark("train_step_all", "--modes all --steps 2 --batch 2 --only unrolled-bf16 ours-bf16 "
-              "transformers-bf16 ours-f32 transformers-f32", "--size tiny --steps 1 --modes all --only ours-f32",
-              ("torch", "transformers"), "train_step"),
+    Benchmark("train_step_all", "--modes all --steps 2 --batch 2 --only unrolled-bf16 ours-bf16 transformers-bf16 "
+              "transformers-bf16-compiled ours-f32 transformers-f32",
+              "--size tiny --steps 1 --modes all --only ours-f32", ("torch", "transformers"), "train_step"),
+    Benchmark("train_step_exported", "--modes visible --steps 2 --only ours-f32 exported-f32 exported-f32-compiled "
+              "exported-bf16 exported-bf16-compiled",
+              "--size tiny --steps 1 --modes visible --only ours-f32 exported-bf16", ("torch", "transformers"),
+              "train_step"),
     Benchmark("step_profile", "", "--size tiny --steps 1"),
     Benchmark("scaling_curves", "", "--quick --rounds 2 --curves window width"),
     Benchmark("attention_kernels", "--dtype bfloat16", "--rows 1 --slots 64 --images 1 --turns 1"),
