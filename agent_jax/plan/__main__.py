@@ -3,13 +3,14 @@
     python -m agent_jax.plan --config configs/tpu_v4.py --topology v4-32 [--global_batch 768] [--search] [--json FILE]
         [--config.FIELD=VALUE ...]
 
-Compiles the train step that `python -m agent_jax.train` would run, for devices that need not be here. For TPUs by their
-own compiler where libtpu is installed, which needs an environment of its own on a machine without a TPU:
+Compiles the train step that `python -m agent_jax.train` would run, for devices that need not be here, by their own
+compiler where it is installed. On a machine without such devices it needs an environment of its own:
 
-    python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]"
+    python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]"        for TPUs
+    python -m venv .venv-cuda && .venv-cuda/bin/pip install -e ".[cuda]"     for NVIDIA GPUs
     .venv-tpu/bin/python -m agent_jax.plan ...
 
-Elsewhere, and for GPUs, an estimate that says so. Neither data nor weights are read.
+Elsewhere an estimate that says so. Neither data nor weights are read.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from agent_jax.config import Config, from_config_dict
 from agent_jax.json_files import check_json_path, write_json
 from agent_jax.kernels import PLATFORM, kernel_on
 from agent_jax.plan.compiled import CompiledStep, DoesNotFitError, compile_step
+from agent_jax.plan.gpu_target import has_compiler
 from agent_jax.plan.report import plan_record, plan_text
 from agent_jax.plan.roofline import Roofline, roofline
 from agent_jax.plan.row import PlannedRow, planned_row
@@ -55,12 +57,15 @@ def prepare(topology: Topology) -> tuple[list[Any], str]:
     """
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # what is read from there was warned of long ago
-    if topology.is_tpu and importlib.util.find_spec("libtpu"):
-        return topology.described_devices(), ""
+    compiler, extra = ("libtpu", "tpu") if topology.is_tpu else ("the compiler for GPUs", "cuda")
+    why = (f'{compiler} is not installed here: python -m venv .venv-{extra} && .venv-{extra}/bin/pip install -e '
+           f'".[{extra}]", then .venv-{extra}/bin/python -m agent_jax.plan')
+    if importlib.util.find_spec("libtpu") is not None if topology.is_tpu else has_compiler():
+        try:
+            return topology.described_devices(), ""
+        except (RuntimeError, NotImplementedError) as error:  # of another version of jax
+            why = f"{compiler} takes no description of {topology.name}: {error}"
     jax.config.update("jax_num_cpu_devices", topology.devices)
-    why = "there is no compiler for GPUs without one" if not topology.is_tpu else (
-        'libtpu is not installed here: python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]", then '
-        ".venv-tpu/bin/python -m agent_jax.plan")
     return jax.devices(), f"XLA's CPU compiler, for {topology.devices} fake devices ({why})"
 
 

@@ -5,7 +5,8 @@
     h100-16   GPUs, in nodes of 8
     2xv4-32   two slices of v4-32, which reach each other over the network
 
-Only libtpu knows a TPU's devices; for GPUs, and without it, what matters of them is where each stands in the order.
+Only libtpu knows a TPU's devices, and GPUs can be described to their compiler (gpu_target.py); without these, what
+matters of them is where each stands in the order.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from agent_jax.plan.chips import CHIPS, Chip
+from agent_jax.plan.gpu_target import described_gpus
 from agent_jax.plan.messages import captured_stderr
 
 # Shapes that Google offers, by number of chips, so that names lead to the shape one gets when one names no other.
@@ -40,7 +42,7 @@ class Topology:
 
     @property
     def is_tpu(self) -> bool:
-        """TPU, for which there is a compiler here, or GPU."""
+        """TPU or GPU."""
         return self.chip.name in _CORES
 
     @property
@@ -59,11 +61,14 @@ class Topology:
         return max(1, self.devices // (4 if self.is_tpu else _NODE))
 
     def described_devices(self) -> list[Any]:
-        """Devices of libtpu that can be compiled for, though none is here.
+        """Devices of the chip's own compiler that can be compiled for, though none is here.
 
         Raises:
             ModuleNotFoundError: without libtpu.
+            NotImplementedError: without jax's CUDA plugin.
         """
+        if not self.is_tpu:
+            return described_gpus(self.chip, self.hosts, self.devices // self.hosts)
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server is there to be asked
         from jax.experimental import topologies
 

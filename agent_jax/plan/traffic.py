@@ -1,8 +1,9 @@
 """What one device computes and moves to and from its memory in one step, as compiled, loops counted in full.
 
-Products are `dot`s, which a TPU's compiler writes as convolutions. A fusion reads its operands and writes its result
-once; of an operand that it only slices it reads the slice, which is how a scan reads the weights of one layer. Arrays
-that a TPU's compiler keeps on the chip cost no traffic, nor do copies that only change a name.
+Products are `dot`s, which a TPU's compiler writes as convolutions and a GPU's as calls of cuBLAS. A fusion reads its
+operands and writes its result once; of an operand that it only slices it reads the slice, which is how a scan reads the
+weights of one layer. Arrays that a TPU's compiler keeps on the chip cost no traffic, nor do copies that only change a
+name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _FREE = frozenset((
     "collective-permute-done", "slice-done", "dynamic-slice-done", "dynamic-update-slice-done", "send-done",
     "recv-done",
 ))
-KERNEL_TARGET = 'custom_call_target="tpu_custom_call"'  # of Pallas; others allocate, or mark what is sharded how
+# Of Pallas, and of NVIDIA's libraries; others allocate, or mark what is sharded how.
+_KERNEL_TARGET = re.compile(r'custom_call_target="(tpu_custom_call|__cublas|__cudnn)')
+_PRODUCT_TARGET = 'custom_call_target="__cublas'
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -35,6 +38,8 @@ def matmul_flops(module: Module) -> int:
                 total += times * _dot(holder, each)
             elif each.opcode == "convolution":
                 total += times * _convolution(holder, each)
+            elif each.opcode == "custom-call" and _PRODUCT_TARGET in each.attributes:
+                total += times * _dot(holder, each)
     return total
 
 
@@ -46,8 +51,8 @@ def memory_bytes(module: Module) -> int:
 
 def _dot(computation: Computation, dot: Instruction) -> int:
     shape = computation.instructions[dot.operands[0]].arrays[0].shape
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
-    axes = [int(axis) for axis in contracted[1].split(",") if axis] if contracted else []
+    contracted = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', dot.attributes)
+    axes = [int(axis) for axis in re.findall(r"\d+", contracted[1])] if contracted else []
     return 2 * math.prod(dot.arrays[0].shape) * math.prod(shape[axis] for axis in axes)
 
 
@@ -95,8 +100,10 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
                    for parameter, operand in zip(inner.parameters, operands, strict=True))
         return read + _written_by(inner, inner.root, instruction)
     result = _in_memory(instruction)
-    if instruction.opcode == "custom-call" and KERNEL_TARGET not in instruction.attributes:
-        return 0
+    if instruction.opcode == "custom-call":
+        if not _KERNEL_TARGET.search(instruction.attributes):
+            return 0
+        result -= sum(array.bytes for array in instruction.arrays if array.dtype in ("s8", "u8"))  # room to work in
     if instruction.opcode in _SLICES:
         return (instruction.bytes if _in_memory(operands[0]) else 0) + result
     if instruction.opcode == "dynamic-update-slice":

@@ -1,0 +1,76 @@
+"""GPUs described to their compiler, and what its programs say of products and traffic."""
+
+import importlib.util
+
+import pytest
+from jax.experimental import topologies
+
+from agent_jax.plan import __main__ as plan
+from agent_jax.plan import gpu_target, hlo
+from agent_jax.plan.chips import CHIPS
+from agent_jax.plan.topology import find_topology, known_topologies
+from agent_jax.plan.traffic import matmul_flops, memory_bytes
+
+GPUS = sorted({name.partition("-")[0] for name in known_topologies() if not find_topology(name).is_tpu})
+
+# As XLA's compiler for GPUs writes them, cut: a product, its bias added by cuBLAS, and attention by cuDNN.
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (x: bf16[64,32], w: bf16[32,48], q: bf16[2,4,10,16]) -> bf16[64,48] {
+  %x = bf16[64,32]{1,0} parameter(0)
+  %w = bf16[32,48]{1,0} parameter(1)
+  %q = bf16[2,10,4,16]{3,2,1,0} parameter(2)
+  %custom-call.1 = (bf16[64,48]{1,0}, s8[4194304]{0}) custom-call(%x, %w), custom_call_target="__cublas$lt$matmul", \
+backend_config={"gemm_backend_config":{"beta":0,"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],\
+"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]},"epilogue":"DEFAULT"}}
+  %dot_product_attention_fwd.0 = (bf16[2,4,10,16]{3,1,2,0}, f32[2,4,10]{2,1,0}, u8[0]{0}) custom-call(%q, %q, %q), \
+custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config":{"fmha_scale":0.25}}
+  %custom-call.2 = s8[1024]{0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %get-tuple-element.1 = bf16[64,48]{1,0} get-tuple-element(%custom-call.1), index=0
+}
+"""
+
+
+def test_calls_of_cublas_are_products_and_room_to_work_in_is_no_traffic():
+    module = hlo.parse(PROGRAM)
+    assert matmul_flops(module) == 2 * 64 * 32 * 48
+    product = 2 * (64 * 32 + 32 * 48 + 64 * 48)
+    attention = 2 * (4 * 2 * 10 * 4 * 16) + 4 * 2 * 4 * 10  # of q, k, v and the output, and a total of each query
+    assert memory_bytes(module) == product + attention
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_every_gpu_has_a_description_of_its_memory_and_generation(name):
+    text, chip = gpu_target._target(CHIPS[name]), CHIPS[name]
+    assert f"memory_bandwidth: {int(chip.hbm_bandwidth)}\n" in text
+    assert f"device_memory_size: {int(chip.hbm_bytes)}\n" in text
+    assert f"major: {8 if name == 'a100' else 9} " in text
+    assert text.count("{") == text.count("}") == 4
+
+
+@pytest.fixture
+def changed(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What a plan sets in jax's config, which other tests do not want set."""
+    changed = {}
+    monkeypatch.setattr(plan.jax.config, "update", lambda name, value: changed.update({name: value}))
+    return changed
+
+
+def test_without_the_compiler_a_plan_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, changed: dict[str, object]):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not gpu_target.has_compiler()
+    _, estimate = plan.prepare(find_topology("h100-16"))
+    assert changed["jax_num_cpu_devices"] == 16
+    assert '.venv-cuda/bin/pip install -e ".[cuda]"' in estimate
+
+
+def test_a_compiler_that_takes_no_description_leaves_an_estimate_that_says_why(
+        monkeypatch: pytest.MonkeyPatch, changed: dict[str, object]):
+    def refuse(**_: object) -> None:
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(plan, "has_compiler", lambda: True)
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    _, estimate = plan.prepare(find_topology("h100-8"))
+    assert changed["jax_num_cpu_devices"] == 8
+    assert "takes no description of h100-8: topology not implemented for cuda" in estimate
