@@ -9,10 +9,16 @@ Started by launch/gpu_node.sh or launch/slurm.sbatch. Variants: `:one` GPU, `:no
 eight each, as many as there are (parameters are gathered inside a node, gradients added up between nodes);
 `:opt-1.3b` (ViT-L/14 + OPT-1.3B) and `:opt-6.7b` (ViT-L/14 + OPT-6.7B), for a node of eight.
 
-Planned (`python benchmarks/plan_counts.py`, 2026-11-26), 768 rows of 9 images a step: 249,108,480 parameters, 2,293
-TFLOP; parameters, moments and gradients of 3.71 GiB a GPU; 32 microbatches on one H100, 4 on eight. The paper's 1.6e20
-operations are 112 GPU-hours at 40% of the H100's peak, an assumption. By estimate, of 74.5 GiB a GPU: 38.9 GiB on a
-node of eight, 41.4 for `:opt-1.3b`, 38.6 for `:opt-6.7b` (docs/scaling.md).
+Planned (`python -m agent_jax.plan`, by XLA's compiler for an H100, 2026-11-28; no GPU has run it), 768 rows of 9 images
+a step: 249,108,480 parameters, 2,293 TFLOP; 32 microbatches on one H100, 4 on eight. The paper's 1.6e20 operations are
+112 GPU-hours at 40% of the H100's peak, an assumption. Of 74.5 GiB a GPU, and at least, by the roofline (more in
+docs/scaling.md):
+
+    :one            38.8 GiB    3.23 s a step     2,141 frames/s    72% MFU    63 GPU-hours    bound by HBM
+    :node           45.7        0.43             16,192             68         66              HBM
+    :nodes of 32    32.1        0.10             66,371             70         65              HBM
+    :opt-1.3b       31.9        2.20              2,444             93         48              products
+    :opt-6.7b       34.1        8.96                600             96         47              products
 """
 
 from ml_collections import ConfigDict
