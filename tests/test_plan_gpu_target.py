@@ -39,6 +39,30 @@ def test_calls_of_cublas_are_products_and_room_to_work_in_is_no_traffic():
     assert memory_bytes(module) == product + attention
 
 
+def test_a_fusion_that_is_waited_for_counts_once_and_writes_what_it_updates():
+    module = hlo.parse("""HloModule jit_step, is_scheduled=true
+
+%fused (stack: f32[6,8,4], place: s32[], part: f32[8,4]) -> f32[6,8,4] {
+  %stack = f32[6,8,4]{2,1,0} parameter(0)
+  %place = s32[] parameter(1)
+  %part = f32[8,4]{1,0} parameter(2)
+  %bitcast = f32[1,8,4]{2,1,0} bitcast(%part)
+  %zero = s32[] constant(0)
+  ROOT %dynamic-update-slice = f32[6,8,4]{2,1,0} dynamic-update-slice(%stack, %bitcast, %place, %zero, %zero)
+}
+
+ENTRY %main (stack: f32[6,8,4], place: s32[], part: f32[8,4]) -> f32[6,8,4] {
+  %stack.1 = f32[6,8,4]{2,1,0} parameter(0)
+  %place.1 = s32[] parameter(1)
+  %part.1 = f32[8,4]{1,0} parameter(2)
+  %fusion-start = ((f32[6,8,4]{2,1,0}, s32[], f32[8,4]{1,0}), f32[6,8,4]{2,1,0}, u32[]) \
+fusion-start(%stack.1, %place.1, %part.1), kind=kLoop, calls=%fused
+  ROOT %fusion-done = f32[6,8,4]{2,1,0} fusion-done(%fusion-start)
+}
+""")
+    assert memory_bytes(module) == 2 * 4 * 8 * 4 + 4  # the part and its place are read, the part is written
+
+
 @pytest.mark.parametrize("name", GPUS)
 def test_every_gpu_has_a_description_of_its_memory_and_generation(name):
     text, chip = gpu_target._target(CHIPS[name]), CHIPS[name]

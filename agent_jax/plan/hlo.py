@@ -26,6 +26,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # What makes a loop's trips matter.
 _COUNTED = ("dot", "convolution", "all-", "reduce-scatter", "collective-permute")
+FUSIONS = ("fusion", "fusion-start")  # the latter is waited for by a fusion-done
 _MEMORY_SPACE = re.compile(r"S\((\d+)\)")
 
 
@@ -157,7 +158,7 @@ class Module:
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
         """What a fusion is made of, fusions within it included; nothing for another instruction."""
-        name = instruction.called("calls") if instruction.opcode == "fusion" else None
+        name = instruction.called("calls") if instruction.opcode in FUSIONS else None
         for each in self.computations[name].instructions.values() if name else ():
             yield self.computations[str(name)], each
             yield from self.inside(each)

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
-from agent_jax.plan.hlo import Computation, Instruction, Module
+from agent_jax.plan.hlo import FUSIONS, Array, Computation, Instruction, Module
 
 # Nothing is moved by these, or what they move is counted where it starts.
 _FREE = frozenset((
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
     "iota", "opt-barrier", "async-done", "async-update", "copy-done", "all-gather-done",
-    "all-reduce-done",
+    "all-reduce-done", "fusion-done",
     "collective-permute-done", "slice-done", "dynamic-slice-done", "dynamic-update-slice-done", "send-done",
     "recv-done",
 ))
@@ -94,11 +95,14 @@ def _meetings(image: int, out: int, window: dict[str, tuple[int, ...]]) -> int:
 
 def _moved(module: Module, computation: Computation, instruction: Instruction) -> int:
     operands = [computation.instructions[name] for name in instruction.operands]
-    if instruction.opcode == "fusion":
+    if instruction.opcode in FUSIONS:
         inner = module.computations[str(instruction.called("calls"))]
         read = sum(_read_in_fusion(module, inner, parameter, _in_memory(operand))
                    for parameter, operand in zip(inner.parameters, operands, strict=True))
-        return read + _written_by(inner, inner.root, instruction)
+        results = instruction.arrays
+        if instruction.opcode.endswith("-start"):  # (operands, results, a flag)
+            results = results[sum(len(operand.arrays) for operand in operands) : -1]
+        return read + _written_by(inner, inner.root, results)
     result = _in_memory(instruction)
     if instruction.opcode == "custom-call":
         if not _KERNEL_TARGET.search(instruction.attributes):
@@ -131,7 +135,7 @@ def _read_in_fusion(module: Module, inner: Computation, parameter: Instruction, 
             read += user.bytes
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
             continue
-        elif user.opcode == "fusion":
+        elif user.opcode in FUSIONS:
             nested = module.computations[str(user.called("calls"))]
             for place, name in enumerate(user.operands):
                 if name == parameter.name:
@@ -141,9 +145,8 @@ def _read_in_fusion(module: Module, inner: Computation, parameter: Instruction, 
     return min(read, whole)
 
 
-def _written_by(inner: Computation, root: Instruction, fusion: Instruction) -> int:
-    """What a fusion writes: the whole result, or the slice that it updates in place."""
-    arrays = fusion.arrays
+def _written_by(inner: Computation, root: Instruction, arrays: Sequence[Array]) -> int:
+    """What a fusion writes of its results: whole arrays, or the slices that it updates in place."""
     if root.opcode == "tuple":
         parts = [inner.instructions[name] for name in root.operands]
         return sum(_part_written(inner, part, array.bytes) for part, array in zip(parts, arrays, strict=False)
