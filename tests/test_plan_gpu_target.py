@@ -5,8 +5,7 @@ import importlib.util
 import pytest
 from jax.experimental import topologies
 
-from agent_jax.plan import __main__ as plan
-from agent_jax.plan import gpu_target, hlo
+from agent_jax.plan import devices, gpu_target, hlo
 from agent_jax.plan.chips import CHIPS
 from agent_jax.plan.topology import find_topology, known_topologies
 from agent_jax.plan.traffic import matmul_flops, memory_bytes
@@ -76,14 +75,14 @@ def test_every_gpu_has_a_description_of_its_memory_and_generation(name):
 def changed(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """What a plan sets in jax's config, which other tests do not want set."""
     changed = {}
-    monkeypatch.setattr(plan.jax.config, "update", lambda name, value: changed.update({name: value}))
+    monkeypatch.setattr(devices.jax.config, "update", lambda name, value: changed.update({name: value}))
     return changed
 
 
 def test_without_the_compiler_a_plan_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, changed: dict[str, object]):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not gpu_target.has_compiler()
-    _, estimate = plan.prepare(find_topology("h100-16"))
+    _, estimate = devices.prepare(find_topology("h100-16"))
     assert changed["jax_num_cpu_devices"] == 16
     assert '.venv-cuda/bin/pip install -e ".[cuda]"' in estimate
 
@@ -93,8 +92,8 @@ def test_a_compiler_that_takes_no_description_leaves_an_estimate_that_says_why(
     def refuse(**_: object) -> None:
         raise NotImplementedError("topology not implemented for cuda")
 
-    monkeypatch.setattr(plan, "has_compiler", lambda: True)
+    monkeypatch.setattr(devices, "has_compiler", lambda: True)
     monkeypatch.setattr(topologies, "get_topology_desc", refuse)
-    _, estimate = plan.prepare(find_topology("h100-8"))
+    _, estimate = devices.prepare(find_topology("h100-8"))
     assert changed["jax_num_cpu_devices"] == 8
     assert "takes no description of h100-8: topology not implemented for cuda" in estimate

@@ -16,12 +16,10 @@ Elsewhere an estimate that says so. Neither data nor weights are read.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 
 from agent_jax.command_line import define_config, parse_flags, refuse
@@ -29,7 +27,7 @@ from agent_jax.config import Config, from_config_dict
 from agent_jax.json_files import check_json_path, write_json
 from agent_jax.kernels import PLATFORM, kernel_on
 from agent_jax.plan.compiled import CompiledStep, DoesNotFitError, compile_step
-from agent_jax.plan.gpu_target import has_compiler
+from agent_jax.plan.devices import prepare
 from agent_jax.plan.report import plan_record, plan_text
 from agent_jax.plan.roofline import Roofline, roofline
 from agent_jax.plan.row import PlannedRow, planned_row
@@ -48,25 +46,6 @@ _JSON = flags.DEFINE_string("json", "", "Also write the figures to this file.")
 
 ADVICE = ("take more chips, raise config.mesh.fsdp, lower config.train.rows_per_device, or set config.model.remat=full "
           "(--search tries them)")
-
-
-def prepare(topology: Topology) -> tuple[list[Any], str]:
-    """Devices to compile for, and why what follows is an estimate ("" if it is none).
-
-    Must be called before JAX is used: it decides how many CPU devices there are.
-    """
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # what is read from there was warned of long ago
-    compiler, extra = ("libtpu", "tpu") if topology.is_tpu else ("the compiler for GPUs", "cuda")
-    why = (f'{compiler} is not installed here: python -m venv .venv-{extra} && .venv-{extra}/bin/pip install -e '
-           f'".[{extra}]", then .venv-{extra}/bin/python -m agent_jax.plan')
-    if importlib.util.find_spec("libtpu") is not None if topology.is_tpu else has_compiler():
-        try:
-            return topology.described_devices(), ""
-        except (RuntimeError, NotImplementedError) as error:  # of another version of jax
-            why = f"{compiler} takes no description of {topology.name}: {error}"
-    jax.config.update("jax_num_cpu_devices", topology.devices)
-    return jax.devices(), f"XLA's CPU compiler, for {topology.devices} fake devices ({why})"
 
 
 def check_kernel(config: Config, topology: Topology) -> None:
