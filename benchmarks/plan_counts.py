@@ -9,6 +9,7 @@ machine that each config is meant for. Days: the paper's 1.6e20 operations at 40
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def counts(file: str, variant: str, name: str) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     row, topology = planned_row(from_config_dict(module.get_config(variant))), find_topology(name)
-    config = row.config
+    # XLA's attention, whose jaxpr holds all of its products and none twice.
+    config = dataclasses.replace(row.config, model=dataclasses.replace(row.config.model, attention="xla"))
     mesh = make_mesh(config.mesh, jax.devices()[: topology.devices])
     optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
     state = abstract_state(config, mesh, optimizer)

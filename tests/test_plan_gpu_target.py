@@ -97,3 +97,15 @@ def test_a_compiler_that_takes_no_description_leaves_an_estimate_that_says_why(
     _, estimate = devices.prepare(find_topology("h100-8"))
     assert changed["jax_num_cpu_devices"] == 8
     assert "takes no description of h100-8: topology not implemented for cuda" in estimate
+
+
+def test_a_libtpu_that_does_not_answer_is_told_and_no_reason_to_estimate(
+        monkeypatch: pytest.MonkeyPatch, changed: dict[str, object]):
+    def refuse(**_: object) -> None:
+        raise RuntimeError("another process has it")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    with pytest.raises(ValueError, match=r"--topology=v4-8: libtpu takes no description of v4-8: another process has"):
+        devices.prepare(find_topology("v4-8"))
+    assert "jax_num_cpu_devices" not in changed

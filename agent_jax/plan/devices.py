@@ -18,6 +18,9 @@ def prepare(topology: Topology) -> tuple[list[Any], str]:
     """Devices to compile for, and why what follows is an estimate ("" if it is none).
 
     Must be called before JAX is used: it decides how many CPU devices there are.
+
+    Raises:
+        ValueError: libtpu does not answer; another process may have it.
     """
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # what is read from there was warned of long ago
@@ -27,7 +30,9 @@ def prepare(topology: Topology) -> tuple[list[Any], str]:
     if importlib.util.find_spec("libtpu") is not None if topology.is_tpu else has_compiler():
         try:
             return topology.described_devices(), ""
-        except (RuntimeError, NotImplementedError) as error:  # of another version of jax
+        except (RuntimeError, NotImplementedError) as error:  # of a GPU: the plugin may be of another version of jax
             why = f"{compiler} takes no description of {topology.name}: {error}"
+            if topology.is_tpu:
+                raise ValueError(f"--topology={topology.name}: {why}") from error
     jax.config.update("jax_num_cpu_devices", topology.devices)
     return jax.devices(), f"XLA's CPU compiler, for {topology.devices} fake devices ({why})"
