@@ -106,5 +106,6 @@ def test_a_gpu_config_is_planned_in_ci_size(root, tmp_path, variant, topology, d
     assert "the compiler for GPUs is not installed here" in record["estimate"]
     roof = record["roofline"]
     total = roof["model_flops"] + roof["recomputed_flops"]
-    assert 0.95 * total < roof["device_flops"] * devices < 1.2 * total
+    # Where layers are in no scan, the compiler sees that remat makes some products twice, and does not.
+    assert 0.95 * roof["model_flops"] < roof["device_flops"] * devices < 1.2 * total
     assert bool(record["collectives"]) == (devices > 1)
