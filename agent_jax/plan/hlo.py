@@ -26,6 +26,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # What makes a loop's trips matter.
 _COUNTED = ("dot", "convolution", "all-", "reduce-scatter", "collective-permute")
+PRODUCT_TARGET = 'custom_call_target="__cublas'  # of a GPU's products
 FUSIONS = ("fusion", "fusion-start")  # the latter is waited for by a fusion-done
 _MEMORY_SPACE = re.compile(r"S\((\d+)\)")
 
@@ -152,7 +153,8 @@ class Module:
             return self.trips(computation, loop)
         except ValueError:
             for _, each, _ in self._walk(body, 1):
-                if any(one.opcode.startswith(_COUNTED) for one in (each, *(inner for _, inner in self.inside(each)))):
+                if any(one.opcode.startswith(_COUNTED) or PRODUCT_TARGET in one.attributes
+                       for one in (each, *(inner for _, inner in self.inside(each)))):
                     raise
             return 1
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agent_jax.plan.hlo import FUSIONS, Array, Computation, Instruction, Module
+from agent_jax.plan.hlo import FUSIONS, PRODUCT_TARGET, Array, Computation, Instruction, Module
 
 # Nothing is moved by these, or what they move is counted where it starts.
 _FREE = frozenset((
@@ -26,7 +26,6 @@ _FREE = frozenset((
 ))
 # Of Pallas, and of NVIDIA's libraries; others allocate, or mark what is sharded how.
 _KERNEL_TARGET = re.compile(r'custom_call_target="(tpu_custom_call|__cublas|__cudnn)')
-_PRODUCT_TARGET = 'custom_call_target="__cublas'
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -39,7 +38,7 @@ def matmul_flops(module: Module) -> int:
                 total += times * _dot(holder, each)
             elif each.opcode == "convolution":
                 total += times * _convolution(holder, each)
-            elif each.opcode == "custom-call" and _PRODUCT_TARGET in each.attributes:
+            elif each.opcode == "custom-call" and PRODUCT_TARGET in each.attributes:
                 total += times * _dot(holder, each)
     return total
 
