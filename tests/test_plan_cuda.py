@@ -24,7 +24,8 @@ def needs_the_compiler():
 
 
 @pytest.mark.parametrize(("variant", "topology"), [
-    ("one", "a100-1"), ("node", "h100-8"), ("nodes", "h100-16"), ("opt-1.3b", "h200-8")])
+    ("one", "a100-1"), ("node", "h100-8"), ("nodes", "h100-16"), ("opt-1.3b", "h200-8"),
+    ("opt-6.7b", "h100-8")])
 def test_a_config_compiles_for_its_topology(root, tmp_path, variant, topology):
     path = tmp_path / "plan.json"
     command = [sys.executable, "-m", "agent_jax.plan", f"--config={root / 'configs' / 'gpu.py'}:{variant}",
@@ -43,3 +44,6 @@ def test_a_config_compiles_for_its_topology(root, tmp_path, variant, topology):
     assert bool(kinds) == (devices > 1)
     if record["mesh"]["fsdp"] > 1:
         assert {"all-gather", "reduce-scatter"} <= set(kinds)
+    if variant.startswith("opt"):  # in a scan, each kernel is gathered twice a microbatch, in bfloat16
+        gathered = 2 * sum(record["parameters"].values()) * record["batch"]["microbatches"]
+        assert kinds["all-gather"]["bytes"] > 0.3 * gathered

@@ -12,7 +12,7 @@ from agent_jax.plan.traffic import matmul_flops, memory_bytes
 
 GPUS = sorted({name.partition("-")[0] for name in known_topologies() if not find_topology(name).is_tpu})
 
-# As XLA's compiler for GPUs writes them, cut: a product, its bias added by cuBLAS, and attention by cuDNN.
+# As XLA's compiler for GPUs writes them, cut: a product by cuBLAS, attention by cuDNN, and a buffer.
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
 ENTRY %main (x: bf16[64,32], w: bf16[32,48], q: bf16[2,4,10,16]) -> bf16[64,48] {
@@ -36,6 +36,35 @@ def test_calls_of_cublas_are_products_and_room_to_work_in_is_no_traffic():
     product = 2 * (64 * 32 + 32 * 48 + 64 * 48)
     attention = 2 * (4 * 2 * 10 * 4 * 16) + 4 * 2 * 4 * 10  # of q, k, v and the output, and a total of each query
     assert memory_bytes(module) == product + attention
+
+
+def test_a_loop_around_calls_of_cublas_must_tell_its_trips():
+    text = """HloModule jit_step, is_scheduled=true
+
+%body (state: (bf16[8,8], pred[])) -> (bf16[8,8], pred[]) {
+  %state = (bf16[8,8]{1,0}, pred[]) parameter(0)
+  %x = bf16[8,8]{1,0} get-tuple-element(%state), index=0
+  %more = pred[] get-tuple-element(%state), index=1
+  %custom-call = (bf16[8,8]{1,0}, s8[64]{0}) custom-call(%x, %x), custom_call_target="__cublas$lt$matmul", \
+backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}
+  %y = bf16[8,8]{1,0} get-tuple-element(%custom-call), index=0
+  ROOT %next = (bf16[8,8]{1,0}, pred[]) tuple(%y, %more)
+}
+
+%condition (state.1: (bf16[8,8], pred[])) -> pred[] {
+  %state.1 = (bf16[8,8]{1,0}, pred[]) parameter(0)
+  ROOT %more.1 = pred[] get-tuple-element(%state.1), index=1
+}
+
+ENTRY %main (begun: (bf16[8,8], pred[])) -> (bf16[8,8], pred[]) {
+  %begun = (bf16[8,8]{1,0}, pred[]) parameter(0)
+  ROOT %while = (bf16[8,8]{1,0}, pred[]) while(%begun), condition=%condition, body=%bodyTRIPS
+}
+"""
+    known = text.replace("TRIPS", ', backend_config={"known_trip_count":{"n":"5"}}')
+    assert matmul_flops(hlo.parse(known)) == 5 * 2 * 8**3
+    with pytest.raises(ValueError, match="while"):
+        matmul_flops(hlo.parse(text.replace("TRIPS", "")))
 
 
 def test_a_fusion_that_is_waited_for_counts_once_and_writes_what_it_updates():

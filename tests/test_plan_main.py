@@ -93,10 +93,10 @@ def test_a_step_that_does_not_fit_is_told_and_exits_with_2(root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "topology", "devices"), [
-    ("one", "h100-1", 1), ("node", "h100-8", 8), ("nodes", "h100-16", 16), ("opt-1.3b", "h100-8", 8),
-    ("opt-6.7b", "h100-8", 8)])
-def test_a_gpu_config_is_planned_in_ci_size(root, tmp_path, variant, topology, devices):
+@pytest.mark.parametrize(("variant", "topology", "devices", "again"), [
+    ("one", "h100-1", 1, True), ("node", "h100-8", 8, False), ("nodes", "h100-16", 16, False),
+    ("opt-1.3b", "h100-8", 8, True), ("opt-6.7b", "h100-8", 8, True)])
+def test_a_gpu_config_is_planned_in_ci_size(root, tmp_path, variant, topology, devices, again):
     needs_an_estimate()
     path = tmp_path / "plan.json"
     done = plan(root, f"--topology={topology}", *CI_SIZE, f"--json={path}", config=f"gpu.py:{variant}")
@@ -106,6 +106,7 @@ def test_a_gpu_config_is_planned_in_ci_size(root, tmp_path, variant, topology, d
     assert "the compiler for GPUs is not installed here" in record["estimate"]
     roof = record["roofline"]
     total = roof["model_flops"] + roof["recomputed_flops"]
-    # Where layers are in no scan, the compiler sees that remat makes some products twice, and does not.
-    assert 0.95 * roof["model_flops"] < roof["device_flops"] * devices < 1.2 * total
+    # Where layers are in no scan, the compiler may see that remat makes some products twice, and make them once.
+    least = total if again else roof["model_flops"]
+    assert 0.95 * least < roof["device_flops"] * devices < 1.2 * total
     assert bool(record["collectives"]) == (devices > 1)
