@@ -151,7 +151,7 @@ def pretraining(config: Draft) -> None:
     config.model.dtype = "bfloat16"
     config.model.remat = "dots"
     # All layers one after another: in a scan, writing and reading its stacked arrays is a quarter of what a step moves
-    # through memory, which bounds it. In return it takes a third more memory, and several times as long to compile.
+    # through memory, which bounds it. In return it takes a third to a half more memory, and longer to compile.
     config.model.unroll = 12
     config.vocabulary.tokenizer = "opt_tokenizer"  # a directory with OPT's vocab.json and merges.txt: pass yours
     # Weights of 1: plain concatenation, as in the paper. Windows and their number are the paper's.

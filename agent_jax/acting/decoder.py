@@ -57,6 +57,7 @@ class Decoder:
             model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, temporal_attention=False))
         model = dataclasses.replace(model, unroll=0, remat="none")
         device = jax.local_devices()[0]
+        # The kernels of other platforms have not been tried in acting, whose rows are few.
         attention = "cpu" if device.platform == "cpu" else "xla"
         self._agent, self._language = Agent(model, attention), CachedLanguage(model, attention)
         self._say = ActionLoop(self._language, choices)
