@@ -1,4 +1,4 @@
-"""Freed memory stays mapped, in huge pages; or is given back."""
+"""Freed memory stays mapped, in huge pages; or is given back; pieces are set aside."""
 
 import platform
 import subprocess
@@ -12,7 +12,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 C = """
 import ctypes, resource, sys
-from agent_jax.host_memory import release_freed_memory, tune_heap
+from agent_jax.host_memory import release_freed_memory, set_pieces_aside, tune_heap
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 """
@@ -54,6 +54,30 @@ before = resident()
 assert release_freed_memory()
 print(before - resident())
 """
+PIECES = C + """
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
+assert tune_heap()
+sizes = [1_500 + 16 * n for n in range(10_000)]
+blocks = [c.malloc(size) for size in sizes]
+for block, size in zip(blocks, sizes):
+    ctypes.memset(block, 1, size)
+for block in blocks[::2]:  # those between hold them apart
+    c.free(block)
+before = resident()
+"""
+ASIDE = PIECES + """
+assert set_pieces_aside() >= 5_000
+assert set_pieces_aside() < 100  # what Python has freed since
+print(before - resident())
+"""
+COMPILED = PIECES + """
+import jax
+from agent_jax import host_memory
+if sys.argv[1] == "long":
+    host_memory._LONG_S = 0.0
+jax.jit(lambda x: x + 1)(1.0)
+print(set_pieces_aside())
+"""
 
 
 def run(code: str, *arguments: str) -> int:
@@ -79,3 +103,12 @@ def test_a_heap_that_may_not_grow_so_far_works_with_small_pages():
 
 def test_freed_memory_is_given_back_when_asked_for():
     assert run(RELEASE) > 100e6
+
+
+def test_pieces_are_taken_out_of_the_heap_and_their_pages_given_back():
+    assert run(ASIDE) > 200e6  # of 400 MB
+
+
+def test_what_a_long_compilation_leaves_is_set_aside():
+    assert run(COMPILED, "long") < 1_000
+    assert run(COMPILED, "short") > 4_000
