@@ -13,7 +13,8 @@ over, and how long that takes depends on which ones the kernel had free. In huge
 XLA's compiler leaves tens of thousands of free pieces behind. glibc keeps those of 1 KiB and more in lists in order of
 size, walks through them for every block it gives out, and each piece it looks at is a line of memory that no cache
 holds: a tenth of a step in bf16, whose products take thousands of such blocks. So after a long compilation they are
-taken out of the lists, and their pages given back to the kernel.
+taken out of the lists, and their pages given back to the kernel. What is less than a page is lost to the process (20 MB
+after a compilation of two seconds), so it is not done after short ones, of which a process may have hundreds.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _HUGE = 2 << 20  # the least address that a huge page of x86 and of most ARM beg
 _SHARE_OF_MEMORY = 0.75  # the kernel refuses a block of more than all
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # event of jax.monitoring
-_LONG_S = 1.0  # a compilation that leaves enough behind
+_LONG_S = 5.0  # a compilation of a model that is worth it, above
 _PIECES = range(1 << 10, 1 << 20)  # bytes: smaller ones are in lists of one size, and there are few larger ones
 _HEAD = 16  # bytes of a piece that are glibc's own, with what it rounds up by
 
