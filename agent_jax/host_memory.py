@@ -13,8 +13,8 @@ over, and how long that takes depends on which ones the kernel had free. In huge
 XLA's compiler leaves tens of thousands of free pieces behind. glibc keeps those of 1 KiB and more in lists in order of
 size, walks through them for every block it gives out, and each piece it looks at is a line of memory that no cache
 holds: a tenth of a step in bf16, whose products take thousands of such blocks. So after a long compilation they are
-taken out of the lists, and their pages given back to the kernel. What is less than a page is lost to the process (20 MB
-after a compilation of two seconds), so it is not done after short ones, of which a process may have hundreds.
+taken out of the lists, and their pages given back to the kernel. Until the next large program is compiled, which has
+them back, what is less than a page serves nobody.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import ctypes
 import functools
 import os
 import sys
+import threading
+from array import array
 from typing import Any
 from xml.etree import ElementTree
 
@@ -39,8 +41,10 @@ _MADV_HUGEPAGE = 14  # of madvise(2)
 _HUGE = 2 << 20  # the least address that a huge page of x86 and of most ARM begins at
 _SHARE_OF_MEMORY = 0.75  # the kernel refuses a block of more than all
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"  # event of jax.monitoring
-_LONG_S = 5.0  # a compilation of a model that is worth it, above
+_LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"  # events of jax.monitoring: this one, then that
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_LARGE_S = 0.01  # lowering a program that is worth having the pieces back for, above
+_LONG_S = 1.0  # a compilation that leaves enough of them, above
 _PIECES = range(1 << 10, 1 << 20)  # bytes: smaller ones are in lists of one size, and there are few larger ones
 _HEAD = 16  # bytes of a piece that are glibc's own, with what it rounds up by
 
@@ -75,33 +79,60 @@ def release_freed_memory() -> bool:
     return malloc_trim is not None and malloc_trim(0) == 1
 
 
-def set_pieces_aside() -> int:
-    """Give the pages of what is free back to the kernel, and take pieces of 1 KiB to 1 MiB out of the heap for good.
+class PiecesAside:
+    """Pieces of the heap that are free, and kept from being looked at."""
 
-    Returns:
-        How many; 0 where the C library is not glibc.
-    """
-    malloc, malloc_trim = _function("malloc"), _function("malloc_trim")
-    if malloc_trim is None or _function("malloc_info") is None:
-        return 0
-    malloc.restype, malloc.argtypes, malloc_trim.argtypes = ctypes.c_void_p, (ctypes.c_size_t,), (ctypes.c_size_t,)
-    malloc_trim(sys.maxsize)  # of the end of the heap, keep everything
-    taken, before = 0, sys.maxsize
-    # What a piece has more than its list's least size becomes another one, in a list of smaller ones. Where there are
-    # no fewer after a round, it took them from another heap.
-    while (found := _free_pieces()) and (left := sum(count for _, count in found)) < before:
-        for size, count in reversed(found):
-            for _ in range(count):
-                malloc(size - _HEAD)
-        taken, before = taken + left, left
-    return taken
+    def __init__(self) -> None:
+        """None yet."""
+        self._addresses = array("Q")
+        self._lock = threading.Lock()
+
+    def take(self) -> int:
+        """Give the pages of what is free back to the kernel, and take pieces of 1 KiB to 1 MiB out of the heap.
+
+        Returns:
+            How many; 0 where the C library is not glibc.
+        """
+        malloc, malloc_trim = _function("malloc"), _function("malloc_trim")
+        if malloc_trim is None or _function("malloc_info") is None:
+            return 0
+        malloc.restype, malloc.argtypes, malloc_trim.argtypes = ctypes.c_void_p, (ctypes.c_size_t,), (ctypes.c_size_t,)
+        with self._lock:
+            had, before = len(self._addresses), sys.maxsize
+            malloc_trim(sys.maxsize)  # of the end of the heap, keep everything
+            # What a piece has more than its list's least size becomes another one, in a list of smaller ones. Where
+            # there are no fewer after a round, it took them from another heap.
+            while (found := _free_pieces()) and (left := sum(count for _, count in found)) < before:
+                for size, count in reversed(found):
+                    self._addresses.extend(malloc(size - _HEAD) or 0 for _ in range(count))
+                before = left
+            return len(self._addresses) - had
+
+    def give_back(self) -> bool:
+        """Give them back to the heap.
+
+        Returns:
+            Whether there were any.
+        """
+        free = _function("free")
+        free.argtypes, free.restype = (ctypes.c_void_p,), None
+        with self._lock:
+            addresses, self._addresses = self._addresses, array("Q")
+        for address in addresses:
+            free(address)
+        return bool(addresses)
 
 
 @functools.cache  # once in a process
 def _listen_to_compiling() -> None:
+    pieces, returned = PiecesAside(), threading.Event()
+
     def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == _COMPILED and duration_secs >= _LONG_S and jax.default_backend() == "cpu":
-            set_pieces_aside()
+        if event == _LOWERED and duration_secs >= _LARGE_S and pieces.give_back():
+            returned.set()
+        elif event == _COMPILED and (duration_secs >= _LONG_S or returned.is_set()) and jax.default_backend() == "cpu":
+            returned.clear()
+            pieces.take()
 
     jax.monitoring.register_event_duration_secs_listener(listen)
 

@@ -12,7 +12,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 C = """
 import ctypes, resource, sys
-from agent_jax.host_memory import release_freed_memory, set_pieces_aside, tune_heap
+from agent_jax.host_memory import PiecesAside, release_freed_memory, tune_heap
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 """
@@ -66,17 +66,25 @@ for block in blocks[::2]:  # those between hold them apart
 before = resident()
 """
 ASIDE = PIECES + """
-assert set_pieces_aside() >= 5_000
-assert set_pieces_aside() < 100  # what Python has freed since
+pieces, others = PiecesAside(), PiecesAside()
+assert not pieces.give_back()
+assert pieces.take() >= 5_000
+assert others.take() < 100  # what Python has freed since
 print(before - resident())
+assert pieces.give_back()
+assert others.take() >= 5_000
 """
 COMPILED = PIECES + """
 import jax
 from agent_jax import host_memory
-if sys.argv[1] == "long":
-    host_memory._LONG_S = 0.0
+host_memory._LONG_S, host_memory._LARGE_S = float(sys.argv[1]), 0.0
 jax.jit(lambda x: x + 1)(1.0)
-print(set_pieces_aside())
+if sys.argv[2] != "compiled":
+    lowered = jax.jit(lambda x: x + 2).lower(1.0)
+if sys.argv[2] == "again":
+    host_memory._LONG_S = 1000.0
+    lowered.compile()
+print(PiecesAside().take())
 """
 
 
@@ -110,5 +118,10 @@ def test_pieces_are_taken_out_of_the_heap_and_their_pages_given_back():
 
 
 def test_what_a_long_compilation_leaves_is_set_aside():
-    assert run(COMPILED, "long") < 1_000
-    assert run(COMPILED, "short") > 4_000
+    assert run(COMPILED, "0", "compiled") < 1_000
+    assert run(COMPILED, "1000", "compiled") > 4_000
+
+
+def test_the_next_large_program_is_compiled_with_the_pieces_which_are_set_aside_after_it():
+    assert run(COMPILED, "0", "lowered") > 4_000
+    assert run(COMPILED, "0", "again") < 1_000
