@@ -19,11 +19,15 @@ share of the roofline. So are the products of our own step, each by itself: thei
 products. MFU is model FLOPs / time / the peak in the data sheet of the GPU, where it is known (plan/chips.py).
 Model FLOPs are those of the matrix products of our step, forward and backward; nothing recomputed is counted. In
 brackets stands the processor time over all cores, which hardly depends on what else the machine does.
+
+A case that fails, or whose process is killed as memory runs out, is told, and the others go on; so is one whose losses
+differ from the reference's. Exit status: 0; 1 if a case failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -51,6 +55,10 @@ PYTORCH = tuple(f"{model}-{precision}{compiled}" for model in ("exported", "tran
 SAME_LOSS = {"f32": 1e-4, "bf16": 2e-2}
 
 
+class WorkerError(RuntimeError):
+    """A worker failed, or ended."""
+
+
 class Worker:
     """A process that holds one case."""
 
@@ -59,31 +67,42 @@ class Worker:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, kind, arguments), daemon=True)
         self._process.start()
+        self.failed = False
         theirs.close()
 
     def answer(self) -> Any:
-        """The worker's next answer; what failed there is raised here."""
+        """The worker's next answer; what failed there is raised here, as WorkerError."""
         try:
             found = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
-            raise RuntimeError(f"a worker ended with exit code {self._process.exitcode}; -9 usually means that memory "
-                               "ran out: take a smaller --batch or --size") from None
+            found = RuntimeError(f"a worker ended with exit code {self._process.exitcode}; -9 usually means that "
+                                 "memory ran out: take a smaller --batch or --size")
         if isinstance(found, Exception):
-            raise found
+            self.failed = True
+            raise WorkerError(str(found)) from found
         return found
 
     def step(self, count: int = 1) -> dict[str, float]:
         """Take so many steps; their mean."""
-        self._pipe.send(count)
+        self._send(count)
         return self.answer()
 
     def end(self) -> dict[str, int]:
         """End the process; returns its peak memory."""
-        self._pipe.send(0)
+        self._send(0)
         peak = self.answer()
         self._process.join()
         return peak
+
+    def kill(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.join()
+
+    def _send(self, count: int) -> None:
+        with contextlib.suppress(ConnectionError):  # that it has ended is told by `answer`
+            self._pipe.send(count)
 
 
 def built(name: str, worker: Worker) -> Any:
@@ -110,6 +129,12 @@ class Figures:
         self.told: dict[Case, dict[str, Any]] = {}
         self.square: dict[str, list[float]] = {}  # FLOPs a second of "jax-f32", "torch-bf16" ...
         self.products: dict[Case, list[float]] = {}  # seconds of all products of a step of ours, each alone
+        self.failed: list[str] = []
+
+    def drop(self, case: Case) -> None:
+        """Forget a case, of which not everything is known."""
+        for found in (self.steps, self.ratios, self.told):
+            found.pop(case, None)
 
     def roofline(self, precision: str) -> float:
         """The best framework's median rate."""
@@ -136,7 +161,7 @@ class Figures:
             "model_flops": self.flops[case.mode], "flops_per_second": rate,
             "roofline_share": rate / self.roofline(case.precision), "f32_roofline_share": rate / self.roofline("f32"),
             "products_share": self.products_share(case, seconds), "mfu": mfu(rate, told["device"], case.precision),
-            "compile_seconds": compile_seconds if case.compiled else 0.0, **told,
+            "compile_seconds": compile_seconds if case.compiled else 0.0, "peak_rss_bytes": None, **told,
             **dataclasses.asdict(self.sizes),
         }
 
@@ -151,20 +176,29 @@ def mfu(flops_per_second: float, device: str, precision: str) -> float | None:
 
 def compare(reference: Worker, alone: Alone, figures: Figures, first: Case, other: Case | None, steps: int,
             per_turn: int, folder: Path) -> None:
-    """Turns of the reference and one other case; without another the reference alone."""
-    worker = None
-    if other:
-        worker = Worker("step", figures.sizes, other, folder)
-        figures.told[other] = built(other.name, worker)
-        figures.steps[other], figures.ratios[other] = [], []
-    for _ in range(steps):
-        alone.take(figures)
-        figures.steps[first].append(reference.step(per_turn))
+    """Turns of the reference and one other case; without another the reference alone.
+
+    Raises:
+        WorkerError: one of them failed; the figures of the other case are dropped.
+    """
+    worker = Worker("step", figures.sizes, other, folder) if other else None
+    try:
         if worker and other:
-            figures.steps[other].append(worker.step(per_turn))
-            figures.ratios[other].append(figures.steps[first][-1]["seconds"] / figures.steps[other][-1]["seconds"])
-    if worker and other:
-        figures.told[other] |= worker.end()
+            figures.told[other] = built(other.name, worker)
+            figures.steps[other], figures.ratios[other] = [], []
+        for _ in range(steps):
+            alone.take(figures)
+            figures.steps[first].append(reference.step(per_turn))
+            if worker and other:
+                figures.steps[other].append(worker.step(per_turn))
+                figures.ratios[other].append(figures.steps[first][-1]["seconds"] / figures.steps[other][-1]["seconds"])
+        if worker and other:
+            figures.told[other] |= worker.end()
+    except WorkerError:
+        if worker and other:
+            worker.kill()
+            figures.drop(other)
+        raise
 
 
 class Alone:
@@ -176,7 +210,7 @@ class Alone:
         self._square = {f"{framework}-{precision}": Worker("square", framework, precision, sizes.size)
                         for framework in frameworks for precision in precisions}
         self._products = {case: Worker("products", sizes, case) for case in cases if case.model == "ours"}
-        for worker in self._workers():
+        for worker in self.workers():
             built("products alone", worker)
 
     def take(self, figures: Figures) -> None:
@@ -186,12 +220,8 @@ class Alone:
         for case, worker in self._products.items():
             figures.products.setdefault(case, []).append(worker.step()["value"])
 
-    def end(self) -> None:
-        """End their processes."""
-        for worker in self._workers():
-            worker.end()
-
-    def _workers(self) -> list[Worker]:
+    def workers(self) -> list[Worker]:
+        """Their processes."""
         return [*self._square.values(), *self._products.values()]
 
 
@@ -219,12 +249,12 @@ def table(figures: Figures) -> str:
     share = lambda value: "" if value is None else f"{value:.0%}"  # noqa: E731
     for case in figures.steps:
         entry = figures.record(case)
-        device = entry.get("peak_device_bytes")
+        rss, device = entry["peak_rss_bytes"], entry.get("peak_device_bytes")
         lines.append(
             f"| {case.mode} | {case.name} | {entry['seconds_per_step']:.3g} ({entry['cpu_seconds_per_step']:.3g}) "
             f"| {entry['time_of_reference_over_this']:.2f} | {entry['flops_per_second'] / 1e9:,.0f} "
             f"| {share(entry['roofline_share'])} of {case.precision} | {share(entry['products_share'])} "
-            f"| {share(entry['mfu'])} | {entry['compile_seconds']:.1f} | {entry['peak_rss_bytes'] / 2**30:.2f} "
+            f"| {share(entry['mfu'])} | {entry['compile_seconds']:.1f} | {f'{rss / 2**30:.2f}' if rss else ''} "
             f"| {f'{device / 2**30:.2f}' if device else ''} |")
     return "\n".join(lines)
 
@@ -245,8 +275,14 @@ def main() -> None:
         if getattr(options, flag) < 1:
             parser.error(f"--{flag.replace('_', '-')}: found {getattr(options, flag)}, expected at least 1")
     with tempfile.TemporaryDirectory() as scratch:
-        figures = measure(sizes, options.modes, options.only, options.steps, options.per_turn, Path(scratch))
-    check_losses(figures.told)
+        try:
+            figures = measure(sizes, options.modes, options.only, options.steps, options.per_turn, Path(scratch))
+        except WorkerError as error:
+            sys.exit(f"failed: {error}")
+    try:
+        check_losses(figures.told)
+    except ValueError as error:
+        figures.failed.append(str(error))
     rates = {name: statistics.median(found) for name, found in figures.square.items()}
     products = {case: statistics.median(found) for case, found in figures.products.items()}
     print(table(figures))
@@ -262,27 +298,57 @@ def main() -> None:
                    "products_seconds": {f"{case.name}-{case.mode}": seconds for case, seconds in products.items()},
                    "cores": cores(), "machine": platform.machine(), "load": os.getloadavg(),
                    "versions": {name: importlib.metadata.version(name) for name in packages},
-                   "date": datetime.date.today().isoformat()}
+                   "failed": figures.failed, "date": datetime.date.today().isoformat()}
         write_json(options.json, content)
+    if figures.failed:
+        sys.exit("\n".join(("failed:", *figures.failed)))
 
 
 def measure(sizes: Sizes, modes: list[str], names: list[str], steps: int, per_turn: int, folder: Path) -> Figures:
     """All cases, by mode; each is printed as soon as it is measured."""
     figures = Figures(sizes, built("parameters, masks, FLOPs", Worker("prepare", sizes, tuple(modes), folder)))
     for mode in modes:
-        first, *others = cases = [case_of(name, mode) for name in dict.fromkeys(names)]
-        alone = Alone(sizes, cases)
-        reference = Worker("step", sizes, first, folder)
-        figures.told[first] = built(first.name, reference)
-        figures.steps[first], figures.ratios[first] = [], [1.0]
-        for other in others or [None]:
-            compare(reference, alone, figures, first, other, steps, per_turn, folder)
-            if other:
-                print(f"{mode}: {other.name} {figures.steps[other][-1]['seconds']:.3g} s, {first.name} "
-                      f"{figures.steps[first][-1]['seconds']:.3g} s, load {os.getloadavg()[0]:.1f}", flush=True)
-        figures.told[first] |= reference.end()
-        alone.end()
+        try:
+            measure_mode(figures, [case_of(name, mode) for name in dict.fromkeys(names)], steps, per_turn, folder)
+        except WorkerError as error:
+            figures.failed.append(f"{mode}: {error}")
     return figures
+
+
+def measure_mode(figures: Figures, cases: list[Case], steps: int, per_turn: int, folder: Path) -> None:
+    """The cases of one mode; the first is the reference, which is started again where another's failure ended it.
+
+    Raises:
+        WorkerError: the reference fails by itself; what was measured is in the figures.
+    """
+    first, *others = cases
+    alone, reference = Alone(figures.sizes, cases), None
+    figures.steps[first], figures.ratios[first] = [], [1.0]
+    try:
+        for other in others or [None]:
+            if reference is None:
+                reference = Worker("step", figures.sizes, first, folder)
+                figures.told[first] = built(first.name, reference)
+            try:
+                compare(reference, alone, figures, first, other, steps, per_turn, folder)
+            except WorkerError as error:
+                if other is None or any(worker.failed for worker in alone.workers()):
+                    raise
+                figures.failed.append(f"{first.mode}: {other.name} beside {first.name}: {error}")
+                print(figures.failed[-1], file=sys.stderr, flush=True)
+                if reference.failed:
+                    reference = None
+                continue
+            if other:
+                print(f"{first.mode}: {other.name} {figures.steps[other][-1]['seconds']:.3g} s, {first.name} "
+                      f"{figures.steps[first][-1]['seconds']:.3g} s, load {os.getloadavg()[0]:.1f}", flush=True)
+        if reference:
+            figures.told[first] |= reference.end()
+    finally:
+        if not figures.steps[first]:
+            figures.drop(first)
+        for worker in (*alone.workers(), *([reference] if reference else [])):
+            worker.kill()
 
 
 if __name__ == "__main__":

@@ -46,3 +46,43 @@ def test_a_case_that_computes_something_else_is_refused(benchmark):
 def test_what_fails_in_a_worker_is_raised_by_its_caller(benchmark):
     with pytest.raises(RuntimeError, match="no_such_precision"):
         benchmark.Worker("square", "jax", "no_such_precision", "tiny").answer()
+
+
+def test_a_worker_that_is_killed_is_told(benchmark):
+    worker = benchmark.Worker("square", "jax", "f32", "tiny")
+    worker.answer()
+    worker.kill()
+    with pytest.raises(benchmark.WorkerError, match="exit code -9"):
+        worker.step()
+    assert worker.failed
+
+
+@pytest.mark.slow
+def test_where_the_reference_is_killed_the_other_cases_are_measured_beside_a_new_one(benchmark, tmp_path, monkeypatch,
+                                                                                    capsys):
+    started = []
+
+    class Recorded(benchmark.Worker):
+        def __init__(self, kind, *arguments):
+            super().__init__(kind, *arguments)
+            if kind == "step":
+                started.append(self)
+
+    class Killing(benchmark.Alone):
+        def take(self, figures):  # a turn begins with it
+            super().take(figures)
+            if len(started) == 2:  # the reference, and the first case beside it
+                started[0].kill()
+
+    monkeypatch.setattr(benchmark, "Worker", Recorded)
+    monkeypatch.setattr(benchmark, "Alone", Killing)
+    monkeypatch.setattr(sys, "argv", [
+        "train_step", "--size", "tiny", "--steps", "1", "--modes", "visible", "--only", "ours-f32", "exported-f32",
+        "transformers-f32", "--json", str(tmp_path / "found.json")])
+    with pytest.raises(SystemExit, match="exported-f32 beside ours-f32: a worker ended with exit code -9"):
+        benchmark.main()
+    content = json.loads((tmp_path / "found.json").read_text())
+    assert [case["model"] for case in content["cases"]] == ["ours", "transformers"]
+    assert all(case["peak_rss_bytes"] > 1e8 and case["seconds_per_step"] > 0 for case in content["cases"])
+    assert len(content["failed"]) == 1
+    assert "| visible | transformers-f32 |" in capsys.readouterr().out
