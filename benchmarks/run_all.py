@@ -63,7 +63,7 @@ BENCHMARKS = (
     Benchmark("train_step_bf16", "--modes visible --steps 4 --only unrolled-bf16 ours-bf16 transformers-bf16 "
               "transformers-bf16-compiled", "--size tiny --steps 1 --modes visible --only unrolled-bf16 ours-bf16",
               ("torch", "transformers"), "train_step"),
-    Benchmark("train_step_all", "--modes all --steps 2 --only unrolled-bf16 ours-bf16 transformers-bf16 "
+    Benchmark("train_step_all", "--modes all --steps 2 --batch 2 --only unrolled-bf16 ours-bf16 transformers-bf16 "
               "transformers-bf16-compiled ours-f32 transformers-f32",
               "--size tiny --steps 1 --modes all --only ours-f32", ("torch", "transformers"), "train_step"),
     Benchmark("train_step_exported", "--modes visible --steps 2 --only ours-f32 exported-f32 exported-f32-compiled "
