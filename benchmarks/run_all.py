@@ -7,9 +7,10 @@
     OUT/benchmarks/*.svg   plots, where the extra "benchmarks" (matplotlib) is installed
 
 Both files are written anew after each benchmark; those that are not run now keep what OUT/benchmarks.json has of them.
-One that fails, or whose packages or inputs are absent, is said to, and the others go on. `--quick` takes tiny sizes,
-minutes in all: it shows that everything runs, its figures mean little, so it writes to runs/benchmarks unless --out
-says otherwise. `--beside` sets the figures of another machine's benchmarks.json beside these.
+One that fails, or whose packages or inputs are absent, is said to, with what it had printed, and the others go on.
+`--quick` takes tiny sizes, minutes in all: it shows that everything runs, its figures mean little, so it writes to
+runs/benchmarks unless --out says otherwise. `--beside` sets the figures of another machine's benchmarks.json beside
+these.
 
 Exit status: 0; 1 if a benchmark failed (one that was left out has not).
 """
@@ -86,6 +87,14 @@ BENCHMARKS = (
 )
 
 
+class ProcessError(RuntimeError):
+    """A command failed; `said` is what it printed until then."""
+
+    def __init__(self, message: str, said: str):
+        super().__init__(message)
+        self.said = said
+
+
 class Runner:
     """Runs benchmarks, and makes what several of them need once."""
 
@@ -119,8 +128,10 @@ class Runner:
             entry["command"] = f"python benchmarks/{script.name} {named}".rstrip()
             said = self._named(self._process([sys.executable, str(script), *given, "--json", str(output)]))
             figures = json.loads(self._named(output.read_text(encoding="utf-8")))
-        except (RuntimeError, OSError, ValueError) as error:
-            return {**entry, "status": FAILED, "reason": str(error), "seconds": round(time.perf_counter() - begun, 1)}
+        except (ProcessError, OSError, ValueError) as error:
+            kept = {"said": self._named(error.said)} if isinstance(error, ProcessError) else {}
+            return {**entry, "status": FAILED, "reason": str(error), "seconds": round(time.perf_counter() - begun, 1),
+                    **kept}
         told = figures.pop("machine", None)  # of machine.py, or some text of a benchmark that has its own
         return {**entry, "machine": told if isinstance(told, dict) else entry["machine"], "status": OK,
                 "seconds": round(time.perf_counter() - begun, 1), "said": said, "figures": figures}
@@ -158,7 +169,7 @@ class Runner:
         """Run a command to its end, passing on what it says; returns its stdout.
 
         Raises:
-            RuntimeError: it failed, with the end of what it said, or took too long.
+            ProcessError: it failed, with the end of what it complained of, or took too long.
         """
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         said: list[str] = []
@@ -190,7 +201,7 @@ class Runner:
                 watch.cancel()
         if status:
             why = f"took longer than {limit} s" if late else f"exit status {status}"
-            raise RuntimeError(f"{' '.join(line[1:3])}: {why}\n{''.join((complaints or said)[-12:]).rstrip()}")
+            raise ProcessError(f"{' '.join(line[1:3])}: {why}\n{''.join(complaints[-12:]).rstrip()}", "".join(said))
         return "".join(said)
 
 

@@ -65,7 +65,9 @@ def test_what_fails_or_is_absent_is_said_and_the_others_are_on_the_page(
     for expected in (printed, "it went wrong", "no_such_package", "lonely.py is not in this checkout", "needs --data",
                      "no figures to go by", "![scaling_curves](benchmarks/scaling_curves.svg)"):
         assert expected in text, expected
-    assert "progress bar" not in text.split("## broken")[0]
+    before, broken = text.split("## broken")
+    assert "progress bar" not in before
+    assert printed in broken.split("## lonely")[0]  # what it printed before it failed
     assert "<svg" in (out / "benchmarks" / "scaling_curves.svg").read_text()
     assert f"broken: failed: {tmp_path}/benchmarks/broken.py --fail: exit status 1" in capsys.readouterr().out
 
