@@ -19,6 +19,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from agent_jax import checkpoint_meta
+from agent_jax.checkpoint_access import is_directory
 from agent_jax.checkpoint_arrays import context, load, spans_processes
 from agent_jax.checkpoint_meta import FORMAT_VERSION, DamagedCheckpointError
 from agent_jax.checkpoint_retention import Retention, rank, set_aside
@@ -182,9 +183,16 @@ class Checkpoints:
 
 
 def steps(directory: epath.PathLike) -> list[int]:
-    """The finished steps of a checkpoint directory, oldest first, without what is half written or set aside."""
-    found = ocp.path.step.standard_name_format().find_all(_absolute(directory))
-    return sorted(metadata.step for metadata in found if metadata.path.is_dir())
+    """The finished steps of a checkpoint directory, oldest first, without what is half written or set aside.
+
+    Raises:
+        OSError: if the storage does not answer; a directory that is missing has no steps.
+    """
+    directory = _absolute(directory)
+    if not is_directory(directory):
+        return []
+    found = ocp.path.step.standard_name_format().find_all(directory)
+    return sorted(metadata.step for metadata in found if is_directory(metadata.path))
 
 
 def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:

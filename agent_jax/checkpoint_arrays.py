@@ -10,6 +10,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from agent_jax import checkpoint_meta
+from agent_jax.checkpoint_access import read_error
 from agent_jax.checkpoint_meta import DamagedCheckpointError
 from agent_jax.distributed import all_true
 from agent_jax.fingerprint import fingerprint, flat, nested
@@ -28,7 +29,8 @@ def load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any, 
         subtree: its path in the state; "" for all of it.
 
     Raises:
-        DamagedCheckpointError: something of it cannot be read, or is not what was saved.
+        DamagedCheckpointError: something of it is missing, or is not what was saved.
+        OSError: something of it could not be read (checkpoint_access.py), which says nothing about it.
         ValueError: the subtree has other paths, shapes or dtypes than the checkpoint.
     """
     together = spans_processes(abstract)
@@ -48,17 +50,24 @@ def load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any, 
 
 def _arrays(step_directory: epath.Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     """The arrays of a step by path; of each, what lives on this process's devices is read."""
-    try:
-        with context(partial=True):
-            loaded = flat(ocp.load(step_directory, nested(wanted), checkpointable_name="state"))
-        if absent := [path for path in wanted if not isinstance(loaded.get(path), jax.Array)]:
-            raise KeyError(", ".join(absent))  # a partial load passes over what it does not find
-    except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
-        raise  # says nothing about the files
-    except Exception as error:  # Orbax raises a bare Exception for a chunk that it cannot decode
-        reason = " ".join(f"{type(error).__name__}: {error}".split())  # tensorstore prints its whole specification
-        raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: {reason[:_REASON_LENGTH]}") from error
-    return loaded
+    for attempt in (1, 2):  # an error that has passed by now may have been told as "not found"
+        try:
+            with context(partial=True):
+                loaded = flat(ocp.load(step_directory, nested(wanted), checkpointable_name="state"))
+            if absent := [path for path in wanted if not isinstance(loaded.get(path), jax.Array)]:
+                raise KeyError(", ".join(absent))  # a partial load passes over what it does not find
+            return loaded
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # says nothing about the files
+        except Exception as error:  # Orbax raises a bare Exception for a chunk that it cannot decode
+            if failed := read_error(error, step_directory):
+                raise failed from error
+            if attempt == 2:
+                cause = (type(error) is Exception and error.__cause__) or error
+                reason = " ".join(f"{type(cause).__name__}: {cause}".split())  # with tensorstore's whole specification
+                raise DamagedCheckpointError(
+                    f"checkpoint {step_directory} is damaged: {reason[:_REASON_LENGTH]}") from error
+    raise AssertionError("unreachable")
 
 
 def _undamaged(read: Callable[[], T], step_directory: epath.Path, *, together: bool) -> T:

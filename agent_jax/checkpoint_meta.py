@@ -23,6 +23,7 @@ from typing import Any
 
 from etils import epath
 
+from agent_jax.checkpoint_access import failed_read, is_directory
 from agent_jax.fingerprint import fingerprint, flat
 
 FORMAT_VERSION = 2  # 1: a domain had one camera, `image`
@@ -59,16 +60,19 @@ def read(step_directory: epath.Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if there is no such step.
         DamagedCheckpointError: if the file is missing or was altered.
+        OSError: if it could not be read, which says nothing about it.
         ValueError: if a newer version of this package wrote it.
     """
-    if not step_directory.exists():
+    if not is_directory(step_directory):
         raise FileNotFoundError(f"no checkpoint {step_directory}")
     path = step_directory / "meta" / "data.json"
     try:
         content = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: it has no {path}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise failed_read(step_directory, error.errno, path) from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: {path} is not JSON ({error})") from error
     if not isinstance(content, dict) or content.get("checksum") != _checksum(content):
         raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: {path} does not match its checksum")

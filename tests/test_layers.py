@@ -62,6 +62,7 @@ LAYERS = {
     "agent_jax.train_state": 2,
     "agent_jax.train_step": 2,
     "agent_jax.checkpoint": 2,
+    "agent_jax.checkpoint_access": 2,
     "agent_jax.checkpoint_arrays": 2,
     "agent_jax.checkpoint_meta": 2,
     "agent_jax.checkpoint_retention": 2,
