@@ -41,6 +41,7 @@ from agent_jax.config import DomainConfig
 from agent_jax.data.__main__ import main
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.sources import open_source
+from agent_jax.data.sources.lerobot_info import CameraFeature, LeRobotInfo
 from agent_jax.data.sources.source import BadDataError, SourceStep
 from agent_jax.data.store import open_store
 
@@ -160,7 +161,9 @@ def test_the_splits_of_the_data_are_kept_where_there_are_several(tmp_path: Path)
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"cameras": {}}, f"the cameras {TOP}, {WRIST}; say which .*--config.cameras.rgb={TOP}"),
-    ({"cameras": {"rgb": "observation.images.depth"}}, "no such camera"),
+    ({"cameras": {"rgb": "observation.images.depth"}},
+     r"config\.cameras\.rgb='observation\.images\.depth': .*info\.json: features\.\S* is a depth map"),
+    ({"cameras": {"rgb": "observation.images.dept"}}, "no such camera"),
     ({"fields": {"action": "acton"}}, "no feature 'acton' that holds numbers; expected one of observation.state"),
     ({"fields": {"action": "action[2:4]"}}, "'action' has 3 numbers, expected a part"),
     ({"fields": {"arm": "action"}}, r"config\.fields\.arm: no key of the action or state spec"),
@@ -184,12 +187,95 @@ def test_what_the_config_cannot_have_is_named(tmp_path: Path, changes: dict[str,
     ({"data_path": "{nothing}.parquet"}, "expected a path with episode_chunk, episode_index in braces"),
     ({"features": []}, "features is .., expected an object"),
     ({"splits": {"train": "all"}}, r"splits\.train is 'all', expected a range"),
+    ({"splits": ["train"]}, r"splits is \['train'\], expected an object"),
+    ({"chunks_size": 0.5}, "chunks_size is 0.5, expected a whole number"),
+    ({"data_path": "{episode_index:3000000000d}.parquet"}, "found episode_index with the format '3000000000d'"),
+    ({"data_path": "{episode_index:000000000000d}.parquet"}, "found episode_index with the format"),
+    ({"data_path": "{episode_index.__class__}.parquet"}, r"found \{episode_index\.__class__\}; expected a path with"),
+    ({"data_path": "{episode_index[0]}.parquet"}, r"found \{episode_index\[0\]\}"),
+    ({"data_path": "{episode_index!r}.parquet"}, "found episode_index with the format 'r'"),
+    ({"data_path": "{episode_index:{episode_chunk}d}.parquet"}, "found episode_index with the format"),
+    ({"data_path": "{episode_index"}, "data_path is '{episode_index': .* expected a path"),
+    ({"data_path": "x" * 501}, "data_path is 'x.*: 501 characters"),
+    ({"video_path": "{video_key:99999s}.mp4"}, "video_path is .*found video_key with the format '99999s'"),
+    ({"data_path": ["x"]}, r"data_path is \['x'\]: no text"),
 ])
 def test_meta_data_that_cannot_be_read_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = version_2(tmp_path / "set")
     write_info(path, {**info("v2.1", "video"), **changes})
     with pytest.raises(ValueError, match=r"meta/info\.json: .*" + message):
         open_source("lerobot", path, BOTH)
+
+
+def test_a_file_that_is_no_json_is_bad_data(tmp_path: Path) -> None:
+    path = version_2(tmp_path / "set", "image")
+    (path / "meta" / "info.json").write_text("{")
+    with pytest.raises(BadDataError, match=r"meta/info\.json: not a JSON file"):
+        open_source("lerobot", path, PrepareConfig())
+
+
+@pytest.mark.parametrize(("shape", "names", "size"), [
+    ([3, 96, 120], ["rgb", "height", "width"], (96, 120)),
+    ([3, 96, 120], ["channels", "height", "width"], (96, 120)),
+    ([3, 96, 120], ["c", "h", "w"], (96, 120)),
+    ([96, 120, 3], ["height", "width", "rgb"], (96, 120)),
+    ([96, 120, 3], None, (96, 120)),
+    ([3, 96, 120], None, (96, 120)),
+    ([3, 96, 120], {"channel": 3, "height": 96, "width": 120}, (96, 120)),
+    ([120, 96, 3], ["width", "height", "channel"], (96, 120)),
+    ([3, 96, 120], ["height", "width", "channel"], (96, 120)),  # contradicts the shape
+    ([96, 120, 3], ["channel", "height", "width"], (96, 120)),  # likewise
+    ([3, 120, 3], ["rgb", "height", "width"], (120, 3)),
+    ([3, 120, 3], ["height", "width", "rgb"], (3, 120)),
+])
+def test_axes_of_images_are_found_by_their_names(tmp_path: Path, shape: list[int], names: Any,
+                                                 size: tuple[int, int]) -> None:
+    content = info("v2.1", "image")
+    content["features"][TOP] |= {"shape": shape, "names": names}
+    write_info(tmp_path, content)
+    assert LeRobotInfo.read(tmp_path / "meta/info.json").features().cameras[TOP] == CameraFeature("image", *size)
+
+
+@pytest.mark.parametrize(("feature", "message"), [
+    ({"dtype": "image", "shape": [HEIGHT, WIDTH, 1], "names": ["height", "width", "channel"]},
+     r"has shape \[32, 48, 1\]"),
+    ({"dtype": "video", "shape": [HEIGHT, WIDTH]}, r"has shape \[32, 48\], expected height, width and 3 channels"),
+    ({"dtype": "image", "shape": 1}, "has shape 1, expected a list of sizes"),
+    ({"dtype": "float32", "shape": ["a"]}, r"has shape \['a'\], expected a list"),
+    ("x", "is 'x', expected an object"),
+])
+def test_features_that_cannot_be_used_block_nothing_until_they_are_chosen(tmp_path: Path, feature: Any,
+                                                                           message: str) -> None:
+    path, content = version_2(tmp_path / "set", "image"), info("v2.1", "image")
+    content["features"]["odd"] = feature
+    write_info(path, content)
+    assert len(read_all(path, PrepareConfig())) == 3
+    with pytest.raises(ValueError, match=rf"config\.cameras\.rgb='odd': .*features\.odd {message}"):
+        open_source("lerobot", path, PrepareConfig(cameras={"rgb": "odd"}))
+    with pytest.raises(ValueError, match=rf"config\.fields\.action='action,odd': .*features\.odd {message}"):
+        open_source("lerobot", path, PrepareConfig(fields={"action": "action,odd"}))
+
+
+def test_a_camera_that_is_not_chosen_may_lack_its_place_in_the_episodes(tmp_path: Path) -> None:
+    path = version_3(tmp_path / "set")
+    file = path / "meta/episodes/chunk-000/file-000.parquet"
+    content = pq.read_table(file)
+    write_table(file, content.drop_columns([name for name in content.column_names if WRIST in name]))
+    assert len(read_all(path, PrepareConfig(cameras={"rgb": TOP}))) == 3
+    with pytest.raises(BadDataError, match=rf"no column 'videos/{WRIST}/chunk_index'"):
+        open_source("lerobot", path, BOTH)
+
+
+def test_removed_episodes_are_told_with_the_count_to_set(tmp_path: Path) -> None:
+    path = version_2(tmp_path / "set", "image")
+    file = path / "meta" / "episodes.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], lines[2]]))
+    with pytest.raises(BadDataError, match=r"info\.json: found total_episodes=3, but 2 episodes .* is episode 1\. "
+                                           ".*set total_episodes to 2"):
+        open_source("lerobot", path, PrepareConfig())
+    write_info(path, {**info("v2.1", "image"), "total_episodes": 2})
+    assert list(read_all(path, PrepareConfig())) == ["episode_000000", "episode_000002"]
 
 
 def test_version_1_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -211,6 +297,11 @@ SHORT = pa.array([[0.0, 0.0, 0.0]] * 5 + [[0.0, 0.0]], pa.list_(pa.float32()))
     ({"task_index": [7] * 6}, "task_index 7, which is none of the 2 tasks"),
     ({"task_index": pa.array([0, None, 0, 0, 0, 0])}, "row 1: 'task_index' is missing"),
     ({"episode_index": [0] * 5 + [1]}, "found 5 rows of episode 0, but the meta data say 6"),
+    ({"action": ["x"] * 6}, "'action' holds string at each step, expected 3 numbers"),
+    ({"action": [{"a": 1}] * 6}, "'action' holds struct.* at each step, expected 3 numbers"),
+    ({"frame_index": ["x"] * 6}, "'frame_index' holds string, expected numbers"),
+    ({TOP.replace(".", "__"): ["x"] * 6}, f"row 0, '{TOP}': found str, expected an image"),
+    ({TOP.replace(".", "__"): [{"bytes": "x", "path": "y"}] * 6}, f"row 0, '{TOP}': found dict, expected an image"),
 ])
 def test_wrong_rows_are_named_with_their_file(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     path = version_2(tmp_path / "set", "image")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from agent_jax.actions import ActionSpec, StateSpec
@@ -73,13 +74,15 @@ def no_fields(config: PrepareConfig, instead: str) -> None:
         raise ValueError(f"config.fields.{key}: this source takes no fields; {instead}")
 
 
-def chosen_cameras(config: PrepareConfig, there: Collection[str], default: str = "") -> dict[str, str]:
+def chosen_cameras(config: PrepareConfig, there: Collection[str], default: str = "",
+                   unusable: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """The source's own camera by the name it is stored under.
 
     Args:
         config: its `cameras` decide.
         there: cameras of the data.
         default: the one that is taken as "rgb" where the config names none; "": the only one.
+        unusable: why others cannot be taken.
 
     Raises:
         ValueError: a camera that the data do not have; or several, of which none is chosen.
@@ -90,6 +93,8 @@ def chosen_cameras(config: PrepareConfig, there: Collection[str], default: str =
                          f"with --config.cameras.rgb={min(there, default='CAMERA')}")
     chosen = dict(config.cameras) or {"rgb": default or next(iter(there))}
     for name, camera in chosen.items():
+        if camera in unusable:
+            raise ValueError(f"config.cameras.{name}={camera!r}: {unusable[camera]}; there are {', '.join(there)}")
         if camera not in there:
             raise ValueError(f"config.cameras.{name}={camera!r}: no such camera; {nearest(camera, there)}")
     return chosen

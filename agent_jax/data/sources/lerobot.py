@@ -22,6 +22,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,10 @@ from agent_jax.data.sources.choices import (
     nearest,
     stride_of,
 )
-from agent_jax.data.sources.lerobot_meta import EpisodeEntry, LeRobotMeta, read_meta
-from agent_jax.data.sources.lerobot_rows import EpisodeTables, Selection, column_numbers, select
+from agent_jax.data.sources.lerobot_info import Features
+from agent_jax.data.sources.lerobot_meta import EpisodeEntry, LeRobotMeta, read_info, read_meta
+from agent_jax.data.sources.lerobot_rows import EpisodeTables, Selection, select
+from agent_jax.data.sources.parquet import column_numbers, column_texts
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.video import read_frames, video_info
 
@@ -129,7 +132,7 @@ class LeRobotSource:
         if self._config.instruction_text:
             return [self._config.instruction_text] * len(table)
         if self._config.instruction:
-            return [str(text or "") for text in table[self._config.instruction].to_pylist()]
+            return column_texts(table, self._config.instruction, where)
         numbers = column_numbers(table, "task_index", 1, where)[:, 0].tolist()
         unknown = sorted(set(numbers) - set(self._meta.tasks))
         if unknown:
@@ -139,7 +142,7 @@ class LeRobotSource:
 
     def _steps(self, entry: EpisodeEntry, table: pa.Table, taken: range, where: str) -> Iterator[SourceStep]:
         names = {name for selection in self._numbers.values() for name, _, _ in selection.parts}
-        columns = {name: column_numbers(table, name, self._meta.numbers[name][0], where) for name in names}
+        columns = {name: column_numbers(table, name, self._meta.features.numbers[name][0], where) for name in names}
         values = {key: selection.values(columns) for key, selection in self._numbers.items()}
         rewards = column_numbers(table, _REWARD, 1, where)[:, 0] if _REWARD in table.column_names else None
         images = {name: self._images(entry, camera, table, taken, where) for name, camera in self._cameras.items()}
@@ -152,14 +155,20 @@ class LeRobotSource:
     def _images(self, entry: EpisodeEntry, camera: str, table: pa.Table, taken: range,
                 where: str) -> Iterator[bytes | np.ndarray]:
         """A camera's image of each row that is taken."""
-        if self._meta.cameras[camera].kind == "image":
-            return (self._stored_image(table[camera][row].as_py(), f"{where}, row {row}, {camera!r}") for row in taken)
+        if self._meta.features.cameras[camera].kind == "image":
+            return (self._stored_image(table[camera][row], f"{where}, row {row}, {camera!r}") for row in taken)
         time_s = column_numbers(table, "timestamp", 1, where)[:, 0].astype(np.float64)
         return self._video_images(entry, camera, time_s[taken.start:taken.stop:taken.step])
 
-    def _stored_image(self, content: Mapping[str, Any] | None, where: str) -> bytes:
+    def _stored_image(self, value: pa.Scalar, where: str) -> bytes:
         """The encoded image of a row: its bytes, or those of the file that it names."""
-        content = content or {}
+        try:
+            content = value.as_py()
+        except UnicodeDecodeError as error:
+            raise BadDataError(f"{where}: holds a path that is not UTF-8 ({error})") from error
+        if not isinstance(content, dict) or not isinstance(content.get("bytes"), (bytes, NoneType)):
+            raise BadDataError(f"{where}: found {type(content).__name__}, expected an image: an object of `bytes` and "
+                               "`path`")
         if content.get("bytes"):
             return content["bytes"]
         file = self._path / str(content.get("path") or "")
@@ -172,7 +181,7 @@ class LeRobotSource:
         """The frames of a video at the times of an episode's rows."""
         video, rate_hz = entry.videos[camera], self._meta.rate_hz
         where = f"{video.file}, episode {entry.index}"
-        expected = self._meta.cameras[camera]
+        expected = self._meta.features.cameras[camera]
         slack_s = _TOLERANCE / rate_hz
         try:
             info = video_info(video.file)
@@ -207,43 +216,45 @@ def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
             damaged.
     """
     checked_options(config, {})
-    meta = read_meta(path)
-    cameras = chosen_cameras(config, meta.cameras)
+    info = read_info(path)
+    features = info.features()
+    cameras = chosen_cameras(config, features.cameras, unusable=features.unusable)
+    meta = read_meta(path, info, features, cameras.values())
     action = declared_spec(ActionSpec, config.action_spec)
     state = declared_spec(StateSpec, config.state_spec)
-    if config.instruction and config.instruction not in meta.texts:
+    if config.instruction and config.instruction not in features.texts:
         raise ValueError(f"config.instruction={config.instruction!r}: no feature that holds a text; "
-                         f"{nearest(config.instruction, meta.texts)}. Leave it empty to take the task")
+                         f"{nearest(config.instruction, features.texts)}. Leave it empty to take the task")
     stride = stride_of(config, meta.rate_hz, absolute=action is not None and action.absolute)
-    actions = _selections(config, meta, action, "action")
-    observations = _selections(config, meta, state, "state")
+    actions = _selections(config, features, action, "action")
+    observations = _selections(config, features, state, "state")
     check_fields(config, actions | observations)
-    schema = Schema({name: (meta.cameras[camera].height, meta.cameras[camera].width)
+    schema = Schema({name: (features.cameras[camera].height, features.cameras[camera].width)
                      for name, camera in cameras.items()}, _shapes(actions, action), _shapes(observations, state))
     numbers = {**actions, **observations}
-    features = {name for selection in numbers.values() for name, _, _ in selection.parts}
-    columns = sorted({"frame_index", "timestamp", *features,
-                      *(camera for camera in cameras.values() if meta.cameras[camera].kind == "image"),
+    chosen = {name for selection in numbers.values() for name, _, _ in selection.parts}
+    columns = sorted({"frame_index", "timestamp", *chosen,
+                      *(camera for camera in cameras.values() if features.cameras[camera].kind == "image"),
                       *({config.instruction} if config.instruction else {"task_index"}),
-                      *(name for name in (_REWARD, _DONE) if name in meta.numbers)})
+                      *(name for name in (_REWARD, _DONE) if features.numbers.get(name) == (1,))})
     return LeRobotSource(schema, dict(config.action_spec), dict(config.state_spec),
                          meta.rate_hz / stride, path, meta, cameras, numbers, stride, config, EpisodeTables(columns))
 
 
-def _selections(config: PrepareConfig, meta: LeRobotMeta, spec: ActionSpec | StateSpec | None,
+def _selections(config: PrepareConfig, features: Features, spec: ActionSpec | StateSpec | None,
                 own: str) -> dict[str, Selection]:
     """What each key of a spec is made of; without one, the key `own`."""
     if spec:
-        return {key: select(key, config.fields.get(key, _feature(key, meta)), meta.numbers, shape)
+        return {key: select(key, config.fields.get(key, _feature(key, features)), features, shape)
                 for key, (shape, _) in spec.fields.items()}
     text = config.fields.get(own, _DEFAULTS[own])
-    if own == "state" and own not in config.fields and len(meta.numbers.get(text, ())) != 1:
+    if own == "state" and own not in config.fields and len(features.numbers.get(text, ())) != 1:
         return {}
-    return {own: select(own, text, meta.numbers)}
+    return {own: select(own, text, features)}
 
 
-def _feature(key: str, meta: LeRobotMeta) -> str:
-    return key if key in meta.numbers else _DEFAULTS.get(key, key)
+def _feature(key: str, features: Features) -> str:
+    return key if key in features.numbers else _DEFAULTS.get(key, key)
 
 
 def _shapes(numbers: Mapping[str, Selection], spec: ActionSpec | StateSpec | None) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from agent_jax.data.sources.lerobot_meta import EpisodeEntry, read_parquet
+from agent_jax.data.sources.lerobot_info import Features
+from agent_jax.data.sources.lerobot_meta import EpisodeEntry
+from agent_jax.data.sources.parquet import column_numbers, read_parquet
 from agent_jax.data.sources.source import BadDataError
 
 _PART = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<first>\d+)(?P<range>:(?P<stop>\d+))?\])?")
@@ -36,30 +37,31 @@ class Selection:
         return joined.reshape(-1, *self.shape)
 
 
-def select(key: str, text: str, features: Mapping[str, tuple[int, ...]],
-           shape: tuple[int, ...] | None = None) -> Selection:
+def select(key: str, text: str, features: Features, shape: tuple[int, ...] | None = None) -> Selection:
     """The selection that `config.fields.KEY=text` means.
 
     Args:
         key: of a spec.
         text: features, joined by commas, each whole or with components `[i]`, `[i:j]`.
-        features: shape by name.
+        features: of the data.
         shape: that the spec expects; None: whatever it is.
 
     Raises:
         ValueError: no such feature or component, or another size than the spec expects.
     """
     where = f"config.fields.{key}={text!r}"
-    parts = []
+    shapes, parts = features.numbers, []
     for piece in text.split(","):
         match = _PART.fullmatch(piece.strip())
         name = match["name"] if match else piece
-        if match is None or name not in features:
-            raise ValueError(f"{where}: no feature {name!r} that holds numbers; expected one of {', '.join(features)}, "
+        if name in features.unusable:
+            raise ValueError(f"{where}: {features.unusable[name]}")
+        if match is None or name not in shapes:
+            raise ValueError(f"{where}: no feature {name!r} that holds numbers; expected one of {', '.join(shapes)}, "
                              "or a part such as FEATURE[0:3]")
-        if len(features[name]) != 1:
-            raise ValueError(f"{where}: {name!r} has shape {list(features[name])}, expected a vector")
-        size = features[name][0]
+        if len(shapes[name]) != 1:
+            raise ValueError(f"{where}: {name!r} has shape {list(shapes[name])}, expected a vector")
+        size = shapes[name][0]
         first = int(match["first"] or 0)
         stop = size if not match["first"] else int(match["stop"]) if match["range"] else first + 1
         if not first < stop <= size:
@@ -117,38 +119,6 @@ class EpisodeTables:
             return content.read(["episode_index"])
 
         self._file, self._groups, self._table = None, None, None
-        self._index = read_parquet(file, ["episode_index"], read)["episode_index"].to_numpy()
+        self._index = column_numbers(read_parquet(file, ["episode_index"], read), "episode_index", 1, str(file))[:, 0]
         self._bounds = np.cumsum([0, *groups])
         self._file = file
-
-
-def column_numbers(table: pa.Table, name: str, size: int, where: str) -> np.ndarray:
-    """(steps, size), the numbers of a column of scalars or lists.
-
-    Raises:
-        BadDataError: a value is missing, has another size, or is not finite; names the row.
-    """
-    column = table[name].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # of no rows, or too many for one
-        column = pa.concat_arrays(column.chunks)
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-        raise BadDataError(f"{where}, row {row}: {name!r} is missing")
-    if pa.types.is_nested(column.type):
-        # pyarrow makes its functions as it is imported.
-        lengths: np.ndarray = pc.list_value_length(column).to_numpy(  # pyright: ignore[reportAttributeAccessIssue]
-            zero_copy_only=False)
-        if np.any(lengths != size):
-            row = int(np.flatnonzero(lengths != size)[0])
-            raise BadDataError(f"{where}, row {row}: {name!r} has {lengths[row]} numbers, expected {size}")
-        column = column.flatten()
-    elif size != 1:
-        raise BadDataError(f"{where}: {name!r} holds one number a step, expected {size}")
-    flat = column.to_numpy(zero_copy_only=False)
-    if flat.dtype.kind not in "biuf":
-        raise BadDataError(f"{where}: {name!r} holds {column.type}, expected numbers")
-    numbers = flat.reshape(len(table), size)
-    bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
-    if len(bad):
-        raise BadDataError(f"{where}, row {bad[0]}: {name!r} is {numbers[bad[0]].tolist()}, expected finite numbers")
-    return numbers
