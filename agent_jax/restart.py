@@ -39,6 +39,14 @@ FREE_FIELDS = re.compile(
     r"|model\.(attention|remat|unroll)"
 )
 
+# Fields of config.model in which the run of `config.init.checkpoint` may differ, since they do not change what its
+# parameters mean. Of the others some change no shape (heads, activations, the epsilon of LayerNorm, positions, the order
+# of temporal attention): the parameters would load and compute something else.
+_EXECUTION_FIELDS = re.compile(r"dtype|remat|attention|unroll|language\.(token_std|position_std)"
+                               r"|language\.vocabulary_(size|multiple)"  # the vocabularies themselves are compared
+                               r"|classes")  # a class head may be added or dropped, which the log says
+_TRAINING_FIELDS = re.compile(r"visual_tokens|mae\.mask_ratio|language\.dropout")  # what differs is logged
+
 
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -122,9 +130,13 @@ def _params_of_checkpoint(config: Config, mesh: Mesh, optimizer: optax.GradientT
     if difference := vocabulary.difference(Vocabulary.from_json(meta["vocabulary"])):
         raise ValueError(f"config.init.checkpoint={config.init.checkpoint}: its vocabulary (there) differs from "
                          f"config.vocabulary (here): {difference}")
+    carried = _carried_model(meta, config)
     shapes = abstract_state(config, mesh, optimizer).params
-    source = directory / str(meta["step"])
-    if "classifier" not in shapes or any(path.startswith("params/classifier/") for path in meta["fingerprint"]):
+    source = f"{directory / str(meta['step'])}{carried}"
+    has_head = any(path.startswith("params/classifier/") for path in meta["fingerprint"])
+    if has_head and "classifier" not in shapes:
+        return checkpoint.restore_parameters(directory, shapes, step=step)[0], f"{source}, without its class head"
+    if has_head or "classifier" not in shapes:
         return checkpoint.restore_parameters(directory, shapes, step=step)[0], source
     # A run without classes is what one with classes is tuned from.
     shared = {name: part for name, part in shapes.items() if name != "classifier"}
@@ -132,6 +144,29 @@ def _params_of_checkpoint(config: Config, mesh: Mesh, optimizer: optax.GradientT
     key = purpose_key(config.seed, INIT_KEY)
     head = jax.jit(lambda: init_params(config.model, key)["classifier"])()
     return {**params, "classifier": head}, f"{source}, with a fresh class head"
+
+
+def _carried_model(meta: Mapping[str, Any], config: Config) -> str:
+    """What differs between the model of `config.init.checkpoint` and this run's, and may: for the log, "" if nothing.
+
+    Raises:
+        ValueError: a field of the model differs that changes what the parameters compute.
+    """
+    # A field that the checkpoint does not know yet counts as its default, which does what was done without the field.
+    there, here = (by_name(dataclasses.asdict(one.model)) for one in (from_config_dict(meta["config"]), config))
+    lines = {name: f"config.model.{name}: {there[name]!r} there, {here[name]!r} here"
+             for name in here if there[name] != here[name]}
+    refused = [line for name, line in lines.items()
+               if not (_EXECUTION_FIELDS.fullmatch(name) or _TRAINING_FIELDS.fullmatch(name))]
+    if there["classes"] and here["classes"] and "classes" in lines:
+        refused.append(lines["classes"])
+    if refused:
+        raise ValueError(
+            f"config.init.checkpoint={config.init.checkpoint}: its model (there) differs from config.model (here), so "
+            "its parameters would compute something else; set these fields to the checkpoint's values, or take another "
+            "checkpoint:\n" + "\n".join(f"  {line}" for line in refused))
+    carried = [line for name, line in lines.items() if _TRAINING_FIELDS.fullmatch(name)]
+    return f" ({'; '.join(carried)})" if carried else ""
 
 
 def _check_same_run(meta: Mapping[str, Any], config: Config, vocabulary: Vocabulary, domains: Sequence[Domain],

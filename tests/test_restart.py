@@ -29,7 +29,15 @@ from agent_jax.config import (
 from agent_jax.data.domains import Domain
 from agent_jax.optimizer import averaged_params, make_optimizer
 from agent_jax.policy import Policy
-from agent_jax.restart import Start, config_changes, restore_acting_parameters, start
+from agent_jax.restart import (
+    _EXECUTION_FIELDS,
+    _TRAINING_FIELDS,
+    Start,
+    by_name,
+    config_changes,
+    restore_acting_parameters,
+    start,
+)
 from agent_jax.sharding import make_mesh
 from agent_jax.train_state import abstract_params
 from agent_jax.vocabulary import Vocabulary
@@ -187,6 +195,45 @@ def test_parameters_of_another_vocabulary_are_not_taken_over(straight: Trained, 
     init = InitConfig(checkpoint=str(straight.workdir))
     with pytest.raises(ValueError, match=r"config.init.checkpoint=.*its vocabulary \(there\) differs"):
         start_on_one_device(straight, tmp_path, Vocabulary.build("bytes", ("babyai", "iafm")), init=init)
+
+
+@pytest.mark.parametrize(("field", "value"), [  # none changes the shape of a parameter
+    ("vision.heads", 1), ("vision.activation", "gelu"), ("vision.layer_norm_eps", 1e-6), ("vision.positions", "sincos"),
+    ("vision.temporal_order", "before"), ("language.heads", 1), ("language.activation", "gelu"),
+    ("language.layer_norm_eps", 1e-6), ("mae.heads", 1), ("mae.activation", "gelu"), ("mae.layer_norm_eps", 1e-6),
+])
+def test_parameters_of_a_model_that_computes_something_else_are_not_taken_over(straight: Trained, tmp_path: Path,
+                                                                              field: str, value: Any):
+    part, name = field.split(".")
+    model = straight.run.config.model
+    other = dataclasses.replace(model, **{part: dataclasses.replace(getattr(model, part), **{name: value})})
+    with pytest.raises(ValueError, match="config.init.checkpoint") as refusal:
+        start_on_one_device(straight, tmp_path, init=InitConfig(checkpoint=str(straight.workdir)), model=other)
+    (line,) = str(refusal.value).splitlines()[1:]
+    there = getattr(getattr(model, part), name)
+    assert line == f"  config.model.{field}: {there!r} there, {value!r} here"
+
+
+def test_parameters_may_be_trained_in_another_way_and_the_log_says_how(straight: Trained, tmp_path: Path):
+    model = straight.run.config.model
+    other = dataclasses.replace(model, visual_tokens="visible", remat="full", attention="xla",
+                                mae=dataclasses.replace(model.mae, mask_ratio=0.5))
+    found = start_on_one_device(straight, tmp_path, init=InitConfig(checkpoint=str(straight.workdir)), model=other)
+    assert list(differing(found.state.params, straight.state.params)) == []
+    for words in ("config.model.visual_tokens: 'all' there, 'visible' here", "mae.mask_ratio: 0.75 there, 0.5 here"):
+        assert words in found.rung
+    assert "remat" not in found.rung
+
+
+def test_every_field_of_the_model_is_compared_when_parameters_are_taken_over(straight: Trained):
+    meta = {"config": dataclasses.asdict(straight.run.config)}
+    compared = {name for name in by_name(meta["config"]["model"])
+                if not (_EXECUTION_FIELDS.fullmatch(name) or _TRAINING_FIELDS.fullmatch(name))}
+    assert compared == {
+        *(f"{part}.{field}" for part in ("vision", "language", "mae")
+          for field in ("width", "depth", "heads", "mlp_width", "activation", "layer_norm_eps")),
+        "vision.image_size", "vision.patch_size", "vision.positions", "vision.temporal_attention",
+        "vision.temporal_order", "language.positions"}
 
 
 def test_a_missing_init_checkpoint_is_refused_before_anything_is_written(tmp_path_factory: pytest.TempPathFactory,

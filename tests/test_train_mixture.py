@@ -138,6 +138,16 @@ def test_a_run_without_classes_is_tuned_with_a_fresh_class_head(config: Config, 
     assert made.state.params["classifier"]["kernel"].any()
     assert (made.state.params["connector"]["kernel"] == first.first.state.params["connector"]["kernel"]).all()
 
+    more = dataclasses.replace(tuned, init=dataclasses.replace(config.init, checkpoint=str(run.workdir)),
+                               model=dataclasses.replace(run.config.model, classes=4))
+    with pytest.raises(ValueError, match="config.model.classes: 3 there, 4 here"):
+        start(more, run.mesh, run.optimizer, run.data.vocabulary, run.data.domains,
+              type(run.checkpoints)(tmp_path / "more" / "checkpoints", keep_latest=1, keep_best=0))
+    fewer = dataclasses.replace(more, model=dataclasses.replace(run.config.model, classes=0))
+    made = start(fewer, run.mesh, run.optimizer, run.data.vocabulary, run.data.domains,
+                 type(run.checkpoints)(tmp_path / "fewer" / "checkpoints", keep_latest=1, keep_best=0))
+    assert made.rung.endswith("without its class head (init.checkpoint)")
+
 
 def test_a_label_that_the_model_has_no_class_for_is_refused_at_the_start(config: Config):
     fewer = dataclasses.replace(config, model=dataclasses.replace(config.model, classes=2))
