@@ -82,6 +82,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
+    # With the root named, `pip install -e` adds it to sys.path by a .pth file, so that the package is found before the
+    # folder of that name beside a user who stands in the directory holding the clone. setuptools' import hook comes too
+    # late for that: Python takes the folder for a namespace package first.
+    package_dir={"": "."},
     packages=find_packages(include=["agent_jax", "agent_jax.*"]),
     package_data={"agent_jax": ["py.typed"]},
     install_requires=REQUIRED,

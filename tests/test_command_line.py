@@ -1,4 +1,10 @@
-"""Mistakes on the command line end in one line that names the flag, what was found and what is there."""
+"""Mistakes on the command line end in one line that names the flag, what was found and what is there; --help."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +42,33 @@ def test_a_missing_config_file_is_named(capsys, tmp_path):
         parse_flags(["train", "--config", str(tmp_path / "none.py:smoke")])
     assert ended.value.code == USER_ERROR
     assert "none.py:smoke: no such file" in capsys.readouterr().err
+
+
+def test_a_command_without_a_config_is_told_what_is_missing(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(["train", "--workdir=x"])
+    assert ended.value.code == USER_ERROR
+    assert "--config is missing; expected --config=FILE.py" in capsys.readouterr().err
+
+
+def test_help_of_train_names_the_config_and_the_flags_of_several_processes():
+    done = subprocess.run([sys.executable, "-m", "agent_jax.train", "--help"], capture_output=True, text=True,
+                          timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    for flag in ("--config", "--config.FIELD=VALUE", "--workdir", "--json", "--coordinator", "--processes", "--process",
+                 "--join_timeout", "--heartbeat_timeout", "--stall_timeout"):
+        assert flag in done.stdout
+
+
+def test_commands_run_from_the_folder_that_holds_the_clone(root: Path, tmp_path: Path):
+    """A folder of the package's name in the working directory must not be taken for the package."""
+    try:
+        importlib.metadata.distribution("agent_jax")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs agent_jax installed, as by `pip install -e`")
+    (tmp_path / "agent_jax").symlink_to(root)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = "import agent_jax; print(agent_jax.__version__); from agent_jax.data.__main__ import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                          timeout=60)
+    assert done.returncode == 0, done.stderr
