@@ -13,6 +13,8 @@ from ml_collections import ConfigDict, config_flags
 
 from agent_jax.cluster import USER_ERROR, Cluster
 
+_HELP = frozenset({"-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"})
+
 
 def define_config() -> Any:
     """The flag `--config`, required; its `.value` is the ConfigDict with all overrides, locked."""
@@ -47,14 +49,17 @@ def config_name() -> str:
 
 
 def refuse(message: str) -> NoReturn:
-    """End the program with the message and status 2."""
-    program = Path(sys.argv[0])  # of `python -m agent_jax.train`: .../agent_jax/train.py
-    print(f"{program.parent.name}.{program.stem}: {message}", file=sys.stderr, flush=True)
+    """End the program with the message, behind the command's name as `python -m` takes it, and status 2."""
+    spec = sys.modules["__main__"].__spec__
+    program = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    print(f"{program}: {message}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """`flags_parser` of `absl.app.run`: a mistake ends with one message, not with a traceback of ml_collections."""
+    """`flags_parser` of `absl.app.run`: help, and a mistake, end with a text rather than with a traceback."""
+    if not _HELP.isdisjoint(arguments):
+        _print_help(every_flag=any(argument.endswith("helpfull") for argument in arguments))
     if mistake := _config_mistake(arguments):
         refuse(mistake)
     try:
@@ -66,12 +71,20 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     return rest
 
 
+def _print_help(*, every_flag: bool) -> NoReturn:
+    """The main module's docstring and the flags it takes (absl's own leaves out --config, and exits with 1)."""
+    flags.FLAGS.mark_as_parsed()  # unless defaults may be read, none is shown
+    text = flags.FLAGS.get_help() if every_flag else flags.FLAGS.main_module_help()
+    print(f"{sys.modules['__main__'].__doc__ or ''}\nflags:\n{text}")
+    sys.exit(0)
+
+
 def _config_mistake(arguments: Sequence[str]) -> str:
     """What is wrong with the config file or the first `--config.FIELD`; "" if nothing is."""
     given = [argument.lstrip("-").partition("=") for argument in arguments if argument.startswith("-")]
     file = next((value or _after(arguments, name) for name, _, value in given if name == "config"), "")
     if not file:
-        return ""
+        return "--config is missing; expected --config=FILE.py or --config=FILE.py:VARIANT (--help)"
     if not Path(file.partition(":")[0]).is_file():
         return f"--config={file}: no such file; expected FILE.py or FILE.py:VARIANT"
     alone, values = ["", f"--config={file}"], flags.FlagValues()

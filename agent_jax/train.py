@@ -24,10 +24,11 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from agent_jax import checkpoint, distributed, report
+from agent_jax import checkpoint, command_line, distributed, report
 from agent_jax.checkpoint import Checkpoints, DamagedCheckpointError
 from agent_jax.command_line import config_name, define_cluster, define_config, parse_flags, refuse
 from agent_jax.compile_cache import use_compile_cache
+from agent_jax.compile_notice import announce_compilations
 from agent_jax.config import Config, from_config_dict
 from agent_jax.data.loader import Loader
 from agent_jax.envs.collect import ensure_demonstrations
@@ -52,6 +53,7 @@ _CONFIG = define_config()
 _CLUSTER = define_cluster()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; by default runs/NAME of the config file.")
 _JSON = flags.DEFINE_string("json", "", "Also write the report to this file.")
+flags.adopt_module_key_flags(command_line)  # for --help
 
 
 class Run:
@@ -334,6 +336,7 @@ def main(arguments: list[str]) -> None:
     del arguments
     phases = Phases()
     phases.count_compiling()
+    announce_compilations()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells dozens of lines of every save
     tune_heap()

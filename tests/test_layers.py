@@ -49,6 +49,7 @@ LAYERS = {
     "agent_jax.host_memory": 0,
     "agent_jax.processor": 0,
     "agent_jax.compiler_options": 0,
+    "agent_jax.compile_notice": 0,
     "agent_jax.cluster": 0,
     "agent_jax.distributed": 0,
     "agent_jax.watchdog": 0,

@@ -67,14 +67,14 @@ def test_every_product_is_made_on_some_device(planned):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--topology=v4-33"], "plan.__main__: --topology=v4-33: not known; expected one of"),
+    (["--topology=v4-33"], "agent_jax.plan: --topology=v4-33: not known; expected one of"),
     (["--topology=v4-8"], "config.mesh.fsdp=2, config.mesh.tensor=2 ask for 8 devices, but there are 4"),
     (["--topology=v4-16", "--global_batch=6"], "config.train.batch_size=6 does not divide by 4"),
     (["--topology=v4-16", "--global_batch=9", "--config.train.accumulation=2", "--config.train.batch_size=8"],
      "--global_batch=9 must be a multiple of config.train.accumulation=2"),
     (["--topology=h100-8", "--config.model.attention=splash"],
      "config.model.attention='splash' does not run on h100; pass --config.model.attention=xla"),
-    ([], "topology"),
+    ([], "agent_jax.plan: --topology is missing"),
 ])
 def test_what_cannot_be_planned_is_refused_in_one_message(root, arguments, message):
     done = plan(root, *arguments)
@@ -88,7 +88,7 @@ def test_a_step_that_does_not_fit_is_told_and_exits_with_2(root):
     done = plan(root, "--topology=v5e-8", "--global_batch=2000000")
     assert done.returncode == 2
     assert "DOES NOT FIT" in done.stdout
-    assert "plan.__main__: the step does not fit: " in done.stderr
+    assert "agent_jax.plan: the step does not fit: " in done.stderr
     assert "config.train.rows_per_device" in done.stderr
 
 

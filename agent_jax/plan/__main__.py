@@ -22,6 +22,7 @@ from typing import Any
 
 from absl import app, flags
 
+from agent_jax import command_line
 from agent_jax.command_line import define_config, parse_flags, refuse
 from agent_jax.config import Config, from_config_dict
 from agent_jax.json_files import check_json_path, write_json
@@ -35,7 +36,7 @@ from agent_jax.plan.search import fastest, outcome_line, search, table_head
 from agent_jax.plan.topology import Topology, find_topology
 
 _CONFIG = define_config()
-_TOPOLOGY = flags.DEFINE_string("topology", None, "v4-32, v5e-16, v6e-8, h100-8, 2xv4-32, ...", required=True)
+_TOPOLOGY = flags.DEFINE_string("topology", "", "v4-32, v5e-16, v6e-8, h100-8, 2xv4-32, ...; required.")
 _BATCH = flags.DEFINE_integer("global_batch", 0, "Rows of a step; 0: config.train.batch_size.", lower_bound=0)
 _TEXT_IDS = flags.DEFINE_integer("text_ids", 0, "Text ids of the vocabulary; 0: those of the tokenizer.", lower_bound=0)
 _MFU = flags.DEFINE_float("mfu", 0.4, "Model FLOPs utilisation to assume in the last line.", 0.01, 1.0)
@@ -43,6 +44,7 @@ _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies, batche
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", [], "Global batches to search; by default that of the config alone.")
 _MINUTES = flags.DEFINE_float("search_minutes", 30.0, "No compile of a search begins after these.", 0.0)
 _JSON = flags.DEFINE_string("json", "", "Also write the figures to this file.")
+flags.adopt_module_key_flags(command_line)  # for --help
 
 ADVICE = ("take more chips, raise config.mesh.fsdp, lower config.train.rows_per_device, or set config.model.remat=full "
           "(--search tries them)")
@@ -116,6 +118,8 @@ def search_and_print(topology: Topology, row: PlannedRow, devices: Sequence[Any]
 def main(arguments: list[str]) -> None:
     """Compile, print, write. What the user must mend ends with one message and exit code 2."""
     del arguments
+    if not _TOPOLOGY.value:
+        refuse("--topology is missing; expected --topology=v4-32 or the like (--help)")
     try:
         json_path = check_json_path(_JSON.value, "--json=") if _JSON.value else None
         topology = find_topology(_TOPOLOGY.value)
