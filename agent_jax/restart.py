@@ -40,8 +40,8 @@ FREE_FIELDS = re.compile(
 )
 
 # Fields of config.model in which the run of `config.init.checkpoint` may differ, since they do not change what its
-# parameters mean. Of the others some change no shape (heads, activations, the epsilon of LayerNorm, positions, the order
-# of temporal attention): the parameters would load and compute something else.
+# parameters mean. Some of the others change no shape (heads, activations, the epsilon of LayerNorm, positions, the
+# order of temporal attention): the parameters would load and compute something else.
 _EXECUTION_FIELDS = re.compile(r"dtype|remat|attention|unroll|language\.(token_std|position_std)"
                                r"|language\.vocabulary_(size|multiple)"  # the vocabularies themselves are compared
                                r"|classes")  # a class head may be added or dropped, which the log says

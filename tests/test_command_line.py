@@ -68,7 +68,7 @@ def test_commands_run_from_the_folder_that_holds_the_clone(root: Path, tmp_path:
         pytest.skip("needs agent_jax installed, as by `pip install -e`")
     (tmp_path / "agent_jax").symlink_to(root)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    program = "import agent_jax; print(agent_jax.__version__); from agent_jax.data.__main__ import main; main(['--help'])"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True,
-                          timeout=60)
+    program = "from agent_jax import __version__; from agent_jax.data.__main__ import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True,
+                          text=True, timeout=60)
     assert done.returncode == 0, done.stderr
