@@ -132,7 +132,10 @@ def peak_memory() -> int:
     b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"}.",  # a frame that does
     b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 200 + b".",  # a value of 2^200 parts, of which each is shared
     b"\x80\x02\x8a\xff" + b"\x7f" * 255 + b".",
-], ids=["deep", "long", "memo", "text", "bytes", "frame", "doubling", "number"])
+    # a tensor of a shape of 100,000 axes, a thousand times
+    b"\x80\x02(" + b"K\1" * 100_000 + b"tq\0ctorch._utils\n_rebuild_tensor_v2\nq\1(X\7\0\0\0storage"
+    b"ctorch\nFloatStorage\nX\1\0\0\0aX\3\0\0\0cpuK\1tQK\0h\0h\0NNtq\2(" + b"h\1h\2R" * 1000 + b"t.",
+], ids=["deep", "long", "memo", "text", "bytes", "frame", "doubling", "number", "axes"])
 def test_a_pickle_that_would_take_all_memory_is_refused_at_once(bomb):
     before = peak_memory()
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +231,39 @@ def test_a_prepared_calvin_folder_trains(folder: Path, tmp_path: Path) -> None:
     assert store.splits == {"test": 1, "train": 4}
     metrics = train_two_steps(out, DomainConfig(window=2, stride=2, max_text=32))
     assert metrics.weights.action[0] >= 2 * 9  # of each step: seven tokens and two delimiters
+
+
+def test_step_files_and_plays_that_lie_are_named_and_cost_no_memory(folder: Path, tmp_path: Path) -> None:
+    file = folder / "training" / "episode_0000010.npz"
+    whole = file.read_bytes()
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000,)}\n"
+    for content, message in ((b"\x93NUMPY\x01\x00" + bytes([len(header), 0]) + header, "float64[10000000000000]"),
+                             (b"no array", "magic string")):
+        save_step(folder / "training", 10, rel_actions=None)
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr("rel_actions.npy", content)
+        with pytest.raises(BadDataError, match=r"episode_0000010\.npz.*rel_actions.*" + re.escape(message)):
+            read_all(folder)
+        _, summary = prepare("calvin", folder, tmp_path / message[:5], PrepareConfig(out_of_bounds=0.9),
+                             on_error="skip")
+        assert [item["why"].count("episode_0000010.npz") for item in summary["skipped"]] == [1]
+    (folder / "training" / "ep_start_end_ids.npy").write_bytes(whole)
+    with pytest.raises(BadDataError, match=r"ep_start_end_ids\.npy: cannot be read"):
+        open_source("calvin", folder, PrepareConfig())
+    np.save(folder / "training" / "ep_start_end_ids.npy", np.asarray([[0, 2**62]]))
+    save_annotations(folder / "training", [(0, 2**61, "play without end"), *ANNOTATED["training"]])
+    source = open_source("calvin", folder, PrepareConfig())
+    assert sum(len(list(source.files(recording))) for recording in source.recordings()) < 100
+    with pytest.raises(BadDataError, match="training.*annotation 0: found the steps 0 to 2305843009213693952"):
+        read_all(folder)
+
+
+def test_a_damaged_first_step_costs_its_recording_alone(folder: Path, tmp_path: Path) -> None:
+    (folder / "training" / "episode_0000030.npz").write_bytes(b"PK")  # of annotation 0
+    _, summary = prepare("calvin", folder, tmp_path / "store", PrepareConfig(), on_error="skip")
+    assert summary["episodes"] == 4
+    assert [item["why"].count("episode_0000030.npz: cannot be read") for item in summary["skipped"]] == [1]
+    for number in range(8, 41):
+        (folder / "training" / f"episode_{number:07d}.npz").write_bytes(b"PK")
+    with pytest.raises(BadDataError, match=r"episode_0000030\.npz: cannot be read"):
+        open_source("calvin", folder, PrepareConfig())

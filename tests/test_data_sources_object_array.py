@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_a_pickle_cannot_change_the_reader_itself(tmp_path: Path) -> None:
     for name in ("numpy\ndtype", "numpy\nndarray", f"{core}\n_reconstruct", f"{core}\nscalar"):
         # GLOBAL name; the state (None, {"left": 1}), which means setattr(name, "left", 1); BUILD; STOP
         (tmp_path / "a.npy").write_bytes(header + f"c{name}\n".encode() + b"N}X\x04\x00\x00\x00leftK\x01s\x86b.")
-        with pytest.raises(BadDataError, match="__setstate__"):
+        with pytest.raises(BadDataError, match="sets the state of a _Name"):
             read_object_array(tmp_path / "a.npy")
 
 
@@ -100,3 +101,54 @@ def test_a_truncated_file_names_itself(tmp_path: Path, length: int) -> None:
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_object_array(tmp_path / "none.npy")
+
+
+def test_what_is_saved_twice_is_one_object_and_not_copied(tmp_path: Path) -> None:
+    emb = np.arange(4.0)
+    found = read_object_array(saved(tmp_path / "a.npy", {"a": emb, "b": emb, "c": [emb]}))
+    assert found["a"] is found["b"] is found["c"][0]
+    assert found["a"].tolist() == [0, 1, 2, 3]
+
+
+ONES = b"X\x40\x42\x0f\x00" + b"1" * 1_000_000 + b"q\x00"  # a text of a megabyte, at place 0 of the memo
+
+
+@pytest.mark.parametrize("bomb", [
+    b"\x80\x04Nr\xff\xff\xff\x7f.",  # a place far out in the memo, which pickle makes room for
+    b"\x80\x04)" + b"q\x00h\x00h\x00\x86" * 40 + b"}h\x00Ns.",  # a key of 2^40 parts
+    b"\x80\x04" + ONES + b"cnumpy.core.multiarray\nscalar\nq\x01cnumpy\ndtype\nX\x08\0\0\0S1000000\x85Rh\x00\x86q\x02"
+    + b"(" + b"h\x01h\x02R" * 2000 + b"t.",  # two thousand copies of the megabyte
+    b"\x80\x04(" + b"N" * 100_000 + b"l.",
+    b"\x80\x04" + b"](" + b"N" * 100_000 + b"eq\x00cbuiltins\nset\nq\x01h\x00\x85q\x02(" + b"h\x01h\x02R" * 900 + b"t.",
+    b"\x80\x04}(" + b"".join(b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"N" for k in range(1, 20_000))
+    + b"u.",  # keys of one hash
+    b"\x80\x04(" + b"\x8f" * 300_000 + b"t.",  # sets, of a byte each in the file
+], ids=["memo", "key", "scalars", "opcode", "sets", "hashes", "long"])
+def test_a_small_file_takes_neither_all_memory_nor_all_time(tmp_path: Path, bomb: bytes,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "64")  # as 512 does, in an eighth of the time
+    path = saved(tmp_path / "a.npy", {})
+    path.write_bytes(path.read_bytes()[:128] + bomb)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadDataError, match=r"a\.npy: cannot be read.*AGENT_JAX_MAX_READ_MB") as error:
+        read_object_array(path)
+    assert len(str(error.value)) < 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024 + len(bomb) / 1024  # KiB
+
+
+def test_lists_of_twice_the_same_list_are_read_as_they_are(tmp_path: Path) -> None:
+    value: list[Any] = []
+    for _ in range(40):
+        value = [value, value]  # 2^40 paths through 41 lists
+    found = read_object_array(saved(tmp_path / "a.npy", {"language": value}))["language"]
+    assert found[0] is found[1]
+
+
+def test_the_bound_is_raised_by_the_variable_that_the_message_names(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.npy", {"ann": [str(number) for number in range(5000)]})
+    monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "1")
+    with pytest.raises(BadDataError, match=r"more than 3,640 opcodes.*AGENT_JAX_MAX_READ_MB"):
+        read_object_array(path)
+    monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "8")
+    assert read_object_array(path)["ann"][4999] == "4999"

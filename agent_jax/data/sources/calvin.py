@@ -21,12 +21,9 @@ Actions are rel_actions in the units of `actions.CALVIN`, states robot_obs by `a
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import zipfile
-import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +34,7 @@ from agent_jax.actions import CALVIN, ActionSpec, StateSpec, calvin_state
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.sources.calvin_annotations import PLAYS, Annotations, read_annotations
 from agent_jax.data.sources.choices import checked_options, chosen_cameras, columns, declared_spec, stride_of
+from agent_jax.data.sources.npy_file import NpzFile, open_npz
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 
 _SPLITS = {"training": "train", "validation": "test"}
@@ -45,6 +43,7 @@ _CAMERAS = ("rgb_static", "rgb_gripper")
 _ACTIONS = "rel_actions"
 _RATE_HZ = 30.0
 _BYTES_A_PIXEL = 0.375  # of a JPEG of rgb_static, about
+_LOOKED_AT = 100  # first steps of annotations, of which one at least must be readable
 _KEPT_FRAMES = 128  # of 141 kB: annotations that overlap share up to 63
 
 
@@ -123,7 +122,7 @@ class _Frames:
         if not file.is_file():
             raise BadDataError(f"{file}: not found, but {where} needs it; copy the data anew")
         shapes = {**source.schema.actions, **source.schema.observations}
-        with _opened(file) as content:
+        with open_npz(file) as content:
             numbers = {key: _array(content, column, file, tuple(shapes[key][0]))
                        for key, column in source._columns.items()}
             images = {name: _array(content, camera, file, (*source.schema.cameras[name], 3), image=True)
@@ -158,10 +157,11 @@ def open_source(path: Path, config: PrepareConfig) -> CalvinSource:
     stride = stride_of(config, _RATE_HZ, absolute=action.absolute)
     shapes = {**action.fields, **(state.fields if state else {})}
     cameras = chosen_cameras(config, _CAMERAS, _CAMERAS[0])
-    first = path / folders[0] / f"episode_{annotated[folders[0]].bounds_N2[0, 0]:07d}.npz"
+    first = annotated[folders[0]]
+    starts = [path / folders[0] / f"episode_{index:07d}.npz" for index in first.bounds_N2[:_LOOKED_AT, 0].tolist()]
     own_state = state.to_dict() if state else {}
     written = dict(config.action_spec) or action.to_dict(), dict(config.state_spec) or own_state
-    return CalvinSource(Schema(_sizes(first, cameras), action.fields, state.fields if state else {}), *written,
+    return CalvinSource(Schema(_sizes(starts, cameras), action.fields, state.fields if state else {}), *written,
                         _RATE_HZ / stride, path, annotated, cameras,
                         columns(config, shapes, {"action": _ACTIONS}), stride)
 
@@ -191,38 +191,39 @@ def _statistics_files(path: Path) -> list[Path]:
     return [path / folder / "statistics.yaml" for folder in _SPLITS]
 
 
-def _sizes(file: Path, cameras: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """Height and width of each camera's images, from one step."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: not found; expected the first annotated step. Steps are named by seven "
-                                "digits")
-    with _opened(file) as content:
-        shapes = {name: _array(content, camera, file, (-1, -1, 3), image=True).shape
-                  for name, camera in cameras.items()}
-    return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+def _sizes(files: Sequence[Path], cameras: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Height and width of each camera's images, from the first of these steps that can be read.
+
+    Raises:
+        FileNotFoundError: none is there.
+        BadDataError: none of those that are there can be read.
+    """
+    first_error: BadDataError | None = None
+    for file in files:
+        if not file.is_file():
+            continue
+        try:
+            with open_npz(file) as content:
+                shapes = {name: _array(content, camera, file, (-1, -1, 3), image=True).shape
+                          for name, camera in cameras.items()}
+            return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+        except BadDataError as error:  # `read` of its recording says so again, or leaves it out
+            first_error = first_error or error
+    if first_error:
+        raise first_error
+    raise FileNotFoundError(f"{files[0]}: not found; expected the first annotated step. Steps are named by seven "
+                            "digits")
 
 
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """The arrays of a step's file, each read when it is asked for."""
-    try:
-        with file.open("rb") as stream, np.load(stream) as content:  # NumPy leaves a damaged file open
-            yield content
-    except BadDataError:
-        raise
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadDataError(f"{file}: cannot be read ({error}); expected a whole .npz file, copy it anew") from error
-
-
-def _array(content: Any, key: str, file: Path, shape: tuple[int, ...], *, image: bool = False) -> np.ndarray:
+def _array(content: NpzFile, key: str, file: Path, shape: tuple[int, ...], *, image: bool = False) -> np.ndarray:
     """An array of a step's file, of the shape it must have; -1: any size."""
-    if key not in content:
-        raise BadDataError(f"{file}: has no {key!r}; it has {', '.join(sorted(content))}")
-    array = content[key]
-    fits = array.ndim == len(shape) and all(e in (-1, f) for e, f in zip(shape, array.shape, strict=True))
-    if not fits or (image and array.dtype != np.uint8):
-        raise BadDataError(f"{file}: {key!r} is {array.dtype}{list(array.shape)}, expected "
+    member = content.member(key)
+    found, dtype = member.header.shape, member.header.dtype
+    fits = len(found) == len(shape) and all(e in (-1, f) for e, f in zip(shape, found, strict=True))
+    if not fits or (image and dtype != np.uint8):
+        raise BadDataError(f"{file}: {key!r} is {dtype}{list(found)}, expected "
                            f"{'uint8' if image else 'numbers'} of shape {list(shape)}")
+    array = content.read(member)
     if not image and not (array.dtype.kind in "biuf" and np.isfinite(array).all()):
         raise BadDataError(f"{file}: {key!r} is {array.tolist()}, expected finite numbers")
     return array

@@ -17,10 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from agent_jax.data.limits import check_unpacked
+from agent_jax.data.sources.npy_file import read_npy
 from agent_jax.data.sources.object_array import read_object_array
 from agent_jax.data.sources.source import BadDataError
 
 PLAYS = "ep_start_end_ids.npy"
+_MOST_STEPS = 100_000  # of an annotation, which has 64; a damaged one could name 2^63, each a file
+_BYTES_A_PAIR = 200  # two numbers and their tuple, as Python's own objects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Annotations:
                                f"of the {len(self.plays_P2)} stretches of play of ep_start_end_ids.npy")
         text = self.texts[number]
         if not isinstance(text, str):
-            raise BadDataError(f"{self.place(number)}: the instruction is {text!r}, expected text")
+            raise BadDataError(f"{self.place(number)}: the instruction is a {type(text).__name__}, expected text")
         return start, stop, text
 
     def groups(self) -> Iterator[list[int]]:
@@ -70,9 +74,11 @@ class Annotations:
             yield group
 
     def in_play(self, number: int) -> bool:
-        """Whether one stretch of play holds the steps of the annotation, of which there are some."""
+        """Whether one stretch of play holds the steps of the annotation, of which there are some, and not too many."""
         start, stop = self.bounds_N2[number].tolist()
-        return start < stop and bool(np.any((self.plays_P2[:, 0] <= start) & (stop <= self.plays_P2[:, 1] + 1)))
+        if not start < stop <= start + _MOST_STEPS:
+            return False
+        return bool(np.any((self.plays_P2[:, 0] <= start) & (stop <= self.plays_P2[:, 1] + 1)))
 
 
 def read_annotations(folder: Path, language: str, kind: str) -> Annotations:
@@ -95,10 +101,12 @@ def read_annotations(folder: Path, language: str, kind: str) -> Annotations:
                                    "Play without annotations has no instructions and cannot be used"))
     content = read_object_array(file)
     try:
+        pairs, texts = content["info"]["indx"], content["language"][kind]
+        check_unpacked(_BYTES_A_PAIR * (len(pairs) + len(texts)), file.stat().st_size, f"{file}, info.indx")
         # Pairs (start, start + window): the authors' annotator and their loader both leave the second step out.
-        bounds_N2 = np.asarray([(int(start), int(stop)) for start, stop in content["info"]["indx"]], np.int64)
-        texts = list(content["language"][kind])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        bounds_N2 = np.asarray([(int(start), int(stop)) for start, stop in pairs], np.int64)
+        texts = list(texts)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise BadDataError(f"{file}: lacks info.indx, pairs of whole numbers, or language.{kind}, a list of texts "
                            f"({error!r}); config.instruction is 'ann' or 'task'") from error
     if len(bounds_N2) != len(texts) or not texts:
@@ -109,10 +117,8 @@ def read_annotations(folder: Path, language: str, kind: str) -> Annotations:
 def _read_plays(file: Path) -> np.ndarray:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: not found; expected the bounds of the stretches of play")
-    try:
-        plays_P2 = np.load(file)
-    except (OSError, ValueError, EOFError) as error:
-        raise BadDataError(f"{file}: cannot be read ({error}); expected an array of whole numbers") from error
+    plays_P2 = read_npy(file)
+    check_unpacked(8 * plays_P2.size, plays_P2.nbytes, str(file))
     if plays_P2.ndim != 2 or plays_P2.shape[1] != 2 or plays_P2.dtype.kind not in "iu":
         raise BadDataError(f"{file}: found {plays_P2.dtype}{list(plays_P2.shape)}, expected pairs of whole numbers")
     return plays_P2.astype(np.int64)

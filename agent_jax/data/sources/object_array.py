@@ -2,40 +2,48 @@ r"""Reading a `.npy` file that holds a pickled object, as data alone: nothing in
 
     \x93NUMPY | version | header {'descr': '|O', 'shape': ()} | pickle of an array of objects
 
-A pickle is a program: unpickling runs whatever function it names. Here a name in it stands for one of the stand-ins
-below, which only keep what they are given, and every other name is refused. So dicts, lists, tuples, sets, texts,
-numbers and arrays of them are read, and NumPy's own unpickling, which trusts the file, is not used either.
+The opcodes are acted out by plain_pickle.py; the names below are all that NumPy writes for arrays and numbers, and any
+other is refused. So dicts, lists, tuples, sets, texts, numbers and arrays of them are read. Memory is bounded by
+limits.py: three quarters of its bound for the objects, by the number of opcodes, and one for what is copied out of the
+file, for a file can name the same bytes many times.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import pickle
+import mmap
 import re
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from agent_jax.data.limits import MAX_READ_VARIABLE, check_unpacked, max_extra_bytes
+from agent_jax.data.sources.npy_file import HEADER_ERRORS, read_header
 from agent_jax.data.sources.source import BadDataError
+from agent_jax.plain_pickle import BYTES_AN_OPCODE, PickleMachine, RefusedPickleError, Unfinished, kind_of
 
 _PLAIN_TYPE = re.compile(r"[<>=|]?([biufUS]\d+|O8?|\?)")
+_LONGEST_TYPE = 16  # characters
+_MOST_AXES = 32
 
 
 class _Dtype:
     """What a pickled numpy.dtype says."""
 
-    def __init__(self, text: Any, align: Any = False, copy: Any = False):
-        del align, copy  # they matter to structured types alone
-        if not isinstance(text, str) or not _PLAIN_TYPE.fullmatch(text):
-            raise pickle.UnpicklingError(f"an array of type {text!r}, expected plain numbers, texts or objects")
+    def __init__(self, text: Any):
+        if not isinstance(text, str) or len(text) > _LONGEST_TYPE or not _PLAIN_TYPE.fullmatch(text):
+            found = repr(text) if isinstance(text, str) and len(text) <= _LONGEST_TYPE else kind_of(text)
+            raise RefusedPickleError(f"an array of type {found}, expected plain numbers, texts or objects")
         self._text, self._order = text, "="  # of the bytes: '<', '>', '|' (none), '=' (this machine's)
 
-    def __setstate__(self, state: Any) -> None:
-        if any(item is not None for item in state[2:5]):  # subtype, names, fields
-            raise pickle.UnpicklingError("an array of a structured type, expected plain numbers, texts or objects")
+    def set_state(self, state: Any) -> None:
+        """Take the order of bytes; a state of more is that of a structured type."""
+        if not isinstance(state, tuple) or any(item is not None for item in state[2:5]):  # subtype, names, fields
+            raise RefusedPickleError("an array of a structured type, expected plain numbers, texts or objects")
         if state[1] not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError(f"an array with byte order {state[1]!r}")
+            raise RefusedPickleError("an array whose bytes have an unknown order")
         self._order = state[1]
 
     @property
@@ -47,87 +55,90 @@ class _Dtype:
         return plain.newbyteorder("<" if self._order == "<" else ">")
 
 
-class _Array:
-    """What a pickled numpy.ndarray says."""
+class _Array(Unfinished):
+    """A numpy.ndarray of which the state is to come."""
 
-    def __init__(self, *_: Any) -> None:
-        self._state: Any = None
 
-    def __setstate__(self, state: Any) -> None:
-        self._state = state
+# What NumPy's own names stand for, before NumPy 2 and since.
+_NAMES = {"numpy.dtype": "dtype", "numpy.ndarray": "ndarray", "builtins.set": "set", "builtins.frozenset": "set",
+          "__builtin__.set": "set"}
+for _package in ("numpy.core.multiarray", "numpy._core.multiarray"):
+    _NAMES |= {f"{_package}._reconstruct": "reconstruct", f"{_package}.scalar": "scalar"}
 
-    def array(self) -> np.ndarray:
-        """The array itself; its own objects are still stand-ins."""
-        if self._state is None:
-            raise pickle.UnpicklingError("an array without content")
-        _, shape, described, by_columns, content = self._state
+
+@dataclasses.dataclass(frozen=True)
+class _Name:
+    """One of the values of _NAMES."""
+
+    text: str
+
+
+class _Machine(PickleMachine):
+    """What NumPy's names mean to us."""
+
+    def __init__(self, where: str, packed: int):
+        super().__init__(max_extra_bytes() * 3 // 4 // BYTES_AN_OPCODE)
+        self._where, self._packed, self._copied = where, packed, 0
+
+    def find_global(self, name: str) -> _Name:
+        if name not in _NAMES:
+            raise RefusedPickleError(f"it names {name[:200]}, which is neither a plain value nor an array")
+        return _Name(_NAMES[name])
+
+    def reduce(self, function: Any, arguments: Any) -> Any:
+        name = function.text if isinstance(function, _Name) else ""
+        if not isinstance(arguments, tuple) or not name or (name != "reconstruct" and not arguments):
+            raise RefusedPickleError(f"it calls a {kind_of(function)} with a {kind_of(arguments)}")
+        if name == "reconstruct":
+            return _Array()
+        if name == "dtype":
+            return _Dtype(arguments[0])
+        if name == "scalar" and len(arguments) == 2:
+            return self._scalar(*arguments)
+        if name == "set" and isinstance(arguments[0], list):
+            self._copies(BYTES_AN_OPCODE + 64 * len(arguments[0]))
+            return set(self.check_keys(arguments[0], "a set"))
+        raise RefusedPickleError(f"it calls {name} with arguments that NumPy never writes")
+
+    def build(self, target: Any, state: Any) -> Any:
+        if isinstance(target, _Array):
+            return self._array(state)
+        if isinstance(target, _Dtype):
+            target.set_state(state)
+            return target
+        raise RefusedPickleError(f"it sets the state of a {kind_of(target)}")
+
+    def _scalar(self, described: Any, content: Any) -> Any:
+        if not isinstance(described, _Dtype) or described.dtype.kind == "O":
+            raise RefusedPickleError("a scalar of no plain type")
+        self._copies(len(content))
+        return np.frombuffer(content, described.dtype)[0].item()
+
+    def _array(self, state: Any) -> np.ndarray:
+        _, shape, described, by_columns, content = state
+        if not isinstance(described, _Dtype) or not isinstance(shape, tuple) or len(shape) > _MOST_AXES:
+            raise RefusedPickleError("an array whose shape or type is none")
         dtype, order = described.dtype, "F" if by_columns else "C"
-        size = math.prod(shape)
         if dtype.kind == "O":
+            if not isinstance(content, list) or any(isinstance(item, Unfinished) for item in content):
+                raise RefusedPickleError("an array of objects without a list of them, or one that holds itself")
+            self._copies(8 * len(content))
             flat = np.empty(len(content), object)
             for place, item in enumerate(content):
                 flat[place] = item
+        elif isinstance(content, str):
+            self._copies(2 * len(content))
+            flat = np.frombuffer(content.encode("latin-1"), dtype)
         else:
-            flat = np.frombuffer(content.encode("latin-1") if isinstance(content, str) else content, dtype)
-        if len(flat) != size:
-            raise pickle.UnpicklingError(f"an array of shape {shape} with {len(flat)} values")
+            flat = np.frombuffer(content, dtype)
+        if len(flat) != math.prod(shape):
+            raise RefusedPickleError(f"an array whose shape is not that of its {len(flat):,} values")
         return flat.reshape(shape, order=order)
 
-
-class _Scalar:
-    """What a pickled NumPy number says."""
-
-    def __init__(self, described: Any, content: Any):
-        if not isinstance(described, _Dtype) or described.dtype.kind == "O":
-            raise pickle.UnpicklingError("a scalar of no plain type")
-        self.number = np.frombuffer(content, described.dtype)[0].item()
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a scalar with a state")
-
-
-# Classes that each have __setstate__: of anything else a pickle could set attributes.
-_STAND_INS: dict[str, type] = {"numpy.dtype": _Dtype, "numpy.ndarray": _Array, "builtins.set": set,
-                               "builtins.frozenset": frozenset, "__builtin__.set": set}
-for _package in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before NumPy 2, and since
-    _STAND_INS[f"{_package}._reconstruct"] = _Array
-    _STAND_INS[f"{_package}.scalar"] = _Scalar
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """The stand-in for a name, whatever it is called; no module is looked into."""
-        name = f"{module_name}.{global_name}"
-        if name not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it names {name}, which is neither a plain value nor an array")
-        return _STAND_INS[name]
-
-
-def _resolved(value: Any) -> Any:
-    """`value` with arrays in place of their stand-ins."""
-    if isinstance(value, _Array):
-        array = value.array()
-        if array.dtype.kind == "O":
-            for place in np.ndindex(array.shape):
-                array[place] = _resolved(array[place])
-        return array
-    if isinstance(value, _Scalar):
-        return value.number
-    if isinstance(value, dict):
-        return {_resolved(key): _resolved(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return type(value)(_resolved(item) for item in value)
-    return value
-
-
-def _payload(file: IO[bytes]) -> Any:
-    """The pickled array behind the header of a .npy file."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    _, _, dtype = read(file)
-    if not dtype.hasobject:
-        raise pickle.UnpicklingError(f"an array of type {dtype}, expected a saved Python object")
-    return _Unpickler(file).load()
+    def _copies(self, size: int) -> None:
+        """Count bytes that are taken beside those of the file."""
+        self._copied += size
+        check_unpacked(4 * self._copied, self._packed, f"{self._where}, its arrays")
 
 
 def read_object_array(path: Path) -> Any:
@@ -137,22 +148,25 @@ def read_object_array(path: Path) -> Any:
         path: a .npy file of a 0-dimensional array of type object.
 
     Returns:
-        A dict, list or whatever it is, of plain values and arrays.
+        A dict, list or whatever it is, of plain values and arrays. What the file names twice is one object.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BadDataError: it is no such file, it is damaged, or it holds something that is neither a plain value nor an
-            array; names it.
+        BadDataError: it is no such file, it is damaged, it takes more memory than limits.py allows, or it holds
+            something that is neither a plain value nor an array; names it.
     """
     try:
-        with path.open("rb") as file:
-            array = _resolved(_payload(file))
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _, _, dtype = read_header(content)
+            if not dtype.hasobject:
+                raise RefusedPickleError(f"an array of type {dtype}, expected a saved Python object")
+            array = _Machine(str(path), len(content)).run(content)
             if not isinstance(array, np.ndarray) or array.shape != ():
-                raise pickle.UnpicklingError("more than one object, expected one")
+                raise RefusedPickleError("more than one object, expected one")
             return array.item()
     except FileNotFoundError:
         raise
-    except Exception as error:  # a damaged pickle raises whatever its program happens upon
+    except (OSError, *HEADER_ERRORS) as error:
         raise BadDataError(f"{path}: cannot be read as a saved Python object of plain values and arrays: {error}. It "
-                           "may be damaged, or may hold code, which is never run; get the file anew from its "
-                           "publisher") from error
+                           "may be damaged, or may hold code, which is never run; get the file again from its "
+                           f"publisher. Where it is sound and only large, raise {MAX_READ_VARIABLE}") from error
