@@ -2,7 +2,8 @@
 
     {"action": [0.01, -0.02]}  <->  [STARTACTION] [ROBOTACTIONX13] [ROBOTACTIONY3] [ENDOFACTION]
 
-`encode` clips what lies out of bounds; `decode` answers bin centres, and accepts exactly what the automaton accepts.
+`encode` clips what lies out of bounds; `decode` returns bin centres, never out of bounds, and accepts exactly what the
+automaton accepts.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ class BoundSpec:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """Values at the bin centres, shaped and typed as in `spec.fields`; {"terminal": True} for `terminal_ids()`.
+
+        Every value lies within `spec.bounds`.
 
         Raises:
             ValueError: not a complete legal sequence; names the position, what stands there and what may.

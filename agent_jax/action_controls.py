@@ -73,6 +73,7 @@ class Camera(Control):
     """A turn in whole degrees, truncated towards 0 and clipped: both tokens, or neither when neither axis turns.
 
     Degree d > 0 stands for [d, d + 1) and decodes to d + 0.5, d < 0 likewise to d - 0.5; 0, for (-1, 1), decodes to 0.
+    The outermost degrees decode to `low` and `high` themselves.
     """
 
     x_prefix: str = "CAMERAX"  # pitch
@@ -115,9 +116,9 @@ class Camera(Control):
         return [x0 + degrees[0], y0 + degrees[1]]
 
     def value(self, symbols: Sequence[int]) -> list[float]:
-        """(pitch, yaw) at the bin centres."""
+        """(pitch, yaw) at the bin centres, clipped to [low, high]."""
         degrees = [symbol - zero for symbol, zero in zip(symbols, self._zeros, strict=True)] if symbols else [0, 0]
-        return [d + 0.5 * ((d > 0) - (d < 0)) for d in degrees]
+        return [float(min(max(d + 0.5 * ((d > 0) - (d < 0)), self.low), self.high)) for d in degrees]
 
     def grammar(self, ids: Sequence[int], follow: Transitions, make_state: MakeState) -> Transitions:
         """Ways into this part: x then y, but never zero and zero, which `symbols` leaves unsaid."""

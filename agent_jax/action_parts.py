@@ -1,7 +1,7 @@
 """Parts of an action or a state that are always said: a binned number, a choice of one in n.
 
-A part turns its share of the values into symbols, and symbols back into bin centres. A symbol is the number of a token
-within `part.tokens`; which vocabulary id that is, only `action_codec` knows.
+A part turns its share of the values into symbols, and symbols back into bin centres within the part's limits. A symbol
+is the number of a token within `part.tokens`; which vocabulary id that is, only `action_codec` knows.
 
     part      value                      symbols
     Bins      one number                 always one of `count`
@@ -37,6 +37,14 @@ def stored(value: float) -> float:
     return float(np.float32(value))
 
 
+def inner(bound: float | np.ndarray, inside: float) -> np.ndarray:
+    """The float32 next to `bound` on the side of `inside` (+-inf), or `bound` itself where a float32 holds it."""
+    exact = np.asarray(bound, np.float64)
+    rounded = exact.astype(np.float32)
+    outside = rounded < exact if inside > 0 else rounded > exact
+    return np.where(outside, np.nextafter(rounded, np.float32(inside)), rounded)
+
+
 def not_a_number(place: str) -> ValueError:
     """The error for a NaN at `place`."""
     return ValueError(f"{place}: found nan, expected a number; repair or drop this step")
@@ -66,7 +74,8 @@ class Bins(FixedPart):
     """A number in `count - 1` equal bins over [low, high], and one more index for the top edge itself.
 
     k = int((clip(x, low, high) - low) / w), w = (high - low) / (count - 1); decodes to low + (k + 0.5) w
-    (arXiv 2402.05929: 21 indices; -0.0285 + 0.003 k in Language-Table). The top edge decodes half a bin above `high`.
+    (arXiv 2402.05929: 21 indices; -0.0285 + 0.003 k in Language-Table), clipped to [low, high]: the top edge decodes to
+    `high`, or to the next float32 below it where no float32 holds it. That float32 counts as the top edge as well.
     """
 
     prefix: str  # the token of bin k is f"{prefix}{k}"
@@ -92,6 +101,11 @@ class Bins(FixedPart):
         """w, the width of a bin."""
         return (self.high - self.low) / (self.count - 1)
 
+    @functools.cached_property
+    def _ends(self) -> tuple[float, float]:
+        """The least and the greatest float32 within [low, high]."""
+        return float(inner(self.low, np.inf)), float(inner(self.high, -np.inf))
+
     @property
     def tokens(self) -> tuple[str, ...]:
         """Tokens by symbol."""
@@ -104,7 +118,7 @@ class Bins(FixedPart):
 
     def symbols(self, value: float) -> list[int]:
         """The bin of `value`; beyond the bounds, the nearest."""
-        if self.low < value < self.high:
+        if self.low < value < self.high and value != self._ends[1]:
             k = int((value - self.low) / self.width)
             return [k if k < self.count - 1 else self.count - 2]  # rounding must not reach the top edge
         if value != value:
@@ -112,8 +126,9 @@ class Bins(FixedPart):
         return [0 if value <= self.low else self.count - 1]
 
     def value(self, symbols: Sequence[int]) -> float:
-        """The centre of the bin."""
-        return self.low + (symbols[0] + 0.5) * self.width
+        """The centre of the bin; of the top edge, `high`. As a float32 too it lies in [low, high]."""
+        least, greatest = self._ends
+        return min(max(self.low + (symbols[0] + 0.5) * self.width, least), greatest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +158,9 @@ class Choice(FixedPart):
 
     @property
     def limits(self) -> Limits:
-        """(low, high) of each component."""
-        return ((min(self.numbers), max(self.numbers)),)
+        """(low, high) of each component, of the numbers as given and as float32 stores them."""
+        numbers = {*self.numbers, *map(stored, self.numbers)}
+        return ((min(numbers), max(numbers)),)
 
     @functools.cached_property
     def _symbol_of(self) -> dict[float, int]:

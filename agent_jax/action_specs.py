@@ -94,7 +94,7 @@ class _Spec:
         return fields
 
     def bounds(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high), float64 of the shape of values[key]; `encode` clips to them.
+        """(low, high), float64 of the shape of values[key]; `encode` clips to them, and `decode` stays within them.
 
         Raises:
             ValueError: no such key.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tiny_checkpoints import make_domain
 
 from agent_jax.actions import (
     BABYAI,
@@ -31,6 +33,8 @@ from agent_jax.actions import (
     Stick,
     calvin_state,
 )
+from agent_jax.presets import arm_spec
+from agent_jax.serve.handshake import metadata
 from agent_jax.vocabulary import Block, ByteTokenizer, Vocabulary
 
 CALVIN_STATE = calvin_state(np.linspace(-1, 1, 15), np.linspace(0.01, 2, 15))
@@ -132,7 +136,7 @@ def check_half_a_bin(spec: ActionSpec | StateSpec, values: dict[str, np.ndarray]
         elif isinstance(part, Camera):
             clipped = np.trunc(np.clip(value, part.low, part.high))
             assert (np.trunc(back) == clipped).all()
-            inside = np.clip(value, part.low - 0.999, part.high + 0.999)
+            inside = np.clip(value, part.low, part.high)
             assert (np.abs(back - inside) <= np.where(clipped == 0, 1, 0.5) + 1e-5).all()
         elif isinstance(part, Stick):
             check_stick(part, value, back)
@@ -189,6 +193,61 @@ def test_whatever_the_automaton_generates_decodes_and_encodes_to_itself(name: st
 @settings(max_examples=80)
 def test_whatever_the_automaton_of_any_spec_generates_decodes_and_encodes_to_itself(data: st.DataObject) -> None:
     check_generated(own(data.draw(specs())), data)
+
+
+@st.composite
+def arms(draw: st.DrawFn) -> ActionSpec:
+    """An arm as `presets.arm_spec` declares it, by bounds in decimal or as quantiles of float32 data give them."""
+    names = draw(st.lists(st.sampled_from(("shoulder_pan", "elbow", "wrist", "gripper")), min_size=1, unique=True))
+    bounds: list[tuple[float, float]] = []
+    for _ in names:
+        if draw(st.booleans(), label="quantiles"):
+            data = np.float32(draw(st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=9)))
+            low, high = np.quantile(data.astype(np.float64), (0.01, 0.99)).tolist()
+        else:
+            low, high = float(draw(st.decimals(-200, 100, places=3))), float(draw(st.decimals(101, 300, places=3)))
+        assume(high - low > 1e-2)
+        bounds.append((low, high))
+    return ActionSpec.from_dict(arm_spec("arm", names=names, low=[low for low, _ in bounds],
+                                         high=[high for _, high in bounds], count=draw(st.sampled_from((2, 21, 256)))))
+
+
+@given(data=st.data())
+@settings(max_examples=150)
+def test_no_action_decodes_beyond_the_bounds_that_a_server_promises(data: st.DataObject) -> None:
+    spec = data.draw(st.one_of(st.sampled_from(SPECS), arms(), specs()))
+    bound = own(type(spec).from_dict(json.loads(json.dumps(spec.to_dict()))))  # as an older checkpoint holds it
+    domain = dataclasses.replace(make_domain("caption", 0, bound.vocabulary), **{
+        "spec" if spec.kind == "action" else "state": bound})
+    promised = metadata(domain, 0, checkpoint="", temperature=0.0)[f"{spec.kind}_fields"]
+    choose: dict[str, Callable[[list[int]], int]] = {"first": min, "last": max,
+                                                     "any": lambda ids: data.draw(st.sampled_from(ids))}
+    for pick in choose.values():
+        state, ids = bound.automaton.start, []
+        while state != bound.automaton.accept:
+            ids.append(pick(bound.automaton.legal(state).tolist()))
+            state = bound.automaton.advance(state, ids[-1])
+        for key, value in bound.decode(ids).items():
+            if key in promised:  # "terminal" moves nothing
+                flat = value.reshape(-1).astype(np.float64)  # exactly what a robot reads
+                assert (promised[key]["low"] <= flat).all(), (key, value, promised[key])
+                assert (flat <= promised[key]["high"]).all(), (key, value, promised[key])
+
+
+@pytest.mark.parametrize("count", [21, 64, 256])
+def test_the_top_edge_of_a_joint_decodes_to_its_bound(count: int) -> None:
+    spec = ActionSpec.from_dict(arm_spec("arm", names=("joint", "gripper"), low=(-90, 0), high=(90, 100), count=count))
+    bound = own(spec)
+    assert bound.decode(bound.encode({"action": [90.0, 100.0]}))["action"].tolist() == [90.0, 100.0]
+
+
+def test_a_bound_that_no_float32_holds_is_decoded_just_within_it_and_read_back_as_the_top_edge() -> None:
+    bound = own(action(Bins("k", 0, "a", 0.0, 0.7), Bins("k", 1, "b", 0.0, 0.1), Bins("k", 2, "c", 0.0, 0.5)))
+    ids = bound.encode({"k": [0.7, 0.1, 0.5]})
+    found = bound.decode(ids)["k"]
+    assert found.tolist() == [np.float32(0.7), np.nextafter(np.float32(0.1), np.float32(0)), 0.5]
+    assert (found.astype(np.float64) <= [0.7, 0.1, 0.5]).all()
+    assert bound.encode({"k": found}).tolist() == ids.tolist()
 
 
 def check_generated(bound: BoundSpec, data: st.DataObject) -> None:
@@ -348,10 +407,12 @@ def test_an_action_reads_as_in_the_papers_layout(name: str, values: dict[str, An
 
 
 def test_language_table_decodes_to_the_papers_printed_numbers() -> None:
-    for k in range(21):
+    for k in range(20):
         ids = VOCABULARY.ids("iafm", ["STARTACTION", f"ROBOTACTIONX{k}", "ROBOTACTIONY0", "ENDOFACTION"])
         found = BOUND["action language_table"].decode(ids)["action"]
         np.testing.assert_allclose(found, [-0.0285 + 0.003 * k, -0.0285], atol=1e-9)
+    top = BOUND["action language_table"].encode({"action": [0.03, 0.03]})
+    assert BOUND["action language_table"].decode(top)["action"].tolist() == [np.float32(0.03)] * 2  # not 0.0315
 
 
 def test_babyai_actions_are_minigrids_numbers() -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from small_runs import listing
 from tiny_checkpoints import SPECS, make_domain
 
-from agent_jax.actions import BoundSpec
+from agent_jax.actions import ActionSpec, BoundSpec
 from agent_jax.batch import RowSize
 from agent_jax.convert import torch_agent
 from agent_jax.convert.parity_rows import parity_rows
@@ -34,7 +34,8 @@ from agent_jax.models.agent import Agent
 from agent_jax.models.mae import random_mask
 from agent_jax.models.vision import patchify
 from agent_jax.policy import Policy
-from agent_jax.vocabulary import Vocabulary
+from agent_jax.presets import arm_spec
+from agent_jax.vocabulary import Block, ByteTokenizer, Vocabulary
 
 VOCABULARY = Vocabulary.build("bytes", ("iafm", "babyai"))
 
@@ -50,6 +51,10 @@ def bound_specs() -> dict[str, BoundSpec]:
         found[f"{name} actions"] = spec.bind(VOCABULARY)
         if state is not None:
             found[f"{name} state"] = state.bind(VOCABULARY)
+    # Bounds that no float32 holds exactly, of which some round up and some down.
+    arm = ActionSpec.from_dict(arm_spec("arm", names=("pan", "lift", "gripper"), low=(-0.7, -0.1, 0.0),
+                                        high=(0.7, 0.1, 100.0)))
+    found["arm actions"] = arm.bind(Vocabulary(ByteTokenizer(), (Block("arm", arm.tokens()),)))
     return found
 
 
@@ -78,6 +83,7 @@ def test_values_become_the_same_ids_and_ids_the_same_values(name: str, seed: int
     values = random_values(bound, np.random.default_rng(seed))
     ids = bound.encode(values).tolist()
     assert codec.encode(values) == ids
+    assert codec.encode(bound.decode(ids)) == ids
     expected, found = bound.decode(ids), codec.decode(ids)
     assert found.keys() == expected.keys()
     for key, array in expected.items():

@@ -556,7 +556,7 @@ class Codec:
         return ids
 
     def decode(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
-        """Values at the bin centres, of a complete legal sequence; {"terminal": True} for the end of an episode."""
+        """Values at the bin centres, within the bounds, of a complete legal sequence; {"terminal": True} at the end."""
         if self.terminal and list(ids) == self.terminal:
             return {"terminal": np.array(True)}
         values = {key: np.zeros(field["shape"], field["dtype"]) for key, field in self.fields.items()}
@@ -598,7 +598,7 @@ def symbols(part: Mapping[str, Any], given: Any) -> list[int]:
         raise ValueError(f"{part['key']}: found nan, expected a number")
     if kind == "bins":
         low, high, last = part["low"], part["high"], part["count"] - 1
-        if low < given < high:
+        if low < given < high and given != greatest(high):
             return [min(int((given - low) / ((high - low) / last)), last - 1)]
         return [0 if given <= low else last]
     if kind == "choice":
@@ -621,11 +621,19 @@ def symbols(part: Mapping[str, Any], given: Any) -> list[int]:
             part["rotations"] + min(int(share * part["magnitudes"]), part["magnitudes"] - 1)]
 
 
+def greatest(high: float) -> float:
+    """The greatest float32 that is not above `high`."""
+    rounded = np.float32(high)
+    return float(rounded if float(rounded) <= high else np.nextafter(rounded, np.float32(-np.inf)))
+
+
 def value(part: Mapping[str, Any], said: Sequence[int]) -> Any:
-    """The value of a part that these tokens say: the centre of a bin."""
+    """The value of a part that these tokens say: the centre of a bin, clipped to the part's bounds."""
     kind = part["part"]
     if kind == "bins":
-        return part["low"] + (said[0] + 0.5) * ((part["high"] - part["low"]) / (part["count"] - 1))
+        low, high = part["low"], part["high"]
+        centre = low + (said[0] + 0.5) * ((high - low) / (part["count"] - 1))
+        return min(max(centre, -greatest(-low)), greatest(high))
     if kind == "choice":
         return part["values"][said[0]] if part["values"] else said[0]
     if kind == "buttons":
@@ -635,7 +643,7 @@ def value(part: Mapping[str, Any], said: Sequence[int]) -> Any:
     if kind == "camera":
         span = part["high"] - part["low"] + 1
         degrees = [said[0] + part["low"], said[1] - span + part["low"]]
-        return [d + 0.5 * ((d > 0) - (d < 0)) for d in degrees]
+        return [min(max(d + 0.5 * ((d > 0) - (d < 0)), part["low"]), part["high"]) for d in degrees]
     angle = (said[0] + 0.5) * math.tau / part["rotations"]
     share = (said[1] - part["rotations"] + 0.5) / part["magnitudes"]
     length = part["dead_zone"] + share * (1 - part["dead_zone"])

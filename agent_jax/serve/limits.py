@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from agent_jax.action_parts import inner
 from agent_jax.actions import TERMINAL_KEY, ActionSpec
 
 
@@ -113,14 +114,8 @@ def _bounds(where: str, key: str, pairs: Any, spec: ActionSpec) -> tuple[np.ndar
     if ((high < lowest) | (low > highest)).any():
         raise ValueError(f"{where}: found {pairs!r}, none of which the ActionSpec reaches: its bounds are "
                          f"{lowest.tolist()} to {highest.tolist()}; are the units the same?")
-    return _inner(low, np.inf).reshape(shape), _inner(high, -np.inf).reshape(shape)
-
-
-def _inner(bound: np.ndarray, inside: float) -> np.ndarray:
-    """float32 bounds that no action, which is float32 too, passes by rounding."""
-    rounded = bound.astype(np.float32)
-    outside = rounded < bound if inside > 0 else rounded > bound
-    return np.where(outside, np.nextafter(rounded, np.float32(inside)), rounded)
+    # float32 bounds that no action, which is float32 too, passes by rounding.
+    return inner(low, np.inf).reshape(shape), inner(high, -np.inf).reshape(shape)
 
 
 class Rate:
