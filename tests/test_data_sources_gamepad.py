@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gamepads import pad_row, write_play, write_table
 from PIL import Image
-from videos import cut, frame_number, write_video
+from videos import cut, frame_number, trimmed, with_frame_count, write_video
 
 from agent_jax.actions import BLEEDING_EDGE, MINECRAFT
 from agent_jax.data.__main__ import main
@@ -98,6 +98,36 @@ def test_a_missing_half_a_truncated_video_and_a_doubled_recording_are_refused(tm
     (tmp_path / "bare").mkdir()
     with pytest.raises(FileNotFoundError, match="bare: found no video and no folder"):
         read(tmp_path / "bare")
+
+
+def test_rows_are_paired_with_the_frames_that_an_edit_list_shows(tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", 29, b_frames=0)
+    folder = tmp_path / "plays"
+    folder.mkdir()
+    trimmed(whole, 0.75, folder / "a.mp4")  # holds the frames 12 to 28, shows 15 to 28
+    for column, unit in (("frame", 1), ("time", 0.05)):
+        write_table(folder / "a.csv", [pad_row(sticks=(t / 30, 0, 0, 0), **{column: unit * (t - 15)})
+                                       for t in range(15, 29)])
+        [(_, steps)] = read(folder)
+        assert [frame_number(np.asarray(step.images["rgb"])) for step in steps] == list(range(15, 29))
+        np.testing.assert_allclose([30 * step.actions["left_stick"][0] for step in steps], range(15, 29), rtol=1e-6)
+    write_table(folder / "a.csv", [pad_row(frame=t) for t in range(17)])
+    with pytest.raises(BadDataError, match="a.csv:18: the last of 17 rows, expected 14.* shows. The file holds 17"):
+        read(folder)
+
+
+@pytest.mark.parametrize(("counted", "words"), [
+    (11, "a.avi: shows 12 frames, expected 11 as its header counts"),
+    (13, "a.avi: ends after 0.550 s, expected 13 frames"),
+])
+def test_a_video_with_more_or_fewer_frames_than_its_header_counts_is_refused(tmp_path, counted, words):
+    whole = write_video(tmp_path / "whole.avi", 12)
+    folder = tmp_path / "plays"
+    folder.mkdir()
+    with_frame_count(whole, counted, folder / "a.avi")
+    write_table(folder / "a.csv", [pad_row(frame=t) for t in range(counted)])
+    with pytest.raises(BadDataError, match=words):
+        read(folder)
 
 
 def test_what_the_source_cannot_do_is_refused_by_name(tmp_path):

@@ -71,6 +71,15 @@ def test_a_row_that_is_wrong_is_named(tmp_path, rows, words):
         read(write_table(tmp_path / "a.csv", rows))
 
 
+def test_rows_behind_the_end_of_the_video_are_told(tmp_path, caplog):
+    path = write_table(tmp_path / "a.csv", [pad_row(time=0.05 * t) for t in range(8)])
+    read(path)
+    assert f"{path}:7: this row and those after it (3 of 8) lie behind the 0.200 s of a.mp4" in caplog.text
+    caplog.clear()
+    read(write_table(path, [pad_row(time=0.05 * t) for t in range(5)]))  # one row at the very end
+    assert not caplog.text
+
+
 def test_a_log_of_changes_may_have_old_rows(tmp_path):
     path = write_table(tmp_path / "a.csv", [pad_row(["Jump"], time=-100)])
     assert down(read(path, GamepadOptions(max_gap_s=0.0))) == [{"Jump"}] * 4

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from videos import cut, frame_number
+from videos import cut, frame_number, trimmed, write_video
 from vpt_pairs import tick, write_pair
 
 from agent_jax.data.__main__ import main
@@ -116,6 +116,27 @@ def test_lines_that_do_not_match_the_frames_are_refused_unless_told(tmp_path, li
     told = PrepareConfig(instruction_text="go", options={"trailing": 1})
     [(episode, steps)] = read(tmp_path, told)
     assert (len(steps), episode.ends) == (8, True)
+
+
+def test_lines_are_paired_with_the_frames_that_an_edit_list_shows(tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", 29, b_frames=2)
+    write_pair(tmp_path / "pairs", "a", [tick(t, dx=t) for t in range(15, 29)])
+    trimmed(whole, 0.75, tmp_path / "pairs" / "a.mp4")  # holds the frames 12 to 28, shows 15 to 28
+    [(_, steps)] = read(tmp_path / "pairs")
+    assert [frame_number(step.images["rgb"]) for step in steps] == list(range(15, 29))
+    np.testing.assert_allclose([step.actions["camera"][1] for step in steps], [0.15 * t for t in range(15, 29)])
+
+
+@pytest.mark.parametrize("lines", [17, 15, 13])
+@pytest.mark.parametrize("trailing", [0, 9])
+def test_other_lines_than_an_edit_list_shows_frames_are_refused_with_both_counts(tmp_path, lines, trailing):
+    whole = write_video(tmp_path / "whole.mp4", 29, b_frames=0)
+    write_pair(tmp_path / "pairs", "a", [busy(t) for t in range(lines)])
+    trimmed(whole, 0.75, tmp_path / "pairs" / "a.mp4")
+    config = PrepareConfig(instruction_text="go", options={"trailing": trailing})
+    with pytest.raises(BadDataError, match=f"a.jsonl:{lines}: the last of {lines} lines, expected 14.*a.mp4 that a "
+                                           "player shows. The file holds 17 frames; an edit list hides 3"):
+        read(tmp_path / "pairs", config)
 
 
 @pytest.mark.parametrize(("line", "words"), [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from videos import cut, frame_number, write_sound, write_video
+from videos import cut, frame_number, trimmed, with_frame_count, write_sound, write_video
 
 from agent_jax.data.video import VideoInfo, read_frames, video_info
 
@@ -104,9 +104,67 @@ def test_what_is_no_video_is_refused(folder):
         video_info(folder / "none.mp4")
 
 
-def test_a_video_to_be_shown_turned_is_refused(folder):
-    with pytest.raises(ValueError, match="turned.mp4: is stored to be shown turned by 90 degrees"):
-        numbers(write_video(folder / "turned.mp4", turned=90))
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("turned", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirrored", [(False, False), (True, False), (False, True)])
+def test_a_picture_is_upright_as_a_player_shows_it(folder, suffix, turned, mirrored):
+    path = write_video(folder / f"turned{suffix}", 3, turned=turned, mirrored=mirrored)
+    stored = np.zeros((48, 64))
+    stored[:, :32], stored[:, 32:] = 20, 10
+    shown = np.rot90(stored, turned // 90)  # to the left, as PyAV counts
+    shown = shown[:, ::-1] if mirrored[0] else shown
+    shown = shown[::-1] if mirrored[1] else shown
+    info = video_info(path)
+    assert (info.height, info.width) == shown.shape
+    first = next(read_frames(path)).image
+    assert first.shape == (*shown.shape, 3)
+    assert first.flags.c_contiguous
+    np.testing.assert_allclose(first, np.repeat(shown[..., None], 3, axis=2), atol=4)
+
+
+def test_a_picture_to_be_shown_turned_by_a_part_of_a_quarter_is_refused(folder):
+    path = write_video(folder / "askew.mp4", 3, turned=30)
+    for read in (video_info, numbers):
+        with pytest.raises(ValueError, match=r"askew.mp4, frame 0 .*display matrix \(0.866, .*expected quarter turns"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_what_an_edit_list_hides_is_no_frame(folder, suffix, b_frames):
+    whole = write_video(folder / f"whole{b_frames}.mp4", 29, b_frames=b_frames)
+    cut_in_front = trimmed(whole, 0.75, folder / f"front{suffix}")
+    assert video_info(cut_in_front) == VideoInfo(14, 20.0, 48, 64, hidden=3)  # 12, 13, 14 lie behind a key frame
+    frames = list(read_frames(cut_in_front))
+    assert [frame_number(frame.image) for frame in frames] == list(range(15, 29))
+    np.testing.assert_allclose([frame.time_s for frame in frames], np.arange(14) / 20, atol=1e-6)
+    assert numbers(cut_in_front, start_s=0.3, stop_s=0.5) == [21, 22, 23, 24]
+    assert numbers(cut_in_front, rate_hz=10) == list(range(15, 29, 2))
+    at_both_ends = trimmed(whole, 0.75, folder / f"both{suffix}", hide_behind_s=0.2)
+    assert video_info(at_both_ends) == VideoInfo(10, 20.0, 48, 64, hidden=7)
+    assert numbers(at_both_ends) == list(range(15, 25))
+
+
+def test_a_matroska_copy_shows_all_that_it_holds(folder):
+    copy = trimmed(write_video(folder / "for_copy.mp4", 29, b_frames=0), 0.75, folder / "copy.mkv")
+    assert video_info(copy) == VideoInfo(17, 20.0, 48, 64)
+    assert numbers(copy) == list(range(12, 29))
+
+
+def test_pictures_beyond_the_bound_of_memory_are_refused_before_they_are_decoded(folder, monkeypatch):
+    monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "1")
+    path = write_video(folder / "large.mp4", 2, size=(400, 400))
+    for read in (video_info, numbers):
+        with pytest.raises(ValueError, match=r"large.mp4: .* to 1,920,000, .*1 MB .*set AGENT_JAX_MAX_READ_MB=2 "):
+            read(path)
+    monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "2")
+    assert video_info(path).height == 400
+
+
+def test_a_header_that_counts_more_frames_than_the_file_has_bytes_is_refused(folder, tmp_path):
+    many = with_frame_count(write_video(folder / "few.avi", 4), 2**31 - 9, tmp_path / "many.avi")
+    with pytest.raises(ValueError, match="many.avi: .*counts 2,147,483,639 frames, expected at most one for each of"):
+        video_info(many)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])

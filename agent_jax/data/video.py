@@ -6,11 +6,14 @@
                                     sample   0        1       2      3        4           stands on the screen then
 
 A video is refused, rather than read in part, where it is cut off or damaged: actions would be paired with wrong frames.
+Frames are those that a player shows, as it shows them: what an edit list hides is left out (a copy that was cut without
+encoding it again begins at the key frame before the cut), and pictures to be shown turned or mirrored are upright.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,20 +24,26 @@ import numpy as np
 from av.error import FFmpegError
 from av.stream import Disposition
 
+from agent_jax.data.display_matrix import Turn, turn_of
+from agent_jax.data.limits import MAX_READ_VARIABLE, check_unpacked, max_extra_bytes
+
 # What may be opened: FFmpeg would take a text file for pictures of its letters, and a playlist may name other files.
 _FORMATS = "mov,avi,matroska,webm,mpeg,mpegts,asf,flv,ogg"
 # Recordings are shared out among processes; a decoder that takes all cores in each of them is slower.
 _THREADS = 1
+# Memory of a picture while a video is decoded: RGB, and the decoder's own and earlier ones at 1.5 bytes.
+_BYTES_A_PIXEL = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """What the header of a video says."""
+    """What a video shows, by its header."""
 
-    frames: int
+    frames: int  # those that a player shows
     rate_hz: float
-    height: int
+    height: int  # of the upright picture
     width: int
+    hidden: int = 0  # frames that the file holds and no player shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +55,20 @@ class Frame:
 
 
 def video_info(path: str | Path) -> VideoInfo:
-    """Number, rate and size of the frames; decodes none. Packets are counted only where the header has no number.
+    """Number, rate and size of the frames; decodes the first. Packets are counted where the header has no number.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no video, only sound, or cut off before its header.
+        ValueError: no video, only sound, cut off before its header, or a first frame that cannot be decoded.
     """
     with _Reader(path) as reader:
-        frames = reader.stream.frames
-        if not frames:
-            frames = sum(1 for packet in reader.packets() if packet.size and not packet.is_discard)
-        if not frames:
-            raise ValueError(f"{path}: the video has no frames; expected at least one")
-        return VideoInfo(frames, reader.rate_hz, reader.stream.height, reader.stream.width)
+        shown, hidden = reader.frames or reader.counted()
+        rate_hz = reader.rate_hz
+    first = next(read_frames(path), None)
+    if not shown or first is None:
+        raise ValueError(f"{path}: the video has no frames; expected at least one")
+    height, width, _ = first.image.shape
+    return VideoInfo(shown, rate_hz, height, width, hidden)
 
 
 def read_frames(path: str | Path, *, start_s: float = 0.0, stop_s: float = math.inf,
@@ -74,8 +84,9 @@ def read_frames(path: str | Path, *, start_s: float = 0.0, stop_s: float = math.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: what `video_info` refuses; a damaged or turned frame; an end before that of the header; frames at
-            varying rate where `rate_hz` is 0; a `rate_hz` above the video's. Names file, frame and time.
+        ValueError: what `video_info` refuses; a damaged frame; one turned by a part of a quarter, or otherwise than the
+            first; an end before that of the header; frames at varying rate where `rate_hz` is 0; a `rate_hz` above the
+            video's. Names file, frame and time.
     """
     if not 0 <= start_s < stop_s:
         raise ValueError(f"{path}: asked for start_s={start_s} to stop_s={stop_s}, expected 0 <= start_s < stop_s")
@@ -89,7 +100,7 @@ def read_frames(path: str | Path, *, start_s: float = 0.0, stop_s: float = math.
         else:
             chosen = _all(frames, start_s, stop_s, reader)
         for time_s, frame in chosen:
-            yield Frame(time_s, frame.to_ndarray(format="rgb24"))
+            yield Frame(time_s, reader.image(frame, time_s))
 
 
 class _Reader:
@@ -101,7 +112,11 @@ class _Reader:
             raise FileNotFoundError(f"{path}: not found; expected a video file")
         if not self.path.stat().st_size:
             raise ValueError(f"{path}: found 0 bytes, expected a video")
-        options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+        self.turn: Turn | None = None  # of the first frame that was decoded
+        self._max_pixels = (self.path.stat().st_size + max_extra_bytes()) // _BYTES_A_PIXEL
+        # Of a size that only the pictures themselves state. Twice, since FFmpeg adds a border to them.
+        limit = {"max_pixels": str(min(2 * self._max_pixels, 2**31 - 1))}
+        options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, **limit}
         try:
             self.container = av.open(f"file:{self.path}", options=options, metadata_errors="replace")
         except FFmpegError as error:
@@ -109,22 +124,31 @@ class _Reader:
                              "webm, mpeg, wmv, flv or ogg file. An mp4 that was cut off while it was written or copied "
                              "lacks its index: copy it anew, or leave it out") from error
         try:
-            self.stream = self._video_stream()
+            self.stream = self._video_stream(limit)
         except BaseException:
             self.container.close()
             raise
 
-    def _video_stream(self) -> av.VideoStream:
+    def _video_stream(self, limit: dict[str, str]) -> av.VideoStream:
         cover = Disposition.attached_pic  # of a song
         streams = [stream for stream in self.container.streams.video if not stream.disposition & cover]
         if not streams:
             kinds = ", ".join(sorted({stream.type for stream in self.container.streams})) or "nothing"
             raise ValueError(f"{self.path}: holds {kinds}, expected a video stream")
         stream = streams[0]
-        if not stream.average_rate or not stream.width or not stream.height:
-            raise ValueError(f"{self.path}: the video stream names no rate or no size; the file is damaged or empty")
+        if not stream.average_rate or stream.codec_context is None:
+            raise ValueError(f"{self.path}: the video stream names no rate, or no codec that can be decoded; the file "
+                             "is damaged or empty")
+        size = self.path.stat().st_size
+        check_unpacked(stream.width * stream.height * _BYTES_A_PIXEL, size, f"{self.path}: pictures of "
+                       f"{stream.height} x {stream.width}")
+        if not stream.width or not stream.height:  # FFmpeg forgets a size beyond max_pixels
+            raise ValueError(f"{self.path}: the video stream names no size, or pictures of more than "
+                             f"{self._max_pixels:,} pixels, the bound for their memory; the file is damaged or empty, "
+                             f"or set {MAX_READ_VARIABLE} in the environment to raise the bound")
         stream.thread_type = "NONE" if _THREADS == 1 else "FRAME"
         stream.codec_context.thread_count = _THREADS
+        stream.codec_context.options = limit
         return stream
 
     def __enter__(self) -> _Reader:
@@ -138,6 +162,24 @@ class _Reader:
         """Frames a second, on average."""
         assert self.stream.average_rate is not None
         return float(self.stream.average_rate)
+
+    @functools.cached_property
+    def frames(self) -> tuple[int, int] | None:
+        """(Shown frames, hidden ones) by the header; None: it does not say."""
+        coded = self.stream.frames
+        if coded > self.path.stat().st_size:
+            raise ValueError(f"{self.path}: its header counts {coded:,} frames, expected at most one for each of its "
+                             f"{self.path.stat().st_size:,} bytes; the file is damaged")
+        if not coded or "mov" not in self.container.format.name.split(","):
+            return (coded, 0) if coded else None
+        # An mp4's index is whole, with the edit list applied: the header's own number counts what the list hides.
+        shown = sum(not entry.is_discard for entry in self.stream.index_entries)
+        return (shown, max(coded - shown, 0)) if shown else None
+
+    def counted(self) -> tuple[int, int]:
+        """Likewise, by its packets. What comes after can no longer be decoded."""
+        discarded = [packet.is_discard for packet in self.packets() if packet.size]
+        return len(discarded) - sum(discarded), sum(discarded)
 
     @property
     def tolerance_s(self) -> float:
@@ -183,12 +225,13 @@ class _Reader:
         if start_s == 0 and not count:
             raise ValueError(f"{self.path}: the video has no frames; expected at least one")
         if max(time_s, start_s) + 1.5 / self.rate_hz < self._end_s():
-            raise ValueError(f"{self.path}: ends after {time_s:.3f} s, expected {self.stream.frames or 'more'} frames "
-                             f"until {self._end_s():.3f} s as its header says; the file is cut off")
+            frames = self.frames[0] if self.frames else "more"
+            raise ValueError(f"{self.path}: ends after {time_s:.3f} s, expected {frames} frames until "
+                             f"{self._end_s():.3f} s as its header says; the file is cut off")
 
     def _end_s(self) -> float:
         """Seconds that the video lasts, at the least; 0: the header does not say."""
-        frames, whole = self.stream.frames, self.container.duration
+        frames, whole = self.frames[0] if self.frames else 0, self.container.duration
         ends = [frames / self.rate_hz] if frames else []
         if whole and (frames or len(self.container.streams) == 1):  # else it may be the length of the sound
             ends.append(whole / av.time_base)
@@ -197,12 +240,29 @@ class _Reader:
     def _check_frame(self, frame: av.VideoFrame, place: str) -> None:
         if frame.is_corrupt:
             raise ValueError(f"{self.path}, {place}: is damaged; copy the video anew or leave it out")
-        if frame.rotation:
-            raise ValueError(f"{self.path}: is stored to be shown turned by {frame.rotation} degrees; write it upright "
-                             "with ffmpeg -i IN -c:v libx264 OUT.mp4, which turns the pixels")
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        try:
+            turn = turn_of(bytes(matrix)) if matrix is not None else Turn()
+        except ValueError as error:
+            raise ValueError(f"{self.path}, {place}: {error}; write it upright with ffmpeg -i IN -c:v libx264 OUT.mp4, "
+                             "which turns the pixels") from error
+        if turn != (self.turn or turn):
+            raise ValueError(f"{self.path}, {place}: is to be shown turned otherwise than the frames before it; write "
+                             "it upright with ffmpeg -i IN -c:v libx264 OUT.mp4, which turns the pixels")
+        self.turn = turn
         if (frame.height, frame.width) != (self.stream.height, self.stream.width):
             raise ValueError(f"{self.path}, {place}: has {frame.height}x{frame.width} pixels, expected "
                              f"{self.stream.height}x{self.stream.width} throughout")
+
+
+    def image(self, frame: av.VideoFrame, time_s: float) -> np.ndarray:
+        """The upright picture of a frame, uint8 (height, width, 3)."""
+        assert self.turn is not None
+        try:
+            return self.turn.upright(frame.to_ndarray(format="rgb24"))
+        except (FFmpegError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{self.path}, at {time_s:.3f} s: cannot be converted to RGB ({error}); the video is "
+                             "damaged, or its pixels are of a kind that FFmpeg cannot convert") from error
 
 
 _Timed = Iterator[tuple[float, av.VideoFrame]]

@@ -106,6 +106,8 @@ class GamepadSource:
         for start, stop in stretches:
             steps = self._steps(actions, images, start, stop, shown)
             yield SourceEpisode(recording.name, instruction, steps, start=start, ends=stop == len(actions))
+        for _ in images:  # to the end: a video with more or fewer frames than it says was paired wrongly
+            pass
 
     def _steps(self, actions: Sequence[Action], images: Iterator[tuple[int, bytes | np.ndarray]], start: int,
                stop: int, shown: Footage) -> Iterator[SourceStep]:

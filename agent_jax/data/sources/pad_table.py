@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -99,8 +100,7 @@ class PadTable:
                 raise BadDataError(f"{row.where}: found frame {number:g}, expected {first + t if t else '0 or 1'}; one "
                                    "row a frame, in order")
         if len(rows) != shown.info.frames:
-            raise BadDataError(f"{rows[-1].where}: the last of {len(rows)} rows, expected {shown.info.frames}, one for "
-                               f"each frame of {shown.path}")
+            raise BadDataError(f"{rows[-1].where}: the last of {len(rows)} rows, {shown.expected}")
         return [self._action(row) for row in rows]
 
     def _by_time(self, rows: Sequence[Row], shown: Footage) -> list[Action]:
@@ -120,6 +120,12 @@ class PadTable:
                                    "older (config.options.max_gap_s), and time 0 at the first frame")
             until = bisect.bisect_left(times, (t + 1) / shown.info.rate_hz - 1e-6)
             found.append(self.merged(actions[last : max(until, last + 1)]))
+        length_s = shown.info.frames / shown.info.rate_hz
+        late = len(rows) - bisect.bisect_left(times, length_s + 1 / shown.info.rate_hz)
+        if late:
+            logging.getLogger(__name__).warning("%s: this row and those after it (%d of %d) lie behind the %.3f s of "
+                                                "%s; they are not used", rows[-late].where, late, len(rows), length_s,
+                                                shown.path)
         return found
 
     def _action(self, row: Row) -> Action:

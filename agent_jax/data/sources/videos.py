@@ -38,11 +38,32 @@ class Footage:
         """Every image in order.
 
         Raises:
-            BadDataError: one cannot be read; file and frame.
+            BadDataError: one cannot be read, or at the end: there are fewer or more than `info.frames`.
         """
         if self.files:
             return (file.read_bytes() for file in self.files)
-        return checked_frames(self.path)
+        return self._decoded()
+
+    def _decoded(self) -> Iterator[np.ndarray]:
+        count = 0
+        for image in checked_frames(self.path):
+            yield image
+            count += 1
+        if count != self.info.frames:
+            raise BadDataError(f"{self.path}: shows {count} frames, expected {self.info.frames} as its header counts "
+                               "them; actions cannot be paired with them. Encode the video again by ffmpeg -i IN "
+                               "-c:v libx264 OUT.mp4, and check that it has one frame for each action")
+
+    @property
+    def expected(self) -> str:
+        """What is expected beside it, for messages."""
+        shown, coded = self.info.frames, self.info.frames + self.info.hidden
+        text = f"expected {shown}, one for each frame of {self.path}"
+        if not self.info.hidden:
+            return text
+        return (f"{text} that a player shows. The file holds {coded} frames; an edit list hides {self.info.hidden}, as "
+                "after a cut that did not encode again. Remove what belongs to hidden frames, which are mostly the first, "
+                "or leave the recording out")
 
 
 def open_footage(path: Path, frames_hz: float = 0.0) -> Footage:

@@ -13,7 +13,8 @@ Options:
     instructions    CSV or JSONL with the columns name (NAME) and instruction; else config.instruction_text
     cursor          draw the cursor (default true)
     keep_idle       keep idle chunks too (default false)
-    trailing        so many lines or frames too many at the end of a recording are passed over (default 0: refused)
+    trailing        so many lines or frames too many at the end of a recording are passed over (default 0: refused;
+                    always refused where an edit list hides frames: then the surplus may lie at the beginning)
 """
 
 from __future__ import annotations
@@ -34,14 +35,7 @@ from agent_jax.data.sources.chunks import active_stretches, said_tokens
 from agent_jax.data.sources.instructions import Instructions
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.sources.table import Row, read_jsonl
-from agent_jax.data.sources.videos import (
-    camera_name,
-    checked_frames,
-    checked_rate,
-    open_footage,
-    readable_infos,
-    stored_size,
-)
+from agent_jax.data.sources.videos import camera_name, checked_rate, open_footage, readable_infos, stored_size
 from agent_jax.vocabulary import MINECRAFT_BUTTONS
 
 RATE_HZ = 20.0  # ticks of the game
@@ -122,15 +116,17 @@ class VptSource:
         instruction = self._instructions.of(Path(recording.detail).name)
         low, high = self._spec.bounds("camera")
         ticks = read_ticks(lines, low, high)
-        info = open_footage(video).info
-        checked_rate(video, info.rate_hz, RATE_HZ)
-        if abs(info.frames - len(ticks)) > self.options.trailing:
-            raise BadDataError(f"{lines}:{len(ticks)}: the last of {len(ticks)} lines, expected {info.frames}, one for "
-                               f"each frame of {video}; leave the recording out, or pass over what is too much at the "
-                               f"end with --config.options.trailing={abs(info.frames - len(ticks))}")
-        del ticks[info.frames :]
+        shown = open_footage(video)
+        checked_rate(video, shown.info.rate_hz, RATE_HZ)
+        surplus = abs(shown.info.frames - len(ticks))
+        if surplus > (0 if shown.info.hidden else self.options.trailing):
+            advice = "" if shown.info.hidden else (
+                "; leave the recording out, or pass over what is too much at the end with "
+                f"--config.options.trailing={surplus}")
+            raise BadDataError(f"{lines}:{len(ticks)}: the last of {len(ticks)} lines, {shown.expected}{advice}")
+        del ticks[shown.info.frames :]
         counts = [said_tokens(self._spec, {"buttons": tick.buttons, "camera": tick.camera}) for tick in ticks]
-        frames = enumerate(checked_frames(video))
+        frames = enumerate(shown.images())
         stretches = active_stretches(counts, self._config.window, keep_idle=self.options.keep_idle)
         if not stretches:
             raise BadDataError(f"{lines}: every chunk of {self._config.window} lines is idle; keep them with "
@@ -138,12 +134,15 @@ class VptSource:
         for start, stop in stretches:
             steps = self._steps(ticks, frames, start, stop, video)
             yield SourceEpisode(recording.name, instruction, steps, start=start, ends=stop == len(ticks))
+        for _ in frames:  # to the end: a video with more or fewer frames than it says was paired wrongly
+            pass
 
-    def _steps(self, ticks: Sequence[Tick], frames: Iterator[tuple[int, np.ndarray]], start: int, stop: int,
+    def _steps(self, ticks: Sequence[Tick], frames: Iterator[tuple[int, bytes | np.ndarray]], start: int, stop: int,
                video: Path) -> Iterator[SourceStep]:
         for t, image in frames:
             if t < start:
                 continue
+            assert isinstance(image, np.ndarray)  # of a video
             tick = ticks[t]
             if self.options.cursor and tick.cursor is not None:
                 scale = image.shape[0] / _MOUSE_HEIGHT
