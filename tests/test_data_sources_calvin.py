@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,15 @@ def test_a_damaged_first_step_costs_its_recording_alone(folder: Path, tmp_path: 
         (folder / "training" / f"episode_{number:07d}.npz").write_bytes(b"PK")
     with pytest.raises(BadDataError, match=r"episode_0000030\.npz: cannot be read"):
         open_source("calvin", folder, PrepareConfig())
+
+
+def test_a_split_without_annotations_is_left_out_by_the_option_that_the_message_names(folder: Path,
+                                                                                     tmp_path: Path) -> None:
+    shutil.rmtree(folder / "validation" / "lang_annotations")
+    with pytest.raises(FileNotFoundError, match=r"validation/lang_annotations.*config\.options\.skip_unannotated=true"):
+        open_source("calvin", folder, PrepareConfig())
+    store, summary = prepare("calvin", folder, tmp_path / "store", PrepareConfig(options={"skip_unannotated": True}))
+    assert (store.splits, summary["episodes"]) == ({"train": 4}, 4)
+    shutil.rmtree(folder / "training" / "lang_annotations")
+    with pytest.raises(FileNotFoundError, match="training/lang_annotations"):  # nothing would be left
+        open_source("calvin", folder, PrepareConfig(options={"skip_unannotated": True}))

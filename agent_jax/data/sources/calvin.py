@@ -17,6 +17,7 @@ Actions are rel_actions in the units of `actions.CALVIN`, states robot_obs by `a
 
     language="lang_annotations"   folder of auto_lang_ann.npy: the data come with others, which differ in embeddings
     state=True                    False: no state, so that no statistics.yaml is needed
+    skip_unannotated=False        True: a split without language annotations is left out
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ import yaml
 
 from agent_jax.actions import CALVIN, ActionSpec, StateSpec, calvin_state
 from agent_jax.data.prepare_config import PrepareConfig
-from agent_jax.data.sources.calvin_annotations import PLAYS, Annotations, read_annotations
+from agent_jax.data.sources.calvin_annotations import PLAYS, SKIP, Annotations, is_annotated, read_annotations
 from agent_jax.data.sources.choices import checked_options, chosen_cameras, columns, declared_spec, stride_of
 from agent_jax.data.sources.npy_file import NpzFile, open_npz
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 
 _SPLITS = {"training": "train", "validation": "test"}
-_OPTIONS = {"language": "lang_annotations", "state": True}
+_OPTIONS = {"language": "lang_annotations", "state": True, SKIP: False}
 _CAMERAS = ("rgb_static", "rgb_gripper")
 _ACTIONS = "rel_actions"
 _RATE_HZ = 30.0
@@ -147,6 +148,8 @@ def open_source(path: Path, config: PrepareConfig) -> CalvinSource:
         found = sorted(item.name for item in path.iterdir())[:5] if path.is_dir() else "no folder"
         raise ValueError(f"{path}: found {found}, expected a folder of CALVIN with training/ or validation/ in it, as "
                          "task_D_D")
+    if options[SKIP]:
+        folders = [folder for folder in folders if is_annotated(path / folder)] or folders
     annotated = {folder: read_annotations(path / folder, options["language"], config.instruction or "ann")
                  for folder in folders}
     action = declared_spec(ActionSpec, config.action_spec) or CALVIN

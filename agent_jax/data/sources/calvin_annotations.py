@@ -23,6 +23,7 @@ from agent_jax.data.sources.object_array import read_object_array
 from agent_jax.data.sources.source import BadDataError
 
 PLAYS = "ep_start_end_ids.npy"
+SKIP = "skip_unannotated"  # the option that leaves a split out
 _MOST_STEPS = 100_000  # of an annotation, which has 64; a damaged one could name 2^63, each a file
 _BYTES_A_PAIR = 200  # two numbers and their tuple, as Python's own objects
 
@@ -81,6 +82,11 @@ class Annotations:
         return bool(np.any((self.plays_P2[:, 0] <= start) & (stop <= self.plays_P2[:, 1] + 1)))
 
 
+def is_annotated(folder: Path) -> bool:
+    """Whether a split has language annotations of any name."""
+    return any(folder.glob("*/auto_lang_ann.npy"))
+
+
 def read_annotations(folder: Path, language: str, kind: str) -> Annotations:
     """The annotations of a split.
 
@@ -98,7 +104,8 @@ def read_annotations(folder: Path, language: str, kind: str) -> Annotations:
         there = ", ".join(sorted(found.parent.name for found in folder.glob("*/auto_lang_ann.npy")))
         raise FileNotFoundError(f"{file}: not found; expected the language annotations. "
                                 + (f"There are others: set config.options.language to one of {there}" if there else
-                                   "Play without annotations has no instructions and cannot be used"))
+                                   "Play without annotations has no instructions. Copy the annotations of the data "
+                                   f"set here, or set config.options.{SKIP}=true to leave out a split without them"))
     content = read_object_array(file)
     try:
         pairs, texts = content["info"]["indx"], content["language"][kind]
