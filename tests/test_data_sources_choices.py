@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent_jax.data.prepare_config import PrepareConfig
-from agent_jax.data.sources.choices import checked_options, chosen_cameras, columns, stride_of
+from agent_jax.data.sources.choices import checked_options, chosen_cameras, columns
 
 
 def test_options_stand_over_their_defaults() -> None:
@@ -41,14 +41,3 @@ def test_the_only_camera_needs_no_name_and_several_do() -> None:
         chosen_cameras(PrepareConfig(), [])
     with pytest.raises(ValueError, match=r"config\.cameras\.rgb='tip': no such camera; did you mean 'top'"):
         chosen_cameras(PrepareConfig(cameras={"rgb": "tip"}), ["top", "wrist"])
-
-
-def test_steps_are_left_out_only_where_the_rates_divide_and_actions_are_targets() -> None:
-    assert stride_of(PrepareConfig(), 30.0, absolute=False) == 1
-    assert stride_of(PrepareConfig(rate_hz=30.0), 30.0, absolute=False) == 1
-    assert stride_of(PrepareConfig(rate_hz=10.0), 30.0, absolute=True) == 3
-    for rate_hz in (60.0, 20.0, 29.0):
-        with pytest.raises(ValueError, match="the data have 30 steps a second, expected that"):
-            stride_of(PrepareConfig(rate_hz=rate_hz), 30.0, absolute=True)
-    with pytest.raises(ValueError, match="relative actions"):
-        stride_of(PrepareConfig(rate_hz=10.0), 30.0, absolute=False)

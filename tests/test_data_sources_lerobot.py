@@ -139,16 +139,23 @@ def test_bounds_may_be_left_to_the_training_data(tmp_path: Path) -> None:
     assert open_source("lerobot", path, dataclasses.replace(BOTH, action_spec=spec)).action_spec == spec
 
 
-def test_every_nth_step_is_taken_where_actions_are_targets(tmp_path: Path) -> None:
+def test_every_nth_step_is_taken_with_the_last_target_the_sum_of_changes_and_all_rewards(tmp_path: Path) -> None:
     path = version_2(tmp_path / "set")
     absolute = presets.arm_spec("arm", names="xyz", low=-1.0, high=1.0, absolute=True)
     config = PrepareConfig(cameras={"rgb": TOP}, action_spec=absolute, rate_hz=5.0, instruction_text="go")
     assert open_source("lerobot", path, config).rate_hz == 5
     steps = read_all(path, config)["episode_000001"][0][3]
-    assert [round(float(step.actions["action"][0]) * 100) for step in steps] == [6, 8, 10, 12, 14]
+    assert [round(float(step.actions["action"][0]) * 100) for step in steps] == [7, 9, 11, 13, 14]
     assert [round(level_of(step.images["rgb"]) / LEVEL) for step in steps] == [6, 8, 10, 12, 14]
-    with pytest.raises(ValueError, match="relative actions"):
-        open_source("lerobot", path, PrepareConfig(cameras={"rgb": TOP}, rate_hz=5.0))
+    assert [step.reward for step in steps] == [0, 0, 1, 0, 0]  # of rows 10 and 11
+    config = dataclasses.replace(config, rate_hz=10 / 4, action_spec={**absolute, "absolute": False})
+    steps = read_all(path, config)["episode_000001"][0][3]
+    assert [round(float(step.actions["action"][0]) * 100) for step in steps] == [6 + 7 + 8 + 9, 10 + 11 + 12 + 13, 14]
+    unclear = PrepareConfig(cameras={"rgb": TOP}, rate_hz=5.0)
+    with pytest.raises(ValueError, match=r"config\.resample_actions=last .*config\.resample_actions=sum"):
+        open_source("lerobot", path, unclear)
+    last = read_all(path, dataclasses.replace(unclear, resample_actions="last"))["episode_000000"][0][3]
+    np.testing.assert_allclose([step.actions["action"][0] for step in last], [0.01, 0.03, 0.05], rtol=1e-6)
 
 
 def test_the_splits_of_the_data_are_kept_where_there_are_several(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from agent_jax.data.store import Store
 from agent_jax.data.writer import begin_store, finish_store, is_split_name, keep_shards, shard_path
 from agent_jax.spec_declarations import closed
 
-FORMAT = 1  # of how records are made: raise it where the same data and config come to make others
+FORMAT = 2  # of how records are made: raise it where the same data and config come to make others
 _SHARD_BYTES = 64_000_000  # of source files: what a kill may cost, and what one process takes at a time
 _SHARD_RECORDINGS = 500  # at most
 _EARLY = 10_000  # steps after which too many values beyond the bounds end the command, rather than at its end
@@ -64,13 +65,16 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
     with _alone(directory):
         source = open_source(kind, path, config)
         _check_rate(source)
+        for note in source.schema.notes:  # at once: it may be hours until the summary
+            print(f"prepare: {note}", file=sys.stderr, flush=True)
         splits = split_recordings(source.recordings(), config.validation)
         if not splits:
             raise BadDataError(f"{path}: holds no recordings of kind {kind!r}, expected at least one")
         made_by = {key: value for key, value in dataclasses.asdict(config).items() if key != "out_of_bounds"}
         metadata = {"action_spec": dict(source.action_spec), "state_spec": dict(source.state_spec),
                     "rate_hz": source.rate_hz,
-                    "prepared": {"source": kind, "path": str(path.resolve()), "config": made_by, "format": FORMAT}}
+                    "prepared": {"source": kind, "path": str(path.resolve()), "config": made_by, "format": FORMAT,
+                                 "notes": list(source.schema.notes)}}
         build = begin_store(directory, metadata)
         name = config.name or _name_of(path)
         state_of = _States(source, config)
@@ -85,7 +89,7 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
         except BadDataError as error:
             raise BadDataError(f"{error}\nNothing was written to {directory}; the shards that are whole are kept in "
                                f"{build}, and the same command goes on with them") from error
-        summary = dataclasses.asdict(total)
+        summary = {**dataclasses.asdict(total), "notes": list(source.schema.notes)}
         store = finish_store(directory, name, stored_features(source.schema, config), summary)
         for plan in plans:
             (directory / plan.report.name).unlink(missing_ok=True)
@@ -97,6 +101,9 @@ def summary_lines(store: Store, summary: Mapping[str, Any]) -> list[str]:
     sizes = ", ".join(f"{count:,} {split}" for split, count in store.splits.items())
     lines = [f"prepared: {summary['recordings']:,} recordings, {summary['episodes']:,} episodes, "
              f"{summary['steps']:,} steps in {summary['records']:,} records ({sizes}): {store.directory}"]
+    lines += [f"  {note}" for note in summary["notes"]]
+    lines += [f"  {count:,} of {summary['recordings']:,} recordings: {note}"
+              for note, count in sorted(summary["oddities"].items())]
     for place, count in summary["outside"].items():
         lines.append(f"  {place}: {count:,} of {summary['steps']:,} values beyond the bounds; training clips them")
     for split, count in store.splits.items():

@@ -34,6 +34,8 @@ class PrepareConfig:
     instruction: str = ""  # the source's column or feature; "": the source's default
     instruction_text: str = ""  # one instruction for all, where the data has none
     rate_hz: float = 0.0  # wanted steps a second: another rate is refused unless it is an exact multiple; 0: as it is
+    resample_actions: Literal["", "last", "sum", "first"] = ""  # of the steps that one is kept of: the last action
+    # (targets), the sum (changes) or the first; "": as the ActionSpec says
     window: int = 4  # segments are cut at multiples of it, so that windows of that many steps do not straddle two
     segment_bytes: int = 4_000_000  # a record is parsed whole for each of its windows: long ones cost every window
     validation: float = 0.05  # share of recordings in the split "test", where the data has no splits of its own

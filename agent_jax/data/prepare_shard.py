@@ -43,6 +43,7 @@ class Counts:
     steps: int = 0
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)  # where and why
     outside: dict[str, int] = dataclasses.field(default_factory=dict)  # values beyond the bounds, by place
+    oddities: dict[str, int] = dataclasses.field(default_factory=dict)  # recordings by what was done about them
 
     def add(self, other: Counts) -> None:
         """Add what another one counted."""
@@ -51,8 +52,9 @@ class Counts:
         self.records += other.records
         self.steps += other.steps
         self.skipped += other.skipped
-        for place, count in other.outside.items():
-            self.outside[place] = self.outside.get(place, 0) + count
+        for own, others in ((self.outside, other.outside), (self.oddities, other.oddities)):
+            for name, count in others.items():
+                own[name] = own.get(name, 0) + count
 
 
 def stored_features(schema: Schema, config: PrepareConfig) -> tfds.features.FeaturesDict:
@@ -92,11 +94,12 @@ class RecordMaker:
         Raises:
             BadDataError: the recording, or what the source made of it, is not as it should be.
         """
-        names, steps, records = set(), 0, 0
+        names, oddities, steps, records = set(), set(), 0, 0
         for episode in self._source.read(recording):
             where = f"{recording.where}, episode {episode.name!r}"
             self._check_texts(episode, where)
             names.add(episode.name)
+            oddities.update(episode.notes)
             for segment in self._segments(episode, where, counts):
                 steps, records = steps + len(segment["steps"]), records + 1
                 record = {"episode_id": episode.name, "recording_id": recording.name,
@@ -108,6 +111,7 @@ class RecordMaker:
                     raise BadDataError(f"{where}: {error}") from error
         if not records:
             raise BadDataError(f"{recording.where}: recording {recording.name!r} holds no episode, expected one")
+        counts.add(Counts(oddities=dict.fromkeys(sorted(oddities), 1)))
         counts.recordings += 1
         counts.episodes += len(names)
         counts.records += records

@@ -34,8 +34,9 @@ import yaml
 from agent_jax.actions import CALVIN, ActionSpec, StateSpec, calvin_state
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.sources.calvin_annotations import PLAYS, SKIP, Annotations, is_annotated, read_annotations
-from agent_jax.data.sources.choices import checked_options, chosen_cameras, columns, declared_spec, stride_of
+from agent_jax.data.sources.choices import checked_options, chosen_cameras, columns, declared_spec
 from agent_jax.data.sources.npy_file import NpzFile, open_npz
+from agent_jax.data.sources.resampling import Resampling, stride_of
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 
 _SPLITS = {"training": "train", "validation": "test"}
@@ -60,7 +61,7 @@ class CalvinSource:
     _annotations: Mapping[str, Annotations]  # by folder
     _cameras: Mapping[str, str]
     _columns: Mapping[str, str]
-    _stride: int
+    _resampling: Resampling
 
     def recordings(self) -> list[Recording]:
         """Groups of annotations that share steps, in the order of their steps."""
@@ -95,8 +96,15 @@ class CalvinSource:
         annotated, frames = self._annotations[folder], _Frames(self, folder)
         for number in recording.detail["annotations"]:
             start, stop, text = annotated.checked(number)
-            steps = (frames.step(index, annotated.place(number)) for index in range(start, stop, self._stride))
-            yield SourceEpisode(f"{folder}/{number:05d}", text, steps)
+            yield SourceEpisode(f"{folder}/{number:05d}", text,
+                                self._steps(frames, range(start, stop), annotated.place(number)))
+
+    def _steps(self, frames: _Frames, indices: range, where: str) -> Iterator[SourceStep]:
+        """The steps that are kept, with the actions of those between."""
+        for first in indices[:: self._resampling.stride]:
+            group = [frames.step(index, where) for index in range(first, min(first + self._resampling.stride,
+                                                                             indices.stop))]
+            yield dataclasses.replace(group[0], actions=self._resampling.joined([step.actions for step in group]))
 
     def _frame_file(self, folder: str, index: int) -> Path:
         return self._path / folder / f"episode_{index:07d}.npz"
@@ -157,16 +165,16 @@ def open_source(path: Path, config: PrepareConfig) -> CalvinSource:
         raise ValueError(f"config.fields.action={config.fields['action']!r}: the spec of CALVIN is that of {_ACTIONS}; "
                          "give config.action_spec as well, with the bounds and units of these")
     state = _state_spec(path, config, options)
-    stride = stride_of(config, _RATE_HZ, absolute=action.absolute)
+    resampling = Resampling(config, stride_of(config, _RATE_HZ), _RATE_HZ, action, absolute=action.absolute)
     shapes = {**action.fields, **(state.fields if state else {})}
     cameras = chosen_cameras(config, _CAMERAS, _CAMERAS[0])
     first = annotated[folders[0]]
     starts = [path / folders[0] / f"episode_{index:07d}.npz" for index in first.bounds_N2[:_LOOKED_AT, 0].tolist()]
     own_state = state.to_dict() if state else {}
     written = dict(config.action_spec) or action.to_dict(), dict(config.state_spec) or own_state
-    return CalvinSource(Schema(_sizes(starts, cameras), action.fields, state.fields if state else {}), *written,
-                        _RATE_HZ / stride, path, annotated, cameras,
-                        columns(config, shapes, {"action": _ACTIONS}), stride)
+    schema = Schema(_sizes(starts, cameras), action.fields, state.fields if state else {}, notes=resampling.notes)
+    return CalvinSource(schema, *written, resampling.rate_hz, path, annotated, cameras,
+                        columns(config, shapes, {"action": _ACTIONS}), resampling)
 
 
 def _state_spec(path: Path, config: PrepareConfig, options: Mapping[str, Any]) -> StateSpec | None:

@@ -1,4 +1,4 @@
-"""What a config chooses of a source, checked the same way by every source: options, columns, cameras, rate."""
+"""What a config chooses of a source, checked the same way by every source: options, columns, cameras."""
 
 from __future__ import annotations
 
@@ -98,26 +98,6 @@ def chosen_cameras(config: PrepareConfig, there: Collection[str], default: str =
         if camera not in there:
             raise ValueError(f"config.cameras.{name}={camera!r}: no such camera; {nearest(camera, there)}")
     return chosen
-
-
-def stride_of(config: PrepareConfig, rate_hz: float, *, absolute: bool) -> int:
-    """Every how many steps one is taken so that `config.rate_hz` comes out; 1 where the config asks for no rate.
-
-    Raises:
-        ValueError: the data have another rate that is no multiple of it, or changes cannot be left out because actions
-            say how much to move.
-    """
-    if not config.rate_hz:
-        return 1
-    stride = round(rate_hz / config.rate_hz)
-    if stride < 1 or abs(rate_hz - stride * config.rate_hz) > 1e-3 * rate_hz:
-        raise ValueError(f"config.rate_hz={config.rate_hz:g}: the data have {rate_hz:g} steps a second, expected that, "
-                         "or a whole fraction of it")
-    if stride > 1 and not absolute:
-        raise ValueError(f"config.rate_hz={config.rate_hz:g}: the data have {rate_hz:g} steps a second and relative "
-                         "actions; steps between cannot be left out, for their moves would be lost. Set it to 0, or, "
-                         "if the actions are targets, say absolute=True in config.action_spec")
-    return stride
 
 
 def nearest(name: str, names: Collection[str]) -> str:

@@ -41,6 +41,7 @@ from agent_jax.data.sources.choices import no_fields
 from agent_jax.data.sources.chunks import active_stretches, said_tokens
 from agent_jax.data.sources.instructions import Instructions
 from agent_jax.data.sources.pad_table import Action, GamepadOptions, PadTable
+from agent_jax.data.sources.resampling import Resampling
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.sources.table import SUFFIXES
 from agent_jax.data.sources.videos import Footage, camera_name, is_footage, open_footage, readable_infos, stored_size
@@ -71,8 +72,9 @@ class GamepadSource:
         self._instructions = Instructions(path, self.options.instructions, config)
         self._camera = camera_name(config)
         first = next(readable_infos(shows, self.options.frames_hz))
-        self.schema = Schema({self._camera: stored_size([first], config)}, self._spec.fields)
         self.rate_hz = config.rate_hz or first.rate_hz
+        resampling = self._resampling(max(round(first.rate_hz / self.rate_hz), 1), first.rate_hz)
+        self.schema = Schema({self._camera: stored_size([first], config)}, self._spec.fields, notes=resampling.notes)
 
     def recordings(self) -> list[Recording]:
         """One a name, whether it has both files or not: what is missing is said when it is read."""
@@ -95,8 +97,9 @@ class GamepadSource:
         instruction = self._instructions.of(recording.name)
         shown = open_footage(shows[0], self.options.frames_hz)
         every = self._every(shown)
+        resampling = self._resampling(every, shown.info.rate_hz)
         actions = self._table.read(tables[0], shown)
-        actions = [self._table.merged(actions[t : t + every]) for t in range(0, len(actions), every)]
+        actions = [resampling.joined(actions[t : t + every]) for t in range(0, len(actions), every)]
         counts = [said_tokens(self._spec, action) for action in actions]
         images = enumerate(itertools.islice(shown.images(), 0, None, every))
         stretches = active_stretches(counts, self._config.window, keep_idle=not self.options.drop_idle)
@@ -117,6 +120,9 @@ class GamepadSource:
             if t == stop - 1:
                 return
         raise BadDataError(f"{shown.path}: ends before step {stop - 1}, expected {shown.info.frames} frames")
+
+    def _resampling(self, every: int, rate_hz: float) -> Resampling:
+        return Resampling(self._config, every, rate_hz, self._spec, absolute=None)
 
     def _every(self, shown: Footage) -> int:
         """How many frames of the video one step covers."""

@@ -12,7 +12,7 @@ numbers are stored as they are, and the domain that trains on them declares what
     config.fields.action=action[0:6],gripper    part of a feature, and several joined
     config.instruction=language_instruction     a text feature in place of the task
     config.instruction_text="fold the towel"    in place of all
-    config.rate_hz=10                           of 30: every third step, where the actions are absolute
+    config.rate_hz=10                           of 30: every third step, with the actions of all (resampling.py)
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from agent_jax.data.sources.choices import (
     chosen_cameras,
     declared_spec,
     nearest,
-    stride_of,
 )
 from agent_jax.data.sources.lerobot_info import Features
 from agent_jax.data.sources.lerobot_meta import EpisodeEntry, LeRobotMeta, read_info, read_meta
 from agent_jax.data.sources.lerobot_rows import EpisodeTables, Selection, select
 from agent_jax.data.sources.parquet import column_numbers, column_texts
+from agent_jax.data.sources.resampling import Resampling, stride_of
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.video import read_frames, video_info
 
@@ -63,7 +63,7 @@ class LeRobotSource:
     _meta: LeRobotMeta
     _cameras: Mapping[str, str]
     _numbers: Mapping[str, Selection]
-    _stride: int
+    _resampling: Resampling
     _config: PrepareConfig
     _tables: EpisodeTables
 
@@ -94,8 +94,8 @@ class LeRobotSource:
         where = f"{entry.table}, episode {entry.index}"
         table = self._tables.rows(entry)
         self._check_times(table, where)
-        taken = range(0, len(table), self._stride)
-        texts = [text for row, text in enumerate(self._texts(table, where)) if row % self._stride == 0]
+        taken = range(0, len(table), self._resampling.stride)
+        texts = self._texts(table, where)[:: taken.step]
         done = _DONE in table.column_names and bool(column_numbers(table, _DONE, 1, where)[-1, 0])
         steps = self._steps(entry, table, taken, where)
         start = 0
@@ -147,10 +147,11 @@ class LeRobotSource:
         rewards = column_numbers(table, _REWARD, 1, where)[:, 0] if _REWARD in table.column_names else None
         images = {name: self._images(entry, camera, table, taken, where) for name, camera in self._cameras.items()}
         for row in taken:
-            yield SourceStep({name: next(shown) for name, shown in images.items()},
-                             {key: values[key][row] for key in self.schema.actions},
+            group = range(row, min(row + taken.step, len(table)))
+            actions = [{key: values[key][other] for key in self.schema.actions} for other in group]
+            yield SourceStep({name: next(shown) for name, shown in images.items()}, self._resampling.joined(actions),
                              {key: values[key][row] for key in self.schema.observations},
-                             reward=0.0 if rewards is None else float(rewards[row]))
+                             reward=0.0 if rewards is None else float(rewards[group.start : group.stop].sum()))
 
     def _images(self, entry: EpisodeEntry, camera: str, table: pa.Table, taken: range,
                 where: str) -> Iterator[bytes | np.ndarray]:
@@ -225,12 +226,14 @@ def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
     if config.instruction and config.instruction not in features.texts:
         raise ValueError(f"config.instruction={config.instruction!r}: no feature that holds a text; "
                          f"{nearest(config.instruction, features.texts)}. Leave it empty to take the task")
-    stride = stride_of(config, meta.rate_hz, absolute=action is not None and action.absolute)
+    resampling = Resampling(config, stride_of(config, meta.rate_hz), meta.rate_hz, action,
+                            absolute=action.absolute if action else None)
     actions = _selections(config, features, action, "action")
     observations = _selections(config, features, state, "state")
     check_fields(config, actions | observations)
     schema = Schema({name: (features.cameras[camera].height, features.cameras[camera].width)
-                     for name, camera in cameras.items()}, _shapes(actions, action), _shapes(observations, state))
+                     for name, camera in cameras.items()}, _shapes(actions, action), _shapes(observations, state),
+                    notes=resampling.notes)
     numbers = {**actions, **observations}
     chosen = {name for selection in numbers.values() for name, _, _ in selection.parts}
     columns = sorted({"frame_index", "timestamp", *chosen,
@@ -238,7 +241,7 @@ def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
                       *({config.instruction} if config.instruction else {"task_index"}),
                       *(name for name in (_REWARD, _DONE) if features.numbers.get(name) == (1,))})
     return LeRobotSource(schema, dict(config.action_spec), dict(config.state_spec),
-                         meta.rate_hz / stride, path, meta, cameras, numbers, stride, config, EpisodeTables(columns))
+                         resampling.rate_hz, path, meta, cameras, numbers, resampling, config, EpisodeTables(columns))
 
 
 def _selections(config: PrepareConfig, features: Features, spec: ActionSpec | StateSpec | None,

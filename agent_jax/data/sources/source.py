@@ -31,6 +31,7 @@ class Schema:
     observations: Shapes = dataclasses.field(default_factory=dict)  # fields of steps/observation/ beside the images
     answers: bool = False  # whether records hold an `answer`: a caption, or the answer to the instruction
     labels: bool = False  # whether records hold a class `label`
+    notes: tuple[str, ...] = ()  # what the source decided where the config left it open, in words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ class SourceEpisode:
     terminal: bool = False  # whether the episode ended by itself, rather than by a limit of time
     answer: str = ""
     label: int = -1
+    notes: tuple[str, ...] = ()  # what was done about an oddity of it, in words that are the same for all such episodes
 
 
 class Source(Protocol):
