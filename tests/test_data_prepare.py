@@ -45,7 +45,8 @@ def test_the_store_holds_what_the_data_say_with_encoded_images_byte_for_byte(tmp
     store, summary = prepare("rlds", path, tmp_path / "out", CONFIG)
     assert store.splits == {"test": 2, "train": 4}
     assert store.name == "bridge"
-    assert summary == {"recordings": 6, "episodes": 6, "records": 6, "steps": 36, "skipped": [], "outside": {}}
+    assert summary == {"recordings": 6, "episodes": 6, "records": 6, "steps": 36, "skipped": [], "outside": {},
+                       "oddities": {}, "notes": []}
     episode = store.split("train")[2]
     assert episode.values("steps/observation/rgb", 0, 6) == [jpeg(20 + t) for t in range(6)]
     np.testing.assert_allclose(episode.values("steps/world_vector", 4, 5), [[0.02, 0.04]], rtol=1e-6)

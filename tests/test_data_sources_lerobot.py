@@ -115,14 +115,6 @@ def test_an_episode_is_cut_where_its_task_changes(tmp_path: Path) -> None:
     assert episode.terminal  # as next.done says
 
 
-def test_instructions_come_of_a_column_or_of_the_config(tmp_path: Path) -> None:
-    path = version_2(tmp_path / "set", "image")
-    texts = [stretch[0] for found in read_all(path, PrepareConfig(instruction="words")).values() for stretch in found]
-    assert texts == ["words 0", "words 1", "words 2"]
-    assert {stretch[0] for found in read_all(path, PrepareConfig(instruction_text="fold")).values()
-            for stretch in found} == {"fold"}
-
-
 def test_parts_of_features_are_chosen_and_joined(tmp_path: Path) -> None:
     path = version_3(tmp_path / "set", "image")
     spec = presets.arm_spec("arm", names=("x", "gripper", "y"), low=-1.0, high=1.0)
@@ -174,7 +166,6 @@ def test_the_splits_of_the_data_are_kept_where_there_are_several(tmp_path: Path)
     ({"fields": {"action": "acton"}}, "no feature 'acton' that holds numbers; expected one of observation.state"),
     ({"fields": {"action": "action[2:4]"}}, "'action' has 3 numbers, expected a part"),
     ({"fields": {"arm": "action"}}, r"config\.fields\.arm: no key of the action or state spec"),
-    ({"instruction": "wods"}, "did you mean 'words'"),
     ({"options": {"x": 1}}, "no such option"),
     ({"rate_hz": 4.0}, "a whole fraction"),
     ({"action_spec": presets.arm_spec("arm", names="xy", low=-1.0, high=1.0)}, "3 numbers, but the spec expects"),

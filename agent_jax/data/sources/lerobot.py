@@ -10,7 +10,7 @@ numbers are stored as they are, and the domain that trains on them declares what
 
     config.cameras.rgb=observation.images.top
     config.fields.action=action[0:6],gripper    part of a feature, and several joined
-    config.instruction=language_instruction     a text feature in place of the task
+    config.instruction=language_instruction     a feature of texts, or of indices of tasks (lerobot_instructions.py)
     config.instruction_text="fold the towel"    in place of all
     config.rate_hz=10                           of 30: every third step, with the actions of all (resampling.py)
 """
@@ -35,12 +35,12 @@ from agent_jax.data.sources.choices import (
     checked_options,
     chosen_cameras,
     declared_spec,
-    nearest,
 )
 from agent_jax.data.sources.lerobot_info import Features
+from agent_jax.data.sources.lerobot_instructions import InstructionColumn, instruction_column
 from agent_jax.data.sources.lerobot_meta import EpisodeEntry, LeRobotMeta, read_info, read_meta
 from agent_jax.data.sources.lerobot_rows import EpisodeTables, Selection, select
-from agent_jax.data.sources.parquet import column_numbers, column_texts
+from agent_jax.data.sources.parquet import column_numbers
 from agent_jax.data.sources.resampling import Resampling, stride_of
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.video import read_frames, video_info
@@ -64,6 +64,7 @@ class LeRobotSource:
     _cameras: Mapping[str, str]
     _numbers: Mapping[str, Selection]
     _resampling: Resampling
+    _instruction: InstructionColumn
     _config: PrepareConfig
     _tables: EpisodeTables
 
@@ -131,14 +132,7 @@ class LeRobotSource:
         """The instruction of each row."""
         if self._config.instruction_text:
             return [self._config.instruction_text] * len(table)
-        if self._config.instruction:
-            return column_texts(table, self._config.instruction, where)
-        numbers = column_numbers(table, "task_index", 1, where)[:, 0].tolist()
-        unknown = sorted(set(numbers) - set(self._meta.tasks))
-        if unknown:
-            raise BadDataError(f"{where}: has task_index {unknown[0]}, which is none of the {len(self._meta.tasks)} "
-                               "tasks of the meta data")
-        return [self._meta.tasks[number] for number in numbers]
+        return self._instruction.texts(table, self._meta.tasks, where)
 
     def _steps(self, entry: EpisodeEntry, table: pa.Table, taken: range, where: str) -> Iterator[SourceStep]:
         names = {name for selection in self._numbers.values() for name, _, _ in selection.parts}
@@ -223,9 +217,7 @@ def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
     meta = read_meta(path, info, features, cameras.values())
     action = declared_spec(ActionSpec, config.action_spec)
     state = declared_spec(StateSpec, config.state_spec)
-    if config.instruction and config.instruction not in features.texts:
-        raise ValueError(f"config.instruction={config.instruction!r}: no feature that holds a text; "
-                         f"{nearest(config.instruction, features.texts)}. Leave it empty to take the task")
+    instruction = instruction_column(path, config, features)
     resampling = Resampling(config, stride_of(config, meta.rate_hz), meta.rate_hz, action,
                             absolute=action.absolute if action else None)
     actions = _selections(config, features, action, "action")
@@ -233,15 +225,16 @@ def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
     check_fields(config, actions | observations)
     schema = Schema({name: (features.cameras[camera].height, features.cameras[camera].width)
                      for name, camera in cameras.items()}, _shapes(actions, action), _shapes(observations, state),
-                    notes=resampling.notes)
+                    notes=(*instruction.notes, *resampling.notes))
     numbers = {**actions, **observations}
     chosen = {name for selection in numbers.values() for name, _, _ in selection.parts}
     columns = sorted({"frame_index", "timestamp", *chosen,
                       *(camera for camera in cameras.values() if features.cameras[camera].kind == "image"),
-                      *({config.instruction} if config.instruction else {"task_index"}),
+                      *instruction.columns,
                       *(name for name in (_REWARD, _DONE) if features.numbers.get(name) == (1,))})
     return LeRobotSource(schema, dict(config.action_spec), dict(config.state_spec),
-                         resampling.rate_hz, path, meta, cameras, numbers, resampling, config, EpisodeTables(columns))
+                         resampling.rate_hz, path, meta, cameras, numbers, resampling, instruction, config,
+                         EpisodeTables(columns))
 
 
 def _selections(config: PrepareConfig, features: Features, spec: ActionSpec | StateSpec | None,

@@ -45,6 +45,7 @@ class Features:
     cameras: Mapping[str, CameraFeature]
     numbers: Mapping[str, tuple[int, ...]]  # shape by feature, of those that hold numbers
     texts: frozenset[str]  # features that hold a text
+    indices: frozenset[str]  # features that hold one whole number
     names: Mapping[str, tuple[str, ...]]  # of a vector's components, where they have names
     unusable: Mapping[str, str]  # why a feature cannot be used
 
@@ -117,7 +118,7 @@ class LeRobotInfo:
         features = self.content.get("features")
         if not isinstance(features, dict):
             raise BadDataError(f"{self.file}: features is {_SHORT.repr(features)}, expected an object of objects")
-        cameras, numbers, texts, names, unusable = {}, {}, set(), {}, {}
+        cameras, numbers, texts, indices, names, unusable = {}, {}, set(), set(), {}, {}
         for key, feature in features.items():
             try:
                 shape, kind = _shape(feature), feature.get("dtype")
@@ -127,10 +128,12 @@ class LeRobotInfo:
                     texts.add(key)
                 elif isinstance(kind, str) and _NUMBERS.fullmatch(kind):
                     numbers[key] = shape or (1,)
+                    if "int" in kind and numbers[key] == (1,):
+                        indices.add(key)
                     names[key] = _component_names(feature.get("names"), numbers[key])
             except _UnusableError as error:
                 unusable[key] = f"{self.file}: features.{key} {error}"
-        return Features(cameras, numbers, frozenset(texts), names, unusable)
+        return Features(cameras, numbers, frozenset(texts), frozenset(indices), names, unusable)
 
     def path(self, root: Path, name: str, **values: int | str) -> Path:
         """The file that a template of info.json names.

@@ -12,8 +12,6 @@ import pyarrow.parquet as pq
 
 from agent_jax.data.sources.source import BadDataError
 
-_TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string)
-
 
 def parquet_table(file: Path, columns: list[str] | None = None) -> pa.Table:
     """A whole parquet file, or some columns of it.
@@ -99,10 +97,15 @@ def column_texts(table: pa.Table, name: str, where: str) -> list[str]:
         BadDataError: it holds something else, or a text that is not UTF-8.
     """
     column = table[name]
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not any(is_text(kind) for is_text in _TEXT_TYPES):
+    if not is_text(column.type):
         raise BadDataError(f"{where}: {name!r} holds {column.type}, expected texts")
     try:
         return [text or "" for text in column.to_pylist()]
     except UnicodeDecodeError as error:
         raise BadDataError(f"{where}: {name!r} holds a text that is not UTF-8 ({error})") from error
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of that type holds texts."""
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(plain) or pa.types.is_large_string(plain)
