@@ -38,6 +38,7 @@ REQUIRED = [
     "safetensors>=0.8,<1",
     "tensorflow-datasets>=4.9.10,<5",  # reads array_record without TensorFlow
     "array_record>=0.8.3,<0.9",
+    "protobuf>=5,<8",  # the records; as tensorflow-datasets asks for
     "grain>=0.2.18,<0.3",
     "numpy>=2.1,<3",
     "scipy>=1.14,<2",

@@ -389,7 +389,7 @@ def test_an_upward_and_a_forbidden_import_are_found() -> None:
 def test_every_library_that_is_imported_is_a_declared_dependency(root: Path, imports: dict[str, list[Import]]) -> None:
     declared = (root / "setup.py").read_text(encoding="utf-8").lower().replace("-", "_")
     names = {"orbax": "orbax_checkpoint", "pil": "pillow", "absl": "absl_py", "gymnasium": "minigrid",
-             "yaml": "pyyaml"}
+             "yaml": "pyyaml", "google": "protobuf"}
     for found in imports.values():
         for item in found:
             library = item.name.partition(".")[0].lower()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent_jax.actions import ActionSpec
+from agent_jax.data.paths import check_on_disk
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.prepare_shard import Counts, spec_bounds, stored_features
 from agent_jax.data.prepare_workers import ShardPlan, run_shards
@@ -36,6 +37,7 @@ FORMAT = 2  # of how records are made: raise it where the same data and config c
 _SHARD_BYTES = 64_000_000  # of source files: what a kill may cost, and what one process takes at a time
 _SHARD_RECORDINGS = 500  # at most
 _EARLY = 10_000  # steps after which too many values beyond the bounds end the command, rather than at its end
+_NOT_OF_RECORDS = ("out_of_bounds", "allow_root")  # fields of the config that decide what is refused, not what is made
 _TOLD = 10  # recordings left out that the summary names
 
 OnError = Literal["stop", "skip"]
@@ -62,6 +64,8 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
         FileExistsError: `directory` exists, or another process is making it.
         FileNotFoundError, ModuleNotFoundError, ValueError: as `sources.open_source`.
     """
+    check_on_disk(path, "--path")
+    check_on_disk(directory, "--out")
     with _alone(directory):
         source = open_source(kind, path, config)
         _check_rate(source)
@@ -70,7 +74,7 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
         splits = split_recordings(source.recordings(), config.validation)
         if not splits:
             raise BadDataError(f"{path}: holds no recordings of kind {kind!r}, expected at least one")
-        made_by = {key: value for key, value in dataclasses.asdict(config).items() if key != "out_of_bounds"}
+        made_by = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_OF_RECORDS}
         metadata = {"action_spec": dict(source.action_spec), "state_spec": dict(source.state_spec),
                     "rate_hz": source.rate_hz,
                     "prepared": {"source": kind, "path": str(path.resolve()), "config": made_by, "format": FORMAT,

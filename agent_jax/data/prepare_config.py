@@ -40,6 +40,7 @@ class PrepareConfig:
     segment_bytes: int = 4_000_000  # a record is parsed whole for each of its windows: long ones cost every window
     validation: float = 0.05  # share of recordings in the split "test", where the data has no splits of its own
     out_of_bounds: float = 0.01  # largest share of a number's values that may lie beyond its bounds; they are clipped
+    allow_root: tuple[str, ...] = ()  # folders outside the data's own whose files the data may name (paths.py)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the source's own; it checks them
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from agent_jax.data.paths import Folder
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.prepare_shard import Counts, RecordMaker, held_until_whole, stored_features
 from agent_jax.data.sources import open_source
@@ -75,12 +76,15 @@ def write_shard(plan: ShardPlan, source: Source, progress: Callable[[int, int], 
     """
     path = Path(plan.path)
     maker, counts = RecordMaker(source, plan.config), Counts()
+    given = Path(plan.source)
+    folder = Folder(given if given.is_dir() else given.parent, plan.config.allow_root)
     path.unlink(missing_ok=True)  # one of another state must not come to lie beside the new report
     with ShardWriter(path, stored_features(source.schema, plan.config)) as writer:
         for recording in plan.recordings:
             own = Counts()
             records = maker.records(recording, own)
             try:
+                folder.check_links((file for file in source.files(recording) if file != given), recording.where)
                 for record in held_until_whole(records, path.parent) if plan.on_error == "skip" else records:
                     writer.write_serialized(record)
             except BadDataError as error:

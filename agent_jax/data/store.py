@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,14 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
+
+from agent_jax.data.paths import Folder, check_on_disk
+from agent_jax.data.sources.source import BadDataError
+from agent_jax.data.tfds_folder import SplitFiles, TfdsFolder, read_tfds_folder
+from agent_jax.json_files import read_json_object
 
 # The tf.train.Example that both TFRecord and array_record files hold; protobuf makes the class as it is imported.
 Example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
@@ -44,55 +50,93 @@ class Field:
     encoding: str = ""  # of an image: "png", "jpeg"; empty: not said
 
 
+class RecordError(BadDataError):
+    """A record cannot be read, or does not hold what features.json declares; names file, split and record."""
+
+
 class Episode:
     """One record: an episode or a segment, parsed but with its images still encoded."""
 
     def __init__(self, serialized: bytes, where: str, fields: Mapping[str, Field], length_field: Field):
-        self._features = Example.FromString(serialized).features.feature
+        """Of the bytes of a record; `where` it lies is for messages.
+
+        Raises:
+            RecordError: they are no tf.train.Example, or one that lacks the `length_field`.
+        """
+        try:
+            self._features = Example.FromString(serialized).features.feature
+        except DecodeError as error:
+            raise RecordError(f"{where}: {len(serialized):,} bytes that are no tf.train.Example ({error}). {_REPAIR}"
+                              ) from error
         self.where, self._fields = where, fields
         each = math.prod(length_field.shape) if length_field.kind == "array" else 1
         self.steps: int = len(self._list(length_field.path)) // each
 
     def values(self, path: str, start: int, stop: int) -> np.ndarray | list[bytes]:
-        """A step field from step `start` to before `stop`: an array (steps, *shape), or a list of bytes."""
+        """A step field from step `start` to before `stop`: an array (steps, *shape), or a list of bytes.
+
+        Raises:
+            RecordError: the record has another number of them than steps.
+        """
         field, values = self._fields[path], self._list(path)
+        size = math.prod(field.shape) if field.kind == "array" else 1
+        if len(values) != size * self.steps and (field.kind != "text" or not field.shape):  # texts may be tensors
+            raise RecordError(f"{self.where}: {path!r} holds {len(values)} values, expected {size} for each of "
+                              f"{self.steps} steps. {_REPAIR}")
         if field.kind != "array":
             return list(values[start:stop])
-        size = math.prod(field.shape)
         # Repeated fields lend their buffer to NumPy; a slice of one would be a Python list, 70 times slower.
         chosen = np.asarray(values)[start * size : stop * size]
         return chosen.astype(field.dtype).reshape(-1, *field.shape)
 
     def value(self, path: str) -> np.ndarray | bytes:
-        """A field of the record itself."""
+        """A field of the record itself.
+
+        Raises:
+            RecordError: the record has another number of values of it.
+        """
         field, values = self._fields[path], self._list(path)
+        expected = math.prod(field.shape) if field.kind == "array" else 1
+        if len(values) != expected if field.kind == "array" and -1 not in field.shape else not values:
+            raise RecordError(f"{self.where}: {path!r} holds {len(values)} values, expected {expected}. {_REPAIR}")
         return values[0] if field.kind != "array" else np.asarray(values).astype(field.dtype).reshape(field.shape)
 
     def texts(self, path: str) -> list[str]:
         """The instruction at each step: text or 0-padded UTF-8 codes, of each step or of the whole record.
 
         Raises:
-            ValueError: there are more or fewer than steps, or than one of the record; or a text is not UTF-8.
+            RecordError: there are more or fewer than steps, or than one of the record; or a text is not UTF-8.
         """
         field = self._fields[path]
-        if field.kind == "text":
-            values = [value.decode("utf-8") for value in self._list(path)]
-        else:
-            values = _decoded_codes(np.asarray(self._list(path)).reshape(-1, *field.shape))
+        try:
+            if field.kind == "text":
+                values = [value.decode("utf-8") for value in self._list(path)]
+            else:
+                values = _decoded_codes(np.asarray(self._list(path)).reshape(-1, *field.shape))
+        except RecordError:
+            raise
+        except ValueError as error:  # not UTF-8, or numbers that do not divide into texts
+            raise RecordError(f"{self.where}: {path!r} holds no texts ({error}). {_REPAIR}") from error
         expected = self.steps if field.per_step else 1
         if len(values) != expected:
-            raise ValueError(f"{self.where}: {path!r} holds {len(values)} texts, expected {expected}"
+            raise RecordError(f"{self.where}: {path!r} holds {len(values)} texts, expected {expected}"
                              f"{', one for each step' if field.per_step else ''}")
         return values if field.per_step else values * self.steps
 
     def _list(self, path: str) -> Any:
         """The repeated values of a field."""
         if path not in self._features:
-            raise ValueError(f"{self.where}: the record lacks {path!r}, which features.json declares; found "
-                             f"{sorted(self._features)}")
+            raise RecordError(f"{self.where}: the record lacks {path!r}, which features.json declares; found "
+                              f"{sorted(self._features)}")
         feature = self._features[path]
         kind = feature.WhichOneof("kind")
+        if kind and (kind == "bytes_list") is (self._fields[path].kind == "array"):
+            raise RecordError(f"{self.where}: {path!r} holds a {kind}, but features.json declares "
+                              f"{self._fields[path].kind}. {_REPAIR}")
         return getattr(feature, kind).value if kind else ()
+
+
+_REPAIR = "Copy the file anew, or make the data set anew without this record"
 
 
 def _decoded_codes(codes_NL: np.ndarray) -> list[str]:
@@ -106,12 +150,26 @@ def _decoded_codes(codes_NL: np.ndarray) -> list[str]:
     return texts
 
 
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """A file, and which of its records are read; the names are array_record's."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
 class Split:
     """Random access to the episodes of a split; cheap to send to a worker process."""
 
-    def __init__(self, name: str, where: str, source: Any, fields: Mapping[str, Field]):
-        self.name, self.fields = name, fields
-        self._where, self._source = where, source
+    def __init__(self, files: SplitFiles, where: str, fields: Mapping[str, Field]):
+        """Of the files of a split; `where` the data set lies is for messages."""
+        self.name, self.fields = files.name, fields
+        self._files = files
+        parts: Any = [_File(str(file), 0, records, records)
+                      for file, records in zip(files.files, files.records, strict=True) if records]
+        self._source = ArrayRecordDataSource(parts)
         self._length_field = length_field(fields, where)
 
     def __len__(self) -> int:
@@ -121,12 +179,26 @@ class Split:
         return (self[number] for number in range(len(self)))
 
     def __getitem__(self, number: int) -> Episode:
-        where = f"{self._where}, split {self.name!r}, record {number}"
-        return Episode(self._source[number], where, self.fields, self._length_field)
+        return Episode(self.serialized(number), self._where(number), self.fields, self._length_field)
 
     def serialized(self, number: int) -> bytes:
-        """The record as it lies in its file: a tf.train.Example."""
-        return bytes(self._source[number])
+        """The record as it lies in its file: a tf.train.Example.
+
+        Raises:
+            IndexError: there are not so many.
+            RecordError: it cannot be read.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"record {number} of {len(self)}")
+        try:
+            return bytes(self._source[number])
+        except (OSError, ValueError, IndexError, RuntimeError) as error:  # of array_record
+            raise RecordError(f"{self._where(number)}: cannot be read ({error}). {_REPAIR}") from error
+
+    def _where(self, number: int) -> str:
+        ends = itertools.accumulate(self._files.records)
+        file = next(file for file, end in zip(self._files.files, ends, strict=True) if number < end)
+        return f"{file}, split {self.name!r}, record {number}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,12 +210,7 @@ class Store:
     fields: Mapping[str, Field]
     metadata: Mapping[str, Any]  # of agent_jax.json; empty in a foreign data set
     splits: Mapping[str, int]  # records by split
-    _builder: Any = dataclasses.field(repr=False)
-
-    @property
-    def features(self) -> tfds.features.FeaturesDict:
-        """The TFDS features of its records."""
-        return self._builder.info.features
+    _folder: TfdsFolder = dataclasses.field(repr=False)
 
     def split(self, name: str) -> Split:
         """The episodes of a split.
@@ -155,15 +222,15 @@ class Store:
             raise ValueError(f"{self.directory}: no split {name!r}; it has {_list_of(self.splits)}")
         if not self.splits[name]:
             raise ValueError(f"{self.directory}: split {name!r} is empty")
-        for file in self.files(name):
+        split = self._folder.splits[name]
+        for file in split.files:
             if not file.is_file():
-                raise FileNotFoundError(f"{file}: missing, but dataset_info.json lists it; copy the data set anew")
-        source = self._builder.as_data_source(name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-        return Split(name, str(self.directory), source, self.fields)
+                raise FileNotFoundError(f"{file}: {split.missing(file)}")
+        return Split(split, str(self.directory), self.fields)
 
     def files(self, split: str) -> list[Path]:
         """The shards of a split, in order."""
-        return [Path(path) for path in self._builder.info.splits[split].filepaths]
+        return list(self._folder.splits[split].files)
 
     def field(self, path: str) -> Field:
         """The field at a path.
@@ -195,12 +262,11 @@ def open_store(path: str | os.PathLike[str]) -> Store:
 
     Raises:
         FileNotFoundError: there is no such directory.
-        ValueError: the directory holds no TFDS data set, not one in array_record format, or not one in RLDS schema.
+        ValueError: the directory holds no TFDS data set, not one in array_record format, or not one in RLDS schema; or
+            what it says of itself is damaged, or leads out of it.
     """
     directory = Path(path)
-    if "://" in str(path):
-        raise ValueError(f"data set directory {str(path)!r}: array_record reads files of a file system only; mount the "
-                         "bucket, as with `gcsfuse --implicit-dirs BUCKET DIR`, and name the directory below DIR")
+    check_on_disk(path, "data set directory")
     if not directory.is_dir():
         raise FileNotFoundError(f"data set directory {str(directory)!r}: not found; expected a directory with "
                                 "dataset_info.json and features.json")
@@ -211,18 +277,32 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         found = sorted(file.name for file in directory.iterdir())[:5]
         hint = f"did you mean {str(inside[-1])!r}?" if inside else f"found {_list_of(found)} in it"
         raise ValueError(f"{directory}: not a TFDS data set, {' and '.join(missing)} missing; {hint}")
-    file_format = json.loads((directory / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
-    if file_format != "array_record":
-        raise ValueError(f"{directory}: file format {file_format!r}, expected 'array_record', which can be read at "
-                         f"random; convert it with `python -m agent_jax.data prepare --source rlds --path {directory} "
-                         "--out NEW` (without TensorFlow)")
-    builder = tfds.builder_from_directory(str(directory))
-    fields = features_fields(builder.info.features)
+    folder = read_tfds_folder(directory)
+    if folder.file_format != "array_record":
+        raise ValueError(f"{directory}: file format {folder.file_format!r}, expected 'array_record', which can be read "
+                         "at random; convert it with `python -m agent_jax.data prepare --source rlds --path "
+                         f"{directory} --out NEW` (without TensorFlow)")
+    fields = features_fields(folder.features)
     length_field(fields, str(directory))
-    own = directory / METADATA_FILE
-    metadata = json.loads(own.read_text()) if own.is_file() else {}
-    splits = {name: split.num_examples for name, split in builder.info.splits.items()}
-    return Store(directory, builder.info.name, fields, metadata, splits, builder)
+    splits = {name: sum(split.records) for name, split in folder.splits.items()}
+    return Store(directory, folder.name, fields, read_metadata(directory), splits, folder)
+
+
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """The content of agent_jax.json; {} where there is none.
+
+    Raises:
+        ValueError: it is damaged, or a link that leads out of the directory; names it.
+    """
+    file = directory / METADATA_FILE
+    if not file.is_file():
+        return {}
+    found = read_json_object(Folder(directory).checked(file, str(directory)))
+    for key, kinds, expected in (("action_spec", dict, "an object"), ("state_spec", dict, "an object"),
+                                 ("rate_hz", (int, float), "a number")):
+        if found.get(key) is not None and not isinstance(found[key], kinds):
+            raise ValueError(f"{file}: {key} is {found[key]!r:.100}, expected {expected}")
+    return found
 
 
 def length_field(fields: Mapping[str, Field], where: str) -> Field:
@@ -231,10 +311,11 @@ def length_field(fields: Mapping[str, Field], where: str) -> Field:
     Raises:
         ValueError: the data have no field of steps; names `where` they are.
     """
-    steps = [field for field in fields.values() if field.per_step]
+    steps = [field for field in fields.values() if field.per_step
+             and (field.kind != "array" or all(size > 0 for size in field.shape))]
     if not steps:
-        raise ValueError(f"{where}: no {STEPS!r} field that is a Dataset of time steps (RLDS); it has "
-                         f"{_list_of(fields)}")
+        raise ValueError(f"{where}: no {STEPS!r} field that is a Dataset of time steps (RLDS), with a value of fixed "
+                         f"shape in each; it has {_list_of(fields)}")
     # Counting steps costs least on a scalar.
     return min(steps, key=lambda field: (field.kind != "array", -1 in field.shape, field.shape))
 

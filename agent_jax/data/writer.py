@@ -24,6 +24,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from agent_jax.data.record_serializer import record_serializer
 from agent_jax.data.store import METADATA_FILE, STEPS, Store, open_store
+from agent_jax.data.tfds_features import read_features
 from agent_jax.json_files import write_json
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # shape and dtype by key, as ActionSpec.fields gives them
@@ -142,7 +143,7 @@ def _of_schema(build: Path, features: tfds.features.FeaturesDict) -> bool:
     """Whether the features kept in `build` are these."""
     if not (build / "features.json").is_file():
         return False
-    return tfds.features.FeaturesDict.from_config(str(build)).to_json() == features.to_json()
+    return read_features(build).to_json() == features.to_json()
 
 
 class ShardWriter:

@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.data.paths import Folder
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.sources.choices import (
     check_fields,
@@ -80,6 +81,10 @@ class LeRobotSource:
         yield from (entry.videos[camera].file for camera in self._cameras.values() if camera in entry.videos)
         yield from (self._path / "images").glob(f"*/episode[_-]{entry.index:06d}/*")
         yield from self._meta_files
+
+    @functools.cached_property
+    def _folder(self) -> Folder:
+        return Folder(self._path, self._config.allow_root)
 
     @functools.cached_property
     def _meta_files(self) -> list[Path]:
@@ -166,8 +171,8 @@ class LeRobotSource:
                                "`path`")
         if content.get("bytes"):
             return content["bytes"]
-        file = self._path / str(content.get("path") or "")
-        if not content.get("path") or ".." in file.parts or not file.is_relative_to(self._path) or not file.is_file():
+        file = self._folder.file(str(content.get("path") or ""), where)
+        if not file.is_file():
             raise BadDataError(f"{where}: holds no image, and names the file {content.get('path')!r}, expected the "
                                "bytes of an image or a file within the data set")
         return file.read_bytes()

@@ -23,13 +23,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
 from agent_jax.actions import ActionSpec, StateSpec
@@ -38,7 +36,8 @@ from agent_jax.data.sources.choices import declared_spec
 from agent_jax.data.sources.rlds_features import FeatureNames, step_image_sizes
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.sources.tfrecord import read_record, record_offsets
-from agent_jax.data.store import METADATA_FILE, Episode, Field, features_fields, length_field
+from agent_jax.data.store import METADATA_FILE, Episode, Field, features_fields, length_field, read_metadata
+from agent_jax.data.tfds_folder import read_tfds_folder
 
 _TEST_NAMES = ("test", "val", "valid", "validation", "eval")  # the first that the data have becomes "test"
 
@@ -62,14 +61,13 @@ class RldsSource:
         if unknown or last_action not in ("keep", "drop"):
             found = f"config.options.{unknown[0]}" if unknown else f"config.options.last_action={last_action!r}"
             raise ValueError(f"{found}: the source rlds has the one option last_action, 'keep' or 'drop'")
-        self._builder = tfds.builder_from_directory(str(directory))
-        self._directory, self._fields = directory, features_fields(self._builder.info.features)
-        self._format = json.loads((directory / "dataset_info.json").read_text()).get("fileFormat") or "tfrecord"
+        self._folder = read_tfds_folder(directory, config.allow_root)
+        self._directory, self._fields = directory, features_fields(self._folder.features)
+        self._format = self._folder.file_format
         if self._format not in ("tfrecord", "array_record"):
             raise ValueError(f"{directory}: file format {self._format!r}, expected tfrecord or array_record")
         self._length_field = length_field(self._fields, str(directory))
-        own = directory / METADATA_FILE
-        metadata = json.loads(own.read_text()) if own.is_file() else {}
+        metadata = read_metadata(directory)
         self.action_spec: Mapping[str, Any] = config.action_spec or metadata.get("action_spec") or {}
         self.state_spec: Mapping[str, Any] = config.state_spec or metadata.get("state_spec") or {}
         spec = declared_spec(ActionSpec, self.action_spec)
@@ -107,14 +105,13 @@ class RldsSource:
 
         Records are read for what they name as their recording, where there is such a field.
         """
-        splits = self._builder.info.splits
+        splits = self._folder.splits
         test = next((name for name in _TEST_NAMES if name in splits), "")
         found: dict[tuple[str, str], Recording] = {}
         for split, info in splits.items():
             stored = ("test" if split == test else split) if len(splits) > 1 else ""
-            for shard, declared in enumerate(info.shard_lengths):
-                path = Path(info.filepaths[shard])
-                offsets, wrong = self._offsets(path)
+            for shard, (path, declared) in enumerate(zip(info.files, info.records, strict=True)):
+                offsets, wrong = self._offsets(path) if path.is_file() else ([], info.missing(path))
                 if not wrong and len(offsets) != declared:
                     wrong = f"holds {len(offsets)} records, but dataset_info.json says {declared}; copy it anew"
                 size = path.stat().st_size // len(offsets) if offsets else 0
@@ -155,8 +152,7 @@ class RldsSource:
             episode = self._episode(path, number, offset)
             texts = [self._text] * episode.steps if self._text else episode.texts(self._instruction)
             steps = self._steps(episode)
-        except (ValueError, IndexError, RuntimeError) as error:
-            # Protobuf's DecodeError is a ValueError; array_record raises the other two.
+        except (OSError, ValueError, IndexError, RuntimeError) as error:  # array_record raises the last two
             raise BadDataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
         if not steps:
             raise BadDataError(f"{where}: the episode has no steps, expected at least one")
@@ -212,8 +208,6 @@ class RldsSource:
             return ""
 
     def _offsets(self, path: Path) -> tuple[list[int], str]:
-        if not path.is_file():
-            return [], "missing, but dataset_info.json lists it; copy it"
         if self._format == "tfrecord":
             return record_offsets(path)
         try:

@@ -13,6 +13,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from agent_jax.data.paths import Folder
 from agent_jax.data.sources.source import BadDataError
 from agent_jax.data.sources.table import Row, read_table
 
@@ -50,14 +51,21 @@ class Pair:
 class PairTable:
     """A table that was read."""
 
-    def __init__(self, path: Path, options: VideoTextOptions, prompt: str):
+    def __init__(self, path: Path, options: VideoTextOptions, prompt: str, allowed: tuple[str, ...] = ()):
         """Of a file, whose rows are checked when they are asked for.
+
+        Args:
+            path: of the table.
+            options: of the source.
+            prompt: before captions.
+            allowed: `config.allow_root`.
 
         Raises:
             ValueError: a column that is needed is missing.
             BadDataError: it has no rows, or one cannot be read.
         """
         self.path, self._options, self._prompt = path, options, prompt
+        self._folder = Folder(path.parent, allowed)
         self.rows: Sequence[Row] = list(read_table(path))
         if not self.rows:
             raise BadDataError(f"{path}: has no rows; expected one for each video and text")
@@ -90,8 +98,16 @@ class PairTable:
         return found
 
     def video(self, row: Row) -> Path:
-        """The file that a row is about."""
+        """The file that a row names, for lists: it may not be one that is to be read."""
         return self.path.parent / row.text(self._options.file)
+
+    def checked_video(self, row: Row) -> Path:
+        """The file that a row is about.
+
+        Raises:
+            BadDataError: it lies outside the folder of the table, and no flag allows it.
+        """
+        return self._folder.file(row.text(self._options.file), f"{row.where}, column {self._options.file!r}")
 
     def split(self, rows: Sequence[Row]) -> str:
         """The split that the rows of a recording name, or "".
@@ -109,7 +125,8 @@ class PairTable:
         """What a row says: a caption, a question with its answer, both, or a label alone.
 
         Raises:
-            BadDataError: a text is empty, a label is not one of the classes, or `start` and `stop` are no stretch.
+            BadDataError: a text is empty, a label is not one of the classes, `start` and `stop` are no stretch, or the
+                video is not one that may be read.
         """
         options = self._options
         start, stop = (row.number(column) if row.has(column) else default
@@ -125,10 +142,11 @@ class PairTable:
             raise BadDataError(f"{row.where}: found no text, expected one in column {options.caption!r}, or in "
                                f"{options.question!r} and {options.answer!r}")
         label = self._label(row) if self.labels else -1
+        video = self.checked_video(row)
         if caption or not self.texts:
-            yield Pair(self.video(row), start, stop, self._prompt, caption, label)
+            yield Pair(video, start, stop, self._prompt, caption, label)
         if question:
-            yield Pair(self.video(row), start, stop, question, answer, label)
+            yield Pair(video, start, stop, question, answer, label)
 
     def _label(self, row: Row) -> int:
         column, classes = self._options.label, self._options.classes

@@ -48,7 +48,8 @@ class VideoTextSource:
             raise ValueError("config.action_spec, config.state_spec: found one, expected none: videos with text have "
                              "no actions")
         self._config = config
-        self._table = PairTable(_table_file(path), self.options, config.instruction_text or PROMPT)
+        self._table = PairTable(_table_file(path), self.options, config.instruction_text or PROMPT,
+                                config.allow_root)
         self._groups = self._table.groups()
         self._camera = camera_name(config)
         first = self._first_readable(self._table.rows).info
@@ -120,9 +121,9 @@ class VideoTextSource:
         first: BadDataError | None = None
         for row in rows:
             try:
-                return open_cine(self._table.video(row), self.options.dicom_hz)
+                return open_cine(self._table.checked_video(row), self.options.dicom_hz)
             except BadDataError as error:
-                first = first or BadDataError(f"{row.where}: {error}")
+                first = first or BadDataError(str(error) if row.where in str(error) else f"{row.where}: {error}")
         raise BadDataError(f"no video can be opened; the first: {first}")
 
 
