@@ -140,7 +140,7 @@ class DomainConfig:
 class DemonstrationsConfig:
     """Expert episodes gathered from a simulator into the store before training, once."""
 
-    environment: str = ""  # "babyai"; empty: nothing is gathered
+    environment: str = ""  # "babyai", or one of your own, as "pusht.py"; empty: nothing is gathered
     episodes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # episodes by level, in training
     validation_episodes: int = 0  # of each level, from other seeds
     noise: float = 0.0  # probability of a random action in the expert's place; such steps are not imitated
@@ -243,7 +243,7 @@ class CheckpointConfig:
 class ClosedLoopConfig:
     """Acting in a simulator at the end of training, and in its course."""
 
-    environment: str = ""  # "babyai"; empty: none
+    environment: str = ""  # "babyai", or one of your own, as "pusht.py"; empty: none
     episodes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # episodes by task
     every: int = 0  # steps between evaluations in training, greedy and without baselines; 0: at the end only
     processes: int = 0  # that step the simulators; 0: the training's own

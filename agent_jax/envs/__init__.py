@@ -1,6 +1,7 @@
 """Simulators behind one interface: gymnasium's, plus an instruction, an expert and random baselines.
 
-An environment is one module of this folder, and the only file that imports its simulator. It is imported on demand:
+An environment is one module of this folder, and the only file that imports its simulator, or one of the user's own
+(`own.py`). It is imported on demand:
 
     module = load("babyai")
     environment = module.make("GoToLocal", image_size=56)
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -124,16 +126,44 @@ def tasks_of(module: EnvironmentModule, names: Sequence[str]) -> tuple[str, ...]
 
 
 def load(name: str) -> EnvironmentModule:
-    """The environment module of a config's `environment` field.
+    """The environment module of a config's `environment` field, or of a command's `--env`.
+
+    Args:
+        name: one of `NAMES`, or an environment of the user's own: a module, a file, or a class in either, as `own.py`
+            has them. It is imported, so it has to come from the user, not from a data set or a checkpoint.
 
     Raises:
-        ValueError: there is no such environment.
+        ValueError: there is no such environment, or one of the user's lacks a part of the interface.
         ModuleNotFoundError: its simulator is not installed; the message says how to install it.
         FileNotFoundError: its simulator is a checkout of one's own that is not where it should be; the message says
-            from where to get it and where to point.
+            from where to get it and where to point. Or there is no such file.
     """
-    if name not in _MODULES:
+    if name in _MODULES:
+        return cast(EnvironmentModule, importlib.import_module(_MODULES[name]))
+    from agent_jax.envs.own import load_own
+
+    if name.isidentifier() and importlib.util.find_spec(name) is None:  # no path and no module: a slip of the keys
         near = difflib.get_close_matches(name, _MODULES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(map(repr, _MODULES))}"
-        raise ValueError(f"environment: found {name!r}; {hint}")
-    return cast(EnvironmentModule, importlib.import_module(_MODULES[name]))
+        raise ValueError(f"environment: found {name!r}; {hint}; or one of your own, as MODULE, FILE.py or "
+                         "FILE.py:CLASS")
+    return cast(EnvironmentModule, load_own(name))
+
+
+def try_out(module: EnvironmentModule, task: str, image_size: int = 0) -> None:
+    """Take one step in an environment of the user's own; the package's have been tried.
+
+    Raises:
+        ValueError: its constructor fails, or it returns what it should not.
+    """
+    from agent_jax.envs.own_interface import OwnModule
+
+    if isinstance(module, OwnModule):
+        module.try_out(task, image_size)
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two names are of one environment."""
+    from agent_jax.envs.own import identity
+
+    return identity(one) == identity(other)

@@ -32,7 +32,7 @@ import agent_jax
 from agent_jax.config import DemonstrationsConfig
 from agent_jax.data.store import open_store
 from agent_jax.data.writer import begin_store, finish_store, shard_path
-from agent_jax.envs import NAMES, EnvironmentModule, load, tasks_of
+from agent_jax.envs import NAMES, EnvironmentModule, load, tasks_of, try_out
 from agent_jax.envs.worker import SEEDS, SEEDS_AN_EPISODE, Progress, Shard, demonstration_features
 
 FORMAT = 1  # of how episodes are made and stored: raise it where the same config comes to make others
@@ -50,7 +50,7 @@ def ensure_demonstrations(config: DemonstrationsConfig, directory: str | os.Path
     """
     metadata = _metadata(config, load(config.environment))
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
-    target = Path(directory) / f"{config.environment}-{digest[:12]}"
+    target = Path(directory) / f"{metadata['demonstrations']['environment']}-{digest[:12]}"
     with _alone(target):
         if target.exists():
             print(f"demonstrations: {_sizes(target)} from {target}", flush=True)
@@ -68,9 +68,9 @@ def collect(config: DemonstrationsConfig, directory: str | os.PathLike[str]) -> 
     """
     module, directory = load(config.environment), Path(directory)
     build = begin_store(directory, _metadata(config, module))
-    shards = _shards(config, build)
+    shards = _shards(config, build, module.NAME)
     _write_shards([shard for shard in shards if not Path(shard.path).exists()], config.processes)
-    finish_store(directory, config.environment, demonstration_features(module, config.image_size))
+    finish_store(directory, module.NAME, demonstration_features(module, config.image_size))
     print(f"demonstrations: {_sizes(directory)} in {directory}", flush=True)
     return directory
 
@@ -96,14 +96,16 @@ def _metadata(config: DemonstrationsConfig, module: EnvironmentModule) -> dict[s
                          "recorded data set by `python -m agent_jax.data prepare`")
     for level in config.episodes:
         module.make(level, config.image_size).close()
+        try_out(module, level, config.image_size)
     made = dataclasses.asdict(config)
     del made["processes"]
-    made |= {"episodes": dict(config.episodes), "simulator": module.version(), "format": FORMAT}
+    made |= {"environment": module.NAME, "episodes": dict(config.episodes), "simulator": module.version(),
+             "format": FORMAT}
     state = module.STATE_SPEC.to_dict() if module.STATE_SPEC else {}
     return {"action_spec": module.ACTION_SPEC.to_dict(), "state_spec": state, "demonstrations": made}
 
 
-def _shards(config: DemonstrationsConfig, build: Path) -> list[Shard]:
+def _shards(config: DemonstrationsConfig, build: Path, name: str) -> list[Shard]:
     """The shards of the data set: of each split, its levels in order."""
     shards = []
     for split in ("train", "test"):
@@ -114,7 +116,7 @@ def _shards(config: DemonstrationsConfig, build: Path) -> list[Shard]:
                 (level, first, min(_SHARD_EPISODES, total - first)) for first in range(0, total, _SHARD_EPISODES)
             ]
         for number, (level, first, episodes) in enumerate(parts):
-            path = shard_path(build, config.environment, split, number, len(parts))
+            path = shard_path(build, name, split, number, len(parts))
             shards.append(
                 Shard(
                     str(path), config.environment, level, config.image_size, config.noise, split, config.seed, first,
@@ -232,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser("python -m agent_jax.envs.collect", description="Gather expert demonstrations.")
     defaults = DemonstrationsConfig()
-    parser.add_argument("environment", help=", ".join(NAMES))
+    parser.add_argument("environment", help=f"{', '.join(NAMES)}, or one of your own: MODULE, FILE.py, or either with "
+                        ":CLASS behind it")
     parser.add_argument("--task", "--level", nargs="+", default=[], help="tasks (levels) of the environment, or suites "
                         "of them, such as MT10; by default its first")
     parser.add_argument("--episodes", type=int, required=True, help="of each task, in training")

@@ -16,8 +16,11 @@ import sys
 from collections.abc import Sequence
 
 from agent_jax.checkpoint_meta import DamagedCheckpointError
+from agent_jax.envs import NAMES
 from agent_jax.evaluate import commands
 from agent_jax.json_files import json_path
+
+_OWN = "MODULE, FILE.py, or either with :CLASS behind it"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +59,7 @@ def _add_simulator(parser: argparse.ArgumentParser) -> None:
 def _add_closed_loop(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     _add_simulator(parser)
-    parser.add_argument("--env", required=True, help="name of the environment")
+    parser.add_argument("--env", required=True, help=f"{', '.join(NAMES)}, or one of your own: {_OWN}")
     parser.add_argument("--task", nargs="+", default=[], metavar="NAME",
                         help="tasks or suites of them; by default those that the run itself evaluates")
     parser.add_argument("--episodes", type=int, default=100, metavar="N", help="of each task")
@@ -78,7 +81,8 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     _add_simulator(parser)
     parser.add_argument("--data", default="", metavar="DIR", help="data set; by default the run's own")
     parser.add_argument("--split", default="", help="by default the run's own for validation")
-    parser.add_argument("--env", default="", help="environment; by default the one the data were gathered from, if any")
+    parser.add_argument("--env", default="", help=f"environment, or one of your own: {_OWN}; by default "
+                        "the one of this package that the data were gathered from, if any")
     parser.add_argument("--episodes", type=int, default=200, metavar="N", help="at most so many; 0: all")
 
 

@@ -14,6 +14,7 @@ from agent_jax.data.layout import row_size
 from agent_jax.data.loader import PackedRows
 from agent_jax.data.store import Store, open_store
 from agent_jax.data.windows import Windows
+from agent_jax.envs import NAMES
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.models.agent import Params
 from agent_jax.restart import restore_acting_parameters
@@ -72,6 +73,10 @@ class Trained:
         demonstrations = self.config.data.demonstrations
         if not demonstrations.environment:
             raise ValueError(f"domain {domain.name!r}: the checkpoint does not say where its data are; name their "
+                             f"directory by --data {domain.name}=DIR")
+        if demonstrations.environment not in NAMES:  # a checkpoint must not choose what is imported
+            raise ValueError(f"domain {domain.name!r}: its data were gathered in {demonstrations.environment!r}, which "
+                             "is not an environment of this package, so they are not gathered anew; name their "
                              f"directory by --data {domain.name}=DIR")
         return open_store(ensure_demonstrations(demonstrations, Path(self.config.data.directory).expanduser()))
 

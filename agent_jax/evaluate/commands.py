@@ -15,7 +15,7 @@ from typing import Any
 
 from agent_jax.config import ClosedLoopConfig, Config
 from agent_jax.data.store import Store
-from agent_jax.envs import EnvironmentModule, load, tasks_of
+from agent_jax.envs import EnvironmentModule, load, same, tasks_of, try_out
 from agent_jax.evaluate.checkpoints import Trained, data_paths
 from agent_jax.evaluate.closed_loop import at_a_time, baseline_names, check_domain, closed_loop
 from agent_jax.evaluate.in_training import simulator_image_size
@@ -40,6 +40,9 @@ def closed_loop_command(options: argparse.Namespace) -> int:
     trained = Trained.load(options.checkpoint)
     check_domain(trained.domain(options.domain), module)
     tasks = _tasks(options, module, trained.config)
+    image_size = options.image_size or simulator_image_size(trained.config, options.env)
+    for task in tasks:
+        try_out(module, task, image_size)
     policy = Policy.load(options.checkpoint, domain=options.domain, step=trained.step, temperature=options.temperature,
                          seed=options.seed, history=options.history, flush_every=options.flush_every)
     name = "greedy" if options.temperature == 0 else f"sampled-{options.temperature:g}"
@@ -49,7 +52,6 @@ def closed_loop_command(options: argparse.Namespace) -> int:
          f"simulator: {module.version()}, {options.processes} process(es)\n"
          f"seeds: {options.seed} to {options.seed + options.episodes - 1} of each of {len(tasks)} task(s), "
          f"{', '.join((name, *(baseline_names(module) if options.baselines else ())))}")
-    image_size = options.image_size or simulator_image_size(trained.config, options.env)
     report = closed_loop(config, {name: policy}, domain=policy.domain, image_size=image_size, record=options.videos,
                          watch=videos.write if videos else None, baselines=options.baselines,
                          concurrent=options.concurrent, say=_say)
@@ -103,8 +105,8 @@ def replay_command(options: argparse.Namespace) -> int:
         _say(format_replayed(tasks))
     else:
         tasks = []
-        _say("actions in the simulator: not replayed, since the data set does not say from which simulator, task and "
-             "seed its episodes are")
+        _say("actions in the simulator: not replayed, since the data set does not say from which simulator of this "
+             "package, task and seed its episodes are; one of your own is named by --env")
     alike = not frames.different and not any(task.different or task.lost for task in tasks)
     _say("alike" if alike else "NOT ALIKE: acting, data and simulator have come apart; see above")
     _write(options, trained, {"domain": domain.name, "data": str(store.directory), "split": split, "alike": alike,
@@ -142,7 +144,7 @@ def _tasks(options: argparse.Namespace, module: EnvironmentModule, config: Confi
     """The tasks named, or those of the run's own evaluation, or the environment's usual suite."""
     if options.task:
         return tasks_of(module, options.task)
-    if config.closed_loop.environment == options.env and config.closed_loop.episodes:
+    if same(config.closed_loop.environment, options.env) and config.closed_loop.episodes:
         return tuple(config.closed_loop.episodes)
     return tasks_of(module, list(module.TASKS)[:1])
 

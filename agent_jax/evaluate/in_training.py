@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from agent_jax.config import Config
 from agent_jax.data.domains import Domain
-from agent_jax.envs import load
+from agent_jax.envs import load, same, try_out
 from agent_jax.evaluate.closed_loop import Report, check_domain, closed_loop
 from agent_jax.evaluate.stage import make
 from agent_jax.models.agent import Params
@@ -31,7 +31,7 @@ class InTraining:
         Raises:
             ValueError: the domain does not fit the environment, an unknown task, or its first instruction is beyond
                 `max_text`.
-            ModuleNotFoundError: the simulator is not installed.
+            ModuleNotFoundError, FileNotFoundError: the simulator is not installed, or not where it should be.
         """
         name = acting_domain(config)
         self._domain = next(domain for domain in domains if domain.name == name or not name)
@@ -39,6 +39,7 @@ class InTraining:
         check_domain(self._domain, module)
         self._image_size = simulator_image_size(config, config.closed_loop.environment)
         for task in config.closed_loop.episodes:  # an unknown one, or words that are always too many, are told now
+            try_out(module, task, self._image_size)
             with contextlib.closing(make(module, task, self._image_size)) as environment:
                 environment.reset(seed=config.closed_loop.seed)
                 self._domain.text_ids(environment.instruction)
@@ -66,15 +67,16 @@ def acting_domain(config: Config) -> str:
     if len(domains) <= 1:
         return ""
     gathered = [name for name, entry in domains.items()
-                if not entry.path and config.data.demonstrations.environment == environment]
-    found = [environment] if environment in domains else gathered
+                if not entry.path and same(config.data.demonstrations.environment, environment)]
+    own = load(environment).NAME
+    found = [own] if own in domains else gathered
     if len(found) != 1:
         raise ValueError(f"config.closed_loop.environment={environment!r}: of the domains {', '.join(sorted(domains))} "
-                         "none has its name; name the domain that is to act in it like the environment")
+                         f"none has its name; name the domain that is to act in it {own!r}")
     return found[0]
 
 
 def simulator_image_size(config: Config, environment: str) -> int:
     """Pixels of what a simulator shows: as in the run's demonstrations of it; 0, its default, if there are none."""
-    same = config.data.demonstrations.environment == environment
-    return config.data.demonstrations.image_size if same else 0
+    demonstrations = config.data.demonstrations
+    return demonstrations.image_size if same(demonstrations.environment, environment) else 0

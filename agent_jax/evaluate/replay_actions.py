@@ -16,6 +16,7 @@ import numpy as np
 
 from agent_jax.data.domains import Domain
 from agent_jax.data.store import Episode, Store
+from agent_jax.envs import NAMES
 from agent_jax.evaluate.rollouts import Lost, run_whole
 from agent_jax.evaluate.simulators import Command, Simulators
 from agent_jax.evaluate.statistics import success_summary
@@ -67,8 +68,12 @@ def recorded_episodes(store: Store, domain: Domain, split: str, most: int = 0) -
 
 
 def gathered_from(store: Store) -> str:
-    """The environment that a data set was gathered from; "" if it was not."""
-    return str(store.metadata.get("demonstrations", {}).get("environment", "")) if "episode_id" in store.fields else ""
+    """The environment of this package that a data set was gathered from; "" if it was not.
+
+    Any other name is left to the user to give: environments are imported, and a data set must not choose what is.
+    """
+    name = str(store.metadata.get("demonstrations", {}).get("environment", "")) if "episode_id" in store.fields else ""
+    return name if name in NAMES else ""
 
 
 def _read(episode: Episode, paths: dict[str, str]) -> Recorded:

@@ -1,0 +1,98 @@
+"""PushT (Chi et al. 2023, arXiv 2303.04137), of the package gym-pusht, as an environment of one's own.
+
+    pip install gym-pusht
+    python -m agent_jax.envs.collect examples/pusht.py --task touch-t --episodes 200 --out DIR
+    python -m agent_jax.evaluate closed-loop --checkpoint DIR --env examples/pusht.py --task push-t
+
+A blue disc on a table of 512 x 512 pixels pushes a grey T. Two tasks:
+
+    push-t     push it onto its green outline: 95% of it covered, in 300 steps. The published task; data are recorded
+               by people (lerobot/pusht on the Hugging Face hub)
+    touch-t    touch it, in 10 steps. Has an expert, so that all of the way can be tried without other people's data
+"""
+
+from typing import Any
+
+import gym_pusht  # noqa: F401 (registers the environment)
+import gymnasium
+import numpy as np
+
+from agent_jax import presets
+from agent_jax.actions import ActionSpec, StateSpec
+
+SIDE = 512.0  # pixels of the table, whatever the size of its picture
+
+NAME = "pusht"
+# Where the disc is to go, in absolute pixels; it is pulled there as by a spring, at 10 targets a second. 65: every 8.
+ACTION_SPEC = ActionSpec.from_dict(presets.arm_spec(
+    "pusht", names=("x", "y"), low=0.0, high=SIDE, unit="px", rate_hz=10.0, frame="table, from its top left corner",
+    absolute=True, count=65))
+STATE_SPEC = StateSpec.from_dict(presets.state_spec(
+    "pusht", key="agent_pos", names=("x", "y"), low=0.0, high=SIDE, unit="px", frame="table", count=65))
+TASKS = {"PushT": ("push-t",), "Touch": ("touch-t",)}
+INSTRUCTIONS = {"push-t": "push the T onto its outline", "touch-t": "touch the T"}
+STEPS = {"push-t": 300, "touch-t": 10}
+IMAGE_SIZE = 96  # as in the published data
+
+
+class PushT:
+    """One task. Observations: {"rgb": uint8 (size, size, 3), "agent_pos": float32 (2,)}."""
+
+    def __init__(self, task: str, image_size: int) -> None:
+        if task not in INSTRUCTIONS:
+            raise ValueError(f"task: found {task!r}, expected one of {', '.join(INSTRUCTIONS)}")
+        self.task = task
+        self.instruction = INSTRUCTIONS[task]
+        made = gymnasium.make("gym_pusht/PushT-v0", obs_type="pixels_agent_pos", disable_env_checker=True,
+                              observation_width=image_size, observation_height=image_size)
+        self.simulator: Any = made.unwrapped  # counts no steps of its own
+        self._steps = 0
+
+    def reset(self, *, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Begin the episode of `seed`: places of disc and T."""
+        observed, _ = self.simulator.reset(seed=seed)
+        self._steps = 0
+        return self._observation(observed), {"success": False}
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Pull the disc towards {"action": (x, y)} for a tenth of a second."""
+        observed, reward, pushed, _, info = self.simulator.step(np.asarray(action["action"], np.float64))
+        self._steps += 1
+        success = bool(pushed) if self.task == "push-t" else info["n_contacts"] > 0
+        return (self._observation(observed), float(reward), success, self._steps >= STEPS[self.task],
+                {"success": success, "coverage": info["coverage"]})
+
+    def close(self) -> None:
+        """Nothing is held."""
+        self.simulator.close()
+
+    def _observation(self, observed: Any) -> dict[str, np.ndarray]:
+        return {"rgb": observed["pixels"], "agent_pos": observed["agent_pos"].astype(np.float32)}
+
+
+make = PushT
+
+
+class Expert:
+    """Goes to the T; of "push-t" there is none, and it gives up."""
+
+    def __init__(self, environment: PushT) -> None:
+        self._simulator = environment.simulator
+        self.failed = environment.task != "touch-t"
+
+    def act(self, taken: Any = None) -> dict[str, np.ndarray]:
+        """The place of the T as the target; it depends on the moment alone, so `taken` is not read."""
+        return {"action": np.clip(np.array(self._simulator.block.position), 0, SIDE).astype(np.float32)}
+
+
+def action_name(action: Any) -> str:
+    """The target, for pictures."""
+    x, y = np.asarray(action["action"])
+    return f"to {x:.0f}, {y:.0f}"
+
+
+def version() -> str:
+    """Name and version of the simulator."""
+    from importlib.metadata import version as of
+
+    return f"gym-pusht {of('gym-pusht')}"
