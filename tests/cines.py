@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
+from PIL import Image
 from pydicom.data import get_testdata_file
-from pydicom.uid import ExplicitVRLittleEndian, UltrasoundMultiFrameImageStorage, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+    UltrasoundMultiFrameImageStorage,
+    generate_uid,
+)
 
 
 def ultrasound() -> Path:
@@ -18,21 +31,23 @@ def ultrasound() -> Path:
     return Path(found)
 
 
-def write_cine(path: Path, frames: np.ndarray, colour: str = "MONOCHROME2", **fields: Any) -> Path:
+def write_cine(path: Path, frames: np.ndarray, colour: str = "MONOCHROME2", syntax: UID = ExplicitVRLittleEndian,
+               **fields: Any) -> Path:
     """Write a cine of a patient with a name.
 
     Args:
         path: of the file.
         frames: uint8, uint16 or int16 (frames, height, width), or (frames, height, width, 3).
         colour: PhotometricInterpretation.
+        syntax: how it is written: as it is in either order of bytes, deflated, RLE, JPEG or JPEG 2000.
         fields: further ones, or others, of the header.
     """
     header = pydicom.Dataset()
     header.file_meta = pydicom.dataset.FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.file_meta.TransferSyntaxUID = syntax
     header.file_meta.MediaStorageSOPClassUID = UltrasoundMultiFrameImageStorage
-    header.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    header.SOPClassUID, header.SOPInstanceUID = UltrasoundMultiFrameImageStorage, generate_uid()
+    header.SOPClassUID, header.SOPInstanceUID = UltrasoundMultiFrameImageStorage, generate_uid(entropy_srcs=["cine"])
+    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
     header.PatientName, header.PatientID = "Doe^Jane", "SECRET-77"
     header.Modality = "US"
     header.NumberOfFrames, header.Rows, header.Columns = frames.shape[:3]
@@ -49,9 +64,60 @@ def write_cine(path: Path, frames: np.ndarray, colour: str = "MONOCHROME2", **fi
             del header[name]
         else:
             setattr(header, name, value)
-    header.PixelData = frames.tobytes() + b"\0" * (frames.nbytes % 2)
+    if syntax in (JPEGBaseline8Bit, JPEG2000Lossless):
+        header.PixelData = encapsulate([_picture(frame, syntax) for frame in frames])
+        header["PixelData"].VR = "OB"
+    else:
+        content = frames.astype(frames.dtype.newbyteorder(">")) if syntax == ExplicitVRBigEndian else frames
+        header.PixelData = content.tobytes() + b"\0" * (frames.nbytes % 2)
+        header["PixelData"].VR = "OB" if frames.dtype.itemsize == 1 else "OW"
+    if syntax == RLELossless:
+        header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        header.compress(RLELossless, generate_instance_uid=False)
     header.save_as(path, enforce_file_format=True)
     return path
+
+
+def _picture(frame: np.ndarray, syntax: UID) -> bytes:
+    file = io.BytesIO()
+    if syntax == JPEGBaseline8Bit:
+        Image.fromarray(frame).save(file, "jpeg", quality=90)
+    else:
+        Image.fromarray(frame).save(file, "jpeg2000", irreversible=False, no_jp2=True)
+    return file.getvalue()
+
+
+def functional_group(*, window: tuple[float, float] | None = None, rescale: tuple[float, float] | None = None,
+                     **voi: Any) -> pydicom.Dataset:
+    """An item of a SharedFunctionalGroupsSequence or PerFrameFunctionalGroupsSequence.
+
+    Args:
+        window: centre and width.
+        rescale: slope and intercept.
+        voi: further fields of its FrameVOILUTSequence.
+    """
+    group = pydicom.Dataset()
+    if window or voi:
+        item = pydicom.Dataset()
+        if window:
+            item.WindowCenter, item.WindowWidth = window
+        for name, value in voi.items():
+            setattr(item, name, value)
+        group.FrameVOILUTSequence = [item]
+    if rescale:
+        item = pydicom.Dataset()
+        item.RescaleSlope, item.RescaleIntercept = rescale
+        item.RescaleType = "US"
+        group.PixelValueTransformationSequence = [item]
+    return group
+
+
+def lookup_table(entries: Sequence[int], first: int, bits: int) -> pydicom.Dataset:
+    """An item of a VOILUTSequence or ModalityLUTSequence, its entries in 16 bits each."""
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "US" if first >= 0 else "SS", [len(entries), first, bits])
+    item.add_new("LUTData", "OW", np.asarray(entries, "<u2").tobytes())
+    return item
 
 
 def grey_cine(path: Path, frames: int = 12, size: tuple[int, int] = (16, 24), **fields: Any) -> Path:

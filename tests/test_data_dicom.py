@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -8,6 +10,16 @@ import pytest
 from cines import grey_cine, ultrasound, write_cine
 from PIL import Image
 from pydicom.encaps import generate_frames
+from pydicom.pixels import apply_color_lut, apply_voi_lut, pixel_array
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
 
 from agent_jax.data.dicom import dicom_info, is_dicom, read_dicom
 from agent_jax.data.video import VideoInfo
@@ -24,6 +36,76 @@ def test_a_real_ultrasound_is_decoded_to_the_colours_of_its_jpegs():
             expected = np.asarray(picture.convert("RGB"))
         assert image.dtype == np.uint8
         assert np.abs(image.astype(int) - expected).max() <= 2  # pydicom converts from YBR by itself, in floats
+
+
+def pictures(shape: tuple[int, ...], bits: int = 8) -> np.ndarray:
+    """Smooth, so that JPEG keeps it, and another for each frame."""
+    t, y, x, *c = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
+    return ((30 * t + 5 * y + 7 * x + sum(40 * part for part in c)) % 200 * 2 ** (bits - 8)).astype(f"uint{bits}")
+
+
+SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian,
+            RLELossless]
+ORDER = [3, 0, 4, 1, 1, 2]
+
+
+def as_pydicom_has_them(path: Path) -> list[np.ndarray]:
+    """The frames in `ORDER`, decoded by pydicom one by one, and by its own tables and windows."""
+    header = pydicom.dcmread(path)
+    found = []
+    for frame in ORDER:
+        image = pixel_array(header, index=frame)
+        if header.PhotometricInterpretation == "PALETTE COLOR":
+            image = apply_color_lut(image, header)
+        elif header.SamplesPerPixel == 1:
+            low, high = 0, 2**header.BitsStored - 1
+            image = np.rint((apply_voi_lut(image, header) - low) / (high - low) * 255).astype(np.uint8)
+            image = 255 - image if header.PhotometricInterpretation == "MONOCHROME1" else image
+            image = np.repeat(image[..., None], 3, axis=2)
+        found.append((image >> 8 if image.dtype.itemsize == 2 else image).astype(np.uint8))
+    return found
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize(("colour", "bits"), [
+    ("MONOCHROME1", 8), ("MONOCHROME2", 8), ("MONOCHROME2", 16), ("RGB", 8), ("RGB", 16), ("YBR_FULL", 8),
+    ("PALETTE COLOR", 8), ("PALETTE COLOR", 16),
+])
+def test_every_frame_of_every_syntax_and_colour_is_pydicom_s(tmp_path, syntax, colour, bits):
+    samples = (3,) if colour in ("RGB", "YBR_FULL") else ()
+    fields: dict[str, Any] = {}
+    if colour == "PALETTE COLOR":
+        ramp = np.arange(2**bits, dtype=np.uint32)
+        fields = {f"{name}PaletteColorLookupTable{part}": value
+                  for name, step in (("Red", 37), ("Green", 101), ("Blue", 233))
+                  for part, value in (("Descriptor", [2**bits % 2**16, 0, 16]),
+                                      ("Data", (ramp * step).astype(np.uint16).tobytes()))}
+    elif bits == 16 and not samples:
+        fields = {"WindowCenter": 20000, "WindowWidth": 30000}
+    path = write_cine(tmp_path / "a.dcm", pictures((5, 9, 11, *samples), bits), colour, syntax, **fields)
+    np.testing.assert_array_equal(list(read_dicom(path, ORDER)), as_pydicom_has_them(path))
+
+
+@pytest.mark.parametrize(("colour", "syntax"), [
+    ("MONOCHROME2", JPEGBaseline8Bit), ("MONOCHROME1", JPEGBaseline8Bit), ("YBR_FULL", JPEGBaseline8Bit),
+    ("YBR_FULL_422", JPEGBaseline8Bit), ("MONOCHROME2", JPEG2000Lossless), ("YBR_RCT", JPEG2000Lossless),
+])
+def test_every_frame_of_jpeg_and_jpeg_2000_is_pydicom_s(tmp_path, colour, syntax):
+    images = pictures((5, 16, 24) if colour.startswith("MONO") else (5, 16, 24, 3))
+    path = write_cine(tmp_path / "a.dcm", images, colour, syntax)
+    found = list(read_dicom(path, ORDER))
+    np.testing.assert_array_equal(found, as_pydicom_has_them(path))
+    if syntax == JPEG2000Lossless:
+        shown = images[ORDER] if images.ndim == 4 else np.repeat(images[ORDER][..., None], 3, axis=3)
+        np.testing.assert_array_equal(found, shown)
+
+
+def test_uncompressed_colour_of_half_the_width_is_pydicom_s(tmp_path):
+    path = write_cine(tmp_path / "a.dcm", pictures((5, 8, 12, 3)), "YBR_FULL_422")
+    header = pydicom.dcmread(path)
+    header.PixelData = pictures((5, 8, 12, 2)).tobytes()  # two luminances, then both colours, for each pair
+    header.save_as(path)
+    np.testing.assert_array_equal(list(read_dicom(path, ORDER)), as_pydicom_has_them(path))
 
 
 def test_frames_come_in_the_order_asked_for(tmp_path):
@@ -60,6 +142,20 @@ def test_rgb_and_palettes_are_shown_in_colour(tmp_path):
     shallow = {key: [256, 0, 8] if key.endswith("Descriptor") else value[::2] for key, value in table.items()}
     path = write_cine(tmp_path / "c.dcm", np.full((2, 4, 4), 100, np.uint8), "PALETTE COLOR", **shallow)
     assert next(read_dicom(path, [0]))[0, 0].tolist() == [100, 200, 300 % 256]
+    padded = {key: [256, 0, 8] if key.endswith("Descriptor") else (np.arange(256, dtype=np.uint16)).tobytes()
+              for key in table}
+    path = write_cine(tmp_path / "d.dcm", np.full((2, 4, 4), 100, np.uint8), "PALETTE COLOR", **padded)
+    assert next(read_dicom(path, [0]))[0, 0].tolist() == [100, 100, 100]
+
+
+def test_a_palette_of_bytes_has_more_colours_than_a_byte_counts(tmp_path):
+    tables = {"Red": np.arange(1000) // 4, "Green": 255 - np.arange(1000) // 4, "Blue": np.arange(1000) % 256}
+    fields = {f"{name}PaletteColorLookupTable{part}": value for name, table in tables.items()
+              for part, value in (("Descriptor", [1000, 0, 8]), ("Data", table.astype(np.uint8).tobytes()))}
+    frames = np.asarray([[[5, 700, 999, 3000]]] * 2, np.uint16)
+    path = write_cine(tmp_path / "a.dcm", frames, "PALETTE COLOR", **fields)
+    expected = [[table[min(value, 999)] for table in tables.values()] for value in (5, 700, 999, 3000)]
+    assert next(read_dicom(path, [1]))[0].tolist() == expected
 
 
 def test_no_frames_are_decoded_where_none_are_asked_for(tmp_path):
@@ -85,6 +181,41 @@ def test_what_is_no_cine_is_refused_in_words(tmp_path):
             dicom_info(tmp_path / f"{name}.dcm")
     with pytest.raises(FileNotFoundError, match=r"none.dcm: not found"):
         dicom_info(tmp_path / "none.dcm")
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"NumberOfFrames": 2**31 - 1}, "found NumberOfFrames=2,147,483,647, expected at most one for each of"),
+    ({"FrameTime": [50.0, 40.0]}, "cannot be read as DICOM .*NumberOfFrames or FrameTime"),
+    ({"FrameTime": "1e-320"}, "cannot be read as DICOM .*a rate of inf"),
+    ({"FrameTime": -50}, "cannot be read as DICOM .*a rate of -20"),
+    ({"Rows": 60000, "Columns": 60000}, "frames of 60000 x 60000: .*512 MB more than their size"),
+])
+def test_a_header_that_claims_what_cannot_be_is_refused(tmp_path, fields, words):
+    with pytest.raises(ValueError, match=f"a.dcm: {words}"):
+        dicom_info(grey_cine(tmp_path / "a.dcm", **fields))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of values that it reads all the same
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit])
+def test_a_flipped_byte_is_another_pixel_or_an_error_that_names_the_file(tmp_path, syntax):
+    content = grey_cine(tmp_path / "whole.dcm", syntax=syntax).read_bytes()
+    path, messages = tmp_path / "a.dcm", []
+    for place in range(132, len(content), 1 + len(content) // 60):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+        try:
+            list(read_dicom(path, range(min(dicom_info(path).frames, 12))))
+        except ValueError as error:
+            messages.append(str(error))
+    assert messages
+    assert all("a.dcm" in message for message in messages)
+
+
+def test_a_deflated_cine_that_unpacks_to_more_than_the_bound_is_refused(tmp_path, monkeypatch):
+    path = write_cine(tmp_path / "a.dcm", np.zeros((40, 200, 200), np.uint8), syntax=DeflatedExplicitVRLittleEndian)
+    assert len(list(read_dicom(path, [0, 39]))) == 2
+    monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "1")
+    with pytest.raises(ValueError, match=r"a.dcm: deflated: .* unpack to 1,.*AGENT_JAX_MAX_READ_MB=2"):
+        dicom_info(path)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.3, 0.9, 0.999])

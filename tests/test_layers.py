@@ -107,7 +107,7 @@ ALLOWED = {
     "simplejpeg": ["agent_jax.data.transforms"],
     "cykooz_resizer": ["agent_jax.data.transforms"],
     "tqdm": ["agent_jax.data"],
-    "pydicom": ["agent_jax.data.dicom"],
+    "pydicom": ["agent_jax.data.dicom", "agent_jax.data.dicom_grey"],
     "pyarrow": ["agent_jax.data.sources"],
     "yaml": ["agent_jax.data.sources.calvin"],
     "safetensors": ["agent_jax.convert"],

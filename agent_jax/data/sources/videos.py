@@ -62,8 +62,8 @@ class Footage:
         if not self.info.hidden:
             return text
         return (f"{text} that a player shows. The file holds {coded} frames; an edit list hides {self.info.hidden}, as "
-                "after a cut that did not encode again. Remove what belongs to hidden frames, which are mostly the first, "
-                "or leave the recording out")
+                "after a cut that did not encode again. Remove what belongs to hidden frames, mostly the first, or "
+                "leave the recording out")
 
 
 def open_footage(path: Path, frames_hz: float = 0.0) -> Footage:
