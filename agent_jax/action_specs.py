@@ -145,6 +145,8 @@ class _Spec:
             ValueError: a field is missing, unknown, or contradicts another; names it.
         """
         where = f"{cls.kind} spec"
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{where}: found {str(content)[:80]}, expected an object with name, block and groups")
         content = dict(content)
         kind = content.pop("kind", cls.kind)
         if kind != cls.kind:
@@ -152,6 +154,8 @@ class _Spec:
         groups: list[Group] = []
         for i, group in enumerate(_checked_list(content.get("groups", []), f"{where}.groups")):
             place = f"{where}.groups[{i}]"
+            if not isinstance(group, Mapping):
+                raise ValueError(f"{place}: found {group!r}, expected a group with start, parts and end")
             parts = _checked_list(dict(group).get("parts", []), f"{place}.parts")
             made = tuple(_part_from_dict(part, f"{place}.parts[{j}]") for j, part in enumerate(parts))
             groups.append(_make(Group, {**group, "parts": made}, place))

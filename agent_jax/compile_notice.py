@@ -17,6 +17,7 @@ def announce_compilations() -> None:
 
     def listen(event: str, duration_secs: float, **about: str | int) -> None:
         if event == _EVENT and duration_secs >= LONG_COMPILATION_S:
-            print(f"compiled {about.get('fun_name', 'a program')} in {duration_secs:.1f} s", file=sys.stderr, flush=True)
+            name = about.get("fun_name", "a program")
+            print(f"compiled {name} in {duration_secs:.1f} s", file=sys.stderr, flush=True)
 
     jax.monitoring.register_event_duration_secs_listener(listen)

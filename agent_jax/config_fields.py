@@ -30,6 +30,10 @@ def build_field(kind: Any, value: Any, where: str) -> Any:
                 near = difflib.get_close_matches(str(name), hints, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(hints)}"
                 raise ValueError(f"{where}.{name}: no such field; {hint}")
+        for field in dataclasses.fields(kind):
+            optional = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+            if field.name not in value and not optional:
+                raise ValueError(f"{where}.{field.name}: missing; expected {hints[field.name]}")
         return kind(**{name: build_field(hints[name], item, f"{where}.{name}") for name, item in value.items()})
     if origin is Literal:
         if value not in arguments:

@@ -9,6 +9,20 @@ import pathlib
 from typing import Any
 
 
+def parse_json(text: str | bytes, where: object) -> Any:
+    """The value that JSON in UTF-8 holds.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply to be read; begins with `where`.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:  # also UnicodeDecodeError
+        raise ValueError(f"{where}: is not JSON: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{where}: is not JSON that can be read: nested too deeply") from None
+
+
 def read_json_object(path: pathlib.Path) -> dict[str, Any]:
     """The object that a JSON file holds.
 
@@ -16,12 +30,7 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it is not JSON, or not an object; names the file.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also UnicodeDecodeError
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
-    except RecursionError:
-        raise ValueError(f"{path}: not a JSON file that can be read: nested too deeply") from None
+    content = parse_json(path.read_bytes(), path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: found a {type(content).__name__}, expected a JSON object")
     return content

@@ -131,7 +131,10 @@ def load_tokenizer(path: str) -> TextTokenizer:
     if place.is_file():
         single = place
     elif vocab.is_file() and merges.is_file():
-        lines = merges.read_text(encoding="utf-8").split("\n")
+        try:
+            lines = merges.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{merges}: not a text in UTF-8: {error}") from error
         pairs = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
         tokens = _tokens_by_id(vocab)
         description = {"kind": "bpe", "tokens": tokens, "merges": pairs}
@@ -151,9 +154,18 @@ def tokenizer_from_json(description: Mapping[str, Any]) -> TextTokenizer:
     Raises:
         ValueError: the description is of no known kind.
     """
+    if not isinstance(description, Mapping):
+        raise ValueError(f"stored tokenizer: found a {type(description).__name__}, expected a JSON object")
     kind = description.get("kind")
     if kind == "bytes":
         return ByteTokenizer()
+    if kind == "bpe":
+        for name in ("tokens", "merges", "added"):
+            texts = description.get(name, [] if name == "added" else None)
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"stored tokenizer: {name}: found {str(texts)[:80]}, expected a list of texts")
+    if kind == "tokenizer.json" and not isinstance(description.get("content"), Mapping):
+        raise ValueError("stored tokenizer: content: expected the JSON object of a tokenizer.json")
     if kind in ("bpe", "tokenizer.json"):
         return HuggingFaceTokenizer(description, "stored tokenizer")
     raise ValueError(f"stored tokenizer: found kind {kind!r}, expected bytes, bpe or tokenizer.json")

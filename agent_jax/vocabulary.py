@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from agent_jax.config_fields import build_field
 from agent_jax.text_tokenizer import EOS, ByteTokenizer, TextTokenizer, load_tokenizer, tokenizer_from_json
 
 __all__ = ["BABYAI_BLOCK", "BLEEDING_EDGE_BUTTONS", "BLOCKS", "EOS", "IAFM", "MINECRAFT_BUTTONS", "Block",
@@ -181,14 +182,14 @@ class Vocabulary:
         """The vocabulary that `to_json` described.
 
         Raises:
-            ValueError: another format, or a field is missing.
+            ValueError: another format, or a field is missing or of another type.
         """
         if content.get("format") != FORMAT:
             raise ValueError(f"stored vocabulary: found format {content.get('format')!r}, expected {FORMAT}")
         missing = [name for name in ("text", "blocks") if name not in content]
         if missing:
             raise ValueError(f"stored vocabulary: the field {missing[0]!r} is missing")
-        blocks = [Block(block["name"], tuple(block["tokens"])) for block in content["blocks"]]
+        blocks = build_field(tuple[Block, ...], content["blocks"], "stored vocabulary: blocks")
         return cls(tokenizer_from_json(content["text"]), blocks)
 
     @functools.cached_property

@@ -208,7 +208,7 @@ def test_meta_data_that_cannot_be_read_are_named(tmp_path: Path, changes: dict[s
 def test_a_file_that_is_no_json_is_bad_data(tmp_path: Path) -> None:
     path = version_2(tmp_path / "set", "image")
     (path / "meta" / "info.json").write_text("{")
-    with pytest.raises(BadDataError, match=r"meta/info\.json: not a JSON file"):
+    with pytest.raises(BadDataError, match=r"meta/info\.json: is not JSON"):
         open_source("lerobot", path, PrepareConfig())
 
 

@@ -12,7 +12,7 @@ import pytest
 from agent_jax.convert.__main__ import main as convert
 from agent_jax.data.__main__ import main as data
 from agent_jax.evaluate.__main__ import main as evaluate
-from agent_jax.json_files import check_json_path, json_path, write_json
+from agent_jax.json_files import check_json_path, json_path, read_json_object, write_json
 
 
 def test_a_file_is_written_in_a_directory_that_is_made_and_replaces_the_one_before(tmp_path: Path):
@@ -21,6 +21,16 @@ def test_a_file_is_written_in_a_directory_that_is_made_and_replaces_the_one_befo
         write_json(path, {"a": value})
     assert json.loads(path.read_text()) == {"a": 2}
     assert [found.name for found in path.parent.iterdir()] == ["found.json"]
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    (b"{", "Expecting property name"), (b'{"a": "\xff"}', "utf-8"), (b"[" * 100_000, "nested too deeply"),
+    (b"[1]", "found a list, expected a JSON object"),
+])
+def test_what_is_no_json_object_is_refused_with_the_file_and_the_reason(tmp_path: Path, content: bytes, reason: str):
+    (tmp_path / "info.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"info.json: .*{reason}"):
+        read_json_object(tmp_path / "info.json")
 
 
 def test_what_cannot_be_json_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -225,7 +225,7 @@ def test_a_missing_tokenizer_says_what_was_found_and_expected(tmp_path: Path) ->
 def test_broken_tokenizer_files_are_named(tmp_path: Path) -> None:
     place = write_bpe(tmp_path / "torn")
     (place / "vocab.json").write_text('{"<s>": 0,')
-    with pytest.raises(ValueError, match=r"torn/vocab.json: not a JSON file"):
+    with pytest.raises(ValueError, match=r"torn/vocab.json: is not JSON"):
         load_tokenizer(str(place))
     (place / "vocab.json").write_text('{"<s>": 0, "<pad>": 2}')
     with pytest.raises(ValueError, match=r"torn/vocab.json: expected .* every id from 0 to 1 once"):
@@ -360,3 +360,14 @@ def test_a_byte_vocabulary_does_not_import_the_tokenizer_library() -> None:
     command = ("import sys; from agent_jax.vocabulary import Vocabulary; Vocabulary.build('bytes', ('iafm',)); "
                "sys.exit('tokenizers' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"text": "bytes"}, "tokenizer: found a str"), ({"text": {"kind": "bpe", "tokens": [1], "merges": []}}, "tokens"),
+    ({"text": {"kind": "tokenizer.json", "content": 3}}, "content"), ({"blocks": {}}, "blocks"),
+    ({"blocks": [{"tokens": ["a"]}]}, "name"), ({"blocks": [{"name": "a", "tokens": [["x"]]}]}, r"tokens\[0\]"),
+])
+def test_a_stored_vocabulary_of_other_types_is_refused_by_field(change: dict, named: str):
+    content = {**Vocabulary.build("bytes", ("babyai",)).to_json(), **change}
+    with pytest.raises(ValueError, match=f"stored .*{named}"):
+        Vocabulary.from_json(content)

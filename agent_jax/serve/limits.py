@@ -8,7 +8,6 @@ An action is a robot's motion: one that is not finite is refused whatever the li
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -19,6 +18,9 @@ import numpy as np
 
 from agent_jax.action_parts import inner
 from agent_jax.actions import TERMINAL_KEY, ActionSpec
+from agent_jax.json_files import parse_json
+
+_LARGEST = float(np.finfo(np.float32).max)  # actions are float32
 
 
 class RefusedActionError(Exception):
@@ -45,10 +47,7 @@ class ActionLimits:
         file = Path(path)
         if not file.is_file():
             raise FileNotFoundError(f"--action_limits={file}: no such file")
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"--action_limits={file}: not JSON: {error}") from None
+        content = parse_json(file.read_bytes(), f"--action_limits={file}")
         if not isinstance(content, dict):
             raise ValueError(f"--action_limits={file}: found {type(content).__name__}, expected a map by key")
         bounds = {key: _bounds(f"--action_limits={file}: {key!r}", key, pairs, spec) for key, pairs in content.items()}
@@ -106,7 +105,7 @@ def _bounds(where: str, key: str, pairs: Any, spec: ActionSpec) -> tuple[np.ndar
         if pair is None:
             continue
         is_pair = isinstance(pair, list) and len(pair) == 2
-        if not is_pair or not all(type(x) in (int, float) and math.isfinite(x) for x in pair) or pair[0] > pair[1]:
+        if not is_pair or not all(type(x) in (int, float) and abs(x) <= _LARGEST for x in pair) or pair[0] > pair[1]:
             raise ValueError(f"{where}: found {pair!r} for component {i}, expected [low, high] with low <= high, or "
                              "null")
         low[i], high[i] = pair

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from agent_jax.data.sources.source import BadDataError
+from agent_jax.json_files import parse_json
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -48,7 +48,7 @@ class Row:
             value = {"true": 1.0, "false": 0.0}.get(value.strip().lower(), value)
         try:
             number = float(value)  # pyright: ignore[reportArgumentType]  # None and lists are refused below
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             found = repr(value) if column in self.values else f"the columns {', '.join(self.values)}"
@@ -79,9 +79,9 @@ def read_jsonl(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
-            except ValueError as error:  # not JSON, or not UTF-8
-                raise BadDataError(f"{path}:{number}: is not JSON ({error}); expected one object a line") from error
+                values = parse_json(line, f"{path}:{number}")
+            except ValueError as error:
+                raise BadDataError(f"{error}; expected one object a line") from error
             if not isinstance(values, dict):
                 raise BadDataError(f"{path}:{number}: found {type(values).__name__}, expected a JSON object")
             yield Row(f"{path}:{number}", values)
