@@ -131,7 +131,7 @@ def test_a_dry_run_refuses_what_a_conversion_refuses_in_the_same_words(tmp_path,
     folders, before = (tmp_path / "vision", tmp_path / "language"), set(tmp_path.rglob("*"))
     messages = []
     for mode in ([], ["--dry_run"]):
-        assert from_hf(folders, *mode, *arguments) == 1
+        assert from_hf(folders, *mode, *arguments) == 2
         messages.append(capsys.readouterr())
     assert messages[0] == messages[1]
     assert messages[0].err.startswith("error: ")
@@ -139,7 +139,7 @@ def test_a_dry_run_refuses_what_a_conversion_refuses_in_the_same_words(tmp_path,
 
 
 def test_only_a_dry_run_needs_no_place_to_write_to(folders, capsys):
-    assert from_hf(folders) == 1
+    assert from_hf(folders) == 2
     assert "OUT is missing, the directory to make; only --dry_run needs none" in capsys.readouterr().err
     assert from_hf(folders, "--dry_run") == 0
 

@@ -107,7 +107,7 @@ DAMAGE = {
     "cut": (lambda folder: (folder / "agent.safetensors").write_bytes(
         (folder / "agent.safetensors").read_bytes()[:-100]), r"agent.safetensors: damaged or no safetensors file"),
     "no file": (lambda folder: (folder / "vision/model.safetensors").unlink(), r"vision/model.safetensors"),
-    "not json": (lambda folder: (folder / "agent.json").write_text("{"), r"agent.json: not a JSON file"),
+    "not json": (lambda folder: (folder / "agent.json").write_text("{"), r"agent.json: is not JSON"),
     "format": (lambda folder: (folder / "agent.json").write_text('{"format": 9}'), r"agent.json: format 9, expected 1"),
 }
 
@@ -132,7 +132,7 @@ def test_a_damaged_folder_is_refused_and_nothing_is_written(folder: Path, name: 
     damage, message = DAMAGE[name]
     damage(folder)
     before = listing(folder.parent)
-    assert main(["from-pytorch", str(folder), str(folder.parent / "back")]) == 1
+    assert main(["from-pytorch", str(folder), str(folder.parent / "back")]) == 2
     said = capsys.readouterr().err
     assert re.search(message, said), said
     assert listing(folder.parent) == before

@@ -333,7 +333,7 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config.json: no such file"):
         vision_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json: not a JSON file"):
+    with pytest.raises(ValueError, match=r"config.json: is not JSON"):
         vision_config(tmp_path)
     save_vision(tmp_path)
     config = vision_config(tmp_path)
@@ -392,7 +392,7 @@ def test_from_hf_writes_a_checkpoint_with_everything_that_a_new_run_needs(folder
 
 
 def test_from_hf_takes_the_tokenizer_beside_the_language_weights(folders, tmp_path, capsys):
-    assert command.main(["from-hf", "--vision", folders[0], "--language", folders[1], str(tmp_path / "out")]) == 1
+    assert command.main(["from-hf", "--vision", folders[0], "--language", folders[1], str(tmp_path / "out")]) == 2
     assert "vocab.json and merges.txt" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -400,10 +400,10 @@ def test_from_hf_takes_the_tokenizer_beside_the_language_weights(folders, tmp_pa
 def test_from_hf_leaves_what_is_there_alone(folders, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
-    assert from_hf(folders, out) == 1
+    assert from_hf(folders, out) == 2
     assert "exists already" in capsys.readouterr().err
     assert not list(out.iterdir())
-    assert from_hf(folders, tmp_path / "no" / "such" / "place") == 1
+    assert from_hf(folders, tmp_path / "no" / "such" / "place") == 2
     assert "no such directory" in capsys.readouterr().err
 
 
@@ -415,13 +415,13 @@ def test_from_hf_leaves_what_is_there_alone(folders, tmp_path, capsys):
     ("elsewhere", "elsewhere: expected --vision PATH"),
 ])
 def test_from_hf_refuses_what_it_does_not_understand_before_writing(folders, tmp_path, capsys, override, message):
-    assert from_hf(folders, tmp_path / "out", override) == 1
+    assert from_hf(folders, tmp_path / "out", override) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_conversion_leaves_nothing_behind(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pathlib.Path, "rename", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    assert from_hf(folders, tmp_path / "out") == 1
+    assert from_hf(folders, tmp_path / "out") == 2
     assert "disk full" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

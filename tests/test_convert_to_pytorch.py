@@ -168,10 +168,10 @@ def test_a_checkpoint_with_nan_is_refused(tmp_path: Path):
 def test_nothing_is_overwritten_and_a_wrong_path_is_named(base: Path, tmp_path: Path, capsys):
     made, folder, _ = exported(base, "images")
     before = listing(folder)
-    assert main(["to-pytorch", str(made.path), str(folder)]) == 1
+    assert main(["to-pytorch", str(made.path), str(folder)]) == 2
     assert f"{folder} exists already" in capsys.readouterr().err
     assert listing(folder) == before
-    assert main(["to-pytorch", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 1
+    assert main(["to-pytorch", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
     assert "nothing" in capsys.readouterr().err
     assert not listing(tmp_path)
 

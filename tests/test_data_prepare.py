@@ -458,7 +458,7 @@ def test_a_config_comes_from_a_file_and_from_overrides(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file; expected FILE.json, FILE.py"):
         read_prepare_config(str(tmp_path / "none.py"), [])
     (tmp_path / "broken.json").write_text("{image_size: 64}")
-    with pytest.raises(ValueError, match="broken.json: not a JSON file: Expecting property name"):
+    with pytest.raises(ValueError, match="broken.json: is not JSON: Expecting property name"):
         read_prepare_config(str(tmp_path / "broken.json"), [])
 
 
@@ -503,7 +503,7 @@ def test_the_command_says_what_it_made_and_what_it_left_out(tmp_path, capsys):
     path = bridge_set(tmp_path, "tfrecord", {"train": 4, "val": 1}, change=spoil)
     line = ["prepare", "--source", "rlds", "--path", str(path), "--out", str(tmp_path / "out"), "--processes", "1",
             "--config.fields.action=world_vector"]
-    assert main(line) == 1
+    assert main(line) == 2
     assert "record 1" in capsys.readouterr().err
     assert main([*line, "--on_error=skip", "--json", str(tmp_path / "counts.json")]) == 0
     said = capsys.readouterr().out

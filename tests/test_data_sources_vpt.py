@@ -194,7 +194,7 @@ def test_pairs_are_prepared_and_read_back(tmp_path, capsys):
     command = ["prepare", "--source", "vpt", "--path", str(raw), "--out", str(out), "--config.window=9",
                "--config.image_size=16", "--config.encoding=png", "--config.validation=0.5",
                "--config.options.instructions=texts.csv"]
-    assert main(command) == 1
+    assert main(command) == 2
     assert "broken.mp4: not found" in capsys.readouterr().err
     assert not out.exists()
     assert main([*command, "--on_error=skip"]) == 0

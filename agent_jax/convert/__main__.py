@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent_jax.checkpoint_meta import DamagedCheckpointError
+from agent_jax.cluster import USER_ERROR
 from agent_jax.convert.parity import ParityError
 from agent_jax.json_files import json_path, write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; returns its status: 0, 1 where the weights compute something else, 2 for a user's error."""
     parser = argparse.ArgumentParser(prog="python -m agent_jax.convert", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -53,9 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.name not in ("torch", "transformers"):
             raise
         print(f'error: {options.command} needs {error.name}: pip install "agent_jax[torch]"', file=sys.stderr)
-    except (OSError, ValueError, DamagedCheckpointError, ParityError) as error:
+    except ParityError as error:
         print(f"error: {error}", file=sys.stderr)
-    return 1
+        return 1
+    except (OSError, ValueError, DamagedCheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    return USER_ERROR
 
 
 def _add_pytorch(commands: Any) -> None:

@@ -26,7 +26,11 @@ _USER_ERROR = 2  # as cluster.USER_ERROR, which comes with jax
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its status: 0, 1 for bad data, 2 for what the user must mend, 130 at Ctrl-C."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0, 1 where `check` finds the data wrong, 2 for a user's error, 130 at Ctrl-C.
+    """
     options, rest = _parser().parse_known_args(arguments)
     try:
         return options.run(options, rest)
@@ -34,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'error: {options.command} needs {error.name}: pip install "agent_jax[data]"', file=sys.stderr)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, BadDataError) else _USER_ERROR
+        return 1 if isinstance(error, BadDataError) and options.command == "check" else _USER_ERROR
     except KeyboardInterrupt:
         goes_on = "; the same command goes on where this one ended" if options.command == "prepare" else ""
         print(f"interrupted{goes_on}", file=sys.stderr)
