@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,19 @@ def png(level: int) -> bytes:
 
 
 def write_video(path: Path, levels: Sequence[int], *, rate_hz: int = RATE_HZ, height: int = HEIGHT,
-                width: int = WIDTH) -> None:
+                width: int = WIDTH, times_s: Sequence[float] = ()) -> None:
+    """A frame a level, at `rate_hz` or at times of a clock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate_hz, options={"g": "2", "qp": "0"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
-        for level in levels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey(level, height, width), format="rgb24")))
+        if times_s:
+            stream.codec_context.time_base = stream.time_base = Fraction(1, 90_000)
+        for number, level in enumerate(levels):
+            frame = av.VideoFrame.from_ndarray(grey(level, height, width), format="rgb24")
+            if times_s:
+                frame.pts, frame.time_base = round(times_s[number] * 90_000), Fraction(1, 90_000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 

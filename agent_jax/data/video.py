@@ -72,7 +72,7 @@ def video_info(path: str | Path) -> VideoInfo:
 
 
 def read_frames(path: str | Path, *, start_s: float = 0.0, stop_s: float = math.inf,
-                rate_hz: float = 0.0) -> Iterator[Frame]:
+                rate_hz: float = 0.0, even: bool = True) -> Iterator[Frame]:
     """The frames of [start_s, stop_s), in order; no more than one is held.
 
     Args:
@@ -81,6 +81,7 @@ def read_frames(path: str | Path, *, start_s: float = 0.0, stop_s: float = math.
         stop_s: likewise; not included.
         rate_hz: frames a second, at most the video's. Sample k is the last frame at or before start_s + k / rate_hz.
             0: every frame, which then have to follow each other at one rate.
+        even: False: with `rate_hz` 0 at any times.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -98,7 +99,7 @@ def read_frames(path: str | Path, *, start_s: float = 0.0, stop_s: float = math.
         if rate_hz:
             chosen = _sampled(frames, start_s, stop_s, rate_hz, reader)
         else:
-            chosen = _all(frames, start_s, stop_s, reader)
+            chosen = _all(frames, start_s, stop_s, reader, even=even)
         for time_s, frame in chosen:
             yield Frame(time_s, reader.image(frame, time_s))
 
@@ -268,13 +269,13 @@ class _Reader:
 _Timed = Iterator[tuple[float, av.VideoFrame]]
 
 
-def _all(frames: _Timed, start_s: float, stop_s: float, reader: _Reader) -> _Timed:
-    """Every frame of the range; an error where two do not follow each other at the video's rate."""
+def _all(frames: _Timed, start_s: float, stop_s: float, reader: _Reader, *, even: bool) -> _Timed:
+    """Every frame of the range; with `even`, an error where two do not follow each other at the video's rate."""
     before = None
     for time_s, frame in frames:
         if time_s >= stop_s - reader.tolerance_s:
             return
-        if before is not None and abs((time_s - before) * reader.rate_hz - 1) > 0.5:
+        if even and before is not None and abs((time_s - before) * reader.rate_hz - 1) > 0.5:
             raise ValueError(f"{reader.path}, at {time_s:.3f} s: follows the frame at {before:.3f} s, expected steps "
                              f"of {1 / reader.rate_hz:.3f} s; frames are missing or the rate varies. Give rate_hz to "
                              "sample it evenly")

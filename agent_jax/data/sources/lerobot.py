@@ -2,11 +2,12 @@
 
     meta     features, episodes, tasks, paths       lerobot_meta.py
     data     parquet: a row a step                  lerobot_rows.py
-    videos   mp4, or images within the parquet      here: frame and row are matched by their time
+    videos   mp4, or images within the parquet      lerobot_frames.py: frame and row are matched
 
 Where the config says nothing, the action is the feature `action` and, if there is one, the state `state` the feature
 `observation.state`; the camera is the only one; the instruction is the row's task. Without `config.action_spec` the
-numbers are stored as they are, and the domain that trains on them declares what they mean. Options: none.
+numbers are stored as they are, and the domain that trains on them declares what they mean. Options: pairing
+(lerobot_frames.py).
 
     config.cameras.rgb=observation.images.top
     config.fields.action=action[0:6],gripper    part of a feature, and several joined
@@ -37,6 +38,7 @@ from agent_jax.data.sources.choices import (
     chosen_cameras,
     declared_spec,
 )
+from agent_jax.data.sources.lerobot_frames import PAIRINGS, EpisodeVideo, row_times
 from agent_jax.data.sources.lerobot_info import Features
 from agent_jax.data.sources.lerobot_instructions import InstructionColumn, instruction_column
 from agent_jax.data.sources.lerobot_meta import EpisodeEntry, LeRobotMeta, read_info, read_meta
@@ -44,12 +46,9 @@ from agent_jax.data.sources.lerobot_rows import EpisodeTables, Selection, select
 from agent_jax.data.sources.parquet import column_numbers
 from agent_jax.data.sources.resampling import Resampling, stride_of
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
-from agent_jax.data.video import read_frames, video_info
 
 _DEFAULTS = {"action": "action", "state": "observation.state"}
 _REWARD, _DONE = "next.reward", "next.done"
-# A frame belongs to a row whose time differs by less than this share of the time between two: joined videos round.
-_TOLERANCE = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +65,7 @@ class LeRobotSource:
     _numbers: Mapping[str, Selection]
     _resampling: Resampling
     _instruction: InstructionColumn
+    _pairing: str
     _config: PrepareConfig
     _tables: EpisodeTables
 
@@ -99,16 +99,22 @@ class LeRobotSource:
         entry = self._meta.episodes[recording.detail]
         where = f"{entry.table}, episode {entry.index}"
         table = self._tables.rows(entry)
-        self._check_times(table, where)
+        videos = {camera: EpisodeVideo.open(entry, camera, self._meta.features.cameras[camera], self._meta)
+                  for camera in self._cameras.values() if camera in entry.videos}
+        times = row_times(table, self._meta, where, self._pairing, videos=bool(videos))
+        notes = {*times.notes, *(note for video in videos.values() for note in video.notes(len(table)))}
         taken = range(0, len(table), self._resampling.stride)
         texts = self._texts(table, where)[:: taken.step]
         done = _DONE in table.column_names and bool(column_numbers(table, _DONE, 1, where)[-1, 0])
-        steps = self._steps(entry, table, taken, where)
+        images = {name: videos[camera].images(times, taken) if camera in videos else
+                  self._stored_images(camera, table, taken, where) for name, camera in self._cameras.items()}
+        steps = self._steps(table, taken, images, where)
         start = 0
         for text, run in itertools.groupby(texts):
             length = len(list(run))
             ends = start + length == len(texts)
-            yield SourceEpisode(recording.name, text, itertools.islice(steps, length), start, ends, ends and done)
+            yield SourceEpisode(recording.name, text, itertools.islice(steps, length), start, ends, ends and done,
+                                notes=tuple(sorted(notes)))
             start += length
 
     def _largest_file(self, entry: EpisodeEntry) -> Path:
@@ -121,30 +127,18 @@ class LeRobotSource:
         name = next((name for name, (first, stop) in splits.items() if first <= index < stop), "")
         return "" if len(splits) < 2 or not name else "train" if name == "train" else "test"
 
-    def _check_times(self, table: pa.Table, where: str) -> None:
-        """Rows are steps 0, 1, 2 ... at the rate of info.json."""
-        frame = column_numbers(table, "frame_index", 1, where)[:, 0]
-        time_s = column_numbers(table, "timestamp", 1, where)[:, 0].astype(np.float64)
-        rate_hz = self._meta.rate_hz
-        wrong = np.flatnonzero((frame != np.arange(len(table))) |
-                               (np.abs(time_s * rate_hz - np.arange(len(table))) > _TOLERANCE))
-        if len(wrong):
-            row = wrong[0]
-            raise BadDataError(f"{where}, row {row}: is frame {frame[row]} at {time_s[row]:.4f} s, expected frame "
-                               f"{row} at {row / rate_hz:.4f} s, as {self._meta.file} says fps={rate_hz:g}")
-
     def _texts(self, table: pa.Table, where: str) -> list[str]:
         """The instruction of each row."""
         if self._config.instruction_text:
             return [self._config.instruction_text] * len(table)
         return self._instruction.texts(table, self._meta.tasks, where)
 
-    def _steps(self, entry: EpisodeEntry, table: pa.Table, taken: range, where: str) -> Iterator[SourceStep]:
+    def _steps(self, table: pa.Table, taken: range, images: Mapping[str, Iterator[bytes | np.ndarray]],
+               where: str) -> Iterator[SourceStep]:
         names = {name for selection in self._numbers.values() for name, _, _ in selection.parts}
         columns = {name: column_numbers(table, name, self._meta.features.numbers[name][0], where) for name in names}
         values = {key: selection.values(columns) for key, selection in self._numbers.items()}
         rewards = column_numbers(table, _REWARD, 1, where)[:, 0] if _REWARD in table.column_names else None
-        images = {name: self._images(entry, camera, table, taken, where) for name, camera in self._cameras.items()}
         for row in taken:
             group = range(row, min(row + taken.step, len(table)))
             actions = [{key: values[key][other] for key in self.schema.actions} for other in group]
@@ -152,13 +146,9 @@ class LeRobotSource:
                              {key: values[key][row] for key in self.schema.observations},
                              reward=0.0 if rewards is None else float(rewards[group.start : group.stop].sum()))
 
-    def _images(self, entry: EpisodeEntry, camera: str, table: pa.Table, taken: range,
-                where: str) -> Iterator[bytes | np.ndarray]:
-        """A camera's image of each row that is taken."""
-        if self._meta.features.cameras[camera].kind == "image":
-            return (self._stored_image(table[camera][row], f"{where}, row {row}, {camera!r}") for row in taken)
-        time_s = column_numbers(table, "timestamp", 1, where)[:, 0].astype(np.float64)
-        return self._video_images(entry, camera, time_s[taken.start:taken.stop:taken.step])
+    def _stored_images(self, camera: str, table: pa.Table, taken: range, where: str) -> Iterator[bytes]:
+        """A camera's images that lie in the table, of each row that is taken."""
+        return (self._stored_image(table[camera][row], f"{where}, row {row}, {camera!r}") for row in taken)
 
     def _stored_image(self, value: pa.Scalar, where: str) -> bytes:
         """The encoded image of a row: its bytes, or those of the file that it names."""
@@ -177,36 +167,6 @@ class LeRobotSource:
                                "bytes of an image or a file within the data set")
         return file.read_bytes()
 
-    def _video_images(self, entry: EpisodeEntry, camera: str, time_s: np.ndarray) -> Iterator[np.ndarray]:
-        """The frames of a video at the times of an episode's rows."""
-        video, rate_hz = entry.videos[camera], self._meta.rate_hz
-        where = f"{video.file}, episode {entry.index}"
-        expected = self._meta.features.cameras[camera]
-        slack_s = _TOLERANCE / rate_hz
-        try:
-            info = video_info(video.file)
-            if abs(info.rate_hz / rate_hz - 1) > 0.01:
-                raise BadDataError(f"{where}: found {info.rate_hz:g} frames a second, expected fps={rate_hz:g} as "
-                                   f"{self._meta.file} says")
-            if (info.height, info.width) != (expected.height, expected.width):
-                raise BadDataError(f"{where}: found {info.height}x{info.width} pixels, expected "
-                                   f"{expected.height}x{expected.width} as {self._meta.file} says")
-            frames = read_frames(video.file, start_s=max(video.start_s - slack_s, 0.0),
-                                 stop_s=video.start_s + time_s[-1] + 2 * slack_s)
-            for row_s in (time_s + video.start_s).tolist():
-                frame = next((frame for frame in frames if frame.time_s >= row_s - slack_s), None)
-                if frame is None or frame.time_s > row_s + slack_s:
-                    found = "the video ends before it" if frame is None else f"the next is at {frame.time_s:.4f} s"
-                    raise BadDataError(f"{where}: no frame at {row_s:.4f} s, where the table has a row; {found}")
-                yield frame.image
-        except FileNotFoundError as error:
-            raise BadDataError(f"{where}: the video of {camera!r} is not there; copy the data anew, videos included, "
-                               "or choose another camera by config.cameras") from error
-        except BadDataError:
-            raise
-        except ValueError as error:  # the video is damaged
-            raise BadDataError(f"{error}. It holds episode {entry.index}") from error
-
 
 def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
     """The LeRobot data set in a folder that holds `meta` and `data`.
@@ -215,7 +175,9 @@ def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
         ValueError: it is none, or of a version that is not read; the config chooses what is not there; meta data are
             damaged.
     """
-    checked_options(config, {})
+    pairing = checked_options(config, {"pairing": PAIRINGS[0]})["pairing"]
+    if pairing not in PAIRINGS:
+        raise ValueError(f"config.options.pairing={pairing!r}: expected one of {', '.join(PAIRINGS)}")
     info = read_info(path)
     features = info.features()
     cameras = chosen_cameras(config, features.cameras, unusable=features.unusable)
@@ -238,7 +200,7 @@ def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
                       *instruction.columns,
                       *(name for name in (_REWARD, _DONE) if features.numbers.get(name) == (1,))})
     return LeRobotSource(schema, dict(config.action_spec), dict(config.state_spec),
-                         resampling.rate_hz, path, meta, cameras, numbers, resampling, instruction, config,
+                         resampling.rate_hz, path, meta, cameras, numbers, resampling, instruction, pairing, config,
                          EpisodeTables(columns))
 
 

@@ -13,6 +13,7 @@ The paths are those of the templates in info.json.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -30,6 +31,12 @@ class Video:
 
     file: Path
     start_s: float  # of its first frame
+    stop_s: float  # of the end of its last frame; infinite: the file is its own; 0: not known
+
+    @property
+    def own(self) -> bool:
+        """Whether the file holds this episode alone."""
+        return self.stop_s == math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +121,7 @@ def _episodes_2(path: Path, info: LeRobotInfo, videos: Collection[str]) -> Itera
         index, length = _whole(row, "episode_index"), _whole(row, "length")
         at = {"episode_chunk": index // max(chunk_size, 1), "episode_index": index}
         yield EpisodeEntry(index, length, info.path(path, "data_path", **at), {
-            key: Video(info.path(path, "video_path", **at, video_key=key), 0.0) for key in videos})
+            key: Video(info.path(path, "video_path", **at, video_key=key), 0.0, math.inf) for key in videos})
 
 
 def _episodes_3(path: Path, info: LeRobotInfo, videos: Collection[str]) -> Iterator[EpisodeEntry]:
@@ -124,11 +131,13 @@ def _episodes_3(path: Path, info: LeRobotInfo, videos: Collection[str]) -> Itera
     places = ["data", *(f"videos/{key}" for key in videos)]
     whole = ["episode_index", "length",
              *(f"{place}/{name}" for place in places for name in ("chunk_index", "file_index"))]
-    starts = [f"videos/{key}/from_timestamp" for key in videos]
+    starts, stops = ([f"videos/{key}/{name}" for key in videos] for name in ("from_timestamp", "to_timestamp"))
     for file in files:
-        table = parquet_table(file, [*whole, *starts])
+        table = parquet_table(file, [*whole, *starts], optional=stops)
         numbers = {name: column_whole(table, name, str(file), LARGEST_INDEX) for name in whole}
-        start_s = {name: column_numbers(table, name, 1, str(file))[:, 0].tolist() for name in starts}
+        times_s = {name: column_numbers(table, name, 1, str(file))[:, 0].tolist()
+                   for name in (*starts, *stops) if name in table.column_names}
+        unknown = [0.0] * len(table)
         for row in range(len(table)):
 
             def at(prefix: str, row: int = row, numbers: Mapping[str, list[int]] = numbers) -> dict[str, int]:
@@ -137,7 +146,8 @@ def _episodes_3(path: Path, info: LeRobotInfo, videos: Collection[str]) -> Itera
             yield EpisodeEntry(numbers["episode_index"][row], numbers["length"][row],
                                info.path(path, "data_path", **at("data")), {
                 key: Video(info.path(path, "video_path", video_key=key, **at(f"videos/{key}")),
-                           start_s[f"videos/{key}/from_timestamp"][row]) for key in videos})
+                           times_s[f"videos/{key}/from_timestamp"][row],
+                           times_s.get(f"videos/{key}/to_timestamp", unknown)[row]) for key in videos})
 
 
 def _tasks_2(path: Path) -> dict[int, str]:

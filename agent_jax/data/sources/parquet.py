@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,19 @@ import pyarrow.parquet as pq
 from agent_jax.data.sources.source import BadDataError
 
 
-def parquet_table(file: Path, columns: list[str] | None = None) -> pa.Table:
-    """A whole parquet file, or some columns of it.
+def parquet_table(file: Path, columns: list[str] | None = None, optional: Collection[str] = ()) -> pa.Table:
+    """A whole parquet file, or some columns of it, with those that are `optional` where they are there.
 
     Raises:
         BadDataError: it is missing or damaged, or lacks a column; names it.
         OSError: the file could not be read, which says nothing about what it holds.
     """
-    return read_parquet(file, columns, lambda content: content.read(columns))
+
+    def read(content: pq.ParquetFile) -> pa.Table:
+        more = [name for name in content.schema_arrow.names if name in optional]
+        return content.read(None if columns is None else [*columns, *more])
+
+    return read_parquet(file, columns, read)
 
 
 def read_parquet(file: Path, columns: list[str] | None, read: Callable[[pq.ParquetFile], pa.Table]) -> pa.Table:
