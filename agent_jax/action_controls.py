@@ -7,8 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-from agent_jax.action_parts import Limits, MakeState, not_a_number, stored
+from agent_jax.action_parts import Limits, MakeState, check_count, not_a_number, stored
 from agent_jax.automaton import Transitions, join
+
+MOST_BUTTONS = 1024  # of a spec: what may follow a button is all later ones, so that the automaton grows as the square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,15 @@ class Buttons(Control):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
+        if self.names:
+            check_count(self.key, "number of buttons", len(self.names), 1, MOST_BUTTONS)
         if not self.names or len(set(self.names)) != len(self.names):
             raise ValueError(f"{self.key}: found buttons {self.names}, expected at least one and no repetition")
+
+    @property
+    def size(self) -> int:
+        """How many tokens it has."""
+        return len(self.names)
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -86,6 +95,12 @@ class Camera(Control):
     def __post_init__(self) -> None:
         if not (type(self.low) is int and type(self.high) is int and self.low < 0 < self.high):
             raise ValueError(f"{self.key}: found low={self.low}, high={self.high}, expected integers low < 0 < high")
+        check_count(self.key, "degrees of both axes, 2 * (high - low + 1)", self.size, 6)
+
+    @property
+    def size(self) -> int:
+        """How many tokens it has."""
+        return 2 * (self.high - self.low + 1)
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -146,7 +161,10 @@ class Stick(Control):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dead_zone", float(self.dead_zone))
-        if self.rotations < 1 or self.magnitudes < 1 or not 0 <= self.dead_zone < 1:
+        check_count(self.key, "rotations", self.rotations, 1)
+        check_count(self.key, "magnitudes", self.magnitudes, 1)
+        check_count(self.key, "rotations + magnitudes", self.size, 2)
+        if not 0 <= self.dead_zone < 1:
             raise ValueError(f"{self.key}: found rotations={self.rotations}, magnitudes={self.magnitudes}, dead_zone="
                              f"{self.dead_zone}, expected at least 1, at least 1, and [0, 1)")
         pairs = [(r, 0) for r in range(self.rotations)] + [(0, m) for m in range(self.magnitudes)]
@@ -156,6 +174,11 @@ class Stick(Control):
             if self.symbols((stored(x), stored(y))) != symbols:
                 raise ValueError(f"{self.key}: {self.rotations} rotations and {self.magnitudes} magnitudes above "
                                  f"dead_zone={self.dead_zone} are finer than float32 can tell apart; take fewer")
+
+    @property
+    def size(self) -> int:
+        """How many tokens it has."""
+        return self.rotations + self.magnitudes
 
     @property
     def tokens(self) -> tuple[str, ...]:

@@ -30,6 +30,9 @@ Limits = tuple[tuple[float, float], ...]
 
 
 _LARGEST = 1e38  # values must fit in float32
+# Tokens of a part, and of a whole spec: as many as all of OPT's and more. A data set brings its specs, and must not
+# decide about all memory.
+MOST_TOKENS = 2**16
 
 
 def stored(value: float) -> float:
@@ -43,6 +46,13 @@ def inner(bound: float | np.ndarray, inside: float) -> np.ndarray:
     rounded = exact.astype(np.float32)
     outside = rounded < exact if inside > 0 else rounded > exact
     return np.where(outside, np.nextafter(rounded, np.float32(inside)), rounded)
+
+
+def check_count(place: str, name: str, value: int, least: int, most: int = MOST_TOKENS) -> None:
+    """Refuse a field `name` of a part that is no whole number of `least` to `most`; raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        raise ValueError(f"{place}: found {name}={value!r:.40}, expected a whole number of at least {least} and at "
+                         f"most {most:,}")
 
 
 def not_a_number(place: str) -> ValueError:
@@ -90,11 +100,15 @@ class Bins(FixedPart):
         object.__setattr__(self, "high", float(self.high))
         if not -_LARGEST < self.low < self.high < _LARGEST:
             raise ValueError(f"{self.place}: found bounds low={self.low}, high={self.high}, expected finite low < high")
-        if self.count < 2:
-            raise ValueError(f"{self.place}: found count={self.count}, expected at least 2 (one bin and the top edge)")
+        check_count(self.place, "count", self.count, 2)  # one bin and the top edge
         if not all(self.symbols(stored(self.value([k]))) == [k] for k in range(self.count)):
             raise ValueError(f"{self.place}: {self.count} bins over [{self.low}, {self.high}] are narrower than "
                              "float32 can tell apart; widen the bounds")
+
+    @property
+    def size(self) -> int:
+        """How many tokens it has."""
+        return self.count
 
     @functools.cached_property
     def width(self) -> float:
@@ -143,6 +157,8 @@ class Choice(FixedPart):
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(self.tokens))
         object.__setattr__(self, "values", tuple(float(value) for value in self.values))
+        if self.tokens:
+            check_count(self.place, "number of tokens", len(self.tokens), 1)
         if not self.tokens or len(set(self.tokens)) != len(self.tokens):
             raise ValueError(f"{self.place}: found tokens {self.tokens}, expected at least one and no repetition")
         if self.values and len(self.values) != len(self.tokens):
@@ -150,6 +166,11 @@ class Choice(FixedPart):
         finite = all(-_LARGEST < value < _LARGEST for value in self.numbers)
         if not finite or len({stored(value) for value in self.numbers}) != len(self.tokens):
             raise ValueError(f"{self.place}: found values {self.values}, expected finite ones that float32 tells apart")
+
+    @property
+    def size(self) -> int:
+        """How many tokens it has."""
+        return len(self.tokens)
 
     @property
     def numbers(self) -> tuple[float, ...]:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 import numpy as np
 
 from agent_jax.action_codec import TERMINAL_KEY, BoundSpec
-from agent_jax.action_controls import Buttons, Camera, Stick
-from agent_jax.action_parts import Bins, Choice
+from agent_jax.action_controls import MOST_BUTTONS, Buttons, Camera, Stick
+from agent_jax.action_parts import MOST_TOKENS, Bins, Choice
 
 if TYPE_CHECKING:
     from agent_jax.vocabulary import Vocabulary
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 Part = Bins | Choice | Buttons | Camera | Stick
 PARTS: dict[str, type[Part]] = {"bins": Bins, "choice": Choice, "buttons": Buttons, "camera": Camera, "stick": Stick}
 Fields = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shape and dtype by key
+
+MOST_PARTS = 4096  # of a spec
+MOST_CONTROLS = 32  # parts of a spec that may say nothing: what may follow one is all later ones
 
 _Made = TypeVar("_Made")
 
@@ -60,6 +63,7 @@ class _Spec:
         object.__setattr__(self, "groups", tuple(self.groups))
         if not self.groups:
             raise ValueError(f"{self.kind} spec {self.name!r}: expected at least one group")
+        _check_size(self.parts, f"{self.kind} spec {self.name!r}")
         self._check_keys()
 
     def _check_keys(self) -> None:
@@ -152,13 +156,17 @@ class _Spec:
         if kind != cls.kind:
             raise ValueError(f"{where}: found kind {kind!r}, expected {cls.kind!r}")
         groups: list[Group] = []
+        every: list[Part] = []
         for i, group in enumerate(_checked_list(content.get("groups", []), f"{where}.groups")):
             place = f"{where}.groups[{i}]"
             if not isinstance(group, Mapping):
                 raise ValueError(f"{place}: found {group!r}, expected a group with start, parts and end")
             parts = _checked_list(dict(group).get("parts", []), f"{place}.parts")
-            made = tuple(_part_from_dict(part, f"{place}.parts[{j}]") for j, part in enumerate(parts))
-            groups.append(_make(Group, {**group, "parts": made}, place))
+            first = len(every)
+            for j, part in enumerate(parts):
+                every.append(_part_from_dict(part, f"{place}.parts[{j}]"))
+                _check_size(every, f"{place}.parts[{j}]")  # before the next is made: each takes time and memory
+            groups.append(_make(Group, {**group, "parts": tuple(every[first:])}, place))
         return _make(cls, {**content, "groups": tuple(groups)}, where)
 
     def fingerprint(self) -> str:
@@ -206,6 +214,18 @@ class StateSpec(_Spec):
     frame: str = ""  # reference frame of the numbers
     kind: ClassVar[str] = "state"
     terminal: ClassVar[str] = ""
+
+
+def _check_size(parts: Sequence[Part], where: str) -> None:
+    """Refuse a spec of more tokens or parts than any action has; `where` it is said is for messages."""
+    controls = [part for part in parts if not part.fixed]
+    for what, found, most in (
+        ("parts", len(parts), MOST_PARTS), ("buttons, cameras and sticks", len(controls), MOST_CONTROLS),
+        ("tokens in all parts", sum(part.size for part in parts), MOST_TOKENS),
+        ("buttons", sum(part.size for part in controls if isinstance(part, Buttons)), MOST_BUTTONS),
+    ):
+        if found > most:
+            raise ValueError(f"{where}: found {found:,} {what} up to here, expected at most {most:,} in a spec")
 
 
 def _part_to_dict(part: Part) -> dict[str, Any]:

@@ -668,3 +668,41 @@ def test_encoding_a_step_takes_microseconds() -> None:
     places = {"effector_translation": np.full(2, 0.3, "f4"), "effector_target_translation": np.full(2, 0.2, "f4")}
     assert fastest_us(lambda: babyai.encode(turn)) < 20
     assert fastest_us(lambda: (table.encode(move), state.encode(places))) < 50
+
+
+def part(kind: str, **fields: Any) -> dict[str, Any]:
+    own = {"bins": {"index": None, "prefix": "b", "low": 0, "high": 6},
+           "stick": {"rotation_prefix": "r", "magnitude_prefix": "m"}}
+    return {"part": kind, "key": "action", **own.get(kind, {}), **fields}
+
+
+def declared(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "action", "name": "x", "block": "b", "groups": [{"start": "S", "parts": list(parts), "end": "E"}]}
+
+
+@pytest.mark.parametrize(("parts", "message"), [
+    ([part("bins", count=10**12)], r"parts\[0\]: action: found count=1000000000000, .*at most 65,536"),
+    ([part("bins", count=20.0)], r"found count=20.0, expected a whole number"),
+    ([part("bins", count=True)], r"found count=True, expected a whole number"),
+    ([part("stick", rotations=3 * 10**8)], r"parts\[0\]: action: found rotations=300000000, .*at most 65,536"),
+    ([part("stick", magnitudes=10**9)], r"found magnitudes=1000000000, .*at most 65,536"),
+    ([part("stick", rotations=2**16)], r"found rotations \+ magnitudes=65540, .*at most 65,536"),
+    ([part("camera", low=-(10**9), high=10**9)], r"found degrees of both axes, .*=4000000002, .*at most 65,536"),
+    ([part("buttons", names=[f"b{i}" for i in range(2000)])], "found number of buttons=2000, .*at most 1,024"),
+    ([part("bins", index=i, prefix=f"b{i}_", count=30_000) for i in range(3)],
+     r"parts\[2\]: found 90,000 tokens in all parts up to here, expected at most 65,536"),
+    ([part("bins", index=i, count=2) for i in range(5000)], r"parts\[4096\]: found 4,097 parts up to here"),
+    ([part("stick", key=f"k{i}", rotations=1, magnitudes=1) for i in range(33)],
+     "found 33 buttons, cameras and sticks"),
+    ([part("buttons", key=f"k{i}", names=[f"b{j}" for j in range(1000)]) for i in range(2)], "found 2,000 buttons"),
+])
+def test_a_spec_that_would_take_all_memory_is_refused_by_field_and_bound(parts, message):
+    with pytest.raises(ValueError, match=message):
+        ActionSpec.from_dict(declared(*parts))
+
+
+def test_the_largest_specs_are_taken():
+    assert len(ActionSpec.from_dict(declared(part("bins", count=2**16, high=2**16))).tokens()) == 2**16 + 2
+    assert ActionSpec.from_dict(declared(part("camera", low=-16_383, high=16_384))).parts[0].size == 2**16
+    with pytest.raises(ValueError, match="action spec 'x': found 131,072 tokens in all parts up to here"):
+        ActionSpec("x", "b", (Group("S", tuple(Bins(key, None, key, 0, 2**16, 2**16) for key in "ab"), "E"),))
