@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from ml_collections import config_dict
+
+
+def field_comments(kind: type) -> dict[str, str]:
+    """The comment beside each field of a dataclass, as its source has it, for help texts; "" where there is none."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in inspect.getsource(kind).splitlines():
+        code, _, comment = line.partition("#")
+        if declared := re.match(r"    (\w+): ", code):
+            name = declared[1]
+            found[name] = comment.strip()
+        elif name and comment and not code.strip():  # the comment goes on
+            found[name] += f" {comment.strip()}"
+        else:
+            name = ""
+    return {field.name: found.get(field.name, "") for field in dataclasses.fields(kind)}
 
 
 def build_field(kind: Any, value: Any, where: str) -> Any:

@@ -16,6 +16,7 @@ from rlds_sets import bridge_set, jpeg
 from videos import write_video
 
 from agent_jax.actions import ActionSpec, Bins, Camera, Group
+from agent_jax.config_fields import field_comments
 from agent_jax.data import prepare as prepare_module
 from agent_jax.data import prepare_workers
 from agent_jax.data.__main__ import main
@@ -24,6 +25,7 @@ from agent_jax.data.prepare import prepare, split_recordings, summary_lines
 from agent_jax.data.prepare_config import PrepareConfig, read_prepare_config
 from agent_jax.data.prepare_shard import Counts, RecordMaker, held_until_whole, stored_features
 from agent_jax.data.prepare_workers import ShardPlan, write_shard
+from agent_jax.data.sources import DESCRIPTIONS, MODULES
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.store import Example, open_store
 from agent_jax.data.transforms import encode_png, prepare_image
@@ -541,3 +543,17 @@ def test_records_are_examples_of_the_canonical_schema():
     features = Example.FromString(record).features.feature
     assert set(features) >= {"episode_id", "recording_id", "start", "instruction", "steps/world_vector",
                              "steps/action_weight"}
+
+
+def test_help_names_every_source_and_field_with_a_sentence(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert DESCRIPTIONS.keys() == MODULES.keys()
+    for kind, text in DESCRIPTIONS.items():
+        assert f"  {kind} " in said
+        assert text in said
+    for name, comment in field_comments(PrepareConfig).items():
+        assert f"--config.{name} (default " in said
+        assert comment

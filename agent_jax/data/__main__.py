@@ -13,12 +13,17 @@ stats PATH
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agent_jax.config_fields import field_comments
+from agent_jax.data.prepare_config import PrepareConfig, read_prepare_config
+from agent_jax.data.sources import DESCRIPTIONS
 from agent_jax.data.sources.source import BadDataError
 from agent_jax.json_files import json_path, write_json
 
@@ -59,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     preparing = command("prepare", _prepare, "foreign data -> a canonical store")
-    preparing.add_argument("--source", required=True, metavar="KIND", help="rlds, calvin, lerobot, vpt, gamepad, ...")
+    preparing.formatter_class = argparse.RawDescriptionHelpFormatter
+    preparing.epilog = _prepare_help()
+    preparing.add_argument("--source", required=True, metavar="KIND", help=", ".join(DESCRIPTIONS))
     preparing.add_argument("--path", required=True, type=Path, help="folder or file of the data")
     preparing.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory to make")
     preparing.add_argument("--config", default="", metavar="FILE", help="FILE.json, or FILE.py with get_config()")
@@ -83,9 +90,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _prepare_help() -> str:
+    """Every source and field, for `prepare --help`."""
+    width = max(map(len, DESCRIPTIONS))
+    sources = [f"  {kind:{width}}  {text}" for kind, text in DESCRIPTIONS.items()]
+    fields = []
+    for field in dataclasses.fields(PrepareConfig):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        text = f"--config.{field.name} (default {json.dumps(default)}): {field_comments(PrepareConfig)[field.name]}"
+        fields.append(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False))
+    return "\n".join(["sources (docs/data_sources.md has their options):", *sources, "", "fields:", *fields])
+
+
 def _prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from agent_jax.data.prepare import prepare, summary_lines
-    from agent_jax.data.prepare_config import read_prepare_config
 
     if options.processes < 1:
         raise ValueError(f"--processes={options.processes}: expected at least 1")

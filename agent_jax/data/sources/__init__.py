@@ -18,6 +18,15 @@ MODULES = {
     "video_text": "agent_jax.data.sources.video_text",
 }
 
+DESCRIPTIONS = {  # for `prepare --help`
+    "rlds": "RLDS data sets of TFDS (Open X-Embodiment), as TFRecord or array_record",
+    "calvin": "CALVIN's folders of npz files with language annotations",
+    "lerobot": "LeRobot 2.0, 2.1 and 3.x, with videos or stored images",
+    "vpt": "Minecraft of OpenAI's contractors: mp4 and jsonl",
+    "gamepad": "games played with a gamepad: videos with tables of buttons and sticks",
+    "video_text": "videos, DICOM cines and pictures with captions, questions or classes in a table",
+}
+
 
 def open_source(kind: str, path: Path, config: PrepareConfig) -> Source:
     """The data at `path`, read as format `kind`.
