@@ -89,12 +89,13 @@ class Runs:
     (lambda _: {"w": torch.nn.Linear(2, 2)}, "asks for 'torch.nn.modules.linear.Linear'"),
     (lambda _: {"w": np.ones(2)}, r"asks for 'numpy._core.multiarray._reconstruct'"),
     (lambda _: {"step": 3}, "holds a int under 'step', expected a tensor"),
-    (lambda _: {"state_dict": {"w": torch.ones(2)}}, "holds a dict under 'state_dict', expected a tensor"),
+    (lambda _: {"model": {"w": torch.ones(2)}}, "holds a dict under 'model', expected a tensor"),
+    (lambda _: {"state_dict": {"w": {"x": torch.ones(2)}}}, "holds a dict under 'w', expected a tensor"),
     (lambda _: [torch.ones(2)], "holds a list, expected a state dict"),
     (lambda _: {"cls": collections.OrderedDict}, "holds a collections.OrderedDict under 'cls', expected a tensor"),
     (lambda _: {3: torch.ones(2)}, "a dict with a int as key"),
     (lambda _: {"w": torch.ones(2).to(torch.complex64)}, "asks for 'torch.ComplexFloatStorage'"),
-], ids=["system", "module", "numpy", "number", "nested", "list", "class", "key", "complex"])
+], ids=["system", "module", "numpy", "number", "nested", "state", "list", "class", "key", "complex"])
 def test_anything_but_tensors_is_refused_by_its_name_and_nothing_is_executed(tmp_path, content, message):
     path = saved(tmp_path / "x.bin", content(tmp_path))
     with pytest.raises(ValueError, match=message) as error:

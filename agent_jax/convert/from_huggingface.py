@@ -30,6 +30,7 @@ from agent_jax.config import (
 )
 from agent_jax.convert.account import Report
 from agent_jax.convert.huggingface import config_from_huggingface, pretrained_params, pretrained_report
+from agent_jax.convert.tokenizer_places import tokenizer_of
 from agent_jax.convert.weights_folder import config_path
 from agent_jax.fingerprint import flat, nested
 from agent_jax.spec_declarations import config_specs, vocabulary_blocks
@@ -134,7 +135,11 @@ def checked_out(out: str | pathlib.Path) -> pathlib.Path:
 
 
 def _with_vocabulary(config: Config) -> tuple[Config, Vocabulary]:
-    """The config with `vocabulary_size` filled in, and the vocabulary."""
+    """The config with `vocabulary_size` filled in, and the vocabulary; its tokenizer is looked for if need be."""
+    language = config.init.pretrained.language
+    if language and config.vocabulary.tokenizer == str(config_path(language).parent):  # no other was named
+        found = dataclasses.replace(config.vocabulary, tokenizer=tokenizer_of(language))
+        config = dataclasses.replace(config, vocabulary=found)
     blocks = vocabulary_blocks(config.vocabulary.blocks, config_specs(config))
     vocabulary = Vocabulary.build(config.vocabulary.tokenizer, blocks)
     language = dataclasses.replace(config.model.language, vocabulary_size=vocabulary.size)

@@ -35,6 +35,21 @@ def located(path: str | pathlib.Path) -> pathlib.Path:
     return _snapshot(str(path), constants.HF_HUB_CACHE)
 
 
+def cached_folders(name: str, file: str) -> list[pathlib.Path]:
+    """The folders of the hub's cache that hold `file` of the models `name`, where `*` stands for anything; no network.
+
+    Args:
+        name: ORG/NAME; anything else has no folder.
+        file: a file of the model.
+    """
+    if not HUB_NAME.fullmatch(name.replace("*", "x")):
+        return []
+    from huggingface_hub import constants
+
+    pattern = f"models--{name.replace('/', '--')}/snapshots/*/{file}"
+    return sorted(found.parent for found in pathlib.Path(constants.HF_HUB_CACHE).glob(pattern))
+
+
 @functools.cache  # a folder is asked for several times in a conversion, and the hub answers once
 def _snapshot(name: str, cache: str) -> pathlib.Path:
     """The folder in `cache` that holds the model `name`, downloaded if it must be."""

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from agent_jax.config import ModelConfig
+from agent_jax.convert import open_clip
 from agent_jax.convert.account import Account, Item, Ported, Shape
 from agent_jax.convert.architecture import check_language, check_vision
 from agent_jax.convert.mapping import CLIP, CLIP_POSITIONS, OPT, OPT_TOKENS
@@ -132,7 +133,7 @@ def _beside_the_tower(name: str) -> str:
         return "the text tower"
     if name.endswith("embeddings.position_ids"):
         return "a constant"
-    return "the contrastive head" if name in CONTRASTIVE_HEAD else ""
+    return "the contrastive head" if name in CONTRASTIVE_HEAD else open_clip.beside_the_tower(name)
 
 
 def _check_depth(folder: WeightsFolder, depth: int) -> None:

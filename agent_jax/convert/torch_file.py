@@ -22,6 +22,8 @@ MAX_PICKLE = 16 * 2**20  # bytes of data.pkl; 250 a tensor in practice
 # How an archive of before PyTorch 1.6 (2020) begins: a pickle of this number.
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field; APPNOTE.TXT of PKWARE, 4.3.7
+SCRIPT = ("a TorchScript archive, which is a program, expected a state dict; where it is trusted, "
+          "torch.save(torch.jit.load(PATH, map_location='cpu').state_dict(), NEW) in PyTorch writes one as NEW.pt")
 DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": jnp.dtype("bfloat16")}
 
 
@@ -45,6 +47,8 @@ class TorchFile:
         try:
             with zipfile.ZipFile(path) as archive:
                 self._entries, root = _entries(archive)
+                if f"{root}constants.pkl" in self._entries:
+                    raise RefusedPickleError(SCRIPT)
                 self._headers = read_tensors(_pickle(archive, root))
         except RefusedPickleError as error:
             raise ValueError(f"{path}: {error}") from error

@@ -64,18 +64,22 @@ class _Global:
 
 
 def read_tensors(content: bytes) -> dict[str, TensorHeader]:
-    """The tensors of a state dict, in its order.
+    """The tensors of a state dict, in its order; of a training checkpoint, those of its `state_dict`.
 
     Args:
         content: of data.pkl.
 
     Raises:
-        RefusedPickleError: anything but a flat dict from names to tensors.
+        RefusedPickleError: anything but a flat dict from names to tensors, alone or under `state_dict`.
     """
     tensors = _Machine().run(content)
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+        tensors = tensors["state_dict"]
     if not isinstance(tensors, dict):
         raise RefusedPickleError(f"holds a {kind_of(tensors)}, expected a state dict: a dict from names to tensors")
     for name, value in tensors.items():
+        if not isinstance(name, str):
+            raise RefusedPickleError(f"its pickle has a dict with a {kind_of(name)} as key, expected names")
         if not isinstance(value, TensorHeader):
             raise RefusedPickleError(f"holds a {kind_of(value)} under {name[:100]!r}, expected a tensor")
     return tensors
@@ -85,7 +89,7 @@ class _Machine(PickleMachine):
     """What torch's names mean to us."""
 
     def __init__(self) -> None:
-        super().__init__(MAX_OPCODES, keys=(str,))
+        super().__init__(MAX_OPCODES, keys=(str, int))  # an optimizer numbers its parameters
         self.storages: dict[str, Storage] = {}
 
     def find_global(self, name: str) -> _Global:

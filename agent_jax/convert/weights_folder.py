@@ -3,7 +3,8 @@
     DIR/config.json   and the first of these that is there:
         model.safetensors    model.safetensors.index.json -> model-0000i-of-0000n.safetensors
         pytorch_model.bin    pytorch_model.bin.index.json -> pytorch_model-0000i-of-0000n.bin
-    or one such file, with config.json beside it; or ORG/NAME on the model hub (hub.py)
+        open_clip_model.safetensors    open_clip_pytorch_model.bin    with open_clip_config.json (open_clip.py)
+    or one such file, or a checkpoint NAME.pt, with the config beside it; or ORG/NAME on the model hub (hub.py)
 
 Only headers are read until a tensor is asked for. PyTorch is not needed, and nothing in the files is executed.
 """
@@ -17,14 +18,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from agent_jax.convert import open_clip
+from agent_jax.convert.adapters import check_no_adapter, check_whole
 from agent_jax.convert.hub import located
 from agent_jax.convert.safetensors_file import SafetensorsFile
 from agent_jax.convert.torch_file import TorchFile
 from agent_jax.json_files import read_json_object
 
 FLOATS = ("F32", "F16", "BF16", "F64")  # what becomes a parameter; position_ids are I64
-READERS: Mapping[str, Callable[[pathlib.Path], TensorFile]] = {".safetensors": SafetensorsFile, ".bin": TorchFile}
-NAMES = ("model.safetensors", "pytorch_model.bin")  # the first is preferred where both are there
+READERS: Mapping[str, Callable[[pathlib.Path], TensorFile]] = {".safetensors": SafetensorsFile, ".bin": TorchFile,
+                                                                ".pt": TorchFile}
+NAMES = ("model.safetensors", "pytorch_model.bin", *open_clip.WEIGHTS)  # the first is preferred where several are there
 INDEX = ".index.json"
 LISTED = 20  # contradictions of an index that an error lists
 
@@ -93,7 +97,9 @@ def open_folder(path: str | pathlib.Path) -> Iterator[WeightsFolder]:
     with contextlib.ExitStack() as stack:
 
         def opened(file: pathlib.Path) -> TensorFile:
-            return stack.enter_context(contextlib.closing(READERS[file.suffix](file)))
+            made = stack.enter_context(contextlib.closing(READERS[file.suffix](file)))
+            check_whole(file, made.shapes)
+            return open_clip.OpenClipFile(made) if open_clip.is_open_clip(made.shapes) else made
 
         if place.is_file():
             if place.suffix not in READERS:
@@ -116,27 +122,32 @@ def open_folder(path: str | pathlib.Path) -> Iterator[WeightsFolder]:
 
 
 def config_path(path: str | pathlib.Path) -> pathlib.Path:
-    """Where the config.json of a folder, a single file or a model of the hub lies.
+    """Where the config.json (or open_clip_config.json) of a folder, a single file or a model of the hub lies.
 
     Raises:
         FileNotFoundError: there is no such folder, file or model.
     """
     place = located(path)
-    return (place if place.is_dir() else place.parent) / "config.json"
+    folder = place if place.is_dir() else place.parent
+    theirs = folder / open_clip.CONFIG
+    return theirs if theirs.is_file() and not (folder / "config.json").is_file() else folder / "config.json"
 
 
 def read_config(path: str | pathlib.Path) -> dict[str, Any]:
-    """config.json of a folder, or beside a file.
+    """config.json of a folder, or beside a file; of open_clip's, in the same form.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not a JSON object.
+        ValueError: it is not a JSON object; or the folder holds an adapter, which is no whole model.
     """
     file = config_path(path)
+    check_no_adapter(file.parent, located(path))
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected the config.json of a Hugging Face model beside its "
-                                "weights")
-    return read_json_object(file)
+                                "weights. For a checkpoint of open_clip or OpenAI, put the config.json of the same "
+                                "architecture there, as that of openai/clip-vit-base-patch16, with hidden_act as it "
+                                "was trained: quick_gelu for OpenAI's weights, gelu for most others")
+    return open_clip.vision_fields(file) if file.name == open_clip.CONFIG else read_json_object(file)
 
 
 def _shards(place: pathlib.Path, index: pathlib.Path,
