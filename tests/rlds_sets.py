@@ -53,9 +53,7 @@ def bridge_episode(number: int, length: int = STEPS) -> dict[str, Any]:
 def bridge_set(directory: Path, file_format: Literal["array_record", "tfrecord"], episodes: Mapping[str, int], *,
                per_file: int = 3, change: Callable[[int, dict[str, Any]], None] | None = None) -> Path:
     """A data set of `episodes` by split in `directory`/bridge/0.1.0; `change` may edit an episode by its number."""
-    directory = directory / "bridge" / "0.1.0"
-    directory.mkdir(parents=True)
-    features, number = bridge_features(), 0
+    number = 0
     made: dict[str, list[dict[str, Any]]] = {}
     for split, count in episodes.items():
         for _ in range(count):
@@ -64,6 +62,14 @@ def bridge_set(directory: Path, file_format: Literal["array_record", "tfrecord"]
                 change(number, episode)
             made.setdefault(split, []).append(episode)
             number += 1
+    return written_set(directory, bridge_features(), made, file_format, per_file=per_file)
+
+
+def written_set(directory: Path, features: tfds.features.FeaturesDict, made: dict[str, list[dict[str, Any]]],
+                file_format: Literal["array_record", "tfrecord"], *, per_file: int = 3) -> Path:
+    """A data set of the records `made`, by split, in `directory`/bridge/0.1.0."""
+    directory = directory / "bridge" / "0.1.0"
+    directory.mkdir(parents=True)
     if file_format == "array_record":
         identity = tfds.core.DatasetIdentity(name="bridge", version=tfds.core.Version("0.1.0"),
                                              data_dir=str(directory), module_name="nowhere")
@@ -80,7 +86,7 @@ def bridge_set(directory: Path, file_format: Literal["array_record", "tfrecord"]
             name = f"bridge-{split}.tfrecord-{index:05d}-of-{len(parts):05d}"
             with_framing = RecordWriter(str(directory / name))
             for record in part:
-                with_framing.write(features.serialize_example(features.encode_example(record)))
+                with_framing.write(features.serialize_example(record))
             with_framing.close()
         splits.append({"name": split, "shardLengths": [str(len(part)) for part in parts], "numBytes": "0",
                        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from data_stores import (
     clip_store,
     language_table_store,
 )
+from PIL import Image
 
 from agent_jax import presets
 from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, ActionSpec, Camera, Group
@@ -150,6 +152,33 @@ def test_a_damaged_image_is_named_with_its_episode_and_step(tmp_path):
     assert check(cut.directory, DomainConfig(), images=False).problems == []
     (problem,) = check(cut.directory, DomainConfig(), images=True).problems
     assert "record 4: episode '0-4', step 0" in problem
+
+
+def png_of(pixels: np.ndarray, **options: Any) -> bytes:
+    """Pillow's PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_turned_images_are_counted_and_measured_upright(tmp_path, images):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    lying = png_of(np.zeros((12, 16, 3), np.uint8), exif=exif)
+    store = store_with(tmp_path / "set", lambda n, record: an_image(record, 0, lying) if n < 2 else None)
+    report = check(store.directory, DomainConfig(), images=images)
+    assert report.figures["images"] == {"steps/observation/rgb": {"16x16": 33, "16x12": 2}}
+    assert report.figures["turned_images"] == {"steps/observation/rgb": 2}
+    assert "2 of them are turned upright by their EXIF orientation" in report.text()
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_images_that_are_not_8_bits_are_wrong(tmp_path, images):
+    depth = png_of(np.linspace(300, 4000, 256).reshape(16, 16).astype(np.uint16))
+    store = store_with(tmp_path / "set", lambda n, record: an_image(record, 1, depth) if n == 2 else None)
+    (problem,) = check(store.directory, DomainConfig(), images=images).problems
+    assert "record 2: episode '0-2', step 1, steps/observation/rgb: image: PNG of mode 'I;16'" in problem
 
 
 def test_damaged_files_are_reported_and_the_rest_is_read(tmp_path):

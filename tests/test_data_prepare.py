@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from rlds_sets import bridge_set, jpeg
 from videos import write_video
 
@@ -72,6 +74,22 @@ def test_images_are_resized_as_training_does_and_left_alone_where_they_fit(tmp_p
     assert first.values("steps/observation/rgb", 0, 1) == [expected]
     again, _ = prepare("rlds", tmp_path / "out", tmp_path / "again", PrepareConfig(image_size=8))
     assert again.split("train")[0].values("steps/observation/rgb", 0, 1) == [expected]
+
+
+@pytest.mark.parametrize("image_size", [0, 16])
+def test_a_turned_image_is_stored_upright_without_the_tag(tmp_path, image_size):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(buffer, "png", exif=exif)
+    steps = [SourceStep(images={"rgb": buffer.getvalue()}, actions={})]
+    source = Given([SourceEpisode("e", "what is it?", steps, answer="a cat")], Schema({"rgb": (16, 16)}, {},
+                                                                                      answers=True), {})
+    (record,) = stored(source, PrepareConfig(encoding="png", image_size=image_size), tmp_path / "set")
+    (image,) = record.values("steps/observation/rgb", 0, 1)
+    with Image.open(io.BytesIO(image)) as read:  # by a reader that knows nothing of orientation
+        assert 0x0112 not in read.getexif()
+        np.testing.assert_array_equal(np.asarray(read), pixels)
 
 
 def test_the_same_files_come_from_any_number_of_processes(tmp_path, monkeypatch):
@@ -364,7 +382,15 @@ def test_several_cameras_answers_and_labels_are_stored(tmp_path):
     assert prepare_image(record.values("steps/observation/wrist", 0, 1)[0], 0).shape == (4, 6, 3)
 
 
+def depth_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 1500, np.uint16)).save(buffer, "png")
+    return buffer.getvalue()
+
+
 NOT_WHOLE = jpeg(3, (8, 8))[:-200]
+DEPTH = depth_png()
+BOMB = re.sub(rb"(?s)(\xff\xc0...).{4}", lambda found: found[1] + (65_000).to_bytes(2, "big") * 2, jpeg(3, (8, 8)))
 
 
 @pytest.mark.parametrize(("episode", "message"), [
@@ -376,6 +402,8 @@ NOT_WHOLE = jpeg(3, (8, 8))[:-200]
      "step 1, camera 'rgb': the image is 8 x 9 pixels, but 8 x 8 in the rest of the data; set config.image_size"),
     ({"steps": [step(images={"rgb": NOT_WHOLE})]}, "camera 'rgb': image: .* that Pillow cannot read .Truncated"),
     ({"steps": [step(images={"rgb": b"nonsense"})]}, "camera 'rgb': image: 8 bytes that Pillow cannot read"),
+    ({"steps": [step(images={"rgb": DEPTH})]}, "camera 'rgb': image: PNG of mode 'I;16' .*expected 8 bits a channel"),
+    ({"steps": [step(images={"rgb": BOMB})]}, r"camera 'rgb': image of 65000 x 65000 pixels: .*AGENT_JAX_MAX_READ_MB"),
     ({"steps": []}, "episode 'e': no steps, expected at least one"),
     ({"instruction": " "}, "episode 'e': the instruction is empty; give one for all by config.instruction_text"),
 ])

@@ -1,25 +1,32 @@
 from __future__ import annotations
 
+import dataclasses
+import io
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from data_stores import arm_store, clip_store
-from rlds_sets import STEPS, bridge_set, jpeg
+from rlds_sets import STEPS, bridge_set, jpeg, written_set
 from small_runs import small_config, trained
 from tensorboardX.record_writer import masked_crc32c as other_masked_crc32c
 
 from agent_jax import presets
 from agent_jax.actions import ActionSpec, Bins, Choice, Group
+from agent_jax.config import DomainConfig
+from agent_jax.data.check import check
 from agent_jax.data.prepare import prepare
 from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.show import show
 from agent_jax.data.sources import open_source
 from agent_jax.data.sources.source import BadDataError
 from agent_jax.data.sources.tfrecord import masked_crc32c, record_offsets
 from agent_jax.data.store import Store, open_store
+from agent_jax.data.transforms import encode_png, prepare_image
 
 ARM = ActionSpec("arm", "iafm", (Group("STARTACTION", (
     *(Bins("action", d, f"ROBOTACTION{d}_", -0.1, 0.1) for d in range(2)),
@@ -160,6 +167,66 @@ def test_framing_and_checksum_are_those_of_another_writer(tmp_path):
     assert (len(offsets), wrong) == (2, "")
     for content in (b"", b"123456789", struct.pack("<Q", 4711)):
         assert masked_crc32c(content) == other_masked_crc32c(content)
+
+
+def tensor_set(directory: Path, file_format: Literal["array_record", "tfrecord"] = "tfrecord") -> Path:
+    """Two episodes whose camera `pixels` is a tensor, beside other tensors that are no images."""
+    tensor, image = tfds.features.Tensor, tfds.features.Image
+    features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset({
+        "observation": {"pixels": tensor(shape=(4, 6, 3), dtype=np.uint8),
+                        "packed": tensor(shape=(4, 6, 3), dtype=np.uint8, encoding="zlib"),
+                        "points": tensor(shape=(4, 6, 3), dtype=np.float32),
+                        "depth": image(shape=(4, 6, 1), dtype=np.uint16)},
+        "action": tensor(shape=(2,), dtype=np.float32), "language_instruction": tfds.features.Text(),
+        "is_last": np.bool_})})
+    grey = encode_png(np.zeros((4, 6, 3), np.uint8))
+
+    def step(number: int, t: int) -> dict[str, Any]:
+        return {"observation": {"pixels": tensor_pixels(number, t), "packed": np.zeros((4, 6, 3), np.uint8),
+                                "points": np.zeros((4, 6, 3), np.float32), "depth": io.BytesIO(grey)},
+                "action": np.zeros(2, np.float32), "language_instruction": "push", "is_last": t == 2}
+
+    episodes = [{"steps": [step(number, t) for t in range(3)]} for number in range(2)]
+    return written_set(directory, features, {"train": episodes}, file_format)
+
+
+def tensor_pixels(number: int, t: int) -> np.ndarray:
+    return (np.arange(72).reshape(4, 6, 3) * 3 + 10 * number + t).astype(np.uint8)
+
+
+def test_tensors_of_pixels_are_images(tmp_path):
+    chosen = PrepareConfig(encoding="png")  # `rgb` is the only images there are
+    source = open_source("rlds", tensor_set(tmp_path), chosen)
+    assert source.schema.cameras == {"rgb": (4, 6)}
+    (episode,) = source.read(source.recordings()[1])
+    np.testing.assert_array_equal([step.images["rgb"] for step in episode.steps],
+                                  [tensor_pixels(1, t) for t in range(3)])
+    store, _ = prepare("rlds", tensor_set(tmp_path / "again"), tmp_path / "out", chosen)
+    split = next(split for split, count in store.splits.items() if count)
+    (image,) = store.split(split)[0].values("steps/observation/rgb", 1, 2)
+    assert any(np.array_equal(prepare_image(image, 0), tensor_pixels(number, 1)) for number in range(2))
+
+
+def test_a_store_of_pixels_as_tensors_is_checked_shown_and_read_as_it_is(tmp_path):
+    path = tensor_set(tmp_path, "array_record")
+    spec = presets.arm_spec("arm", names=("x", "y"), low=-1, high=1)
+    chosen = DomainConfig(cameras=("steps/observation/pixels",), instruction="steps/language_instruction",
+                          action_spec=spec)
+    report = check(path, chosen, images=True)
+    assert report.problems == []
+    assert report.figures["images"] == {"steps/observation/pixels": {"4x6": 6}}
+    show(path, tmp_path / "sheet.png", chosen, split="train", episodes=1, frames=2)
+    wrong = check(path, dataclasses.replace(chosen, cameras=("steps/observation/depth",))).problems
+    assert any("cameras='steps/observation/depth'" in problem and "uint16" in problem for problem in wrong), wrong
+
+
+@pytest.mark.parametrize(("camera", "found"), [
+    ("points", r"array \[4, 6, 3\] of float32"), ("depth", r"image \[4, 6, 1\] of uint16"),
+    ("packed", "text .*of object")])
+def test_what_is_no_picture_of_8_bits_is_no_camera(tmp_path, camera, found):
+    with pytest.raises(ValueError, match=f"config.cameras.rgb: .*{camera}.* is no image; expected one of "
+                                         f"steps/observation/pixels: .*found {found}"):
+        open_source("rlds", tensor_set(tmp_path), PrepareConfig(cameras={"rgb": camera}))
 
 
 @pytest.mark.parametrize(("changes", "message"), [

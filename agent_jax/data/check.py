@@ -8,20 +8,19 @@ A record that cannot be read is a problem with its name; the pass goes on. Exit 
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from agent_jax.config import DomainConfig
 from agent_jax.data.check_config import complete, specs_of
 from agent_jax.data.check_report import Seen, figures_of, lines_of, problems_of
 from agent_jax.data.check_rows import first_rows
 from agent_jax.data.domain_specs import DomainSpecs
+from agent_jax.data.pictures import read_header
 from agent_jax.data.store import Episode, Store, open_store
 from agent_jax.data.transforms import prepare_image
 
@@ -129,21 +128,21 @@ def _look(episode: Episode, where: str, split: str, config: DomainConfig, keys: 
     for camera in config.cameras:
         for t, image in enumerate(episode.values(camera, 0, episode.steps)):
             try:
-                seen.sizes.setdefault(camera, Counter())[_size(image, decode=images)] += 1
+                size, turned = _size(image, decode=images)
+                seen.sizes.setdefault(camera, Counter())[size] += 1
+                seen.turned[camera] += turned
             except ValueError as error:
                 raise ValueError(f"episode {name!r}, step {t}, {camera}: {error}") from error
 
 
-def _size(image: bytes, *, decode: bool) -> tuple[int, int]:
-    """Height and width."""
-    if decode:
-        height, width, _ = prepare_image(image, 0).shape
-        return height, width
-    try:
-        with Image.open(io.BytesIO(image)) as picture:
-            return picture.size[1], picture.size[0]
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"image: {len(image)} bytes that Pillow cannot read ({error})") from error
+def _size(image: bytes | np.ndarray, *, decode: bool) -> tuple[tuple[int, int], bool]:
+    """Height and width of the upright image, and whether its EXIF orientation turns it."""
+    header = read_header(image) if isinstance(image, bytes) else None
+    turned = header is not None and header.orientation != 1
+    if header and not decode:
+        return header.size, turned
+    height, width, _ = prepare_image(image, 0).shape
+    return (height, width), turned
 
 
 def _placed(where: str, error: Exception) -> str:

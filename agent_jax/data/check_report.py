@@ -31,6 +31,7 @@ class Seen:
     lengths: Counter[str] = dataclasses.field(default_factory=Counter)  # steps by episode
     told: dict[tuple[str, str], None] = dataclasses.field(default_factory=dict)  # pairs of episode and instruction
     sizes: dict[str, Counter[tuple[int, int]]] = dataclasses.field(default_factory=dict)  # images by camera and size
+    turned: Counter[str] = dataclasses.field(default_factory=Counter)  # images that EXIF turns, by camera
     splits_of: dict[bytes, set[str]] = dataclasses.field(default_factory=dict)  # by recording
     values: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)  # by key
     kept: Counter[str] = dataclasses.field(default_factory=Counter)  # numbers in `values`, by key
@@ -125,6 +126,9 @@ def lines_of(store: Store, config: DomainConfig, specs: Sequence[ActionSpec | St
     for camera, sizes in seen.sizes.items():
         (height, width), _ = sizes.most_common(1)[0]
         lines.append(f"  {camera}: {sum(sizes.values()):,} images of {height} x {width}")
+        if seen.turned[camera]:
+            lines.append(f"    {seen.turned[camera]:,} of them are turned upright by their EXIF orientation, which "
+                         "other readers may not follow; `prepare` stores them upright")
     lengths = np.asarray(list(seen.lengths.values()))
     if len(lengths):
         lines += ["", f"steps of an episode: {lengths.min()} to {lengths.max()}, median {np.median(lengths):g}",
@@ -174,5 +178,6 @@ def figures_of(store: Store, specs: Sequence[ActionSpec | StateSpec], values: Ma
                                                               "max": max(lengths, default=0)},
             "images": {camera: {f"{height}x{width}": count for (height, width), count in sizes.items()}
                        for camera, sizes in seen.sizes.items()},
+            "turned_images": {camera: count for camera, count in seen.turned.items() if count},
             "numbers": numbers, "instructions": len(seen.texts), "similar_instructions": _similar(seen.texts),
             "damaged": seen.damage, "problems": list(problems)}

@@ -183,9 +183,10 @@ _REQUIRED = {"action_spec", "state_spec", *(field.name for field in dataclasses.
 
 def _check_field(where: str, name: str, field: Field, kind: str, store: Store) -> None:
     """The field is of the kind that the config's entry asks for: an image a step, a text, or one whole number."""
-    whole = field.kind != "array" or (field.dtype.kind in "iu" and field.shape in ((), (1,)))
-    if field.kind != kind or not whole or (kind == "image" and not field.per_step):
-        wanted = {"image": "images of its steps", "text": "text", "array": "one whole number"}[kind]
+    fits = {"image": field.is_image and field.per_step, "text": field.kind == "text",
+            "array": field.kind == "array" and field.dtype.kind in "iu" and field.shape in ((), (1,))}
+    if not fits[kind]:
+        wanted = {"image": "images of its steps, 8 bits a channel", "text": "text", "array": "one whole number"}[kind]
         raise ValueError(f"{where}.{name}={field.path!r}: found {field.kind} {list(field.shape)} of {field.dtype}, "
                          f"{'of each step' if field.per_step else 'of the record'}, in {store.directory}; expected "
                          f"{wanted}")

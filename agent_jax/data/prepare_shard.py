@@ -10,7 +10,6 @@ step was read.
 from __future__ import annotations
 
 import dataclasses
-import io
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, UnidentifiedImageError
 
 from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.data.pictures import PILLOW_ERRORS, open_picture, orientation_of, unreadable
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.record_serializer import record_serializer
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, Shapes, Source, SourceEpisode, SourceStep
@@ -215,14 +214,15 @@ def _stored_sizes(schema: Schema, config: PrepareConfig) -> dict[str, tuple[int,
 
 
 def _is_stored_form(image: bytes, size: tuple[int, int]) -> bool:
-    """Whether the bytes are a whole RGB JPEG or PNG of that size."""
-    try:
-        with Image.open(io.BytesIO(image)) as picture:
-            if picture.format not in _ENDS or picture.mode != "RGB" or picture.size != (size[1], size[0]):
-                return False
-            if not image.endswith(_ENDS[picture.format]):
+    """Whether the bytes are a whole, upright RGB JPEG or PNG of that size."""
+    with open_picture(image) as picture:
+        if picture.format not in _ENDS or picture.mode != "RGB" or picture.size != (size[1], size[0]):
+            return False
+        if orientation_of(image, picture) != 1:
+            return False
+        if not image.endswith(_ENDS[picture.format]):
+            try:
                 picture.load()  # raises where it is cut off; some writers append to a whole file
-            return True
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"image: {len(image)} bytes that Pillow cannot read ({error}); expected a whole JPEG or "
-                         "PNG") from error
+            except PILLOW_ERRORS as error:
+                raise unreadable(image, error) from error
+        return True

@@ -144,7 +144,7 @@ def _said(bound: BoundSpec, values: dict[str, np.ndarray]) -> list[str]:
     return words[:_WORDS] if len(words) <= _WORDS else [*words[: _WORDS - 1], f"and {len(words) - _WORDS + 1} more"]
 
 
-def _small(image: bytes) -> Image.Image:
+def _small(image: bytes | np.ndarray) -> Image.Image:
     picture = Image.fromarray(prepare_image(image, 0))
     scale = _SIDE / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))

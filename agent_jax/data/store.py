@@ -49,6 +49,13 @@ class Field:
     dtype: np.dtype[Any]
     encoding: str = ""  # of an image: "png", "jpeg"; empty: not said
 
+    @property
+    def is_image(self) -> bool:
+        """Whether its values are pictures of 8 bits a channel: encoded ones, or tensors of uint8 (height, width, 3)."""
+        if self.dtype != np.uint8:
+            return False
+        return self.kind == "image" or (len(self.shape) == 3 and self.shape[2] == 3 and min(self.shape) > 0)
+
 
 class RecordError(BadDataError):
     """A record cannot be read, or does not hold what features.json declares; names file, split and record."""
@@ -339,7 +346,7 @@ def features_fields(features: Any) -> dict[str, Field]:
                 walk(inner, f"{path}/{key}" if path else key, per_step)
         elif isinstance(feature, tfds.features.Image):
             encoding = str(feature.encoding_format or "")
-            fields[path] = Field(path, "image", per_step, shape, np.dtype(np.uint8), encoding)
+            fields[path] = Field(path, "image", per_step, shape, np.dtype(leaf.np_dtype), encoding)
         elif leaf:
             dtype: np.dtype[Any] = np.dtype(leaf.get_serialized_info().np_dtype)  # an encoded array counts as bytes
             fields[path] = Field(path, "array" if dtype.kind in "biuf" else "text", per_step, shape, dtype)

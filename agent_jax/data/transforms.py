@@ -19,7 +19,18 @@ import zlib
 import numpy as np
 import simplejpeg
 from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from agent_jax.data.limits import check_unpacked
+from agent_jax.data.pictures import (
+    PILLOW_ERRORS,
+    check_pixels,
+    jpeg_orientation,
+    open_picture,
+    orientation_of,
+    unreadable,
+    upright,
+)
 
 # Pixels of an image that an agent acts on. The resize first makes as many lines as are wanted, at the width that is
 # given: of an image of 8 MB and one line, 2 GB.
@@ -42,15 +53,10 @@ def prepare_image(image: np.ndarray | bytes, size: int) -> np.ndarray:
     Raises:
         ValueError: for an array of another dtype or shape, or bytes that hold no image.
     """
-    picture = _opened(image) if isinstance(image, bytes) else image
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"image: found {picture.dtype}{list(picture.shape)}, expected uint8[height, width, 3]")
-        if not size or picture.shape[:2] == (size, size):
-            return picture
-        return resize(picture, (size, size))
-    pixels = np.asarray(picture)
-    return pixels if not size or picture.size == (size, size) else resize(pixels, (size, size))
+    pixels = _decoded(image) if isinstance(image, bytes) else image
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"image: found {pixels.dtype}{list(pixels.shape)}, expected uint8[height, width, 3]")
+    return pixels if not size or pixels.shape[:2] == (size, size) else resize(pixels, (size, size))
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -58,6 +64,9 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     resizer: Resizer | None = getattr(_of_thread, "resizer", None)
     if resizer is None:  # it has buffers of its own, which two threads cannot share
         resizer = _of_thread.resizer = Resizer()
+    # It makes all lines first, at the width that is given: of one long line 224 of them.
+    check_unpacked(3 * max(size[0], image.shape[0]) * image.shape[1], image.nbytes,
+                   f"image of {image.shape[0]} x {image.shape[1]} pixels resized to {size[0]} x {size[1]}")
     made = ImageData(size[1], size[0], PixelType.U8x3)
     given = ImageData(image.shape[1], image.shape[0], PixelType.U8x3, image.tobytes())
     resizer.resize(given, made, _BILINEAR)
@@ -94,24 +103,49 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _opened(image: bytes) -> np.ndarray | Image.Image:
-    """The decoded RGB image, as whichever is at hand."""
+def _decoded(image: bytes) -> np.ndarray:
+    """The RGB pixels of an encoded picture, upright."""
     if image[:3] == _JPEG_START:
-        try:
-            if simplejpeg.decode_jpeg_header(image)[2] != "CMYK":  # which Pillow turns into RGB in a way of its own
-                return simplejpeg.decode_jpeg(image)
-        except ValueError:  # of an uncommon kind, or damaged: Pillow reads it or says why not
-            pass
+        pixels = _decoded_jpeg(image)
+        if pixels is not None:
+            orientation = jpeg_orientation(image)
+            return pixels if orientation == 1 else upright(pixels, orientation)
     lines = _unfiltered_lines(image)
     if lines is not None:
         return lines[:, 1:].reshape(len(lines), -1, 3)
+    picture = open_picture(image)
     try:
-        picture = Image.open(io.BytesIO(image))
         picture.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
-        raise ValueError(f"image: {len(image)} bytes that Pillow cannot read ({error}); expected a whole JPEG or "
-                         "PNG") from error
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    except PILLOW_ERRORS as error:
+        raise unreadable(image, error) from error
+    return upright(_rgb(picture), orientation_of(image, picture))
+
+
+def _decoded_jpeg(image: bytes) -> np.ndarray | None:
+    """The RGB pixels as they are stored; None for a JPEG of an uncommon kind or a damaged one, which is Pillow's."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
+    except ValueError:
+        return None
+    check_pixels(int(height), int(width), image)
+    if colours == "CMYK":  # which Pillow turns into RGB in a way of its own
+        return None
+    try:
+        return simplejpeg.decode_jpeg(image)
+    except ValueError:
+        return None
+
+
+def _rgb(picture: Image.Image) -> np.ndarray:
+    """The pixels of Pillow's picture as RGB: colours of a palette looked up, an alpha channel left out."""
+    picture.info.pop("transparency", None)  # Pillow warns when it leaves one out
+    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    lines = max(1, _KEPT_BYTES // (4 * picture.width))  # in strips, or Pillow makes two copies of the whole
+    for top in range(0, picture.height, lines):
+        whole = lines >= picture.height
+        strip = picture if whole else picture.crop((0, top, picture.width, min(top + lines, picture.height)))
+        pixels[top : top + lines] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
+    return pixels
 
 
 def _unfiltered_lines(image: bytes) -> np.ndarray | None:
@@ -121,16 +155,26 @@ def _unfiltered_lines(image: bytes) -> np.ndarray | None:
     width, height, length = *struct.unpack(">II", image[16:24]), *struct.unpack(">I", image[33:37])
     if image[45 + length :] != _PNG_END:  # several IDAT, or cut off
         return None
+    expected = height * (1 + 3 * width)
+    check_pixels(height, width, image)
+    data = image[41 : 41 + length]
     try:
-        lines = zlib.decompress(image[41 : 41 + length])
+        if length < _FEW_BYTES:  # half the time
+            lines = zlib.decompress(data)
+        else:
+            unpacker = zlib.decompressobj()
+            lines = unpacker.decompress(data, expected + 1)
+            if not unpacker.eof:
+                return None
     except zlib.error:
         return None
-    if len(lines) != height * (1 + 3 * width):
+    if len(lines) != expected:
         return None
     lines = np.frombuffer(lines, np.uint8).reshape(height, 1 + 3 * width)
     return None if lines[:, 0].any() else lines
 
 
+_FEW_BYTES = 2**14  # of zlib's: they unpack to 17 MB at most, 1,032 times as many
 _JPEG_START = b"\xff\xd8\xff"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = _chunk(b"IEND", b"")

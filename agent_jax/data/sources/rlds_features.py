@@ -55,15 +55,19 @@ class FeatureNames:
         if self._config.cameras:
             found = {name: self._find(key, f"config.cameras.{name}") for name, key in self._config.cameras.items()}
             for name, path in found.items():
-                if self._fields[path].kind != "image":
+                field = self._fields[path]
+                if not (field.is_image and field.per_step):
                     raise ValueError(f"config.cameras.{name}: {path!r} is no image; expected one of "
-                                     f"{self._names('image')}")
+                                     f"{', '.join(self._images()) or 'none there'}: 8 bits a channel, an Image or a "
+                                     "Tensor of (height, width, 3) without `encoding`; found "
+                                     f"{field.kind} {list(field.shape)} of {field.dtype}")
             return found
-        images = [path for path, field in self._fields.items() if field.kind == "image" and field.per_step]
+        images = self._images()
         common = [path for name in _CAMERAS for path in images if path == f"steps/observation/{name}"]
         if not common and len(images) != 1:
             raise ValueError(f"{self._directory}: {len(images)} images a step and none of a common name; choose by "
-                             f"config.cameras, as in --config.cameras.rgb=NAME, from {self._names('image')}")
+                             "config.cameras, as in --config.cameras.rgb=NAME, from "
+                             f"{', '.join(images) or 'none there'}")
         return {"rgb": (common or images)[0]}
 
     def numbers(self, spec: ActionSpec | None, state: StateSpec | None, *,
@@ -114,6 +118,11 @@ class FeatureNames:
         near = difflib.get_close_matches(name, self._fields, n=3, cutoff=0.3)
         raise ValueError(f"{where}: {self._directory} has no feature {name!r}; nearest: "
                          f"{', '.join(near) or ', '.join(self._fields)}")
+
+    def _images(self) -> list[str]:
+        """Paths of the images of steps; tensors only where there are no encoded ones."""
+        images = [path for path, field in self._fields.items() if field.is_image and field.per_step]
+        return [path for path in images if self._fields[path].kind == "image"] or images
 
     def _names(self, kind: str) -> str:
         return ", ".join(path for path, field in self._fields.items() if field.kind == kind) or "none there"

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from agent_jax.data.pictures import read_header
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.sources.source import BadDataError
 from agent_jax.data.video import VideoInfo, read_frames, video_info
@@ -84,10 +84,10 @@ def open_footage(path: Path, frames_hz: float = 0.0) -> Footage:
         if _number(after) != _number(before) + 1:
             raise BadDataError(f"{path}: found {after.name} after {before.name}, expected frame {_number(before) + 1}")
     try:
-        with Image.open(files[0]) as first:
-            return Footage(path, VideoInfo(len(files), frames_hz, first.height, first.width), tuple(files))
-    except (UnidentifiedImageError, OSError) as error:
+        height, width = read_header(files[0].read_bytes()).size
+    except (ValueError, OSError) as error:
         raise BadDataError(f"{files[0]}: cannot be read as an image ({error})") from error
+    return Footage(path, VideoInfo(len(files), frames_hz, height, width), tuple(files))
 
 
 def is_footage(path: Path) -> bool:
