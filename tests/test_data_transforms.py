@@ -51,6 +51,13 @@ def test_resize_is_pillows_up_to_the_rounding_of_one_level(shape, size):
         assert np.abs(prepare_image(image, size).astype(int) - pillows.astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize(("shape", "size"), [((107, 25), (40, 381)), ((25, 107), (381, 40)), ((90, 16), (20, 224))])
+def test_where_one_side_grows_and_the_other_shrinks_it_is_pillows_up_to_two_levels(shape, size):
+    image = (np.random.default_rng(2).integers(0, 2, (*shape, 3)) * 255).astype(np.uint8)
+    pillows = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    assert np.abs(transforms.resize(image, size).astype(int) - pillows.astype(int)).max() <= 2
+
+
 @pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 30}])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_a_jpeg_of_any_kind_gives_the_pixels_that_pillow_gives(mode, options):

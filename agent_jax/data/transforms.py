@@ -4,9 +4,12 @@
 
 The resize is Pillow's bilinear filter, whose support grows with the reduction (antialiased), as torchvision's
 `Resize((size, size))` applies it to a PIL image. It is computed by fast_image_resize (cykooz_resizer), in fixed point
-as there but with the processor's vector instructions: a quarter of Pillow's time, and some pixels rounded by one level
-differently. JPEG is decoded by libjpeg-turbo, which Pillow contains as well, without Pillow's preparations. No crop, as
-in the paper. Normalisation by CLIP's mean and standard deviation happens on the device.
+as there but with the processor's vector instructions, in a quarter of Pillow's time. Some pixels are rounded
+differently from Pillow's: by one level of 255, or by two (one value in 30 million of random images) where one side is
+enlarged and the other reduced. JPEG is decoded by libjpeg-turbo, which Pillow contains as well, without Pillow's
+preparations. No crop, as in the paper. Normalisation by CLIP's mean and standard deviation happens on the device.
+
+What may be read, and which way it stands, is in `pictures.py`.
 """
 
 from __future__ import annotations
@@ -43,15 +46,16 @@ def prepare_image(image: np.ndarray | bytes, size: int) -> np.ndarray:
     """The image as the encoder takes it.
 
     Args:
-        image: uint8 (height, width, 3), or the bytes of a JPEG, PNG or other file Pillow reads; grey and palette files
-            are converted to RGB.
+        image: uint8 (height, width, 3), or the bytes of a JPEG, PNG or other file Pillow reads; grey, palette and CMYK
+            files are converted to RGB, alpha is left out, the EXIF orientation is followed.
         size: height and width wanted, in pixels; 0: as it is.
 
     Returns:
         uint8 (size, size, 3); the very pixels of `image` where it has that size already.
 
     Raises:
-        ValueError: for an array of another dtype or shape, or bytes that hold no image.
+        ValueError: for an array of another dtype or shape, bytes that hold no image of 8 bits a channel, or more
+            pixels than `limits` allows.
     """
     pixels = _decoded(image) if isinstance(image, bytes) else image
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
