@@ -43,6 +43,7 @@ def test_a_stretch_is_in_seconds_and_by_default_the_whole(tmp_path):
     ("file,question,answer\na,who?,\n", {}, "table.csv:2: found the question 'who\\?' and the answer ''"),
     ("file,label\na,calm\n", {}, "table.csv:2: .* in column 'label'"),
     ("file,label\na,1.5\n", {}, "table.csv:2: found label='1.5', expected a whole number from 0 on"),
+    ("file,label\na,1e300\n", {}, "table.csv:2: found label='1e300', expected a whole number from 0 on"),
     ("file,label\na,-1\n", {}, "table.csv:2: found label='-1'"),
     ("file,label\na,angry\n", {"classes": ("calm", "sad")}, "found label='angry', expected one of calm, sad"),
     ("file,caption,start,stop\na,x,3,2\n", {}, "table.csv:2: found start=3 and stop=2"),

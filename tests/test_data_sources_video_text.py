@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from cines import grey_cine, ultrasound, write_cine
-from videos import cut, frame_number, write_video
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+from videos import cut, frame_number, sizeless, write_video
 
 from agent_jax.data.__main__ import main
 from agent_jax.data.prepare_config import PrepareConfig
@@ -89,6 +92,24 @@ def test_what_is_wrong_is_named_by_the_line_of_the_table(tmp_path, rows, words):
     (tmp_path / "texts.csv").write_text("file,caption,start,stop\n" + first + rows)
     with pytest.raises(BadDataError, match=words):
         read(tmp_path)
+
+
+def test_videos_that_cannot_be_read_are_skipped_with_their_reason(tmp_path, capsys):
+    write_video(tmp_path / "a.mp4", 8)
+    sizeless(tmp_path / "b.avi", known_codec=False)
+    deflated = grey_cine(tmp_path / "c.dcm", syntax=DeflatedExplicitVRLittleEndian)
+    content = bytearray(deflated.read_bytes())
+    content[-40] ^= 4
+    deflated.write_bytes(content)
+    (tmp_path / "texts.csv").write_text("file,caption\na.mp4,a\nb.avi,b\nc.dcm,c\n")
+    out = tmp_path / "store"
+    assert main(["prepare", "--source", "video_text", "--path", str(tmp_path / "texts.csv"), "--out", str(out),
+                 "--on_error=skip", "--config.window=4", "--config.image_size=8", "--config.validation=0"]) == 0
+    told = capsys.readouterr().out
+    assert "1 recordings" in told
+    assert "left out: 2 recordings" in told
+    assert re.search(r"texts.csv:3: .*b.avi: the video stream names .*no codec", told)
+    assert re.search(r"texts.csv:4: .*c.dcm.*: cannot be (read|decoded) as", told)
 
 
 def test_what_the_source_cannot_do_is_refused_by_name(tmp_path):

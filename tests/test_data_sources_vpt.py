@@ -99,6 +99,13 @@ def test_a_cursor_is_drawn_where_a_screen_is_open_and_only_there(tmp_path):
     assert changed[1].max(axis=0).tolist() == [20 + 10, 40 + 7]
 
 
+def test_a_cursor_beyond_all_numbers_is_outside(tmp_path):
+    write_pair(tmp_path, "a", [tick(0, gui=True, at=(1e308, -1e308)), tick(1)])
+    write_video(tmp_path / "a.mp4", 2, size=(1440, 64))
+    [(_, steps)] = read(tmp_path)
+    assert len(steps) == 2
+
+
 def test_a_cursor_outside_of_the_image_changes_nothing():
     image = np.full((20, 20, 3), 7, np.uint8)
     draw_cursor(image, 30, -40)
@@ -143,6 +150,12 @@ def test_other_lines_than_an_edit_list_shows_frames_are_refused_with_both_counts
     ("{", "a.jsonl:3: is not JSON"),
     (json.dumps({**busy(2), "mouse": 3}), "a.jsonl:3: found mouse=3, expected a JSON object"),
     (json.dumps({**busy(2), "keyboard": {}}), "a.jsonl:3: found keyboard.keys=None, expected a JSON list"),
+    (json.dumps({**busy(2), "keyboard": {"keys": [["w"]]}}),
+     r"a.jsonl:3: found keyboard.keys=\[\['w'\]\], expected a JSON list of strings"),
+    (json.dumps(tick(2, buttons=[0])).replace("[0]", "[{}]"),
+     r"a.jsonl:3: found mouse.buttons=\[{}\], expected a JSON list of integers"),
+    (json.dumps(busy(2)).replace('"dx": 40', f'"dx": 1{"0" * 400}'), "a.jsonl:3: found 10+, .*column 'dx'"),
+    (json.dumps(busy(2)).replace('"dx": 40', '"dx": ' + "[" * 9**5), "a.jsonl:3: is not JSON"),
     (json.dumps({**busy(2), "hotbar": 9}), "a.jsonl:3: found hotbar=9, expected a slot from 0 to 8"),
     (json.dumps({**busy(2), "isGuiOpen": "no"}), "a.jsonl:3: found isGuiOpen='no', expected a JSON true or false"),
     (json.dumps(busy(2)).replace('"dx": 40', '"dx": NaN'), "a.jsonl:3: found nan, .*column 'dx'"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from videos import cut, frame_number, trimmed, with_frame_count, write_sound, write_video
+from videos import cut, frame_number, sizeless, trimmed, with_frame_count, write_sound, write_video
 
 from agent_jax.data.video import VideoInfo, read_frames, video_info
 
@@ -102,6 +102,14 @@ def test_what_is_no_video_is_refused(folder):
             video_info(folder / name)
     with pytest.raises(FileNotFoundError, match="none.mp4"):
         video_info(folder / "none.mp4")
+
+
+@pytest.mark.parametrize(("known_codec", "words"), [(True, "names no size"), (False, "no codec that can be decoded")])
+def test_a_video_without_a_size_or_a_known_codec_is_refused(folder, known_codec, words):
+    path = sizeless(folder / f"{known_codec}.avi", known_codec=known_codec)
+    for read in (video_info, numbers):
+        with pytest.raises(ValueError, match=f"{known_codec}.avi: the video stream .*{words}"):
+            read(path)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])

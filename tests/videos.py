@@ -77,6 +77,19 @@ def with_frame_count(path: Path, frames: int, to: Path) -> Path:
     return to
 
 
+def sizeless(to: Path, *, known_codec: bool) -> Path:
+    """An avi of 0 x 0 pixels, or of a codec that no decoder knows."""
+    content = bytearray(write_video(to, 4).read_bytes())
+    place = content.index(b"strf") + 8
+    if known_codec:
+        struct.pack_into("<ii", content, place + 4, 0, 0)  # biWidth, biHeight
+        struct.pack_into("<I", content, place + 16, 0)  # biCompression: none, which takes the size from here alone
+    else:
+        content[place + 16 : place + 20] = b"!?!?"
+    to.write_bytes(content)
+    return to
+
+
 def cut(path: Path, share: float, to: Path) -> Path:
     """The first part of a file."""
     content = path.read_bytes()

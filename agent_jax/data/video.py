@@ -137,9 +137,9 @@ class _Reader:
             kinds = ", ".join(sorted({stream.type for stream in self.container.streams})) or "nothing"
             raise ValueError(f"{self.path}: holds {kinds}, expected a video stream")
         stream = streams[0]
-        if not stream.average_rate or stream.codec_context is None:
-            raise ValueError(f"{self.path}: the video stream names no rate, or no codec that can be decoded; the file "
-                             "is damaged or empty")
+        if not stream.average_rate or not stream.time_base or stream.codec_context is None:
+            raise ValueError(f"{self.path}: the video stream names no rate, no unit of time, or no codec that can be "
+                             "decoded; the file is damaged or empty")
         size = self.path.stat().st_size
         check_unpacked(stream.width * stream.height * _BYTES_A_PIXEL, size, f"{self.path}: pictures of "
                        f"{stream.height} x {stream.width}")
@@ -204,9 +204,9 @@ class _Reader:
         if start_s > 0:
             try:
                 self.container.seek(zero + int(start_s / base), stream=self.stream)
-            except FFmpegError as error:
-                raise ValueError(f"{self.path}: cannot be read from {start_s} s on ({error.strerror}); the file has no "
-                                 "index") from error
+            except (FFmpegError, OverflowError) as error:
+                raise ValueError(f"{self.path}: cannot be read from {start_s} s on ({error}); the file has no index, "
+                                 "or is damaged") from error
         count, time_s = 0, 0.0
         for packet in self.packets():
             place = f"frame {count} after {time_s:.3f} s" if start_s == 0 else f"after {max(time_s, start_s):.3f} s"

@@ -156,7 +156,7 @@ class PairTable:
                                    f"{', '.join(classes)} (config.options.classes)")
             return classes.index(row.text(column))
         number = row.number(column)
-        if number < 0 or number != int(number):
-            raise BadDataError(f"{row.where}: found {column}={row.text(column)!r}, expected a whole number from 0 on; "
-                               "for names, or numbers below 0, set config.options.classes")
+        if not 0 <= number < 2**31 or number != int(number):
+            raise BadDataError(f"{row.where}: found {column}={row.text(column)!r}, expected a whole number from 0 on, "
+                               "below 2**31; for names, or numbers below 0, set config.options.classes")
         return int(number)

@@ -41,6 +41,7 @@ from agent_jax.vocabulary import MINECRAFT_BUTTONS
 RATE_HZ = 20.0  # ticks of the game
 _DEGREES = 360 / 2400  # a count of the mouse, at VPT's sensitivity
 _MOUSE_HEIGHT = 720  # the mouse's x and y are in a window of 1280 x 720, whatever the video's size
+_FAR = 1e6  # a mouse there is outside of any window; a float64 may be too large for an integer
 
 _KEYS = {
     "escape": "ESC", "s": "back", "q": "drop", "w": "forward", **{f"{i}": f"hotbar.{i}" for i in range(1, 10)},
@@ -146,7 +147,8 @@ class VptSource:
             tick = ticks[t]
             if self.options.cursor and tick.cursor is not None:
                 scale = image.shape[0] / _MOUSE_HEIGHT
-                draw_cursor(image, *(int(at * scale) for at in tick.cursor))
+                x, y = np.clip(tick.cursor, -_FAR, _FAR) * scale
+                draw_cursor(image, int(x), int(y))
             yield SourceStep({self._camera: image}, {"buttons": tick.buttons, "camera": tick.camera})
             if t == stop - 1:
                 return
@@ -172,13 +174,13 @@ def read_ticks(path: Path, low: np.ndarray, high: np.ndarray) -> list[Tick]:
     ticks: list[Tick] = []
     stuck, slot = False, 0
     for row in read_jsonl(path):
-        mouse, new = _field(row, "mouse", dict), _list(row, "mouse", "newButtons")
+        mouse, new = _field(row, "mouse", dict), _list(row, "mouse", "newButtons", int)
         if not ticks:
             stuck = new == [0]
         elif 0 in new:
             stuck = False
-        down = [_KEYBOARD.get(key) for key in _list(row, "keyboard", "keys")]  # other keys mean nothing
-        down += [_MOUSE.get(button) for button in _list(row, "mouse", "buttons") if not (stuck and button == 0)]
+        down = [_KEYBOARD.get(key) for key in _list(row, "keyboard", "keys", str)]  # other keys mean nothing
+        down += [_MOUSE.get(button) for button in _list(row, "mouse", "buttons", int) if not (stuck and button == 0)]
         now = _field(row, "hotbar", int)
         if not 0 <= now <= 8:
             raise BadDataError(f"{row.where}: found hotbar={now}, expected a slot from 0 to 8")
@@ -204,14 +206,14 @@ def _field(row: Row, key: str, kind: type) -> Any:
     return value
 
 
-def _list(row: Row, group: str, key: str) -> list[Any]:
+def _list(row: Row, group: str, key: str, kind: type) -> list[Any]:
     value = _field(row, group, dict).get(key)
-    if not isinstance(value, list):
-        raise BadDataError(f"{row.where}: found {group}.{key}={value!r}, expected a JSON list")
+    if not isinstance(value, list) or not all(type(item) is kind for item in value):
+        raise BadDataError(f"{row.where}: found {group}.{key}={value!r}, expected a JSON list of {_JSON[kind]}s")
     return value
 
 
-_JSON = {dict: "object", int: "integer", bool: "true or false"}
+_JSON = {dict: "object", int: "integer", bool: "true or false", str: "string"}
 
 # 11 rows of pixels (# black, . white): what the 16 x 16 cursor of the game covers in a video of half its size.
 _ARROW = ("#       ", "##      ", "#.#     ", "#..#    ", "#...#   ", "#....#  ", "#.....# ", "#..#####", "#.# #.# ",
