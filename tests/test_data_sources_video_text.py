@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -66,7 +67,8 @@ def test_a_dicom_cine_is_read_and_nothing_about_its_patient_is_stored(tmp_path):
 
 
 def test_a_real_ultrasound_is_prepared(tmp_path):
-    (tmp_path / "texts.csv").write_text(f"file,label\n{ultrasound()},calm\n")
+    shutil.copy(ultrasound(), tmp_path / "a.dcm")
+    (tmp_path / "texts.csv").write_text("file,label\na.dcm,calm\n")
     [(episode, steps)] = read(tmp_path, window=9, rate_hz=10.0, options={"classes": ["calm", "restless"]})
     assert (episode.label, len(steps)) == (0, 9)
     assert np.asarray(steps[0].images["rgb"]).shape == (240, 320, 3)
