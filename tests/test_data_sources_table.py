@@ -43,6 +43,33 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path, name, text, words):
         list(read_table(written(tmp_path / name, text)))
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_rows_that_take_more_memory_than_the_bound_are_refused(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"file": ["a" * 99] * 4000}), path)
+    else:
+        path.write_text("file\n" + "a\n" * 4000 if suffix == ".csv" else '{"a": 1}\n' * 4000)
+    assert len(list(read_table(path))) == 4000
+    monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "1")
+    with pytest.raises(BadDataError, match=rf"a{suffix}:\d+: the rows up to this one: .*1 MB .*MAX_READ_MB=2"):
+        list(read_table(path))
+
+
+def test_a_damaged_parquet_file_is_the_data_s_error(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"frame": [0, 1], "text": ["one", "two"]}), path)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(4, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            list(read_table(path))
+        except BadDataError:
+            refused += 1
+    assert refused > 20
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a.xlsx: found a .xlsx file, expected one of .csv"):
         read_table(written(tmp_path / "a.xlsx", ""))

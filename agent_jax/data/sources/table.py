@@ -16,9 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent_jax.data.limits import check_unpacked
 from agent_jax.data.sources.source import BadDataError
 from agent_jax.json_files import parse_json
 
+# Of Python's objects: a row's dictionary, place and self, and a value beside its text.
+_ROW_BYTES, _VALUE_BYTES = 300, 60
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -62,14 +65,27 @@ def read_table(path: Path) -> Iterator[Row]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is of another kind.
-        BadDataError: a line cannot be read.
+        BadDataError: a line cannot be read, or the rows take more memory than `limits` allows.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; expected a table ({', '.join(SUFFIXES)})")
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": read_jsonl, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise ValueError(f"{path}: found a {path.suffix or 'nameless'} file, expected one of {', '.join(SUFFIXES)}")
-    return readers[path.suffix.lower()](path)
+    return _bounded(readers[path.suffix.lower()](path), path)
+
+
+def _bounded(rows: Iterator[Row], path: Path) -> Iterator[Row]:
+    """The rows, which whoever reads a table holds all at once."""
+    taken, packed = 0, path.stat().st_size
+    for row in rows:
+        taken += _ROW_BYTES + sum(_VALUE_BYTES + len(value) if isinstance(value, (str, bytes)) else _VALUE_BYTES
+                                  for value in row.values.values())
+        try:
+            check_unpacked(taken, packed, f"{row.where}: the rows up to this one")
+        except ValueError as error:
+            raise BadDataError(str(error)) from error
+        yield row
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -115,9 +131,11 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             number = 0
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(batch_size=1024):  # a text may stand once in the file and in every row
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"{path}:{number}", values)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno:  # no permission, too many open files: not the data's fault
+            raise
         raise BadDataError(f"{path}: cannot be read as parquet ({error}); expected a whole file") from error
