@@ -8,11 +8,13 @@ automaton accepts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agent_jax.action_parts import Bins
 from agent_jax.automaton import Automaton, AutomatonBuilder, Transitions, join
 
 if TYPE_CHECKING:
@@ -30,6 +32,11 @@ class _BoundPart:
         self.key, self.index = part.key, part.index
         self.sorts, self.symbols = part.sorts, part.symbols
         self.symbol_of = {token: symbol for symbol, token in enumerate(ids)}
+
+    @functools.cached_property
+    def value_of(self) -> dict[int, Any]:
+        """The value by id, of a fixed part."""
+        return {token: self.part.value([symbol]) for token, symbol in self.symbol_of.items()}
 
     def take(self, ids: Sequence[int]) -> list[int]:
         """Symbols of this part at the front of a legal sequence."""
@@ -68,7 +75,6 @@ class BoundSpec:
             self._terminal = (start, *(vocabulary.id(spec.block, spec.terminal),) * count, end)
         self._check_unambiguous()
         self.automaton = self._build_automaton()
-        self._column_of = {token: column for column, token in enumerate(self.automaton.ids_A.tolist())}
 
     @property
     def max_length(self) -> int:
@@ -118,6 +124,34 @@ class BoundSpec:
             position += 1
         return values
 
+    def choices(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """int32, by id of legal sequences: the automaton's state where it allows several, -1 where the id is forced.
+
+        Raises:
+            ValueError: an id is illegal where it stands.
+        """
+        states = np.asarray(self.automaton.states(ids), np.int32)
+        return np.where(self.automaton.choice_Q[states], states, np.int32(-1))
+
+    def bins(self, ids: Sequence[int] | np.ndarray) -> list[tuple[int, Bins, dict[int, float]]]:
+        """Position and part of each binned number of one legal sequence, and the value by id.
+
+        Raises:
+            ValueError: not a complete legal sequence.
+        """
+        tokens = self._checked(ids)
+        if self._terminal and tuple(tokens) == self._terminal:
+            return []
+        found, position = [], 0
+        for _, parts, _ in self._groups:
+            position += 1
+            for part in parts:
+                if isinstance(part.part, Bins):
+                    found.append((position, part.part, part.value_of))
+                position += len(part.take(tokens[position:]))
+            position += 1
+        return found
+
     def terminal_ids(self) -> np.ndarray:
         """int32 ids of the end-of-episode action: one terminal token for each fixed part, between the delimiters.
 
@@ -149,8 +183,7 @@ class BoundSpec:
         tokens: list[int] = array.tolist()
         automaton, state = self.automaton, self.automaton.start
         for position, token in enumerate(tokens):
-            column = self._column_of.get(token)
-            after = -1 if column is None else automaton.next_QA.item(state, column)
+            after = automaton.advance(state, token)
             if after < 0:
                 raise ValueError(self._illegal(position, self._show(token), state))
             state = after

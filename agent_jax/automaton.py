@@ -13,6 +13,7 @@ Dimensions: Q states, A ids of the alphabet, K vocabulary rows.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,10 +37,34 @@ class Automaton:
 
     def advance(self, state: int, token: int) -> int:
         """The state after `token` in `state`, or -1 if it is illegal there."""
-        column = int(np.searchsorted(self.ids_A, token))
-        if column == len(self.ids_A) or self.ids_A[column] != token:
-            return -1
-        return int(self.next_QA[state, column])
+        column = self._column_of.get(token)
+        return -1 if column is None else self.next_QA.item(state, column)
+
+    def states(self, ids: Sequence[int] | np.ndarray) -> list[int]:
+        """The state before each id of a legal sequence; after `accept`, the next sequence begins at `start`.
+
+        Raises:
+            ValueError: an id is illegal in its state.
+        """
+        states, state = [], self.start
+        for position, token in enumerate(np.asarray(ids).tolist()):
+            states.append(state)
+            state = self.advance(state, token)
+            if state < 0:
+                raise ValueError(f"position {position}: id {token} may not follow; expected one of "
+                                 f"{self.legal(states[-1]).tolist()[:12]}")
+            if state == self.accept:
+                state = self.start
+        return states
+
+    @functools.cached_property
+    def _column_of(self) -> dict[int, int]:
+        return {token: column for column, token in enumerate(self.ids_A.tolist())}
+
+    @functools.cached_property
+    def choice_Q(self) -> np.ndarray:
+        """bool: whether more than one id may follow in state Q."""
+        return (self.next_QA >= 0).sum(axis=1) > 1
 
     def accepts(self, ids: Sequence[int] | np.ndarray) -> bool:
         """Whether `ids` is a complete legal sequence."""

@@ -59,6 +59,7 @@ class Batch:
     target_BT: Array  # int32. The token id it is to predict.
     language_weight_BT: Array  # f32. Weight of the target in the language loss.
     action_weight_BT: Array  # f32. Weight of the target in the action loss.
+    choice_BT: Array  # int32. State of the domain's automaton where it allows several ids (a choice); else -1.
     denominator_BT: Array  # f32. |W| + sum_t (|V_t| + |A_t|) of the target's sample (paper eq. 5), 1 for padding.
     denominator_BF: Array  # f32. The same for the image's sample.
     domain_BS: Array  # int32. Index of the domain, for losses and metrics by domain.
@@ -91,7 +92,8 @@ class Batch:
         """A Batch of NumPy arrays in which every place is padding, to be filled in by the layout."""
         blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), cls.spec(size, rows))
         one = {name: np.ones_like(getattr(blank, name)) for name in ("denominator_BT", "denominator_BF")}
-        none = {name: np.full_like(getattr(blank, name), -1) for name in ("clip_BF", "visual_BS", "label_B")}
+        none = {name: np.full_like(getattr(blank, name), -1) for name in ("clip_BF", "visual_BS", "choice_BT",
+                                                                            "label_B")}
         return dataclasses.replace(blank, **one, **none)
 
     @classmethod
@@ -146,6 +148,7 @@ class Batch:
         batch.target_BT[:, :used] = batch.token_BS[:, token_places]
         batch.language_weight_BT[:, :used] = token_places < text
         batch.action_weight_BT[:, :used] = token_places >= text
+        batch.choice_BT[:, :used] = np.where(token_places >= text, 0, -1)
         denominator = used + size.frames * (visual_tokens - 1)
         batch.denominator_BT[:], batch.denominator_BF[:] = denominator, denominator
         for name in ("domain_BS", "domain_BF", "domain_BT"):

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from agent_jax.batch import Batch
+from agent_jax.choice_table import ChoiceTable, choice_weight
 from agent_jax.config import LossConfig
 from agent_jax.models.agent import AgentOutput
 
@@ -38,7 +39,7 @@ class LossSums:
     action_share: jax.Array
     mae_share: jax.Array  # of the summed squared error / denominator
     language_correct: jax.Array  # targets whose best logit is right; weight: of targets
-    action_correct: jax.Array
+    action_correct: jax.Array  # choices whose best legal logit is right; weight: of choices, forced ids left out
     label: jax.Array | None = None  # of NLL; weight: labelled rows. None without a class head, as is the next
     label_correct: jax.Array | None = None
 
@@ -88,17 +89,20 @@ def _frame_weight(batch: Batch) -> jax.Array:
     return jnp.where(batch.clip_BF >= 0, batch.frame_weight_BF, 0.0)
 
 
-def loss_sums(output: AgentOutput, batch: Batch, domains: int) -> LossSums:
+def loss_sums(output: AgentOutput, batch: Batch, domains: int, choices: ChoiceTable | None = None) -> LossSums:
     """The weighted sums of a batch or microbatch.
 
     Args:
         output: of the agent; without a mask the MAE sums are 0.
         batch: the rows it was computed from.
         domains: number of domains.
+        choices: legal ids at the choices; None: every id is taken for legal. Of `action_correct` alone.
     """
     language_BT, action_BT = batch.language_weight_BT, batch.action_weight_BT
     nll_BT = token_nll(output.logits_BTK, batch.target_BT, language_BT + action_BT)
-    right_BT = (jnp.argmax(output.logits_BTK, axis=-1) == batch.target_BT).astype(nll_BT.dtype)
+    best_BT = jnp.argmax(output.logits_BTK, axis=-1)
+    right_BT = (best_BT == batch.target_BT).astype(nll_BT.dtype)
+    chosen_BT = (best_BT if choices is None else choices.best(output.logits_BTK, batch)) == batch.target_BT
     share_BT = nll_BT / jnp.where(language_BT + action_BT > 0, batch.denominator_BT, 1.0)
     of_target = lambda value_BT, weight_BT: _by_domain(value_BT * weight_BT, batch.domain_BT, domains)  # noqa: E731
     if output.predicted_BFIX is None or output.pixels_BFIX is None:
@@ -120,7 +124,7 @@ def loss_sums(output: AgentOutput, batch: Batch, domains: int) -> LossSums:
         action_share=of_target(share_BT, action_BT),
         mae_share=mae_share,
         language_correct=of_target(right_BT, language_BT),
-        action_correct=of_target(right_BT, action_BT),
+        action_correct=of_target(chosen_BT.astype(nll_BT.dtype), choice_weight(batch)),
         label=label,
         label_correct=label_correct,
     )
@@ -155,10 +159,11 @@ def loss_weights(batch: Batch, domains: int, hidden_patches: int, *, classes: bo
     """
     language = _by_domain(batch.language_weight_BT, batch.domain_BT, domains)
     action = _by_domain(batch.action_weight_BT, batch.domain_BT, domains)
+    choice = _by_domain(choice_weight(batch), batch.domain_BT, domains)
     mae = _by_domain(_frame_weight(batch) * hidden_patches, batch.domain_BF, domains)
     samples = _samples(batch, domains)
     label = _by_domain(_labelled(batch).astype(jnp.float32), batch.domain_BF[:, 0], domains) if classes else None
-    return LossSums(language, action, mae, samples, samples, samples, language, action, label, label)
+    return LossSums(language, action, mae, samples, samples, samples, language, choice, label, label)
 
 
 def _samples(batch: Batch, domains: int) -> jax.Array:

@@ -15,6 +15,8 @@ What the agent did in the simulator has lines of its own, one an evaluation:
 Where an episode is a chain of instructions (CALVIN), the figures hold `chain` as well: for 1, 2, ... of them the
 share of episodes in which so many were carried out, and the mean (`evaluate/statistics.py`).
 
+`action_accuracy` is of the choices: ids that an ActionSpec's automaton forces, as most delimiters are, do not count.
+
 The keys are frozen: other programs read metrics.jsonl. A model with a class head adds `label` (nats) and
 `label_accuracy` to each group of losses. What does not apply (a domain without targets of a kind, the
 rates of a validation) or is not finite is null, since JSON has no NaN.

@@ -26,6 +26,7 @@ from etils import epath
 
 from agent_jax import checkpoint, command_line, distributed, report
 from agent_jax.checkpoint import Checkpoints, DamagedCheckpointError
+from agent_jax.choice_table import ChoiceTable
 from agent_jax.command_line import config_name, define_cluster, define_config, parse_flags, refuse
 from agent_jax.compile_cache import use_compile_cache
 from agent_jax.compile_notice import announce_compilations
@@ -83,8 +84,10 @@ class Run:
             self.rows_here = rows_here(self.mesh)
             print(self.data.summary(), flush=True)
             self.optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
-            self.train_step = distributed.compiled_together(make_train_step(config, self.mesh, self.optimizer))
-            self.eval_step = distributed.compiled_together(make_eval_step(config, self.mesh))
+            choices = ChoiceTable.of({domain.index: domain.spec for domain in self.data.domains})
+            train_step = make_train_step(config, self.mesh, self.optimizer, choices)
+            self.train_step = distributed.compiled_together(train_step)
+            self.eval_step = distributed.compiled_together(make_eval_step(config, self.mesh, choices))
             self.checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest,
                                            keep_best=config.checkpoint.keep_best)
             acts = config.closed_loop.environment and distributed.leads()

@@ -23,6 +23,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from agent_jax.batch import Batch
+from agent_jax.choice_table import ChoiceTable
 from agent_jax.compiler_options import compiler_options
 from agent_jax.config import Config
 from agent_jax.kernels import kernel_on
@@ -80,7 +81,7 @@ def microbatches(batch: Batch, count: int, mesh: Mesh) -> Batch:
 
 
 def make_train_step(
-    config: Config, mesh: Mesh, optimizer: optax.GradientTransformation
+    config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, choices: ChoiceTable | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The jitted train step.
 
@@ -88,6 +89,7 @@ def make_train_step(
         config: of the run; `model.language.vocabulary_size` is set.
         mesh: of `make_mesh`.
         optimizer: of `make_optimizer`, or any other transformation.
+        choices: of the domains' action specs, for the accuracy that the metrics report; None: all ids are legal.
 
     Returns:
         step(state, batch) -> (state, metrics). The state given is donated: its arrays are gone afterwards. The batch is
@@ -113,7 +115,7 @@ def make_train_step(
         output: Any = agent.apply({"params": params}, batch, mask_keys_B=row_keys(key, batch.seed_B, MASK_KEY),
                              dropout_keys_B=row_keys(key, batch.seed_B, DROPOUT_KEY),
                              visual_tokens=config.model.visual_tokens)
-        sums = loss_sums(output, batch, domains)
+        sums = loss_sums(output, batch, domains, choices)
         return total(sums, weights, config.loss), sums
 
     @_on_mesh(mesh)
@@ -142,12 +144,14 @@ def make_train_step(
                    donate_argnums=0, compiler_options=compiler_options(mesh.devices.flat[0], config.model.dtype))
 
 
-def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], tuple[LossSums, LossSums]]:
+def make_eval_step(config: Config, mesh: Mesh, choices: ChoiceTable | None = None
+                   ) -> Callable[[Params, Batch], tuple[LossSums, LossSums]]:
     """The jitted validation step: no dropout, every patch shown to the language model, masks that are always the same.
 
     Args:
         config: of the run.
         mesh: of `make_mesh`.
+        choices: as `make_train_step`.
 
     Returns:
         step(params, batch) -> (sums, weights), to be added up over batches before `losses.total` or `losses.means`. The
@@ -162,7 +166,7 @@ def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], tupl
         def sums_of(batch: Batch) -> LossSums:
             keys_B = row_keys(purpose_key(config.seed, VALIDATION_KEY), batch.seed_B, MASK_KEY)
             output: Any = agent.apply({"params": params}, batch, mask_keys_B=keys_B, visual_tokens="all")
-            return loss_sums(output, batch, domains)
+            return loss_sums(output, batch, domains, choices)
 
         weights = loss_weights(batch, domains, hidden, classes=config.model.classes > 0)
         if count == 1:

@@ -202,8 +202,8 @@ def arms(draw: st.DrawFn) -> ActionSpec:
     bounds: list[tuple[float, float]] = []
     for _ in names:
         if draw(st.booleans(), label="quantiles"):
-            data = np.float32(draw(st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=9)))
-            low, high = np.quantile(data.astype(np.float64), (0.01, 0.99)).tolist()
+            data = draw(st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=9))
+            low, high = np.quantile(data, (0.01, 0.99)).tolist()
         else:
             low, high = float(draw(st.decimals(-200, 100, places=3))), float(draw(st.decimals(101, 300, places=3)))
         assume(high - low > 1e-2)

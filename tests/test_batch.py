@@ -13,7 +13,7 @@ V = 5  # visual tokens of an image
 DTYPES = {
     "frames_BFHWC": "uint8", "frame_weight_BF": "float32", "clip_BF": "int32", "token_BS": "int32",
     "visual_BS": "int32", "segment_BS": "int32", "position_BS": "int32", "slot_BT": "int32", "target_BT": "int32",
-    "language_weight_BT": "float32", "action_weight_BT": "float32", "denominator_BT": "float32",
+    "language_weight_BT": "float32", "action_weight_BT": "float32", "choice_BT": "int32", "denominator_BT": "float32",
     "denominator_BF": "float32", "domain_BS": "int32", "domain_BF": "int32", "domain_BT": "int32", "seed_B": "uint32",
     "label_B": "int32",
 }

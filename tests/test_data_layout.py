@@ -43,6 +43,7 @@ def test_a_window_is_laid_out_as_it_is_drawn():
     np.testing.assert_array_equal(row["target_BT"], [50, 51, 70, 71, 72, 73, 0, 0, 0])
     np.testing.assert_array_equal(row["language_weight_BT"], [1, 1, 0, 0, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(row["action_weight_BT"], [0, 0, 1, 1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(row["choice_BT"], [-1] * 9)  # the steps mark none
     np.testing.assert_array_equal(row["domain_BT"], [1] * 6 + [0] * 3)
     np.testing.assert_array_equal(row["denominator_BT"], [2 + 4 + 2 * P] * 6 + [1] * 3)
     np.testing.assert_array_equal(row["denominator_BF"], [2 + 4 + 2 * P] * 2 + [1])

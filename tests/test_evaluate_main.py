@@ -52,6 +52,7 @@ def test_replay_exits_0_where_all_is_alike_and_1_where_it_is_not(base: Path, age
     found = json.loads(written.read_text())
     assert found["alike"]
     assert found["frames"]["different"] == 0
+    assert found["frames"]["forward"]["exact"] == found["frames"]["forward"]["accuracy"]  # one choice an action
     assert found["tasks"][0]["raw"]["success"] == 1.0
     assert main([*common, "--data", str(recorded_store(base / "shifted", shift=1000).directory)]) == 1
     assert "NOT ALIKE" in capsys.readouterr().out
@@ -65,6 +66,9 @@ def test_offline_writes_the_scores(base: Path, agent: str, tmp_path: Path) -> No
                  "--json", str(written)]) == 0
     (scores,) = json.loads(written.read_text())["domains"]
     assert 0 <= scores["action"]["accuracy"] <= 1
+    assert scores["choices"] == {"choices": scores["action"]["count"] // 3, "accuracy": scores["action"]["accuracy"],
+                                 "actions": scores["action"]["count"] // 3, "exact": scores["action"]["accuracy"],
+                                 "errors": []}
 
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), ValueError("an encoder's own")])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tiny_checkpoints import tiny_config
 
 from agent_jax.data.layout import lay_out, stack
 from agent_jax.evaluate.checkpoints import Trained, data_paths
+from agent_jax.evaluate.choices import ActionAccuracy, BinError
 from agent_jax.evaluate.offline import Classes, Scores, Tokens, evaluate_offline, format_scores, forwards
 from agent_jax.models.agent import Agent
 
@@ -91,9 +93,12 @@ def test_class_accuracy_stands_beside_that_of_the_most_frequent_training_class(t
 def test_the_table_shows_what_there_is() -> None:
     one = Scores("tiles", "test", 1234, Tokens(10, 0.5, 2.0), 12.34, None, None)
     two = Scores("ward", "val", 5, None, None, None, Classes(5, 0.8, 0.6))
+    errors = (BinError("shoulder_pan", "deg", 3.14159, 4), BinError("action[1]", "", 0.5, 4))
+    one = dataclasses.replace(one, choices=ActionAccuracy(8, 0.5, 4, 0.25, errors))
     lines = format_scores([one, two]).splitlines()
-    assert lines[2].split() == ["tiles", "test", "1,234", "50.00%", "2.000", "12.3", "-", "-", "-", "-"]
-    assert lines[3].split() == ["ward", "val", "5", "-", "-", "-", "-", "-", "80.00%", "60.00%"]
+    assert lines[2].split() == ["tiles", "test", "1,234", "50.00%", "25.00%", "2.000", "12.3", "-", "-", "-", "-"]
+    assert lines[3].split() == ["ward", "val", "5", "-", "-", "-", "-", "-", "-", "80.00%", "60.00%"]
+    assert lines[4:] == ["tiles: mean absolute error shoulder_pan 3.14 deg, action[1] 0.5"]
 
 
 def test_data_sets_are_named_by_domain(trained: Trained, tmp_path: Path) -> None:

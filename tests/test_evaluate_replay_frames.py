@@ -12,6 +12,7 @@ from tiny_checkpoints import make_checkpoint
 from agent_jax.acting import observation
 from agent_jax.data.transforms import prepare_image
 from agent_jax.evaluate.checkpoints import Trained
+from agent_jax.evaluate.offline import evaluate_offline
 from agent_jax.evaluate.replay_frames import ReplayedFrames, replay_frames
 from agent_jax.policy import Policy
 
@@ -36,6 +37,36 @@ def test_acting_chooses_as_the_evaluation_forward(base: Path) -> None:
     assert found.largest_difference < 1e-4
     assert found.forward_accuracy == pytest.approx(found.acting_accuracy, abs=found.near_ties / found.choices)
     assert 0 < found.forward_accuracy < 1
+
+
+def test_the_evaluation_of_the_same_rows_offline_counts_the_same_choices(base: Path, tmp_path: Path) -> None:
+    store = recorded_store(base / "store")
+    made = tiny_agent(base / "agent")
+    trained = Trained.load(made.path)
+    offline = evaluate_offline(trained, trained.params(), trained.domain(), data=str(store.directory), split="test")
+    assert offline.choices is not None
+    assert offline.action is not None
+    assert offline.action.count == 3 * offline.choices.choices  # of [STARTACTION] [forward] [ENDOFACTION] one is chosen
+    assert offline.action.accuracy == offline.choices.accuracy
+    found = replayed(made.path, store, "test")
+    assert offline.choices == found.forward
+    assert offline.choices.exact == offline.choices.accuracy == found.forward_accuracy
+
+    # Binned numbers with units, two choices an action.
+    fields = {"max_text": 80, "instruction": language_table_domain().instruction, "window": 1, "stride": 1}
+    table = make_checkpoint(tmp_path / "table", ("table",), domain_fields=fields).path
+    store = language_table_store(tmp_path / "store")
+    trained = Trained.load(table)
+    scores = evaluate_offline(trained, trained.params(), trained.domain(), data=str(store.directory), split="train")
+    found = replayed(table, store, "train")
+    assert scores.choices is not None
+    assert (scores.choices.choices, scores.choices.actions) == (2 * 17, 17)
+    assert [(one.name, one.unit) for one in scores.choices.errors] == [("dx", "m"), ("dy", "m")]
+    assert dataclasses.replace(scores.choices, errors=()) == dataclasses.replace(found.forward, errors=())
+    for ours, theirs in zip(scores.choices.errors, found.forward.errors, strict=True):
+        assert (ours.name, ours.unit, ours.count) == (theirs.name, theirs.unit, theirs.count)
+        assert ours.mean_absolute_error == pytest.approx(theirs.mean_absolute_error)
+        assert 0.003 < ours.mean_absolute_error < 0.06  # metres, of bins of 3 mm over 6 cm
 
 
 def test_another_preprocessing_in_acting_is_noticed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,7 @@ LAYERS = {
     "agent_jax.distributed": 0,
     "agent_jax.watchdog": 0,
     "agent_jax.models": 1,
+    "agent_jax.choice_table": 1,
     "agent_jax.losses": 1,
     "agent_jax.optimizer": 1,
     "agent_jax.metrics": 1,

@@ -38,6 +38,8 @@ class Step:
     action_ids: np.ndarray  # int32, delimiters included
     frame_weight: float = 1.0  # of the images in the MAE loss; 0 for a repeated frame
     action_weight: float = 1.0  # of the action's ids in the action loss; 0 for a step not to be imitated
+    # int32, by id of the action: `BoundSpec.choices`; empty where no accuracy is measured.
+    action_choices: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +82,9 @@ def lay_out(windows: Sequence[Window], size: RowSize, visual_tokens: int, patche
     """One row of training or evaluation.
 
     Every token of an instruction after its </s>, unless it is a prompt, and every token of an answer is a language
-    target of weight 1; every id of an action, delimiters included, is an action target of the step's weight. The
-    denominator of eq. 5 counts, over a window, what carries a weight: language targets, action targets, and `patches`
-    an image.
+    target of weight 1; every id of an action, delimiters included, is an action target of the step's weight, and those
+    that are choices are marked. The denominator of eq. 5 counts, over a window, what carries a weight: language
+    targets, action targets, and `patches` an image.
 
     Args:
         windows: the samples of the row, in order.
@@ -128,7 +130,7 @@ def lay_out_prefix(window: Window, size: RowSize, visual_tokens: int, patches: i
     """
     row = lay_out((window,), size, visual_tokens, patches)
     blank = blank_row(size)
-    for name in ("slot_BT", "target_BT", "language_weight_BT", "action_weight_BT"):
+    for name in ("slot_BT", "target_BT", "language_weight_BT", "action_weight_BT", "choice_BT"):
         row[name] = blank[name]
     row["slot_BT"][0] = window_need(window, visual_tokens).slots - 1
     return row
@@ -233,6 +235,7 @@ def _lay_out_window(row: Row, window: Window, need: Need, visual_tokens: int, pa
             slot, frame = slot + len(visual), frame + 1
         row["token_BS"][slot : slot + len(step.state_ids)] = step.state_ids
         slot += len(step.state_ids)
+        row["choice_BT"][target : target + len(step.action_choices)] = step.action_choices
         target = _predict(row, step.action_ids, slot, target, "action_weight_BT", step.action_weight)
         slot += len(step.action_ids)
         denominator += len(step.action_ids) * (step.action_weight > 0)

@@ -142,7 +142,8 @@ class Windows:
         steps = self._read_steps(episode, start, count)
         if cut.padded_W[number] and domain.spec:
             terminal = domain.spec.terminal_ids()
-            repeated = dataclasses.replace(steps[-1], action_ids=terminal, frame_weight=0.0, action_weight=1.0)
+            repeated = dataclasses.replace(steps[-1], action_ids=terminal, frame_weight=0.0, action_weight=1.0,
+                                           action_choices=domain.spec.choices(terminal))
             steps += [repeated] * (domain.window - count)
         name = bytes(episode.value(self._id_path)) if self._id_path else f"{self.split_name}/{record}".encode()
         offset = int(np.ravel(episode.value("start"))[0]) if self._has_start else 0
@@ -161,11 +162,13 @@ class Windows:
         actions = {key: episode.values(path, start, stop) for key, path in self._action_paths.items()}
         states = {key: episode.values(path, start, stop) for key, path in self._state_paths.items()}
         weights = episode.values(f"{STEPS}/action_weight", start, stop) if self._has_weight else np.ones(count)
+        action_ids = [domain.spec.encode({key: actions[key][t] for key in actions}) if domain.spec else none
+                      for t in range(count)]
         return [
             Step(frames=tuple(camera[t] for camera in images),
                  state_ids=domain.state.encode({key: states[key][t] for key in states}) if domain.state else none,
-                 action_ids=domain.spec.encode({key: actions[key][t] for key in actions}) if domain.spec else none,
-                 action_weight=float(weights[t]))
+                 action_ids=action_ids[t], action_weight=float(weights[t]),
+                 action_choices=domain.spec.choices(action_ids[t]) if domain.spec else none)
             for t in range(count)
         ]
 

@@ -6,7 +6,7 @@ replay --checkpoint DIR [--data DIR] [--env ENV] [--json PATH]
     recorded actions replayed in the simulator, raw and after encode-decode; recorded frames through the acting path
     against the evaluation forward. Exits 1 where they differ
 offline --checkpoint DIR [--data NAME=DIR ...] [--split NAME] [--json PATH]
-    accuracy, perplexity and BLEU-4 of recorded actions, by domain
+    accuracy of choices and of whole actions, errors by name and unit, perplexity and BLEU-4, by domain
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from agent_jax.config import ClosedLoopConfig, Config
 from agent_jax.data.store import Store
 from agent_jax.envs import EnvironmentModule, load, same, tasks_of, try_out
 from agent_jax.evaluate.checkpoints import Trained, data_paths
+from agent_jax.evaluate.choices import format_errors
 from agent_jax.evaluate.closed_loop import at_a_time, baseline_names, check_domain, closed_loop
 from agent_jax.evaluate.in_training import simulator_image_size
 from agent_jax.evaluate.offline import evaluate_offline, format_scores
@@ -92,7 +93,10 @@ def replay_command(options: argparse.Namespace) -> int:
     _say(f"frames through the acting path: {frames.windows:,} windows, {frames.choices:,} choices; "
          f"{frames.different} differ from the evaluation forward, {frames.near_ties} near ties; right "
          f"{frames.acting_accuracy:.2%} acting, {frames.forward_accuracy:.2%} forward; logits differ by at most "
-         f"{frames.largest_difference:.1e}")
+         f"{frames.largest_difference:.1e}\n"
+         f"exact actions: {frames.acting.exact:.2%} acting, {frames.forward.exact:.2%} forward")
+    if frames.acting.errors:
+        _say(f"mean absolute error, acting: {format_errors(frames.acting.errors)}")
     environment = options.env or gathered_from(store)
     if environment:
         module = load(environment)

@@ -1,10 +1,14 @@
 """How well an agent predicts recorded data, domain by domain: no simulator, no acting.
 
-    token accuracy   share of targets whose best logit, among the whole vocabulary, is the recorded id
-    perplexity       exp of the mean negative log-likelihood of a target
-    BLEU-4           of the best ids of a window's actions, delimiters included, against the recorded ones (Papineni et
-                     al. 2002, by sacrebleu, over the whole split); as in the paper's tables
-    class accuracy   of labelled clips, beside that of always saying the training split's most frequent class
+    action accuracy   share of the choices whose best legal id is the recorded one; ids that the automaton forces, as
+                      most delimiters are, do not count (choices.py)
+    exact             share of the actions all of whose choices are right
+    error             of each binned number, between the decoded values of the best and of the recorded id
+    language accuracy share of targets whose best logit, among the whole vocabulary, is the recorded id
+    perplexity        exp of the mean negative log-likelihood of a target; of actions, delimiters included
+    BLEU-4            of the best ids of a window's actions among the whole vocabulary, delimiters included, against the
+                      recorded ones (Papineni et al. 2002, by sacrebleu, over the split); as in the paper's tables
+    class accuracy    of labelled clips, beside that of always saying the training split's most frequent class
 
 All are teacher-forced: an id is predicted with the recorded ones before it.
 """
@@ -22,12 +26,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agent_jax.action_codec import BoundSpec
 from agent_jax.batch import Batch
+from agent_jax.choice_table import ChoiceTable
 from agent_jax.compiler_options import compiler_options
 from agent_jax.config import ModelConfig
 from agent_jax.data.domains import Domain
 from agent_jax.data.loader import PackedRows, validation_batches
 from agent_jax.evaluate.checkpoints import Trained
+from agent_jax.evaluate.choices import ActionAccuracy, ActionScores, format_errors
 from agent_jax.losses import token_nll
 from agent_jax.models.agent import Agent, Params
 from agent_jax.text_table import ruled
@@ -39,8 +46,8 @@ BATCH_SIZE = 16  # rows
 class Tokens:
     """Targets of one kind."""
 
-    count: int
-    accuracy: float  # share
+    count: int  # targets; of actions, delimiters included
+    accuracy: float  # share; of actions, of the choices
     perplexity: float
 
 
@@ -64,6 +71,7 @@ class Scores:
     bleu4: float | None  # 0 to 100; None also where sacrebleu is not installed
     language: Tokens | None
     classes: Classes | None
+    choices: ActionAccuracy | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +80,7 @@ class Forward:
 
     nll_BT: np.ndarray
     best_BT: np.ndarray  # ids
+    chosen_BT: np.ndarray  # best legal ids at the choices; any elsewhere
     class_B: np.ndarray | None  # best class of a row
 
 
@@ -92,8 +101,9 @@ def evaluate_offline(trained: Trained, params: Params, domain: Domain, *, data: 
     """
     store, split = trained.open_store(domain, data), trained.split(domain, split)
     rows = trained.rows(domain, store, split)
-    sums = _Sums()
-    for batch, output in forwards(trained.config.model, params, rows, rows_limit):
+    sums = _Sums(domain.spec)
+    choices = ChoiceTable.of({domain.index: domain.spec})
+    for batch, output in forwards(trained.config.model, params, rows, rows_limit, choices):
         sums.add(batch, output)
     classes = None
     if domain.layout == "label":
@@ -102,23 +112,25 @@ def evaluate_offline(trained: Trained, params: Params, domain: Domain, *, data: 
         known = trained.rows(domain, store, training if training in store.splits else split).windows[0].labels
         classes = sums.classes(np.asarray(known))
     return Scores(domain.name, split, sums.windows, sums.tokens("action"), sums.bleu4(), sums.tokens("language"),
-                  classes)
+                  classes, sums.choices())
 
 
-def forwards(model: ModelConfig, params: Params, rows: PackedRows, rows_limit: int = 0
-             ) -> Iterator[tuple[Batch, Forward]]:
+def forwards(model: ModelConfig, params: Params, rows: PackedRows, rows_limit: int = 0,
+             choices: ChoiceTable | None = None) -> Iterator[tuple[Batch, Forward]]:
     """The evaluation forward of every row, or of at most `rows_limit`, batch by batch.
 
-    Nothing is masked; recorded ids stand before each target.
+    Nothing is masked; recorded ids stand before each target. Without `choices` all ids are legal.
     """
     agent, device = Agent(model), jax.local_devices()[0]
 
     @functools.partial(jax.jit, compiler_options=compiler_options(device, model.dtype))
-    def run(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    def run(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
         output: Any = agent.apply({"params": params}, batch, visual_tokens="all")
         weight_BT = batch.language_weight_BT + batch.action_weight_BT
-        best_B = None if output.classes_BY is None else jnp.argmax(output.classes_BY, axis=-1)
-        return token_nll(output.logits_BTK, batch.target_BT, weight_BT), jnp.argmax(output.logits_BTK, axis=-1), best_B
+        class_B = None if output.classes_BY is None else jnp.argmax(output.classes_BY, axis=-1)
+        best_BT = jnp.argmax(output.logits_BTK, axis=-1)
+        chosen_BT = best_BT if choices is None else choices.best(output.logits_BTK, batch)
+        return token_nll(output.logits_BTK, batch.target_BT, weight_BT), best_BT, chosen_BT, class_B
 
     batches = -(-rows_limit // BATCH_SIZE)
     params = jax.device_put(params, device)
@@ -126,8 +138,7 @@ def forwards(model: ModelConfig, params: Params, rows: PackedRows, rows_limit: i
         output = jax.device_get(run(params, batch))  # of whole batches: one shape is compiled
         if rows_limit:
             batch, output = _first_rows((batch, output), rows_limit - number * BATCH_SIZE)
-        nll_BT, best_BT, class_B = output
-        yield batch, Forward(nll_BT, best_BT, class_B)
+        yield batch, Forward(*output)
 
 
 def _first_rows(tree: Any, count: int) -> Any:
@@ -137,7 +148,8 @@ def _first_rows(tree: Any, count: int) -> Any:
 class _Sums:
     """What is added up over the batches of a domain."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: BoundSpec | None) -> None:
+        self._spec, self._actions = spec, ActionScores(spec) if spec else None
         self._sums = {kind: np.zeros(4) for kind in ("action", "language")}  # nll, right, weight, targets
         self._said: list[str] = []  # ids of a window's actions
         self._meant: list[str] = []
@@ -157,18 +169,36 @@ class _Sums:
         for row, weight_T in enumerate(np.asarray(batch.action_weight_BT)):
             self.windows += int(np.max(np.asarray(batch.segment_BS)[row]))
             for segment in np.unique(segment_BT[row][weight_T > 0]).tolist():
-                chosen_T = (weight_T > 0) & (segment_BT[row] == segment)
-                self._said.append(_words(best_BT[row][chosen_T]))
-                self._meant.append(_words(target_BT[row][chosen_T]))
+                places = np.flatnonzero((weight_T > 0) & (segment_BT[row] == segment))
+                self._said.append(_words(best_BT[row][places]))
+                self._meant.append(_words(target_BT[row][places]))
+                self._add_actions(target_BT[row][places], output.chosen_BT[row][places], weight_T[places])
         if output.class_B is not None:
             label_B = np.asarray(batch.label_B)
             self._right.append((output.class_B == label_B)[label_B >= 0])
             self._labels.append(label_B[label_B >= 0])
 
+    def _add_actions(self, ids: np.ndarray, chosen: np.ndarray, weight: np.ndarray) -> None:
+        """Count the actions of a window, whose ids follow each other."""
+        if self._actions is None or self._spec is None:
+            return
+        automaton = self._spec.automaton
+        firsts = np.flatnonzero(np.asarray(automaton.states(ids)) == automaton.start)
+        for first, stop in zip(firsts, [*firsts[1:], len(ids)], strict=True):
+            choice = self._spec.choices(ids[first:stop]) >= 0
+            self._actions.add(ids[first:stop], chosen[first:stop][choice], float(weight[first]))
+
     def tokens(self, kind: str) -> Tokens | None:
-        """Accuracy and perplexity of the targets of a kind."""
+        """Accuracy and perplexity of the targets of a kind; the accuracy of actions is that of their choices."""
         nll, right, weight, count = self._sums[kind]
-        return Tokens(int(count), right / weight, math.exp(nll / weight)) if weight else None
+        if not weight:
+            return None
+        choices = self.choices() if kind == "action" else None
+        return Tokens(int(count), choices.accuracy if choices else right / weight, math.exp(nll / weight))
+
+    def choices(self) -> ActionAccuracy | None:
+        """Accuracy of the actions, choice by choice."""
+        return self._actions.result() if self._actions else None
 
     def bleu4(self) -> float | None:
         """BLEU-4 of the actions."""
@@ -195,14 +225,17 @@ def _words(ids: np.ndarray) -> str:
 
 def format_scores(scores: Sequence[Scores]) -> str:
     """The scores as aligned text, a line a domain; `-` where there is nothing to count."""
-    rows = [("domain", "split", "windows", "action accuracy", "perplexity", "BLEU-4", "language accuracy", "perplexity",
-             "class accuracy", "majority")]
+    rows = [("domain", "split", "windows", "action accuracy", "exact", "perplexity", "BLEU-4", "language accuracy",
+             "perplexity", "class accuracy", "majority")]
     for one in scores:
         action, language, classes = one.action, one.language, one.classes
         rows.append((
             one.domain, one.split, f"{one.windows:,}",
-            f"{action.accuracy:.2%}" if action else "-", f"{action.perplexity:.3f}" if action else "-",
+            f"{action.accuracy:.2%}" if action else "-", f"{one.choices.exact:.2%}" if one.choices else "-",
+            f"{action.perplexity:.3f}" if action else "-",
             "-" if one.bleu4 is None else f"{one.bleu4:.1f}",
             f"{language.accuracy:.2%}" if language else "-", f"{language.perplexity:.3f}" if language else "-",
             f"{classes.accuracy:.2%}" if classes else "-", f"{classes.majority_accuracy:.2%}" if classes else "-"))
-    return ruled(rows, words=2)
+    errors = [f"{one.domain}: mean absolute error {format_errors(one.choices.errors)}" for one in scores
+              if one.choices and one.choices.errors]
+    return "\n".join([ruled(rows, words=2), *errors])

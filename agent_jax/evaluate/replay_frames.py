@@ -18,13 +18,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from agent_jax.action_codec import BoundSpec
 from agent_jax.compiler_options import compiler_options
 from agent_jax.data.domains import Domain
-from agent_jax.data.layout import Window, lay_out, row_size, stack
+from agent_jax.data.layout import Step, Window, lay_out, row_size, stack
 from agent_jax.data.store import Episode, Split, Store
 from agent_jax.data.transforms import prepare_image
 from agent_jax.data.windows import Windows
 from agent_jax.evaluate.checkpoints import Trained
+from agent_jax.evaluate.choices import ActionAccuracy, ActionScores, best_legal
 from agent_jax.models.agent import Agent, Params
 from agent_jax.policy import Policy
 
@@ -40,9 +42,11 @@ class ReplayedFrames:
     choices: int
     different: int  # although the forward's two best logits differ by more than NEAR
     near_ties: int  # those that do not
-    forward_accuracy: float  # share of the choices
+    forward_accuracy: float  # share of the choices, as `evaluate offline` counts them
     acting_accuracy: float
     largest_difference: float  # of a logit
+    forward: ActionAccuracy
+    acting: ActionAccuracy
 
 
 def replay_frames(trained: Trained, params: Params, policy: Policy, store: Store, split: str, *,
@@ -64,6 +68,8 @@ def replay_frames(trained: Trained, params: Params, policy: Policy, store: Store
     windows = Windows(domain, store, split)
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(most or len(windows), len(windows))).round().astype(int))
     evaluated, records, found = _Forward(trained, params, domain), store.split(split), []
+    assert domain.spec is not None
+    forward, acting = ActionScores(domain.spec), ActionScores(domain.spec)
     for first in range(0, len(chosen), _TOGETHER):
         numbers = chosen[first : first + _TOGETHER].tolist()
         laid = [windows.read(number, 0) for number in numbers]
@@ -72,15 +78,21 @@ def replay_frames(trained: Trained, params: Params, policy: Policy, store: Store
             real = int(windows.steps[number])  # those after it are repetitions, which no camera shows
             # An image of a clip is encoded with the later ones, which acting has not seen yet.
             kept = [real - 1] if domain.video and real == len(window.steps) else [] if domain.video else range(real)
-            found += [_compare(window.steps[step].action_ids, ours[step], theirs[step], domain) for step in kept]
-    if not found:
+            for step in kept:
+                recorded = window.steps[step]
+                choice = recorded.action_choices >= 0
+                found.append(_compare(recorded, ours[step][choice], theirs[step], domain.spec))
+                for scores, logits_CA in ((forward, ours[step][choice]), (acting, theirs[step])):
+                    best_C = best_legal(domain.spec, recorded.action_ids, logits_CA)
+                    scores.add(recorded.action_ids, best_C, recorded.action_weight)
+    of_forward, of_acting = forward.result(), acting.result()
+    if of_forward is None or of_acting is None:
         whole = f" of {domain.window} whole steps, whose last one is compared in a clip" if domain.video else ""
         raise ValueError(f"{store.directory}, split {split!r}: found nothing to compare in {len(chosen)} windows, "
                          f"expected windows{whole}")
     counts = np.concatenate(found)
-    forward, acting = counts[:, 2:4].mean(axis=0).tolist()
-    return ReplayedFrames(len(chosen), len(counts), int(counts[:, 0].sum()), int(counts[:, 1].sum()), forward, acting,
-                          float(counts[:, 4].max()))
+    return ReplayedFrames(len(chosen), len(counts), int(counts[:, 0].sum()), int(counts[:, 1].sum()),
+                          of_forward.accuracy, of_acting.accuracy, float(counts[:, 2].max()), of_forward, of_acting)
 
 
 class _Forward:
@@ -152,18 +164,14 @@ def _observations(domain: Domain, fields: Any, episode: Episode, start: int, cou
             for t in range(count)]
 
 
-def _compare(ids: np.ndarray, forward: np.ndarray, acting: np.ndarray, domain: Domain) -> np.ndarray:
-    """(choices, 5) of one action: different, near tie, forward right, acting right, largest difference of a logit."""
-    assert domain.spec is not None
-    automaton, state, rows, choice = domain.spec.automaton, domain.spec.automaton.start, [], 0
-    for place, token in enumerate(ids.tolist()):
+def _compare(step: Step, forward_CA: np.ndarray, acting_CA: np.ndarray, bound: BoundSpec) -> np.ndarray:
+    """(choices, 3) of one action: different, near tie, largest difference of a logit."""
+    automaton, rows = bound.automaton, []
+    for state, forward_A, acting_A in zip(step.action_choices[step.action_choices >= 0], forward_CA, acting_CA,
+                                          strict=True):
         legal_A = automaton.next_QA[state] >= 0
-        if legal_A.sum() > 1:
-            ours, theirs, legal = forward[place][legal_A], acting[choice][legal_A], automaton.ids_A[legal_A]
-            second, best = np.sort(ours)[-2:]
-            near, differ = best - second <= NEAR, np.argmax(ours) != np.argmax(theirs)
-            rows.append((differ and not near, near, legal[np.argmax(ours)] == token, legal[np.argmax(theirs)] == token,
-                         np.max(np.abs(ours - theirs))))
-            choice += 1
-        state = automaton.advance(state, token)
-    return np.asarray(rows, np.float64).reshape(-1, 5)
+        ours, theirs = forward_A[legal_A], acting_A[legal_A]
+        second, best = np.sort(ours)[-2:]
+        near, differ = best - second <= NEAR, np.argmax(ours) != np.argmax(theirs)
+        rows.append((differ and not near, near, np.max(np.abs(ours - theirs))))
+    return np.asarray(rows, np.float64).reshape(-1, 3)
