@@ -43,9 +43,14 @@ def save(path: Path, *, unit: str, bars: Mapping[str, Mapping[str, float]] | Non
 
 def _draw_bars(place: Axes, panel: Mapping[str, float]) -> None:
     drawn = place.barh(list(panel), list(panel.values()), color=COLOURS[0])
-    place.bar_label(drawn, fmt="{:.3g}", padding=2)
+    place.bar_label(drawn, fmt=_short, padding=2)
     place.invert_yaxis()
     place.margins(x=0.15)
+
+
+def _short(value: float) -> str:
+    """Three digits, and no power of ten where a reader expects thousands: 0.123, 12.3, 1,234."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _draw_lines(place: Axes, panel: Mapping[str, Sequence[tuple[float, float]]]) -> None:

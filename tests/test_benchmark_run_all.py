@@ -107,6 +107,16 @@ def test_a_file_of_other_content_is_refused_before_anything_runs(fakes: tuple[An
     assert not (tmp_path / "docs").exists()
 
 
+def test_a_bar_shows_its_value_without_a_power_of_ten(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    from benchmark_plots import save
+
+    save(tmp_path / "a.svg", unit="windows/s", bars={"fast": {"ours": 1052.4, "theirs": 0.12345, "other": 98.76}})
+    drawn = (tmp_path / "a.svg").read_text()
+    assert all(f">{label}<" in drawn for label in ("1,052", "0.123", "98.8"))
+    assert "e+0" not in drawn
+
+
 def test_figures_of_another_form_cost_the_plot_alone(tmp_path: Path):
     drawn = write_plots({"train_step": {"status": "ok", "figures": {"else": 1}}}, tmp_path / "plots")
     assert drawn == {"train_step": "its JSON is of another form than the plot expects (KeyError('cases'))"}

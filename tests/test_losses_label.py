@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,23 @@ def apply(params, batch):
 def both(output, batch, weight):
     sums, weights = loss_sums(output, batch, 4), loss_weights(batch, 4, HIDDEN, classes=True)
     return {form: total(sums, weights, LossConfig(form=form, label=weight)) for form in ("mean", "eq5")}, sums, weights
+
+
+def test_the_head_computes_in_the_wider_of_the_models_type_and_f32(batch):
+    model = dataclasses.replace(HEADED, dtype="float64")
+    with jax.enable_x64():
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), random_params(HEADED))
+        tokens_BFVD = np.random.default_rng(0).normal(size=(4, 2, V, HEADED.vision.width))
+        clip_BF = np.asarray([[0, 0], [0, 1], [0, 0], [0, 1]], np.int32)
+        classes_BY: Any = Agent(model).apply({"params": params}, tokens_BFVD, clip_BF, method="classify")
+    assert classes_BY.dtype == np.float64
+    mean_BD = np.stack([tokens_BFVD[b, clip_BF[b] == 0, 0].mean(axis=0) for b in range(4)])
+    expected_BY = mean_BD @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+    np.testing.assert_allclose(classes_BY, expected_BY, rtol=0, atol=1e-12)
+    half = Agent(dataclasses.replace(HEADED, dtype="bfloat16"))
+    rounded: Any = half.apply({"params": random_params(HEADED)}, tokens_BFVD.astype(jnp.bfloat16), clip_BF,
+                         method="classify")
+    assert rounded.dtype == np.float32
 
 
 def test_the_loss_of_labels_is_their_mean_cross_entropy_by_domain(batch):

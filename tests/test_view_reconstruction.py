@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agent_jax.view.reconstruction import reconstruct, write_reconstruction
+from agent_jax.view.reconstruction import masked_title, reconstruct, write_reconstruction
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 PATCH, SIDE = 8, 3
@@ -73,3 +73,9 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"found .* expected"):
             reconstruct(*wrong, mean=MEAN, std=STD)
+
+
+def test_the_title_says_how_many_patches_are_hidden() -> None:
+    mask = np.arange(49)[None] < np.asarray([[37], [37]])  # what a ratio of 75% hides: 75.5%, not 76%
+    assert masked_title(mask) == "masked (37 of 49 hidden)"
+    assert masked_title(np.arange(4)[None] < np.asarray([[1], [3]])) == "masked (1 to 3 of 4 hidden)"

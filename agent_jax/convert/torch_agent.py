@@ -447,10 +447,11 @@ class Agent(nn.Module):
     def classify(self, tokens_BFVD: Tensor, clip_BF: Tensor) -> Tensor:
         """classes_BY of each row's first clip, from the mean of its images' CLS; a video model's are equal copies."""
         assert self.classifier is not None
-        member_BF = (clip_BF == clip_BF[:, :1]).float()
-        mean_BD = (member_BF[..., None] * tokens_BFVD[:, :, 0].float()).sum(1) / member_BF.sum(1, keepdim=True)
+        wide = torch.promote_types(tokens_BFVD.dtype, torch.float32)
+        member_BF = (clip_BF == clip_BF[:, :1]).to(wide)
+        mean_BD = (member_BF[..., None] * tokens_BFVD[:, :, 0].to(wide)).sum(1) / member_BF.sum(1, keepdim=True)
         with torch.autocast(mean_BD.device.type, enabled=False):
-            return F.linear(mean_BD, self.classifier.weight.float(), self.classifier.bias.float())
+            return F.linear(mean_BD, self.classifier.weight.to(wide), self.classifier.bias.to(wide))
 
 
 def tensor_names(path: Path, prefix: str) -> list[str]:

@@ -60,7 +60,7 @@ class Agent(nn.Module):
         self.connector = Dense((c.language.width,), dtype)
         self.language = LanguageModel(c.language, dtype, c.remat, c.unroll, self.attention)
         if c.classes:
-            self.classifier = Dense((c.classes,), jnp.dtype(jnp.float32))
+            self.classifier = Dense((c.classes,), jnp.promote_types(dtype, jnp.float32))
         self.mae = MaeDecoder(c.mae, c.vision.patch_size**2 * 3, grid, dtype, c.remat, c.unroll, self.attention)
 
     def __call__(
@@ -97,13 +97,14 @@ class Agent(nn.Module):
         return AgentOutput(logits_BTK, predicted, pixels, mask, classes_BY)
 
     def classify(self, tokens_BFVD: jax.Array, clip_BF: jax.Array) -> jax.Array:
-        """classes_BY, f32 logits of the class of each row's first clip, from the CLS of its images (B, F, V, D).
+        """classes_BY, logits of the class of each row's first clip, from the CLS of its images (B, F, V, D).
 
         In a model with temporal attention they are copies of one CLS. In one without, each is of its own image, and
-        their mean stands for the clip.
+        their mean stands for the clip. Logits are f32, or of the model's type where that is wider.
         """
-        member_BF = (clip_BF == clip_BF[:, :1]).astype(jnp.float32)
-        sum_BD = jnp.einsum("BF,BFD->BD", member_BF, tokens_BFVD[:, :, 0].astype(jnp.float32))
+        f32 = jnp.promote_types(tokens_BFVD.dtype, jnp.float32)
+        member_BF = (clip_BF == clip_BF[:, :1]).astype(f32)
+        sum_BD = jnp.einsum("BF,BFD->BD", member_BF, tokens_BFVD[:, :, 0].astype(f32))
         return self.classifier(sum_BD / jnp.sum(member_BF, axis=1, keepdims=True))
 
     def encode(self, frames_BFHWC: jax.Array, clip_BF: jax.Array) -> jax.Array:

@@ -48,16 +48,20 @@ def write_reconstruction(
     side = size * scale
     picture = Image.new("RGB", (3 * side + 4 * _GAP, _HEAD + len(frames) * (side + _GAP)), _PAPER)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_FONT_SIZE)
-    hidden = float(np.mean(np.asarray(mask) != 0))
-    for column, (title, images) in enumerate(
-        zip(("input", f"masked ({hidden:.0%} hidden)", "reconstruction"), three, strict=True)
-    ):
+    for column, (title, images) in enumerate(zip(("input", masked_title(mask), "reconstruction"), three, strict=True)):
         left = _GAP + column * (side + _GAP)
         draw.text((left, _HEAD // 2), title, _INK, font, anchor="lm")
         for row, image in enumerate(images):
             enlarged = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
             picture.paste(enlarged, (left, _HEAD + row * (side + _GAP)))
     picture.save(Path(path), "png")
+
+
+def masked_title(mask: np.ndarray) -> str:
+    """What is hidden of an image by a mask (F, P): patches, since a ratio of 75% hides 37 of 49, which is 75.5%."""
+    hidden_F = (np.asarray(mask) != 0).sum(axis=1)
+    least, most = int(hidden_F.min(initial=mask.shape[1])), int(hidden_F.max(initial=0))
+    return f"masked ({most if least >= most else f'{least} to {most}'} of {mask.shape[1]} hidden)"
 
 
 def reconstruct(
