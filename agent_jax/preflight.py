@@ -18,6 +18,7 @@ from etils import epath
 import agent_jax
 from agent_jax.config import Config
 from agent_jax.convert.hub import located
+from agent_jax.extras import install
 from agent_jax.kernels import CUDNN_CAPABILITY, PLATFORM, has_no_cudnn
 from agent_jax.models.agent import training_visual_tokens
 from agent_jax.restart import by_name
@@ -113,9 +114,9 @@ def _missing_devices(config: Config) -> list[str]:
     if not wanted or wanted == found:
         return []
     extra = {"tpu": "tpu", "gpu": "cuda"}.get(wanted)
-    install = f'; there, install it with pip install "agent_jax[{extra}]"' if extra else ""
+    how = f"; there, install it with {install(extra)}" if extra else ""
     return [f"config.mesh.platform={wanted!r}, but JAX finds {jax.device_count()} device(s) of {found!r} here. Start "
-            f"it on such a machine{install}; or pass --config.mesh.platform={found} to try it on this one, or the "
+            f"it on such a machine{how}; or pass --config.mesh.platform={found} to try it on this one, or the "
             "variant :smoke where the config has it"]
 
 
@@ -147,7 +148,7 @@ def _missing_files(config: Config) -> list[str]:
         lines.append(_not_found("config.vocabulary.tokenizer", tokenizer))
     simulators = {config.data.demonstrations.environment, config.closed_loop.environment} - {""}
     if "babyai" in simulators and importlib.util.find_spec("minigrid") is None:
-        lines.append('the simulator of babyai is not installed: pip install "agent_jax[babyai]"')
+        lines.append(f"the simulator of babyai is not installed: {install('babyai')}")
     if gathered and not os.access(_existing_parent(config.data.directory), os.W_OK):
         lines.append(f"config.data.directory={config.data.directory} cannot be written to; pass another "
                      "--config.data.directory=DIR")

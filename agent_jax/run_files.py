@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import logging
 from etils import epath
 
+from agent_jax.extras import install
 from agent_jax.metrics import METRICS_FILE
 
 COPY_EVERY_S = 300.0  # TensorBoard's file is copied whole each time
@@ -35,8 +36,7 @@ def workdir_path(given: str) -> epath.Path:
     if scheme != "gs":
         raise ValueError(f"--workdir={given}: expected a directory or gs://BUCKET/DIR; take one of them, {mount}")
     if importlib.util.find_spec("gcsfs") is None:
-        raise ValueError(f'--workdir={given}: gcsfs, which reads buckets, is not installed: pip install '
-                         f'"agent_jax[gcs]"; {mount}')
+        raise ValueError(f"--workdir={given}: gcsfs, which reads buckets, is not installed: {install('gcs')}; {mount}")
     return epath.Path(given)
 
 

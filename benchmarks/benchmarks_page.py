@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent_jax.extras import install
+
 Runs = Mapping[str, Mapping[str, Any]]  # by benchmark, as in benchmarks.json
 SAMPLES = ("seconds", "all_seconds")  # lists of single measurements: nothing to compare
 HEAD = """# Benchmarks
@@ -88,7 +90,7 @@ def write_plots(runs: Runs, directory: Path) -> dict[str, str]:
             save(directory / f"{name}.svg", **PLOTS[name](run["figures"]))
             drawn[name] = f"{directory.name}/{name}.svg"
         except ModuleNotFoundError as error:
-            drawn[name] = f'{error.name} is not installed (`pip install "agent_jax[benchmarks]"`)'
+            drawn[name] = f"{error.name} is not installed (`{install('benchmarks')}`)"
         except (KeyError, TypeError, ValueError, IndexError) as error:
             drawn[name] = f"its JSON is of another form than the plot expects ({error!r})"
     return drawn

@@ -131,5 +131,5 @@ def test_levels_may_be_written_as_minigrid_writes_them() -> None:
 def test_a_missing_simulator_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minigrid", None)
     monkeypatch.delitem(sys.modules, "agent_jax.envs.babyai")
-    with pytest.raises(ModuleNotFoundError, match=r'needs minigrid, .* pip install "agent_jax\[babyai\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'needs minigrid, .* pip install -e "\.\[babyai\]"'):
         load("babyai")

@@ -114,5 +114,5 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         metaworld.make("reach", 0)
     monkeypatch.setitem(sys.modules, "mujoco", None)
     monkeypatch.delitem(sys.modules, "agent_jax.envs.metaworld")
-    with pytest.raises(ModuleNotFoundError, match=r'needs mujoco, .* pip install "agent_jax\[metaworld\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'needs mujoco, .* pip install -e "\.\[metaworld\]"'):
         load("metaworld")

@@ -183,5 +183,5 @@ def test_actions_have_names_and_mistakes_are_named(monkeypatch: pytest.MonkeyPat
         vizdoom.make("GoTo2", 0)
     monkeypatch.setitem(sys.modules, "vizdoom", None)
     monkeypatch.delitem(sys.modules, "agent_jax.envs.vizdoom")
-    with pytest.raises(ModuleNotFoundError, match=r'needs vizdoom, .* pip install "agent_jax\[vizdoom\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'needs vizdoom, .* pip install -e "\.\[vizdoom\]"'):
         load("vizdoom")

@@ -41,6 +41,7 @@ LAYERS = {
     "agent_jax.vocabulary": 0,
     "agent_jax.text_tokenizer": 0,
     "agent_jax.kernels": 0,
+    "agent_jax.extras": 0,
     "agent_jax.json_files": 0,
     "agent_jax.plain_pickle": 0,
     "agent_jax.text_table": 0,

@@ -249,7 +249,7 @@ def test_the_operations_of_cudnns_kernels_are_those_of_their_products():
 
 @pytest.mark.tpu_compile
 def test_the_train_step_with_splash_compiles_for_tpu_v4():
-    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler: pip install 'agent_jax[tpu]'")
+    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler: pip install -e '.[tpu]'")
     config, batch = kernel_run("splash", slots=600)
     mesh, optimizer = make_mesh(config.mesh, find_topology("v4-8").described_devices()), optax.sgd(1.0)
     spec = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cuda_compile
 @pytest.fixture(autouse=True)
 def needs_the_compiler():
     if not has_compiler():
-        pytest.skip("needs jax's CUDA plugin: pip install 'agent_jax[cuda]'")
+        pytest.skip("needs jax's CUDA plugin: pip install -e '.[cuda]'")
 
 
 @pytest.mark.parametrize(("variant", "topology"), [

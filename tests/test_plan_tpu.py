@@ -27,7 +27,7 @@ CONFIGS = [("tpu_v4.py", "v4-32"), ("tpu_v5e.py", "v5e-16"), ("tpu_v4.py:opt-1.3
 @pytest.fixture(autouse=True)
 def needs_libtpu():
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs libtpu, the TPU's compiler: pip install 'agent_jax[tpu]'")
+        pytest.skip("needs libtpu, the TPU's compiler: pip install -e '.[tpu]'")
 
 
 def plan(root, config, topology, *arguments):

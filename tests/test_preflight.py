@@ -26,7 +26,7 @@ def test_everything_missing_is_named_in_one_message_with_its_flag(tmp_path: Path
     with pytest.raises(ValueError, match="this run cannot begin on this machine") as refusal:
         check_machine(config)
     message = str(refusal.value)
-    for part in ("config.mesh.platform='tpu'", "8 device(s) of 'cpu'", 'pip install "agent_jax[tpu]"',
+    for part in ("config.mesh.platform='tpu'", "8 device(s) of 'cpu'", 'pip install -e ".[tpu]"',
                  "--config.mesh.platform=cpu", f"config.data.domains.tiles.path={tmp_path / 'no-data'}: not found",
                  "--config.data.domains.tiles.path=DIR", "--config.vocabulary.tokenizer=PATH",
                  "--config.init.pretrained.vision=PATH", "--config.init.checkpoint=PATH", "the plan of this run:"):

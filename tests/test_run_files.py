@@ -36,7 +36,7 @@ def test_storage_that_cannot_be_written_to_is_refused_with_what_to_do(monkeypatc
     with pytest.raises(ValueError, match=r"--workdir=s3://b/run: expected a directory or gs://BUCKET/DIR; .*mount"):
         workdir_path("s3://b/run")
     monkeypatch.setattr(run_files.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'--workdir=gs://b/run: gcsfs.*is not installed: pip install "agent_jax\[gcs'):
+    with pytest.raises(ValueError, match=r'--workdir=gs://b/run: gcsfs.*is not installed: pip install -e "\.\[gcs'):
         workdir_path("gs://b/run")
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from agent_jax.checkpoint_meta import DamagedCheckpointError
 from agent_jax.cluster import USER_ERROR
 from agent_jax.convert.parity import ParityError
+from agent_jax.extras import install
 from agent_jax.json_files import json_path, write_json
 
 
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if error.name not in ("torch", "transformers"):
             raise
-        print(f'error: {options.command} needs {error.name}: pip install "agent_jax[torch]"', file=sys.stderr)
+        print(f"error: {options.command} needs {error.name}: {install('torch')}", file=sys.stderr)
     except ParityError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -25,6 +25,7 @@ from agent_jax.config_fields import field_comments
 from agent_jax.data.prepare_config import PrepareConfig, read_prepare_config
 from agent_jax.data.sources import DESCRIPTIONS
 from agent_jax.data.sources.source import BadDataError
+from agent_jax.extras import install
 from agent_jax.json_files import json_path, write_json
 
 _USER_ERROR = 2  # as cluster.USER_ERROR, which comes with jax
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options, rest)
     except ModuleNotFoundError as error:
-        print(f'error: {options.command} needs {error.name}: pip install "agent_jax[data]"', file=sys.stderr)
+        print(f"error: {options.command} needs {error.name}: {install('data')}", file=sys.stderr)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, BadDataError) and options.command == "check" else _USER_ERROR

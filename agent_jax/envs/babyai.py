@@ -25,6 +25,7 @@ import numpy as np
 
 from agent_jax.actions import BABYAI
 from agent_jax.envs import Action, Observation
+from agent_jax.extras import install
 
 try:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # minigrid imports pygame, which greets on stdout.
@@ -37,7 +38,7 @@ except ModuleNotFoundError as error:
     if error.name not in ("gymnasium", "minigrid"):
         raise
     raise ModuleNotFoundError(
-        f'the environment "babyai" needs {error.name}, which is not installed: pip install "agent_jax[babyai]"',
+        f'the environment "babyai" needs {error.name}, which is not installed: {install("babyai")}',
         name=error.name,
     ) from error
 

@@ -23,6 +23,7 @@ import numpy as np
 from agent_jax.envs import Action, Observation
 from agent_jax.envs.random_actions import uniform_actions
 from agent_jax.envs.specs import METAWORLD, METAWORLD_STATE
+from agent_jax.extras import install
 
 try:
     os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported; a machine without a display has no other
@@ -33,7 +34,7 @@ except ModuleNotFoundError as error:
     if error.name not in ("mujoco", "metaworld", "packaging"):
         raise
     raise ModuleNotFoundError(
-        f'the environment "metaworld" needs {error.name}, which is not installed: pip install "agent_jax[metaworld]"',
+        f'the environment "metaworld" needs {error.name}, which is not installed: {install("metaworld")}',
         name=error.name,
     ) from error
 

@@ -32,6 +32,7 @@ from agent_jax.envs import Action, Observation
 from agent_jax.envs.doom_wad import COLORS, KINDS, MAP, ROOM, actor_name, scenario
 from agent_jax.envs.random_actions import uniform_actions
 from agent_jax.envs.specs import VIZDOOM, VIZDOOM_BUTTONS
+from agent_jax.extras import install
 
 try:
     import vizdoom
@@ -39,7 +40,7 @@ except ModuleNotFoundError as error:
     if error.name != "vizdoom":
         raise
     raise ModuleNotFoundError(
-        'the environment "vizdoom" needs vizdoom, which is not installed: pip install "agent_jax[vizdoom]"',
+        f'the environment "vizdoom" needs vizdoom, which is not installed: {install("vizdoom")}',
         name=error.name,
     ) from error
 

@@ -25,6 +25,7 @@ from agent_jax.evaluate.replay_actions import format_replayed, gathered_from, re
 from agent_jax.evaluate.replay_frames import replay_frames
 from agent_jax.evaluate.rollouts import Recording
 from agent_jax.evaluate.simulators import Simulators
+from agent_jax.extras import install
 from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import write_json
 from agent_jax.policy import Policy
@@ -76,7 +77,7 @@ def offline_command(options: argparse.Namespace) -> int:
                                rows_limit=options.rows) for domain in domains]
     _say(format_scores(scores))
     if any(one.action and one.bleu4 is None for one in scores):
-        _say('BLEU-4 needs sacrebleu, which is not installed: pip install "agent_jax[evaluate]"')
+        _say(f"BLEU-4 needs sacrebleu, which is not installed: {install('evaluate')}")
     _write(options, trained, {"domains": [dataclasses.asdict(one) for one in scores]})
     return 0
 

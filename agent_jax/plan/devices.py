@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from agent_jax.extras import install
 from agent_jax.plan.gpu_target import has_compiler
 from agent_jax.plan.topology import Topology
 
@@ -25,8 +26,8 @@ def prepare(topology: Topology) -> tuple[list[Any], str]:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # what is read from there was warned of long ago
     compiler, extra = ("libtpu", "tpu") if topology.is_tpu else ("the compiler for GPUs", "cuda")
-    why = (f'{compiler} is not installed here: python -m venv .venv-{extra} && .venv-{extra}/bin/pip install -e '
-           f'".[{extra}]", then .venv-{extra}/bin/python -m agent_jax.plan')
+    why = (f"{compiler} is not installed here: python -m venv .venv-{extra} && .venv-{extra}/bin/{install(extra)}, "
+           f"then .venv-{extra}/bin/python -m agent_jax.plan")
     if importlib.util.find_spec("libtpu") is not None if topology.is_tpu else has_compiler():
         try:
             return topology.described_devices(), ""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 
 from agent_jax.client.connection import TOKEN_VARIABLE
+from agent_jax.extras import install
 from agent_jax.serve.options import ServeOptions, read_token
 
 _HELP = {
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _serve(options)
     except ModuleNotFoundError as error:
-        print(f'error: serving needs {error.name}: pip install "agent_jax[serve]"', file=sys.stderr)
+        print(f"error: serving needs {error.name}: {install('serve')}", file=sys.stderr)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
     else:

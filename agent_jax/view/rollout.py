@@ -20,6 +20,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from agent_jax.extras import install
+
 _SIDE = 336  # pixels of the enlarged frame, at least
 _MARGIN, _FONT_SIZE, _LINE = 8, 17, 22
 _INK, _PALE, _PAPER = (25, 25, 25), (120, 120, 120), (250, 250, 250)
@@ -89,8 +91,8 @@ def check_format(kind: Format) -> None:
         ModuleNotFoundError: an MP4, and PyAV is not installed; says how to install it.
     """
     if kind == "mp4" and usual_format() != "mp4":
-        raise ModuleNotFoundError('an MP4 needs av, which is not installed: pip install "agent_jax[data]", or write a '
-                                  "GIF", name="av")
+        raise ModuleNotFoundError(f"an MP4 needs av, which is not installed: {install('data')}, or write a GIF",
+                                  name="av")
 
 
 def write_recording(directory: str | os.PathLike[str], recording: Recorded, *, kind: Format = "gif",
