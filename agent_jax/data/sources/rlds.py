@@ -74,8 +74,9 @@ class RldsSource:
         state = declared_spec(StateSpec, self.state_spec)
         own_hz = float(metadata.get("rate_hz") or 0)
         if own_hz and config.rate_hz and abs(config.rate_hz / own_hz - 1) > 0.01:
-            raise ValueError(f"config.rate_hz={config.rate_hz:g}: {directory / METADATA_FILE} says {own_hz:g} steps a second, and this "
-                             "source takes all of them; leave it out, or prepare the original data at that rate")
+            raise ValueError(f"config.rate_hz={config.rate_hz:g}: {directory / METADATA_FILE} says {own_hz:g} steps a "
+                             "second, and this source takes all of them; leave it out, or prepare the original data at "
+                             "that rate")
         self.rate_hz: float = config.rate_hz or own_hz or (spec.rate_hz if spec else 0.0)
         self._drop_last = last_action == "drop"
         names = FeatureNames(str(directory), self._fields, config)
