@@ -79,10 +79,7 @@ def test_images_are_resized_as_training_does_and_left_alone_where_they_fit(tmp_p
 @pytest.mark.parametrize("image_size", [0, 16])
 def test_a_turned_image_is_stored_upright_without_the_tag(tmp_path, image_size):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    exif, buffer = Image.Exif(), io.BytesIO()
-    exif[0x0112] = 6
-    Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(buffer, "png", exif=exif)
-    steps = [SourceStep(images={"rgb": buffer.getvalue()}, actions={})]
+    steps = [SourceStep(images={"rgb": png(np.ascontiguousarray(np.rot90(pixels)), 6)}, actions={})]
     source = Given([SourceEpisode("e", "what is it?", steps, answer="a cat")], Schema({"rgb": (16, 16)}, {},
                                                                                       answers=True), {})
     (record,) = stored(source, PrepareConfig(encoding="png", image_size=image_size), tmp_path / "set")
@@ -382,14 +379,16 @@ def test_several_cameras_answers_and_labels_are_stored(tmp_path):
     assert prepare_image(record.values("steps/observation/wrist", 0, 1)[0], 0).shape == (4, 6, 3)
 
 
-def depth_png() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((8, 8), 1500, np.uint16)).save(buffer, "png")
+def png(pixels: np.ndarray, orientation: int = 1) -> bytes:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(buffer, "png", exif=exif)
     return buffer.getvalue()
 
 
 NOT_WHOLE = jpeg(3, (8, 8))[:-200]
-DEPTH = depth_png()
+DEPTH = png(np.full((8, 8), 1500, np.uint16))
+LYING = png(np.zeros((8, 9, 3), np.uint8), 6)
 BOMB = re.sub(rb"(?s)(\xff\xc0...).{4}", lambda found: found[1] + (65_000).to_bytes(2, "big") * 2, jpeg(3, (8, 8)))
 
 
@@ -400,6 +399,8 @@ BOMB = re.sub(rb"(?s)(\xff\xc0...).{4}", lambda found: found[1] + (65_000).to_by
     ({"steps": [step(images={"wrist": b""})]}, r"no image of camera 'rgb'; found \['wrist'\]"),
     ({"steps": [step(), step(images={"rgb": jpeg(0, (8, 9))})]},
      "step 1, camera 'rgb': the image is 8 x 9 pixels, but 8 x 8 in the rest of the data; set config.image_size"),
+    ({"steps": [step(), step(images={"rgb": LYING})]},
+     "the image is 9 x 8 pixels upright .its EXIF orientation .*image_size"),
     ({"steps": [step(images={"rgb": NOT_WHOLE})]}, "camera 'rgb': image: .* that Pillow cannot read .Truncated"),
     ({"steps": [step(images={"rgb": b"nonsense"})]}, "camera 'rgb': image: 8 bytes that Pillow cannot read"),
     ({"steps": [step(images={"rgb": DEPTH})]}, "camera 'rgb': image: PNG of mode 'I;16' .*expected 8 bits a channel"),

@@ -58,6 +58,17 @@ def test_where_one_side_grows_and_the_other_shrinks_it_is_pillows_up_to_two_leve
     assert np.abs(transforms.resize(image, size).astype(int) - pillows.astype(int)).max() <= 2
 
 
+@pytest.mark.parametrize("shape", [(33, 170), (170, 33), (56, 90), (90, 56), (31, 47)])
+def test_an_image_that_is_resized_strip_by_strip_is_the_same(monkeypatch, shape):
+    image = np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for size in ((56, 56), (20, 224), (224, 20), (56, 90)):
+        whole = transforms.resize(image, size)
+        with monkeypatch.context() as patch:
+            patch.setattr(transforms, "_STRIPED_BYTES", 1000)
+            patch.setattr(transforms, "_KEPT_BYTES", 7 * 3 * shape[0])  # strips of 7 columns
+            np.testing.assert_array_equal(transforms.resize(image, size), whole)
+
+
 @pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 30}])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_a_jpeg_of_any_kind_gives_the_pixels_that_pillow_gives(mode, options):

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from agent_jax.actions import ActionSpec, StateSpec
-from agent_jax.data.pictures import PILLOW_ERRORS, open_picture, orientation_of, unreadable
+from agent_jax.data.pictures import PILLOW_ERRORS, open_picture, orientation_of, read_header, unreadable
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.record_serializer import record_serializer
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, Shapes, Source, SourceEpisode, SourceStep
@@ -190,8 +190,10 @@ class RecordMaker:
             raise BadDataError(f"{where}: {error}") from error
         if pixels.shape[:2] != size:
             height, width = pixels.shape[:2]
-            raise BadDataError(f"{where}: the image is {height} x {width} pixels, but {size[0]} x {size[1]} in the "
-                               "rest of the data; set config.image_size to bring all to one size")
+            turned = isinstance(image, bytes) and read_header(image).orientation != 1
+            upright = " upright (its EXIF orientation turns it)" if turned else ""
+            raise BadDataError(f"{where}: the image is {height} x {width} pixels{upright}, but {size[0]} x {size[1]} "
+                               "in the rest of the data; set config.image_size to bring all to one size")
         return encode_png(pixels) if self._config.encoding == "png" else encode_jpeg(pixels)
 
 

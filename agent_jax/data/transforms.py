@@ -39,6 +39,7 @@ from agent_jax.data.pictures import (
 # given: of an image of 8 MB and one line, 2 GB.
 LONGEST_SIDE = 8192
 
+_STRIPED_BYTES = 2**25  # of pixels; a larger image is resized strip by strip, not to be held three times
 _KEPT_BYTES = 2**22  # a larger image's buffers are given back; to make them anew is little beside resizing it
 
 
@@ -64,13 +65,28 @@ def prepare_image(image: np.ndarray | bytes, size: int) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The uint8 (height, width, 3) image at another `size` (height, width), by the filter that is said above."""
+    """The uint8 (height, width, 3) image at another `size` (height, width), by the filter that is said above.
+
+    Raises:
+        ValueError: it would take more memory than `limits` allows, as 224 lines of the width of one long line do.
+    """
+    height, width, _ = image.shape
+    check_unpacked(3 * max(size[0], height) * width, image.nbytes,
+                   f"image of {height} x {width} pixels resized to {size[0]} x {size[1]}")
+    if image.nbytes <= _STRIPED_BYTES:
+        return _resized(image, size)
+    # The resizer copies what it is given. It makes the lines first and then their columns, so that lines made strip by
+    # strip are the same.
+    columns = max(1, _KEPT_BYTES // (3 * height))
+    strips = (image[:, left : left + columns] for left in range(0, width, columns))
+    lines = np.concatenate([_resized(strip, (size[0], strip.shape[1])) for strip in strips], axis=1)
+    return _resized(lines, size)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     resizer: Resizer | None = getattr(_of_thread, "resizer", None)
     if resizer is None:  # it has buffers of its own, which two threads cannot share
         resizer = _of_thread.resizer = Resizer()
-    # It makes all lines first, at the width that is given: of one long line 224 of them.
-    check_unpacked(3 * max(size[0], image.shape[0]) * image.shape[1], image.nbytes,
-                   f"image of {image.shape[0]} x {image.shape[1]} pixels resized to {size[0]} x {size[1]}")
     made = ImageData(size[1], size[0], PixelType.U8x3)
     given = ImageData(image.shape[1], image.shape[0], PixelType.U8x3, image.tobytes())
     resizer.resize(given, made, _BILINEAR)
