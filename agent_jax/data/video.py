@@ -26,6 +26,7 @@ from av.stream import Disposition
 
 from agent_jax.data.display_matrix import Turn, turn_of
 from agent_jax.data.limits import MAX_READ_VARIABLE, check_unpacked, max_extra_bytes
+from agent_jax.data.mp4_tables import check_tables
 
 # What may be opened: FFmpeg would take a text file for pictures of its letters, and a playlist may name other files.
 _FORMATS = "mov,avi,matroska,webm,mpeg,mpegts,asf,flv,ogg"
@@ -113,6 +114,7 @@ class _Reader:
             raise FileNotFoundError(f"{path}: not found; expected a video file")
         if not self.path.stat().st_size:
             raise ValueError(f"{path}: found 0 bytes, expected a video")
+        check_tables(self.path)
         self.turn: Turn | None = None  # of the first frame that was decoded
         self._max_pixels = (self.path.stat().st_size + max_extra_bytes()) // _BYTES_A_PIXEL
         # Of a size that only the pictures themselves state. Twice, since FFmpeg adds a border to them.
