@@ -54,6 +54,7 @@ REQUIRED = [
 
 DATA = [
     "av>=18.1,<19",  # FFmpeg
+    "h5py>=3.12,<4",  # robomimic, LIBERO
     "pyarrow>=21,<28",  # parquet
     "pydicom>=3.0.1,<4",  # decodes JPEG and RLE by Pillow and itself
     "pyyaml>=6,<7",

@@ -105,6 +105,24 @@ def state_spec(name: str, *, names: Sequence[str], key: str, low: Numbers = None
     return _with_bounds(spec.to_dict(), bounds, given=low is not None or high is not None)
 
 
+def osc_pose_spec(name: str, *, rate_hz: float = 20.0) -> dict[str, Any]:
+    """The ActionSpec of robosuite's controller OSC_POSE of changes, which LIBERO, robomimic and MimicGen act by.
+
+    Seven numbers in [-1, 1]: 5 cm and 0.5 rad at most.
+    """
+    return arm_spec(name, names=("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"), low=-1.0, high=1.0,
+                    unit=("m / 20", "m / 20", "m / 20", "rad / 2", "rad / 2", "rad / 2", ""), rate_hz=rate_hz,
+                    frame="robot base; the gripper is absolute, 1 closes", count=256)
+
+
+def osc_pose_state(name: str) -> dict[str, Any]:
+    """The StateSpec of LIBERO's arm: place and axis-angle of the hand, and two fingers."""
+    return state_spec(name, key="state", names=("x", "y", "z", "rx", "ry", "rz", "finger 0", "finger 1"),
+                      low=(-0.6, -0.6, 0.0, -3.2, -3.2, -3.2, 0.0, -0.05),
+                      high=(0.6, 0.6, 1.5, 3.2, 3.2, 3.2, 0.05, 0.0),
+                      unit=("m", "m", "m", "rad", "rad", "rad", "m", "m"), frame="world; axis-angle", count=256)
+
+
 def _bins(name: str, key: str, names: Sequence[str], prefix: str, low: Numbers, high: Numbers,
           unit: str | Sequence[str], count: int) -> tuple[Bins, ...]:
     if len(set(names)) != len(names):

@@ -111,6 +111,7 @@ ALLOWED = {
     "tqdm": ["agent_jax.data"],
     "pydicom": ["agent_jax.data.dicom", "agent_jax.data.dicom_grey"],
     "pyarrow": ["agent_jax.data.sources"],
+    "h5py": ["agent_jax.data.sources.hdf5_file"],
     "yaml": ["agent_jax.data.sources.calvin"],
     "safetensors": ["agent_jax.convert"],
     "tensorboardX": ["agent_jax.metrics"],

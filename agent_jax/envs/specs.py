@@ -28,12 +28,6 @@ VIZDOOM = ActionSpec(
     absolute=False,
 )
 
-# LIBERO's controller (robosuite OSC_POSE) takes changes in [-1, 1]: 5 cm and 0.5 rad at most.
-LIBERO = ActionSpec.from_dict(presets.arm_spec(
-    "libero", names=("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"), low=-1.0, high=1.0,
-    unit=("m / 20", "m / 20", "m / 20", "rad / 2", "rad / 2", "rad / 2", ""), rate_hz=20.0,
-    frame="robot base; the gripper is absolute, 1 closes", count=256))
-LIBERO_STATE = StateSpec.from_dict(presets.state_spec(
-    "libero", key="state", names=("x", "y", "z", "rx", "ry", "rz", "finger 0", "finger 1"),
-    low=(-0.6, -0.6, 0.0, -3.2, -3.2, -3.2, 0.0, -0.05), high=(0.6, 0.6, 1.5, 3.2, 3.2, 3.2, 0.05, 0.0),
-    unit=("m", "m", "m", "rad", "rad", "rad", "m", "m"), frame="world; axis-angle", count=256))
+# The same as those of its demonstrations (agent_jax.data.sources.robomimic).
+LIBERO = ActionSpec.from_dict(presets.osc_pose_spec("libero"))
+LIBERO_STATE = StateSpec.from_dict(presets.osc_pose_state("libero"))

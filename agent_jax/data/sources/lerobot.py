@@ -42,9 +42,10 @@ from agent_jax.data.sources.lerobot_frames import PAIRINGS, EpisodeVideo, row_ti
 from agent_jax.data.sources.lerobot_info import Features
 from agent_jax.data.sources.lerobot_instructions import InstructionColumn, instruction_column
 from agent_jax.data.sources.lerobot_meta import EpisodeEntry, LeRobotMeta, read_info, read_meta
-from agent_jax.data.sources.lerobot_rows import EpisodeTables, Selection, select
+from agent_jax.data.sources.lerobot_rows import EpisodeTables
 from agent_jax.data.sources.parquet import column_numbers
 from agent_jax.data.sources.resampling import Resampling, stride_of
+from agent_jax.data.sources.selection import Selection, select
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 
 _DEFAULTS = {"action": "action", "state": "observation.state"}
@@ -208,12 +209,13 @@ def _selections(config: PrepareConfig, features: Features, spec: ActionSpec | St
                 own: str) -> dict[str, Selection]:
     """What each key of a spec is made of; without one, the key `own`."""
     if spec:
-        return {key: select(key, config.fields.get(key, _feature(key, features)), features, shape)
+        return {key: select(key, config.fields.get(key, _feature(key, features)), features.numbers,
+                            features.unusable, shape)
                 for key, (shape, _) in spec.fields.items()}
     text = config.fields.get(own, _DEFAULTS[own])
     if own == "state" and own not in config.fields and len(features.numbers.get(text, ())) != 1:
         return {}
-    return {own: select(own, text, features)}
+    return {own: select(own, text, features.numbers, features.unusable)}
 
 
 def _feature(key: str, features: Features) -> str:

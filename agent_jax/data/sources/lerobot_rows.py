@@ -1,77 +1,21 @@
 """The steps of a LeRobot episode as numbers and encoded images, out of parquet files that hold one episode or many.
 
-    file-000.parquet   [ row group | row group | ... ]   the groups that hold the episode are read, and kept
-                                                         for the next one, as a group may hold hundreds
-A column of a spec's key may be several, joined, or a part of one: `observation.state[0:7]`, `arm,gripper`.
+    file-000.parquet   [ row group | row group | ... ]   the groups that hold the episode are read
+
+They are kept for the next episode, as a group may hold hundreds.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from agent_jax.data.sources.lerobot_info import Features
 from agent_jax.data.sources.lerobot_meta import EpisodeEntry
 from agent_jax.data.sources.parquet import column_numbers, read_parquet
 from agent_jax.data.sources.source import BadDataError
-
-_PART = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<first>\d+)(?P<range>:(?P<stop>\d+))?\])?")
-
-
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """What a key's values are made of."""
-
-    shape: tuple[int, ...]
-    parts: tuple[tuple[str, int, int], ...]  # feature, first component, component after the last
-
-    def values(self, numbers: Mapping[str, np.ndarray]) -> np.ndarray:
-        """(steps, *shape) out of the columns."""
-        joined = np.concatenate([numbers[name][:, first:stop] for name, first, stop in self.parts], axis=1)
-        return joined.reshape(-1, *self.shape)
-
-
-def select(key: str, text: str, features: Features, shape: tuple[int, ...] | None = None) -> Selection:
-    """The selection that `config.fields.KEY=text` means.
-
-    Args:
-        key: of a spec.
-        text: features, joined by commas, each whole or with components `[i]`, `[i:j]`.
-        features: of the data.
-        shape: that the spec expects; None: whatever it is.
-
-    Raises:
-        ValueError: no such feature or component, or another size than the spec expects.
-    """
-    where = f"config.fields.{key}={text!r}"
-    shapes, parts = features.numbers, []
-    for piece in text.split(","):
-        match = _PART.fullmatch(piece.strip())
-        name = match["name"] if match else piece
-        if name in features.unusable:
-            raise ValueError(f"{where}: {features.unusable[name]}")
-        if match is None or name not in shapes:
-            raise ValueError(f"{where}: no feature {name!r} that holds numbers; expected one of {', '.join(shapes)}, "
-                             "or a part such as FEATURE[0:3]")
-        if len(shapes[name]) != 1:
-            raise ValueError(f"{where}: {name!r} has shape {list(shapes[name])}, expected a vector")
-        size = shapes[name][0]
-        first = int(match["first"] or 0)
-        stop = size if not match["first"] else int(match["stop"]) if match["range"] else first + 1
-        if not first < stop <= size:
-            raise ValueError(f"{where}: {name!r} has {size} numbers, expected a part of them")
-        parts.append((name, first, stop))
-    found = sum(stop - first for _, first, stop in parts)
-    if shape is not None and int(np.prod(shape)) != found:
-        raise ValueError(f"{where}: {found} numbers, but the spec expects shape {list(shape)} for {key!r}; choose "
-                         "components as FEATURE[0:3], or correct the spec")
-    return Selection((found,) if shape is None else shape, tuple(parts))
 
 
 class EpisodeTables:
