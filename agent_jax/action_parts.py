@@ -71,8 +71,14 @@ class FixedPart:
 
     @property
     def place(self) -> str:
-        """How errors name the value."""
+        """Where the value stands."""
         return self.key if self.index is None else f"{self.key}[{self.index}]"
+
+    @property
+    def named(self) -> str:
+        """The place, and the name of the number where it has one: "action[0] (dx)"."""
+        name = getattr(self, "name", "")
+        return f"{self.place} ({name})" if name not in ("", self.place) else self.place
 
     def grammar(self, ids: Sequence[int], follow: Transitions, make_state: MakeState) -> Transitions:
         """Ways into this part, `follow` being the ways out of it."""
@@ -99,10 +105,10 @@ class Bins(FixedPart):
         object.__setattr__(self, "low", float(self.low))
         object.__setattr__(self, "high", float(self.high))
         if not -_LARGEST < self.low < self.high < _LARGEST:
-            raise ValueError(f"{self.place}: found bounds low={self.low}, high={self.high}, expected finite low < high")
-        check_count(self.place, "count", self.count, 2)  # one bin and the top edge
+            raise ValueError(f"{self.named}: found bounds low={self.low}, high={self.high}, expected finite low < high")
+        check_count(self.named, "count", self.count, 2)  # one bin and the top edge
         if not all(self.symbols(stored(self.value([k]))) == [k] for k in range(self.count)):
-            raise ValueError(f"{self.place}: {self.count} bins over [{self.low}, {self.high}] are narrower than "
+            raise ValueError(f"{self.named}: {self.count} bins over [{self.low}, {self.high}] are narrower than "
                              "float32 can tell apart; widen the bounds")
 
     @property
@@ -136,7 +142,7 @@ class Bins(FixedPart):
             k = int((value - self.low) / self.width)
             return [k if k < self.count - 1 else self.count - 2]  # rounding must not reach the top edge
         if value != value:
-            raise not_a_number(self.place)
+            raise not_a_number(self.named)
         return [0 if value <= self.low else self.count - 1]
 
     def value(self, symbols: Sequence[int]) -> float:
@@ -158,14 +164,14 @@ class Choice(FixedPart):
         object.__setattr__(self, "tokens", tuple(self.tokens))
         object.__setattr__(self, "values", tuple(float(value) for value in self.values))
         if self.tokens:
-            check_count(self.place, "number of tokens", len(self.tokens), 1)
+            check_count(self.named, "number of tokens", len(self.tokens), 1)
         if not self.tokens or len(set(self.tokens)) != len(self.tokens):
-            raise ValueError(f"{self.place}: found tokens {self.tokens}, expected at least one and no repetition")
+            raise ValueError(f"{self.named}: found tokens {self.tokens}, expected at least one and no repetition")
         if self.values and len(self.values) != len(self.tokens):
-            raise ValueError(f"{self.place}: found {len(self.values)} values for {len(self.tokens)} tokens")
+            raise ValueError(f"{self.named}: found {len(self.values)} values for {len(self.tokens)} tokens")
         finite = all(-_LARGEST < value < _LARGEST for value in self.numbers)
         if not finite or len({stored(value) for value in self.numbers}) != len(self.tokens):
-            raise ValueError(f"{self.place}: found values {self.values}, expected finite ones that float32 tells apart")
+            raise ValueError(f"{self.named}: found values {self.values}, expected finite ones that float32 tells apart")
 
     @property
     def size(self) -> int:
@@ -195,7 +201,7 @@ class Choice(FixedPart):
             pairs = list(zip(self.numbers, self.tokens, strict=True))
             meant = ", ".join(f"{number} ({token})" for number, token in pairs[:12])
             more = f", ... ({len(pairs)} in all)" if len(pairs) > 12 else ""
-            raise ValueError(f"{self.place}: found {value}, expected one of {meant}{more}")
+            raise ValueError(f"{self.named}: found {value}, expected one of {meant}{more}")
         return [symbol]
 
     def value(self, symbols: Sequence[int]) -> float:

@@ -110,6 +110,11 @@ class _Spec:
         shape = self.fields[key][0]
         return limits[:, 0].reshape(shape), limits[:, 1].reshape(shape)
 
+    def named(self, place: str) -> str:
+        """The place of a part with its name, for messages: "action[0] (dx)"."""
+        fixed = (part for part in self.parts if isinstance(part, (Bins, Choice)))
+        return next((part.named for part in fixed if part.place == place), place)
+
     @property
     def units(self) -> dict[str, str]:
         """Unit by the place of each part, as in {"action[0]": "m"}; parts without a unit are left out."""

@@ -491,7 +491,7 @@ def test_stick_edges_are_where_equal_steps_put_them() -> None:
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"action": [0.0, math.nan]}, r"action\[1\]: found nan, expected a number"),
+    ({"action": [0.0, math.nan]}, r"action\[1\] \(dy\): found nan, expected a number"),
     ({"action": np.zeros((1, 2))}, r"action: found shape \(1, 2\) of float64, expected shape \(2,\) .*_table"),
     ({"action": 0.0}, r"action: found shape \(\) of float64, expected shape \(2,\)"),
     ({"action": [[0.0], [0.0, 1.0]]}, r"action: found \[\[0.0\], \[0.0, 1.0\]\], expected an array of shape \(2,\)"),
@@ -504,7 +504,7 @@ def test_a_wrong_value_is_named_with_its_key_and_index(values: dict[str, Any], m
 
 
 @pytest.mark.parametrize(("name", "values", "message"), [
-    ("action calvin", {"action": [0.0] * 7}, r"action\[6\]: found 0.0, expected one of 1.0 \(GRIPPER_OPEN\), -1.0"),
+    ("action calvin", {"action": [0.0] * 7}, r"action\[6\] \(gripper\): found 0.0, expected one of 1.0 \(GRIPPER_OPEN\), -1.0"),
     ("action babyai", {"action": 7}, r"action: found 7, expected one of 0 \(left\), 1 \(right\)"),
     ("action babyai", {"action": math.nan}, "action: found nan, expected one of"),
     ("action minecraft", {"buttons": [0.5] + [0.0] * 22, "camera": [0, 0]}, r"buttons\[0\] \(ESC\): found 0.5"),
@@ -512,7 +512,7 @@ def test_a_wrong_value_is_named_with_its_key_and_index(values: dict[str, Any], m
     ("action minecraft", {"buttons": [0] * 23, "camera": [0, math.nan]}, r"camera\[1\]: found nan"),
     ("action bleeding_edge", {"buttons": [0] * 11, "left_stick": [0, 0], "right_stick": [math.nan, 0]},
      r"right_stick\[0\]: found nan"),
-    ("state calvin", {"robot_obs": [math.nan] * 15}, r"robot_obs\[0\]: found nan"),
+    ("state calvin", {"robot_obs": [math.nan] * 15}, r"robot_obs\[0\] \(x\): found nan"),
 ])  # fmt: skip
 def test_a_value_that_no_token_can_say_is_refused(name: str, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -575,7 +575,7 @@ def test_buttons_are_said_in_the_order_of_the_vocabulary() -> None:
     (lambda: action(Bins("k", 0, "b", 0, 1), Buttons("k", ("a",))), r"key 'k' have indices \[0, None\]"),
     (lambda: action(Bins("k", 0, "b", 0, 1), Bins("k", 0, "c", 0, 1)), r"key 'k' have indices \[0, 0\]"),
     (lambda: calvin_state([0.0] * 7, [1.0] * 7), "expected two vectors of at least 14 numbers"),
-    (lambda: calvin_state([0.0] * 14, [1.0] * 13 + [0.0]), r"robot_obs\[13\]: found bounds"),
+    (lambda: calvin_state([0.0] * 14, [1.0] * 13 + [0.0]), r"robot_obs\[13\] \(joint 7\): found bounds"),
 ])  # fmt: skip
 def test_a_spec_that_cannot_be_inverted_is_refused(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -620,7 +620,7 @@ def test_errors_in_a_stored_spec_name_the_field() -> None:
         (lambda c: c["groups"][0].pop("end"), r"action spec.groups\[0\].end: missing"),
         (lambda c: c["groups"][0]["parts"][1].update(part="bin"), r"parts\[1\]: found part 'bin', expected one of"),
         (lambda c: c["groups"][0]["parts"][1].update(width=1), r"parts\[1\].width: no such field; Bins has key, index"),
-        (lambda c: c["groups"][0]["parts"][1].update(low=1), r"parts\[1\]: action\[1\]: found bounds low=1.0"),
+        (lambda c: c["groups"][0]["parts"][1].update(low=1), r"parts\[1\]: action\[1\] \(dy\): found bounds low=1.0"),
         (lambda c: c["groups"][0]["parts"][1].update(low="wide"), r"parts\[1\]: could not convert"),
     ]
     for change, message in cases:

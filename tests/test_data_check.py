@@ -81,7 +81,7 @@ def test_values_beyond_the_declared_bounds_are_wrong(tmp_path):
     narrow["groups"][0]["parts"][1] |= {"low": -0.01, "high": 0.01}
     report = check(language_table_store(tmp_path / "set").directory, DomainConfig(action_spec=narrow))
     (problem,) = report.problems
-    assert problem.startswith("action[1]: ")
+    assert problem.startswith("action[1] (dy): ")
     assert "lie beyond -0.01 to 0.01, which its action spec declares" in problem
     assert report.figures["numbers"]["action[1]"]["outside"] > 0.5
 

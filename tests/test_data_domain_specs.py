@@ -61,14 +61,14 @@ def test_other_quantiles_are_taken_where_a_part_asks_for_them(tmp_path):
     expected = np.quantile(VALUES[:, 1], [0.05, 0.95])
     np.testing.assert_allclose(limits(found(tmp_path / "set", spec))[1], expected, rtol=1e-6)
     spec["groups"][0]["parts"][1]["quantiles"] = [0.03, 0.95]
-    with pytest.raises(ValueError, match=r"the quantiles of 'action\[1\]' are \(0.03, 0.95\), expected two of"):
+    with pytest.raises(ValueError, match=r"the quantiles of 'action\[1\] \(dy\)' are \(0.03, 0.95\), expected two of"):
         found(tmp_path / "other", spec)
 
 
 def test_a_constant_gets_a_margin_and_the_log_says_so(tmp_path, caplog):
     specs = found(tmp_path / "set", arm(bounds="mean_3std"))
     np.testing.assert_allclose(limits(specs)[2], [0.999, 1.001])
-    assert "config.data.domains.mine.action_spec: the bounds of 'action[2]' by mean_3std coincide, for it hardly " \
+    assert "config.data.domains.mine.action_spec: the bounds of 'action[2] (grip)' by mean_3std coincide, for it hardly " \
            "varies; they are 0.001 to either side; they are [0.999, 1.001]" in caplog.text
     assert "'action[0]'" not in caplog.text
     zero = VALUES * np.float32([1, 1, 0])
@@ -80,7 +80,7 @@ def test_a_number_that_nearly_always_is_the_same_keeps_all_of_its_values(tmp_pat
     rare[7, 2] = -1.0
     specs = found(tmp_path / "set", arm(bounds="quantiles"), rare)
     np.testing.assert_array_equal(limits(specs)[2], [-1, 1])
-    assert "'action[2]' by quantiles nearly coincide, so they are the least and greatest value" in caplog.text
+    assert "'action[2] (grip)' by quantiles nearly coincide, so they are the least and greatest value" in caplog.text
 
 
 def test_declared_bounds_need_no_pass_and_leave_no_normalisation(tmp_path, caplog):

@@ -28,11 +28,16 @@ def with_times(path: Path, times_s: Sequence[float], kind: str = "video") -> Pat
     return path
 
 
+def rows_of(episode: SourceEpisode) -> list[int]:
+    """The row that each image belongs to."""
+    return [round(float(np.asarray(step.images["rgb"]).mean()) / LEVEL) for step in episode.steps]
+
+
 def first_episode(path: Path, pairing: str = "auto", **config: float) -> tuple[SourceEpisode, list[int]]:
     """The first episode, and the row that each of its images belongs to."""
     source = open_source("lerobot", path, PrepareConfig(cameras={"rgb": TOP}, options={"pairing": pairing}, **config))  # pyright: ignore[reportArgumentType]
     [episode] = source.read(source.recordings()[0])
-    return episode, [round(float(np.mean(step.images["rgb"])) / LEVEL) for step in episode.steps]
+    return episode, rows_of(episode)
 
 
 @pytest.mark.parametrize("times_s", [CLOCK, SHIFTED], ids=["clock", "shifted"])
@@ -52,7 +57,7 @@ def test_every_second_row_keeps_the_frame_of_its_place(tmp_path: Path) -> None:
     path = with_times(version_2(tmp_path / "set"), CLOCK)
     source = open_source("lerobot", path, PrepareConfig(cameras={"rgb": TOP}, rate_hz=5.0, resample_actions="last"))
     [episode] = source.read(source.recordings()[0])
-    assert [round(float(np.mean(step.images["rgb"])) / LEVEL) for step in episode.steps] == [0, 2, 4]
+    assert rows_of(episode) == [0, 2, 4]
 
 
 def test_shifted_times_of_a_joined_video_pair_from_its_own_start_on(tmp_path: Path) -> None:
@@ -61,7 +66,7 @@ def test_shifted_times_of_a_joined_video_pair_from_its_own_start_on(tmp_path: Pa
     write_table(file, table([2], "video", timestamp=pa.array([7.0 + time_s for time_s in CLOCK[:5]], pa.float32())))
     source = open_source("lerobot", path, PrepareConfig(cameras={"rgb": TOP}))
     [episode] = source.read(source.recordings()[2])
-    assert [round(float(np.mean(step.images["rgb"])) / LEVEL) for step in episode.steps] == list(rows(2))
+    assert rows_of(episode) == list(rows(2))
     meta = path / "meta/episodes/chunk-000/file-000.parquet"
     stops = [(start + length + 1) / 10 for start, length in zip(STARTS, LENGTHS, strict=True)]
     write_table(meta, pq.read_table(meta).append_column(f"videos/{TOP}/to_timestamp", pa.array(stops)))

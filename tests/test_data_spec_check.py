@@ -104,7 +104,7 @@ def test_a_value_that_is_no_choice_is_refused_with_what_may_stand_there(tmp_path
     spec = ActionSpec.from_dict(arm(low=-1, high=1))
     grip = Choice("action", 1, ("OPEN", "CLOSE"), (1.0, -1.0), name="grip")
     spec = dataclasses.replace(spec, groups=(Group("STARTACTION", (spec.parts[0], grip), "ENDOFACTION"),))
-    with pytest.raises(ValueError, match=r"action\[1\] holds 0, expected one of 1 \(OPEN\), -1 \(CLOSE\)"):
+    with pytest.raises(ValueError, match=r"action\[1\] \(grip\) holds 0, expected one of 1 \(OPEN\), -1 \(CLOSE\)"):
         checked(store, spec.to_dict())
     right = dataclasses.replace(grip, values=(1.0, 0.0))
     assert checked(store, dataclasses.replace(

@@ -75,8 +75,8 @@ def _out_of_bounds(spec: ActionSpec | StateSpec, derived: set[str], values: Mapp
     for (place, numbers, low, high), (*_, least, most) in zip(_dimensions(spec, values), wider, strict=True):
         outside = share_of(numbers, least, most)[0]
         if outside > _OUTSIDE and place not in derived:
-            yield (f"{place}: {outside:.1%} of the values lie beyond {low:g} to {high:g}, which its {spec.kind} spec "
-                   f"declares; found {numbers.min():g} to {numbers.max():g}. Correct bounds or units")
+            yield (f"{spec.named(place)}: {outside:.1%} of the values lie beyond {low:g} to {high:g}, which its "
+                   f"{spec.kind} spec declares; found {numbers.min():g} to {numbers.max():g}. Correct bounds or units")
 
 
 def _dimensions(spec: ActionSpec | StateSpec, values: Mapping[str, np.ndarray],
@@ -138,7 +138,9 @@ def lines_of(store: Store, config: DomainConfig, specs: Sequence[ActionSpec | St
         words = [spec.frame, *([f"{spec.rate_hz:g} Hz", "absolute" if spec.absolute else "relative"]
                                if isinstance(spec, ActionSpec) else [])]
         lines += ["", f"{spec.kind} spec {spec.name!r}: {', '.join(word for word in words if word)}"]
-        lines += value_lines(list(_dimensions(spec, values)), spec.units)
+        lines += value_lines([(spec.named(place), numbers, low, high)
+                              for place, numbers, low, high in _dimensions(spec, values)],
+                             {spec.named(place): unit for place, unit in spec.units.items()})
     if not specs:
         lines += ["", f"{_without_specs(store, config)}; what there is:"]
         lines += value_lines(list(_all_dimensions(specs, values)), {})

@@ -40,6 +40,7 @@ class DomainSpecs:
     numbers: SplitNumbers  # of all their keys, in the train split
     configured: frozenset[str]  # "action_spec", "state_spec": those that the config gave
     rate_hz: float  # at which the data were recorded, as they say themselves; 0: unsaid
+    defaults: frozenset[str] = frozenset()  # those that `prepare` made of the data's own statistics
 
     @property
     def specs(self) -> list[ActionSpec | StateSpec]:
@@ -48,6 +49,8 @@ class DomainSpecs:
 
     def derived(self, kind: str) -> set[str]:
         """Places of the parts of the "action" or "state" spec whose bounds were found in the data."""
+        if f"{kind}_spec" in self.defaults:
+            return {part.place for spec in self.specs if spec.kind == kind for part in spec.parts}
         return {key.partition(" ")[2] for key in self.normalisation.get("parts", {}) if key.startswith(f"{kind} ")}
 
 
@@ -65,6 +68,7 @@ def find_specs(name: str, config: DomainConfig, store: Store) -> DomainSpecs:
     """
     where = f"config.data.domains.{name}"
     own = {field: store.metadata.get(field) or {} for field in KINDS}
+    defaults = default_specs(store.metadata)
     declared = {field: getattr(config, field) or own[field] for field in KINDS}
     if not declared["action_spec"]:
         raise ValueError(f"{where}.action_spec: empty, and {store.directory} carries none of its own; give the "
@@ -82,7 +86,7 @@ def find_specs(name: str, config: DomainConfig, store: Store) -> DomainSpecs:
         if content:
             made[field], found = _closed_spec(field, content, numbers, where)
             parts |= found
-        if content and own[field] and own[field] != content:
+        if content and own[field] and own[field] != content and field not in defaults:
             other, _ = _closed_spec(field, own[field], numbers, where)
             if difference := made[field].difference(other):
                 raise ValueError(f"{where}.{field}: differs from the one that {store.directory} was written with "
@@ -90,7 +94,14 @@ def find_specs(name: str, config: DomainConfig, store: Store) -> DomainSpecs:
     configured = frozenset(field for field in KINDS if getattr(config, field))
     rate_hz = float(store.metadata.get("rate_hz") or 0.0)
     return DomainSpecs(made["action_spec"], made["state_spec"], _normalisation(config.train_split, parts), numbers,
-                       configured, rate_hz)
+                       configured, rate_hz, defaults - configured)
+
+
+def default_specs(metadata: Mapping[str, Any]) -> frozenset[str]:
+    """The specs that no one declared: `prepare` made them of the data's statistics. A config may replace them."""
+    prepared = metadata.get("prepared")
+    listed = prepared.get("defaults") if isinstance(prepared, Mapping) else None
+    return frozenset(KINDS) & frozenset(listed if isinstance(listed, list) else ())
 
 
 def _check_fields(where: str, spec: ActionSpec | StateSpec, store: Store) -> None:
@@ -107,14 +118,15 @@ def _closed_spec(field: str, content: Mapping[str, Any], numbers: SplitNumbers,
                  where: str) -> tuple[ActionSpec | StateSpec, dict[str, Any]]:
     """The spec, and {"action action[0]": how its bounds were found} of the parts that were open."""
     kind, place = KINDS[field], f"{where}.{field}"
-    found = {part.place: _found_bounds(part, numbers.statistics[part.key], place)
+    names = kind.from_dict(closed(content, None, place))
+    found = {part.place: _found_bounds(part, names.named(part.place), numbers.statistics[part.key], place)
              for part in open_bounds(content, place)}
     limits = {name: (record["low"], record["high"]) for name, record in found.items()}
     spec = kind.from_dict(closed(content, limits, place))
     return spec, {f"{kind.kind} {name}": record for name, record in found.items()}
 
 
-def _found_bounds(part: OpenBounds, statistics: Statistics, where: str) -> dict[str, Any]:
+def _found_bounds(part: OpenBounds, name: str, statistics: Statistics, where: str) -> dict[str, Any]:
     """low and high of a part, with all they were made of, as JSON."""
     at = {name: float(np.ravel(getattr(statistics, name))[part.index or 0])
           for name in ("min", "max", "mean", "std", "q01", "q99")}
@@ -122,16 +134,16 @@ def _found_bounds(part: OpenBounds, statistics: Statistics, where: str) -> dict[
     if part.method == "quantiles":
         record["quantiles"] = list(part.quantiles)
         if not set(part.quantiles) <= set(QUANTILES):
-            raise ValueError(f"{where}: the quantiles of {part.place!r} are {part.quantiles}, expected two of "
+            raise ValueError(f"{where}: the quantiles of {name!r} are {part.quantiles}, expected two of "
                              f"{', '.join(map(str, QUANTILES))}")
         low, high = (float(np.ravel(statistics.quantiles[q])[part.index or 0]) for q in part.quantiles)
     elif part.method == "mean_3std":
         low, high = at["mean"] - 3 * at["std"], at["mean"] + 3 * at["std"]
     else:
         low, high = at["min"], at["max"]
-    low, high, widened = _not_too_narrow(low, high, at["min"], at["max"])
+    low, high, widened = not_too_narrow(low, high, at["min"], at["max"])
     if widened:
-        logging.getLogger(__name__).warning("%s: the bounds of %r by %s %s; they are [%g, %g]", where, part.place,
+        logging.getLogger(__name__).warning("%s: the bounds of %r by %s %s; they are [%g, %g]", where, name,
                                             part.method, widened, low, high)
     # Nine digits are exact for float32 data, and hide the last bits of a mean, which depend on NumPy's summation.
     low, high = float(f"{low:.9g}"), float(f"{high:.9g}")
@@ -139,7 +151,7 @@ def _found_bounds(part: OpenBounds, statistics: Statistics, where: str) -> dict[
                      "data": statistics.data_hash}
 
 
-def _not_too_narrow(low: float, high: float, least: float, most: float) -> tuple[float, float, str]:
+def not_too_narrow(low: float, high: float, least: float, most: float) -> tuple[float, float, str]:
     """Bounds that can be binned, and in words what was done: first out to all of the data, then to a margin."""
 
     def narrow(low: float, high: float) -> bool:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from agent_jax.actions import ActionSpec
+from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.paths import check_on_disk
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.prepare_shard import Counts, spec_bounds, stored_features
@@ -38,6 +38,7 @@ _SHARD_BYTES = 64_000_000  # of source files: what a kill may cost, and what one
 _SHARD_RECORDINGS = 500  # at most
 _EARLY = 10_000  # steps after which too many values beyond the bounds end the command, rather than at its end
 _NOT_OF_RECORDS = ("out_of_bounds", "allow_root")  # fields of the config that decide what is refused, not what is made
+_OUTSIDE_QUANTILES = 0.05  # share beyond bounds that are the 1% and 99% quantiles of all data: 2%, but for chance
 _TOLD = 10  # recordings left out that the summary names
 
 OnError = Literal["stop", "skip"]
@@ -78,7 +79,7 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
         metadata = {"action_spec": dict(source.action_spec), "state_spec": dict(source.state_spec),
                     "rate_hz": source.rate_hz,
                     "prepared": {"source": kind, "path": str(path.resolve()), "config": made_by, "format": FORMAT,
-                                 "notes": list(source.schema.notes)}}
+                                 "notes": list(source.schema.notes), "defaults": list(source.schema.defaults)}}
         build = begin_store(directory, metadata)
         name = config.name or _name_of(path)
         state_of = _States(source, config)
@@ -109,7 +110,8 @@ def summary_lines(store: Store, summary: Mapping[str, Any]) -> list[str]:
     lines += [f"  {count:,} of {summary['recordings']:,} recordings: {note}"
               for note, count in sorted(summary["oddities"].items())]
     for place, count in summary["outside"].items():
-        lines.append(f"  {place}: {count:,} of {summary['steps']:,} values beyond the bounds; training clips them")
+        lines.append(f"  {_named(place, store.metadata)}: {count:,} of {summary['steps']:,} values beyond the bounds; "
+                     "training clips them")
     for split, count in store.splits.items():
         if not count:
             lines.append(f"  split {split!r} is empty, for all its recordings were left out; no run can read it")
@@ -194,13 +196,27 @@ def _check_bounds(source: Source, counts: Counts, limit: float) -> None:
     """Refuse data that the specs' bounds do not fit."""
     bounds = spec_bounds(source)
     for place, count in sorted(counts.outside.items(), key=lambda item: -item[1]):
-        if count > limit * counts.steps:
-            key, _, index = place.rstrip("]").partition("[")
+        key, _, index = place.rstrip("]").partition("[")
+        field = "action_spec" if key in source.schema.actions else "state_spec"
+        most = max(limit, _OUTSIDE_QUANTILES) if field in source.schema.defaults else limit
+        if count > most * counts.steps:
             low, high = (float(bound[int(index)] if index else bound) for bound in bounds[key])
-            raise BadDataError(f"{place}: {count:,} of {counts.steps:,} values ({count / counts.steps:.1%}) lie beyond "
-                               f"the bounds {low:g} to {high:g} of its spec, expected at most {limit:.1%}; correct "
+            name = _named(place, {"action_spec": source.action_spec, "state_spec": source.state_spec})
+            raise BadDataError(f"{name}: {count:,} of {counts.steps:,} values ({count / counts.steps:.1%}) lie beyond "
+                               f"the bounds {low:g} to {high:g} of its spec, expected at most {most:.1%}; correct "
                                "bounds or units in config.action_spec or config.state_spec, or raise "
                                "config.out_of_bounds to have them clipped")
+
+
+def _named(place: str, metadata: Mapping[str, Any]) -> str:
+    """A place of a spec of the metadata with its name."""
+    for kind in (ActionSpec, StateSpec):
+        field = f"{kind.kind}_spec"
+        if metadata.get(field):
+            named = kind.from_dict(closed(metadata[field], None, field)).named(place)
+            if named != place:
+                return named
+    return place
 
 
 class _States:

@@ -146,7 +146,8 @@ def _no_choice(part: Choice | Buttons, statistics: Statistics, components: Any, 
         strange = [value for value in values if value not in allowed]
         if strange or not values:
             found = ", ".join(f"{value:g}" for value in strange[:5]) or "too many different values to list"
-            return f"{where}: {part.place} holds {found}, expected {meant}; say what the data's numbers mean"
+            name = part.named if isinstance(part, Choice) else part.place
+            return f"{where}: {name} holds {found}, expected {meant}; say what the data's numbers mean"
     return ""
 
 
@@ -167,6 +168,6 @@ def _inexact(bound: BoundSpec, numbers: SplitNumbers, where: str) -> list[str]:
             value = min(max(float(values[part.key][at]), part.low), part.high)
             distance = abs(float(back[part.key][at]) - value)
             if distance > part.width / 2 + ROUNDING * max(abs(part.low), abs(part.high)):
-                return [f"{where}: {part.place}={value:g} decodes to {back[part.key][at]:g}, {distance:g} away; half a "
+                return [f"{where}: {part.named}={value:g} decodes to {back[part.key][at]:g}, {distance:g} away; half a "
                         f"bin is {part.width / 2:g}"]
     return []

@@ -6,7 +6,7 @@
 
 Where the config says nothing, the action is the feature `action` and, if there is one, the state `state` the feature
 `observation.state`; the camera is the only one; the instruction is the row's task. Without `config.action_spec` the
-numbers are stored as they are, and the domain that trains on them declares what they mean. Options: pairing
+spec of the actions is made of the data's names and statistics (lerobot_default_spec.py). Options: pairing
 (lerobot_frames.py).
 
     config.cameras.rgb=observation.images.top
@@ -38,6 +38,7 @@ from agent_jax.data.sources.choices import (
     chosen_cameras,
     declared_spec,
 )
+from agent_jax.data.sources.lerobot_default_spec import DefaultSpec, default_action_spec
 from agent_jax.data.sources.lerobot_frames import PAIRINGS, EpisodeVideo, row_times
 from agent_jax.data.sources.lerobot_info import Features
 from agent_jax.data.sources.lerobot_instructions import InstructionColumn, instruction_column
@@ -186,21 +187,26 @@ def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
     action = declared_spec(ActionSpec, config.action_spec)
     state = declared_spec(StateSpec, config.state_spec)
     instruction = instruction_column(path, config, features)
-    resampling = Resampling(config, stride_of(config, meta.rate_hz), meta.rate_hz, action,
-                            absolute=action.absolute if action else None)
     actions = _selections(config, features, action, "action")
     observations = _selections(config, features, state, "state")
     check_fields(config, actions | observations)
+    stride = stride_of(config, meta.rate_hz)
+    default = DefaultSpec({}, None, ()) if action else default_action_spec(
+        path, info, features, actions["action"], rate_hz=meta.rate_hz / stride,
+        summed=stride > 1 and config.resample_actions == "sum")
+    resampling = Resampling(config, stride, meta.rate_hz, action or default.spec,
+                            absolute=action.absolute if action else default.absolute)
     schema = Schema({name: (features.cameras[camera].height, features.cameras[camera].width)
                      for name, camera in cameras.items()}, _shapes(actions, action), _shapes(observations, state),
-                    notes=(*instruction.notes, *resampling.notes))
+                    defaults=("action_spec",) if default.content else (),
+                    notes=(*instruction.notes, *default.notes, *resampling.notes))
     numbers = {**actions, **observations}
     chosen = {name for selection in numbers.values() for name, _, _ in selection.parts}
     columns = sorted({"frame_index", "timestamp", *chosen,
                       *(camera for camera in cameras.values() if features.cameras[camera].kind == "image"),
                       *instruction.columns,
                       *(name for name in (_REWARD, _DONE) if features.numbers.get(name) == (1,))})
-    return LeRobotSource(schema, dict(config.action_spec), dict(config.state_spec),
+    return LeRobotSource(schema, dict(config.action_spec) or default.content, dict(config.state_spec),
                          resampling.rate_hz, path, meta, cameras, numbers, resampling, instruction, pairing, config,
                          EpisodeTables(columns))
 

@@ -31,6 +31,7 @@ class Schema:
     observations: Shapes = dataclasses.field(default_factory=dict)  # fields of steps/observation/ beside the images
     answers: bool = False  # whether records hold an `answer`: a caption, or the answer to the instruction
     labels: bool = False  # whether records hold a class `label`
+    defaults: tuple[str, ...] = ()  # "action_spec": nobody declared it, the source made it of the data's statistics
     notes: tuple[str, ...] = ()  # what the source decided where the config left it open, in words
 
 
