@@ -19,7 +19,7 @@ from etils import epath
 _ANSWERS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 # As tensorstore 0.1 writes them; the file is the last one it names.
 _SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'")
-_STATUS = re.compile(r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)\b")
+_STATUS = re.compile(r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED)\b")
 _FILE = re.compile(r"(?:Failed to \w+|Error reading(?: local file)?|Error opening): \"([^\"]+)\"")
 _REMOTE = ("gcsfs", "aiohttp", "google", "requests", "urllib3", "fsspec")  # packages that raise a bucket's errors
 _ADVICE = {
