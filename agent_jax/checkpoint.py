@@ -11,8 +11,8 @@ JSON and arrays are read: nothing in a checkpoint is executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from absl import logging
 from etils import epath
@@ -26,8 +26,10 @@ from agent_jax.checkpoint_retention import Retention, rank, set_aside
 from agent_jax.distributed import check_same
 from agent_jax.fingerprint import flat, nested
 
-__all__ = ["FORMAT_VERSION", "Checkpoints", "DamagedCheckpointError", "best_steps", "locate", "read_meta",
-           "restore_parameters", "steps"]
+__all__ = ["FORMAT_VERSION", "Checkpoints", "DamagedCheckpointError", "best_steps", "locate",
+           "newest_undamaged", "read_meta", "restore_parameters", "steps"]
+
+T = TypeVar("T")
 
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # of Orbax; a full disk is a ValueError of tensorstore
 
@@ -264,24 +266,40 @@ def restore_parameters(directory: epath.PathLike, abstract: Any, *, step: int | 
     return found
 
 
+def newest_undamaged(directory: epath.PathLike, read: Callable[[int], T]) -> tuple[T, dict[int, str]]:
+    """What `read` returns of the newest step that it does not find damaged.
+
+    Returns:
+        (what it returned, {damaged newer step: reason}).
+
+    Raises:
+        FileNotFoundError: if there is no step.
+        DamagedCheckpointError: if every step is damaged.
+    """
+    directory, reasons = _absolute(directory), {}
+    for step in reversed(steps(directory)):
+        try:
+            return read(step), reasons
+        except DamagedCheckpointError as error:
+            reasons[step] = str(error)
+    if reasons:
+        raise _all_damaged(directory, "\n  ".join(reasons.values()))
+    raise FileNotFoundError(f"no checkpoint in {directory}")
+
+
 def _newest_undamaged(directory: epath.Path, abstract: Any,
                       subtree: str) -> tuple[tuple[Any, dict[str, Any]] | None, list[int]]:
     """((tree, meta), the damaged steps after it); (None, []) if there is no step at all."""
-    damaged, reasons = [], []
     found = steps(directory)
     if spans_processes(abstract):
         check_same({f"checkpoints in {directory}": found}, "expected storage that all hosts share, so that they see "
                    "the same checkpoints")
-    for step in reversed(found):
-        try:
-            return load(directory / str(step), abstract, subtree), damaged
-        except DamagedCheckpointError as error:
-            logging.warning("%s", error)
-            damaged.append(step)
-            reasons.append(str(error))
-    if reasons:
-        raise _all_damaged(directory, "\n  ".join(reasons))
-    return None, []
+    if not found:
+        return None, []
+    tree, passed_over = newest_undamaged(directory, lambda step: load(directory / str(step), abstract, subtree))
+    for reason in passed_over.values():
+        logging.warning("%s", reason)
+    return tree, list(passed_over)
 
 
 def _readable_metas(directory: epath.Path) -> Iterator[dict[str, Any]]:

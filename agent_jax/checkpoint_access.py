@@ -62,7 +62,7 @@ def failed_read(step_directory: epath.Path, number: int | None, file: object = N
         reason: in place of the error number's text.
     """
     reason = reason or (os.strerror(number) if number is not None else "no reason given")
-    name = f" ({errno.errorcode[number]})" if number in errno.errorcode else ""
+    name = f" ({errno.errorcode[number]})" if number is not None and number in errno.errorcode else ""
     advice = _ADVICE.get(number or 0, "see that the storage answers")
     return OSError(f"cannot read {os.fspath(file) if isinstance(file, str | os.PathLike) else step_directory} of "
                    f"checkpoint {step_directory}: {reason}{name}. That is not damage: nothing was renamed or removed. "

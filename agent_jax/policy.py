@@ -25,16 +25,15 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from agent_jax import checkpoint
 from agent_jax.acting.choices import Choices
 from agent_jax.acting.history import Episode, Seen, Sizes, chunk_ahead, next_chunk
 from agent_jax.acting.observation import Images, Prepared, prepare
 from agent_jax.acting.parameters import acting_params
 from agent_jax.acting.reader import Answer, Reader, Turn
-from agent_jax.config import Config, from_config_dict
+from agent_jax.config import Config
 from agent_jax.data.domains import Domain
 from agent_jax.models.agent import Params
-from agent_jax.restart import restore_acting_parameters
+from agent_jax.restart import ActingCheckpoint, StepTaken, load_to_act
 from agent_jax.vocabulary import Vocabulary
 
 __all__ = ["Images", "Policy", "Prepared"]
@@ -84,6 +83,7 @@ class Policy:
                              f"{domain.window} steps, later positions were not; expected 1 to {domain.window}")
         self.domain, self.temperature, self.history = domain, temperature, history
         self.flush_every = (flush_every or domain.window) if history == "flushed" else 0
+        self.taken: StepTaken | None = None  # the step of a checkpoint that was loaded
         self.last_ids: dict[Any, np.ndarray] = {}  # of the last step's actions, by env_id
         self.params, self._dtype = acting_params(params, config.model.dtype), config.model.dtype
         self._spec, self._visual_tokens = domain.spec, 1 + config.model.vision.patches
@@ -116,16 +116,23 @@ class Policy:
 
         Raises:
             FileNotFoundError: no checkpoint there.
+            DamagedCheckpointError: the named step is damaged, or every one. Without a name, damaged newer steps are
+                passed over: `policy.taken` says which step was taken and which were not, and so does the log.
             ValueError: no such domain, or several and none named.
         """
-        directory, named = checkpoint.locate(path)
-        meta = checkpoint.read_meta(directory, named if step is None else step)
-        config = from_config_dict(meta["config"])
-        vocabulary = Vocabulary.from_json(meta["vocabulary"])
-        found = _chosen(meta["domains"], domain, directory)
-        params = restore_acting_parameters(directory, config, meta["step"])
-        return cls(config, params, Domain.from_meta(found, vocabulary), temperature=temperature, seed=seed,
-                   history=history, flush_every=flush_every, ahead=ahead)
+        return cls.of(load_to_act(path, step), domain=domain, temperature=temperature, seed=seed, history=history,
+                      flush_every=flush_every, ahead=ahead)
+
+    @classmethod
+    def of(cls, loaded: ActingCheckpoint, *, domain: str = "", temperature: float = 0.0, seed: int = 0,
+           history: History = "sliding", flush_every: int = 0, ahead: bool = False) -> Self:
+        """The policy of a step that has been read; arguments and errors as `load`."""
+        vocabulary = Vocabulary.from_json(loaded.meta["vocabulary"])
+        found = _chosen(loaded.meta["domains"], domain, loaded.taken.directory)
+        policy = cls(loaded.config, loaded.params, Domain.from_meta(found, vocabulary), temperature=temperature,
+                     seed=seed, history=history, flush_every=flush_every, ahead=ahead)
+        policy.taken = loaded.taken
+        return policy
 
     def with_temperature(self, temperature: float, seed: int = 0) -> Policy:
         """The same parameters, acting otherwise; histories are not shared.

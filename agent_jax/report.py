@@ -85,7 +85,7 @@ def write_picture(path: Path, config: Config, params: Params, rows: Batch) -> No
 
 
 def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path) -> Report:
-    """Load the newest checkpoint as a user would, act on the tasks of `config.closed_loop`, and write rollouts.
+    """Load the last checkpoint as a user would, act on the tasks of `config.closed_loop`, and write rollouts.
 
     Args:
         config: of the run.
@@ -95,7 +95,7 @@ def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path
     Returns:
         The report of the tasks: {TASK: {POLICY: figures}}.
     """
-    greedy = Policy.load(workdir, domain=acting_domain(config))
+    greedy = Policy.load(workdir, domain=acting_domain(config), step=config.train.steps)
     sampled = greedy.with_temperature(config.closed_loop.temperature, seed=config.seed)
 
     def say(line: str) -> None:

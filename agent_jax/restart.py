@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import optax
+from absl import logging
 from jax.sharding import Mesh
 
 from agent_jax import checkpoint
@@ -86,13 +87,75 @@ def start(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, v
         return Start(state, meta["data_state"], f"resumed from step {step} in {checkpoints.directory}")
     init = config.init
     if init.checkpoint:
-        params, source = _params_of_checkpoint(config, mesh, optimizer, vocabulary)
-        return Start(init_state(config, mesh, optimizer, params), None, f"parameters from {source} (init.checkpoint)")
+        directory, named = checkpoint.locate(init.checkpoint)
+
+        def read(step: int) -> tuple[Params, str]:
+            return _params_of_step(directory, step, config, mesh, optimizer, vocabulary)
+
+        (params, source), damaged = (read(named), {}) if named is not None else checkpoint.newest_undamaged(
+            directory, read)
+        note = f"; damaged newer steps were passed over: {', '.join(map(str, damaged))}" if damaged else ""
+        state = init_state(config, mesh, optimizer, params)
+        return Start(state, None, f"parameters from {source} (init.checkpoint){note}")
     if init.pretrained.vision or init.pretrained.language:
         params, report = pretrained_params(config, vocabulary, purpose_key(config.seed, INIT_KEY))
         state = init_state(config, mesh, optimizer, params)
         return Start(state, None, f"pretrained weights, the rest fresh (init.pretrained)\n{report}")
     return Start(init_state(config, mesh, optimizer), None, f"fresh parameters, seed {config.seed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTaken:
+    """Which step of a run something acts by."""
+
+    directory: Any  # of the checkpoints
+    step: int
+    passed_over: tuple[int, ...] = ()  # damaged newer steps, the newest first
+
+
+@dataclasses.dataclass(frozen=True)
+class ActingCheckpoint:
+    """A step to act, evaluate or export with."""
+
+    taken: StepTaken
+    meta: dict[str, Any]
+    config: Config
+    params: Params
+
+
+def load_to_act(path: Any, step: int | None = None, *, averaged: bool = True) -> ActingCheckpoint:
+    """The newest undamaged step; damaged newer ones are passed over, which one line of the log says.
+
+    Args:
+        path: a workdir, its checkpoints directory, or one step in it.
+        step: this one and no other; by default the one that `path` names, if it names one.
+        averaged: the averaged parameters where the run kept some, or else the last ones.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        DamagedCheckpointError: the step is damaged, or every one.
+        OSError, ValueError: as `checkpoint.restore_parameters`.
+    """
+    directory, named = checkpoint.locate(path)
+    step = named if step is None else step
+
+    def read(step: int) -> ActingCheckpoint:
+        meta = checkpoint.read_meta(directory, step)
+        config = from_config_dict(meta["config"])
+        if averaged:
+            params = restore_acting_parameters(directory, config, step)
+        else:
+            params, _ = checkpoint.restore_parameters(directory, abstract_params(config.model), step=step)
+        return ActingCheckpoint(StepTaken(directory, step), meta, config, params)
+
+    if step is not None:
+        return read(step)
+    found, passed_over = checkpoint.newest_undamaged(directory, read)
+    if not passed_over:
+        return found
+    reasons = "; ".join(" ".join(reason.split()) for reason in passed_over.values())
+    logging.warning("Step %d of %s is taken. Passed over as damaged: %s", found.taken.step, directory, reasons)
+    return dataclasses.replace(found, taken=dataclasses.replace(found.taken, passed_over=tuple(passed_over)))
 
 
 def restore_acting_parameters(directory: Any, config: Config, step: int | None = None) -> Params:
@@ -122,10 +185,9 @@ def _average_path(state: Any) -> str:
     return found.pop() if found else ""
 
 
-def _params_of_checkpoint(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation,
-                          vocabulary: Vocabulary) -> tuple[Params, Any]:
-    """The parameters of config.init.checkpoint, on the mesh."""
-    directory, step = checkpoint.locate(config.init.checkpoint)
+def _params_of_step(directory: Any, step: int, config: Config, mesh: Mesh, optimizer: optax.GradientTransformation,
+                    vocabulary: Vocabulary) -> tuple[Params, str]:
+    """The parameters of a step of config.init.checkpoint, on the mesh, and what they are, for the log."""
     meta = checkpoint.read_meta(directory, step)
     if difference := vocabulary.difference(Vocabulary.from_json(meta["vocabulary"])):
         raise ValueError(f"config.init.checkpoint={config.init.checkpoint}: its vocabulary (there) differs from "

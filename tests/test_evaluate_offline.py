@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 from data_stores import clip_domain, clip_store
 from packed_rows import random_params
 from small_runs import Trained as Run
-from small_runs import straight_run
+from small_runs import copied, flip_a_bit, straight_run
 from tiny_checkpoints import tiny_config
 
 from agent_jax.data.layout import lay_out, stack
+from agent_jax.evaluate.__main__ import main
 from agent_jax.evaluate.checkpoints import Trained, data_paths
 from agent_jax.evaluate.choices import ActionAccuracy, BinError
 from agent_jax.evaluate.offline import Classes, Scores, Tokens, evaluate_offline, format_scores, forwards
@@ -111,3 +113,11 @@ def test_data_sets_are_named_by_domain(trained: Trained, tmp_path: Path) -> None
         Trained.load(tmp_path)
     with pytest.raises(ValueError, match="no split 'dev'"):
         evaluate_offline(trained, trained.params(), trained.domain(), split="dev")
+
+
+def test_the_figures_name_the_step_that_was_taken_and_the_damaged_ones_passed_over(straight: Run, tmp_path: Path):
+    workdir = copied(straight.workdir, tmp_path / "run")
+    flip_a_bit(workdir / "checkpoints" / "20")
+    assert main(["offline", "--checkpoint", str(workdir), "--rows", "1", "--json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["step"], found["damaged_steps_passed_over"]) == (10, [20])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,20 @@ import numpy as np
 import pytest
 from data_stores import arm_store
 from random_huggingface import save_vision
-from small_runs import Trained, copied, differing, listing, open_run, small_config, store_directory, straight_run
+from small_runs import (
+    Trained,
+    copied,
+    differing,
+    flip_a_bit,
+    listing,
+    open_run,
+    small_config,
+    store_directory,
+    straight_run,
+)
 
 from agent_jax import checkpoint_meta, presets
-from agent_jax.checkpoint import Checkpoints
+from agent_jax.checkpoint import Checkpoints, DamagedCheckpointError
 from agent_jax.config import (
     Config,
     DataConfig,
@@ -27,14 +38,17 @@ from agent_jax.config import (
     VocabularyConfig,
 )
 from agent_jax.data.domains import Domain
+from agent_jax.evaluate import checkpoints as evaluate_checkpoints
 from agent_jax.optimizer import averaged_params, make_optimizer
 from agent_jax.policy import Policy
 from agent_jax.restart import (
     _EXECUTION_FIELDS,
     _TRAINING_FIELDS,
     Start,
+    StepTaken,
     by_name,
     config_changes,
+    load_to_act,
     restore_acting_parameters,
     start,
 )
@@ -180,6 +194,49 @@ def test_acting_parameters_are_the_averaged_ones_and_the_live_ones_where_frozen(
     frozen, live = "['vision']['patch_embedding']['kernel']", list(differing(params, straight.state.params))
     assert frozen not in live
     assert len(live) > 20
+
+
+def test_what_acts_takes_the_step_before_a_damaged_one_and_says_so(straight: Trained, tmp_path: Path, caplog):
+    workdir = copied(straight.workdir, tmp_path / "run")
+    flip_a_bit(workdir / "checkpoints" / "20")
+    before = listing(workdir)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        policy = Policy.load(workdir)
+    assert policy.taken == StepTaken(workdir / "checkpoints", 10, (20,))
+    assert policy.with_temperature(0.5).taken == policy.taken
+    assert list(differing(policy.params, Policy.load(straight.workdir, step=10).params)) == []
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "absl"]
+    assert line.startswith(f"Step 10 of {workdir / 'checkpoints'} is taken. Passed over as damaged: checkpoint ")
+    assert "\n" not in line
+    trained = evaluate_checkpoints.Trained.load(workdir)
+    assert (trained.step, trained.passed_over) == (10, (20,))
+    assert list(differing(trained.params(), load_to_act(straight.workdir, 10).params)) == []
+    assert load_to_act(workdir, averaged=False).taken.step == 10
+    for path, step in ((workdir, 20), (workdir / "checkpoints" / "20", None)):  # a step that was named is no other
+        for load in (Policy.load, evaluate_checkpoints.Trained.load):
+            with pytest.raises(DamagedCheckpointError, match="20 is damaged"):
+                load(path, step=step)
+    assert listing(workdir) == before
+
+
+def test_parameters_of_another_run_are_those_of_its_newest_whole_step(straight: Trained, tmp_path: Path):
+    workdir = copied(straight.workdir, tmp_path / "other")
+    flip_a_bit(workdir / "checkpoints" / "20")
+    found = start_on_one_device(straight, tmp_path / "new", init=InitConfig(checkpoint=str(workdir)))
+    assert found.rung == (f"parameters from {workdir / 'checkpoints' / '10'} (init.checkpoint); damaged newer steps "
+                          "were passed over: 20")
+    named = InitConfig(checkpoint=str(straight.workdir / "checkpoints" / "10"))
+    expected = start_on_one_device(straight, tmp_path / "new", init=named)
+    assert list(differing(found.state.params, expected.state.params)) == []
+
+
+def test_nothing_to_act_by_is_an_error_and_a_whole_run_passes_nothing_over(straight: Trained, tmp_path: Path):
+    assert load_to_act(straight.workdir).taken == StepTaken(straight.workdir / "checkpoints", 20)
+    workdir = copied(straight.workdir, tmp_path / "run")
+    for step in ("10", "20"):
+        flip_a_bit(workdir / "checkpoints" / step)
+    with pytest.raises(DamagedCheckpointError, match=r"(?s)every checkpoint .*20 is damaged.*10 is damaged"):
+        load_to_act(workdir)
 
 
 def test_acting_parameters_without_an_average_are_the_live_ones(straight: Trained, tmp_path: Path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_runs import environment, straight_run
+from small_runs import copied, environment, flip_a_bit, straight_run
 
 from agent_jax.client import Client
 from agent_jax.policy import Policy
@@ -20,9 +20,10 @@ from agent_jax.serve.options import ServeOptions, read_token
 TOKEN = "0123456789abcdef"
 
 
-def test_the_command_serves_a_checkpoint_until_it_is_told_to_end(tmp_path_factory: pytest.TempPathFactory,
-                                                                  tmp_path: Path):
-    workdir = straight_run(tmp_path_factory.getbasetemp()).workdir
+def test_the_command_serves_the_newest_whole_step_until_it_is_told_to_end(tmp_path_factory: pytest.TempPathFactory,
+                                                                          tmp_path: Path):
+    workdir = copied(straight_run(tmp_path_factory.getbasetemp()).workdir, tmp_path / "damaged")
+    flip_a_bit(workdir / "checkpoints" / "20")
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
     line = [sys.executable, "-m", "agent_jax.serve", "--checkpoint", str(workdir), "--port", "0", "--token_file",
@@ -35,11 +36,12 @@ def test_the_command_serves_a_checkpoint_until_it_is_told_to_end(tmp_path_factor
             assert running.stdout is not None
             said = [running.stdout.readline() for _ in range(2)]
             errors.seek(0)
-            assert said[1].startswith("ready: domain 'tiles' of step 20 at ws://127.0.0.1:"), (said, errors.read())
+            assert said[1].startswith("ready: domain 'tiles' of step 10 at ws://127.0.0.1:"), (said, errors.read())
             address = said[1].partition("ws://")[2].partition(",")[0]
             with urllib.request.urlopen(f"http://{address}/healthz", timeout=30) as response:
                 assert response.status == 200
             with Client(f"ws://{address}", token=TOKEN) as client:
+                assert (client.metadata["step"], client.metadata["damaged_steps_passed_over"]) == (10, [20])
                 found = [client.act(image, "go to red")["action"] for _ in range(3)]
                 running.send_signal(signal.SIGTERM)
                 assert running.wait(timeout=60) == 0
@@ -50,7 +52,8 @@ def test_the_command_serves_a_checkpoint_until_it_is_told_to_end(tmp_path_factor
         log = errors.read()
     assert TOKEN not in log
     assert "Traceback" not in log
-    policy = Policy.load(workdir)
+    assert log.count(f"{workdir / 'checkpoints' / '20'} is damaged") == 1
+    policy = Policy.load(workdir, step=10)
     assert [policy.act([image], ["go to red"], [0])[0]["action"] for _ in range(3)] == found
 
 

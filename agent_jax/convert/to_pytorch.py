@@ -24,8 +24,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import agent_jax
-from agent_jax import checkpoint
-from agent_jax.config import Config, from_config_dict
+from agent_jax.config import Config
 from agent_jax.convert import model_card, torch_agent, torch_folder
 from agent_jax.convert.from_huggingface import checked_out
 from agent_jax.convert.parity import ParityError
@@ -33,8 +32,7 @@ from agent_jax.convert.torch_parity import Parity, prove
 from agent_jax.convert.torch_tensors import to_tensors
 from agent_jax.data.domains import Domain
 from agent_jax.models.agent import Params
-from agent_jax.restart import restore_acting_parameters
-from agent_jax.train_state import abstract_params
+from agent_jax.restart import load_to_act
 from agent_jax.vocabulary import Vocabulary
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
@@ -45,7 +43,7 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "f
     """Write the folder of a checkpoint.
 
     Args:
-        path: a workdir, its checkpoints directory, or one step in it.
+        path: a workdir, its checkpoints directory, or one step in it; of several the newest undamaged one.
         out: the folder to make.
         dtype: of the stored tensors, a key of `DTYPES`; in bfloat16 the proof is of the rounded parameters.
         weights: "averaged", where the run kept an average, or "raw".
@@ -60,16 +58,13 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "f
         ParityError: a comparison is beyond its tolerance; names all of them.
     """
     out = checked_out(out)
-    directory, named = checkpoint.locate(path)
-    meta = checkpoint.read_meta(directory, named)
-    config, vocabulary = from_config_dict(meta["config"]), Vocabulary.from_json(meta["vocabulary"])
+    loaded = load_to_act(path, averaged=weights != "raw")
+    meta, config, params, taken = loaded.meta, loaded.config, loaded.params, loaded.taken
+    vocabulary = Vocabulary.from_json(meta["vocabulary"])
     domains = {name: Domain.from_meta(entry, vocabulary) for name, entry in meta["domains"].items()}
-    if weights == "raw":
-        params, _ = checkpoint.restore_parameters(directory, abstract_params(config.model), step=meta["step"])
-    else:
-        params = restore_acting_parameters(directory, config, meta["step"])
     kind = "averaged" if weights == "averaged" and meta["ema"] else "raw"
-    source = {"checkpoint": str(directory), "step": meta["step"], "weights": kind, "dtype": dtype,
+    source = {"checkpoint": str(taken.directory), "step": taken.step,
+              "damaged_steps_passed_over": list(taken.passed_over), "weights": kind, "dtype": dtype,
               "agent_jax": agent_jax.__version__}
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from agent_jax import checkpoint
-from agent_jax.config import Config, from_config_dict
+from agent_jax.config import Config
 from agent_jax.data.domains import Domain
 from agent_jax.data.layout import row_size
 from agent_jax.data.loader import PackedRows
@@ -17,7 +16,8 @@ from agent_jax.data.windows import Windows
 from agent_jax.envs import NAMES
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.models.agent import Params
-from agent_jax.restart import restore_acting_parameters
+from agent_jax.policy import History, Policy
+from agent_jax.restart import ActingCheckpoint, load_to_act, restore_acting_parameters
 from agent_jax.vocabulary import Vocabulary
 
 
@@ -29,23 +29,35 @@ class Trained:
     step: int
     config: Config
     domains: Mapping[str, Domain]
+    passed_over: tuple[int, ...] = ()  # damaged newer steps
+    loaded: ActingCheckpoint | None = None  # read already, to see that the step is whole
 
     @classmethod
     def load(cls, path: str | Path, step: int | None = None) -> Self:
         """Of a workdir, its checkpoints directory, or one step in it.
 
+        By default of the newest undamaged step, as `Policy.load`.
+
         Raises:
             FileNotFoundError: no checkpoint there.
+            DamagedCheckpointError: the step is damaged, or every one.
         """
-        directory, named = checkpoint.locate(path)
-        meta = checkpoint.read_meta(directory, named if step is None else step)
-        vocabulary = Vocabulary.from_json(meta["vocabulary"])
-        domains = {name: Domain.from_meta(found, vocabulary) for name, found in meta["domains"].items()}
-        return cls(directory, meta["step"], from_config_dict(meta["config"]), domains)
+        loaded = load_to_act(path, step)
+        vocabulary = Vocabulary.from_json(loaded.meta["vocabulary"])
+        domains = {name: Domain.from_meta(found, vocabulary) for name, found in loaded.meta["domains"].items()}
+        taken = loaded.taken
+        return cls(taken.directory, taken.step, loaded.config, domains, taken.passed_over, loaded)
 
     def params(self) -> Params:
         """The parameters to evaluate: the averaged ones where the run kept some."""
-        return restore_acting_parameters(self.directory, self.config, self.step)
+        return self.loaded.params if self.loaded else restore_acting_parameters(self.directory, self.config, self.step)
+
+    def policy(self, domain: str = "", *, temperature: float = 0.0, seed: int = 0, history: History = "sliding",
+               flush_every: int = 0) -> Policy:
+        """The policy of this step; arguments and errors as `Policy.load`."""
+        loaded = self.loaded or load_to_act(self.directory, self.step)
+        return Policy.of(loaded, domain=domain, temperature=temperature, seed=seed, history=history,
+                         flush_every=flush_every)
 
     def domain(self, name: str = "") -> Domain:
         """A domain by its name; "": the only one.

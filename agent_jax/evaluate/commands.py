@@ -28,7 +28,6 @@ from agent_jax.evaluate.simulators import Simulators
 from agent_jax.extras import install
 from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import write_json
-from agent_jax.policy import Policy
 from agent_jax.processor import cores
 from agent_jax.view.rollout import Format, check_format, usual_format, write_recording
 
@@ -45,8 +44,9 @@ def closed_loop_command(options: argparse.Namespace) -> int:
     image_size = options.image_size or simulator_image_size(trained.config, options.env)
     for task in tasks:
         try_out(module, task, image_size)
-    policy = Policy.load(options.checkpoint, domain=options.domain, step=trained.step, temperature=options.temperature,
-                         seed=options.seed, history=options.history, flush_every=options.flush_every)
+    policy = trained.policy(options.domain, temperature=options.temperature, seed=options.seed,
+                            history=options.history, flush_every=options.flush_every)
+    trained = dataclasses.replace(trained, loaded=None)  # the policy has the parameters, in the type it acts in
     name = "greedy" if options.temperature == 0 else f"sampled-{options.temperature:g}"
     config = ClosedLoopConfig(environment=options.env, episodes={task: int(options.episodes) for task in tasks},
                               seed=options.seed, processes=options.processes)
@@ -86,7 +86,7 @@ def replay_command(options: argparse.Namespace) -> int:
     """Check data, simulator and acting against each other; returns the exit status: 1 where they differ."""
     trained = Trained.load(options.checkpoint)
     domain = trained.domain(options.domain)
-    policy = Policy.load(options.checkpoint, domain=options.domain, step=trained.step)
+    policy = trained.policy(options.domain)
     store, split = trained.open_store(domain, options.data), trained.split(domain, options.split)
     _say(f"checkpoint: {trained.directory}, step {trained.step}; domain {domain.name!r}\n"
          f"data: {store.directory}, split {split!r}")
@@ -159,7 +159,8 @@ def _write(options: argparse.Namespace, trained: Trained, figures: Mapping[str, 
     if not options.json:
         return
     content = {
-        "checkpoint": str(trained.directory), "step": trained.step, **figures,
+        "checkpoint": str(trained.directory), "step": trained.step,
+        "damaged_steps_passed_over": list(trained.passed_over), **figures,
         "command": " ".join(sys.argv), "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {"cores": cores(), "platform": platform.platform(), "python": platform.python_version(),
                     "jax": version("jax")},

@@ -79,7 +79,6 @@ def _serve(options: argparse.Namespace) -> None:
     chosen = ServeOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ServeOptions)})
     token = read_token(options.token_file)
 
-    from agent_jax import checkpoint
     from agent_jax.actions import ActionSpec
     from agent_jax.host_memory import tune_heap
     from agent_jax.policy import Policy
@@ -89,11 +88,11 @@ def _serve(options: argparse.Namespace) -> None:
 
     begun = time.monotonic()
     tune_heap()
-    directory, named = checkpoint.locate(options.checkpoint)
-    step = checkpoint.read_meta(directory, named if options.step is None else options.step)["step"]
-    policy = Policy.load(options.checkpoint, domain=options.domain, step=step, temperature=options.temperature,
+    policy = Policy.load(options.checkpoint, domain=options.domain, step=options.step, temperature=options.temperature,
                          seed=options.seed, history=options.history, flush_every=options.flush_every,
                          ahead=options.ahead)
+    assert policy.taken is not None  # it was loaded
+    taken = policy.taken
     spec = policy.domain.spec.spec if policy.domain.spec else None
     assert isinstance(spec, ActionSpec)  # Policy refuses domains without actions
     limits = ActionLimits(spec)
@@ -103,8 +102,8 @@ def _serve(options: argparse.Namespace) -> None:
         logging.warning("--host=%s without a token: whoever reaches this port may ask the policy", chosen.host)
 
     async def run() -> None:
-        hello = metadata(policy.domain, step, checkpoint=os.path.basename(os.path.abspath(options.checkpoint)),
-                         temperature=options.temperature)
+        hello = metadata(policy.domain, taken.step, checkpoint=os.path.basename(os.path.abspath(options.checkpoint)),
+                         temperature=options.temperature, passed_over=taken.passed_over)
         server = Server(policy, hello, chosen, limits, token=token)
         loop = asyncio.get_running_loop()
 
@@ -112,7 +111,7 @@ def _serve(options: argparse.Namespace) -> None:
             # Before, nobody is connected, and a signal ends the process at once.
             for number in (signal.SIGTERM, signal.SIGINT) if phase == "ready" else ():
                 loop.add_signal_handler(number, server.stop)
-            print(f"{phase}: domain {policy.domain.name!r} of step {step} at ws://{chosen.host}:{server.port}, "
+            print(f"{phase}: domain {policy.domain.name!r} of step {taken.step} at ws://{chosen.host}:{server.port}, "
                   f"{time.monotonic() - begun:.1f} s", flush=True)
 
         await server.run(told)

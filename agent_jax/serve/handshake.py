@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ from agent_jax.client.wire import PROTOCOL
 from agent_jax.data.domains import Domain
 
 
-def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float) -> dict[str, Any]:
+def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float,
+             passed_over: Sequence[int] = ()) -> dict[str, Any]:
     """What holds of the policy: plain JSON values.
 
     Args:
@@ -22,6 +24,7 @@ def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float) 
         step: of the checkpoint.
         checkpoint: where it lies, as the user named it.
         temperature: of the policy.
+        passed_over: newer steps of the checkpoint, which are damaged.
     """
     spec, state = _spec(domain.spec), _spec(domain.state)
     return {
@@ -29,7 +32,8 @@ def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float) 
         "server": "agent_jax",
         "versions": {"agent_jax": agent_jax.__version__, "jax": jax.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
-        "checkpoint": checkpoint, "step": step, "temperature": temperature,
+        "checkpoint": checkpoint, "step": step, "damaged_steps_passed_over": list(passed_over),
+        "temperature": temperature,
         "domain": domain.name, "window": domain.window, "max_text": domain.max_text,
         "cameras": list(domain.camera_names), "image_size": domain.image_size, "image_dtype": "uint8",
         "vocabulary_hash": domain.vocabulary.fingerprint(),
