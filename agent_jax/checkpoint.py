@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import jax
 from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from agent_jax import checkpoint_meta
-from agent_jax.checkpoint_access import is_directory
+from agent_jax.checkpoint_access import first_cause, is_directory, is_system_error
 from agent_jax.checkpoint_arrays import context, load, spans_processes
 from agent_jax.checkpoint_meta import FORMAT_VERSION, DamagedCheckpointError
 from agent_jax.checkpoint_retention import Retention, rank, set_aside
@@ -62,12 +63,13 @@ class Checkpoints:
         self._retention = Retention((), **self._keep)
         self._current: int | None = None  # the step this object saved or restored last
         self._failed = False  # the last save did not reach the disk
+        self._refused: Exception | None = None  # why the last save did not begin
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Save a step; returns once the arrays are copied, so that they may be donated.
 
-        The step that was saved or restored last is not saved again. A save that failed in the background (a full
-        disk) is logged when the next one starts, and that one goes ahead; two in a row raise.
+        The step that was saved or restored last is not saved again. A save that failed (a full disk), here or in the
+        background, is logged when the next one starts, and that one goes ahead; two in a row raise.
 
         Args:
             step: greater than any step in the directory.
@@ -86,7 +88,7 @@ class Checkpoints:
             if self._failed:
                 raise
             self._failed = True
-            logging.error("%s Going on with step %d; if that fails too, the run ends.", error, step)
+            logging.error("%s. The run goes on with saving step %d; if that fails too, it ends", error, step)
         if step == self._current:
             logging.info("Step %d is already saved in %s.", step, self.directory)
             return
@@ -96,10 +98,17 @@ class Checkpoints:
                              "before training on, or train in a new workdir")
         content = checkpoint_meta.sealed(meta, step, metrics, state)
         checkpointables = {"state": nested(flat(state)), "meta": content}
-        checkpointer = self._opened()
-        self._retention.note(content)
-        checkpointer.save_checkpointables_async(step, checkpointables, force=True)
         self._current = step
+        try:
+            checkpointer = self._opened()
+            self._retention.note(content)
+            checkpointer.save_checkpointables_async(step, checkpointables, force=True)
+        except _WRITE_ERRORS as error:
+            if not is_system_error(error):
+                raise
+            self._refused = error
+            if jax.process_count() > 1:
+                self.wait()  # the others are in the save already: end, rather than go on without them
 
     def restore(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest undamaged step.
@@ -138,14 +147,18 @@ class Checkpoints:
         Raises:
             OSError: if it failed; once.
         """
-        if self._checkpointer is None:
-            return
-        try:
-            self._checkpointer.wait()
-        except _WRITE_ERRORS as error:
-            failed, self._current = self._current, None
+        error, self._refused = self._refused, None
+        if error is None and self._checkpointer is not None:
+            try:
+                self._checkpointer.wait()
+            except _WRITE_ERRORS as failed:
+                error = failed
+        if error is not None:
+            step, self._current = self._current, None
             self._drop()
-            raise OSError(f"Saving step {failed} in {self.directory} failed: {error}") from error
+            whole = self.steps()
+            left = f"step {whole[-1]}, the newest one there, is whole" if whole else "no step was saved before it"
+            raise OSError(f"Saving step {step} in {self.directory} failed ({first_cause(error)}); {left}") from error
 
     def close(self) -> None:
         """Wait, and release Orbax's threads.

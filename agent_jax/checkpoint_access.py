@@ -69,6 +69,19 @@ def failed_read(step_directory: epath.Path, number: int | None, file: object = N
                    f"To go on, {advice} and start the same command again")
 
 
+def is_system_error(error: BaseException) -> bool:
+    """Whether an error of Orbax or tensorstore is the system's: a full disk, no permission, storage that is gone."""
+    return any(isinstance(cause, OSError) or _SYSTEM_ERROR.search(str(cause)) or _STATUS.search(str(cause))
+               for cause in _causes(error))
+
+
+def first_cause(error: BaseException, most: int = 300) -> str:
+    """The error that others were raised from, in one line of at most so many characters."""
+    cause = list(_causes(error))[-1]
+    text = str(cause).partition("[tensorstore_spec")[0]
+    return " ".join(f"{type(cause).__name__}: {text}".split())[:most]
+
+
 def is_directory(path: epath.Path) -> bool:
     """Whether there is a directory.
 

@@ -24,19 +24,19 @@ rates of a validation) or is not finite is null, since JSON has no NaN.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from agent_jax.appended_file import AppendedFile
 from agent_jax.losses import LossSums
+from agent_jax.tensorboard_events import TensorBoardEvents
 
 METRICS_FILE = "metrics.jsonl"
 LOSSES = ("language", "action", "mae", "language_accuracy", "action_accuracy")  # nats, nats, squared error, shares
@@ -177,7 +177,8 @@ class MetricsLog:
     """metrics.jsonl and TensorBoard events of a workdir, appended to by one process.
 
     A run that was killed had logged steps after its last checkpoint; resumed, it does them again. So lines after
-    `step`, and a last line cut short, are dropped when the log is opened, and TensorBoard is told to do the same.
+    `step`, and a last line cut short, are dropped when the log is opened, and TensorBoard is told to do the same. On a
+    full disk lines are lost, none is torn, and the run goes on.
     """
 
     def __init__(self, workdir: str | Path, step: int, *, evaluated_again: bool = False, silent: bool = False) -> None:
@@ -190,28 +191,25 @@ class MetricsLog:
             silent: write nothing at all.
 
         Raises:
+            OSError: if a file cannot be made or rewritten.
             ValueError: if metrics.jsonl holds anything else than such lines.
         """
         self._silent = silent
         if silent:
             return
-        with _hidden("torch", "google.cloud.storage"):  # tensorboardX imports them where it can: 1.7 s for nothing
-            from tensorboardX import SummaryWriter
-
         self.path = Path(workdir) / METRICS_FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _drop_after(self.path, step, evaluated_again=evaluated_again)
-        self._lines = self.path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
+        self._lines = AppendedFile(self.path)
+        self._events = TensorBoardEvents(self.path.parent / "tensorboard", step + 1)
 
     def write(self, record: Record | SuccessRecord) -> None:
-        """Append a record; its line is on disk when this returns."""
+        """Append a record; its line is in the file when this returns, or lost, which is logged."""
         if self._silent:
             return
-        self._lines.write(record.to_json() + "\n")
-        self._lines.flush()
-        for tag, value in _scalars(dataclasses.asdict(record)).items():
-            self._events.add_scalar(f"{record.split}/{tag}", value, record.step, walltime=record.time)
+        self._lines.append(record.to_json().encode() + b"\n")
+        scalars = {f"{record.split}/{tag}": value for tag, value in _scalars(dataclasses.asdict(record)).items()}
+        self._events.write(scalars, record.step, record.time)
 
     def close(self) -> None:
         """Finish both files."""
@@ -219,19 +217,6 @@ class MetricsLog:
             return
         self._lines.close()
         self._events.close()
-
-
-@contextlib.contextmanager
-def _hidden(*modules: str) -> Iterator[None]:
-    """Modules that are not imported yet cannot be in here."""
-    imported = cast("dict[str, Any]", sys.modules)
-    absent = [name for name in modules if name not in imported]
-    imported.update(dict.fromkeys(absent))  # of None: to import it fails as if there were no such package
-    try:
-        yield
-    finally:
-        for name in absent:
-            del imported[name]
 
 
 def _scalars(fields: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -249,7 +234,8 @@ def _drop_after(path: Path, step: int, *, evaluated_again: bool) -> None:
     """Rewrite metrics.jsonl without the lines that are written again and without a torn last line."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").split("\n")
+    content = path.read_text(encoding="utf-8")
+    lines = content.split("\n")
     kept = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is empty or torn
         try:
@@ -260,6 +246,14 @@ def _drop_after(path: Path, step: int, *, evaluated_again: bool) -> None:
                              f"move the file away or choose another workdir") from error
         if line_step < step or (line_step == step and (trained or not evaluated_again)):
             kept.append(line + "\n")
+    if "".join(kept) == content:
+        return
     temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be rewritten without the lines after step {step}, and was left as it is: "
+                      f"{error.strerror or error}; make room or let this user write there") from error
+    finally:
+        temporary.unlink(missing_ok=True)

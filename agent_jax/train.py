@@ -188,6 +188,16 @@ class Run:
             self.checkpoints.save(int(jax.device_get(state.step)), state, meta, metrics)
         self.files.try_to_copy()
 
+    def picture(self, state: TrainState, step: int) -> None:
+        """Write a picture of reconstructed images; one that cannot be written is logged, and costs no more."""
+        with self.phases.time(EVALUATION):
+            rows = self.data.first_validation_rows(self.config, report.PICTURED_IMAGES)
+            path = self.files.directory / "pictures" / f"reconstruction-{step}.png"
+            try:
+                report.write_picture(path, self.config, self.params_to_use(state), rows)
+            except OSError as error:
+                logging.warning("%s was not written: %s", path, error)
+
     def _domain_names(self) -> list[str]:
         return [domain.name for domain in self.data.domains]
 
@@ -200,6 +210,7 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
 
     Raises:
         FloatingPointError: the run has diverged; nothing of that is saved.
+        OSError: two saves in a row failed, or the last one; the steps saved before are whole.
     """
     config, state, data_state = run.config, run.first.state, run.first.data_state
     steps, every = config.train.steps, config.checkpoint.every
@@ -213,7 +224,7 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
 
     def say(record: Record) -> None:
         log.write(record)
-        print(progress_line(record, steps), flush=True)
+        _print(progress_line(record, steps))
         run.files.try_to_copy(every=COPY_EVERY_S)
 
     with (contextlib.closing(loader), contextlib.closing(log), run.checkpoints, StopRequest() as stop,
@@ -239,12 +250,9 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
                     say(validation)
                 if acting and (success := run.act(state)):
                     log.write(success)
-                    print(success_line(success, steps), flush=True)
+                    _print(success_line(success, steps))
                 if picturing:
-                    with run.phases.time(EVALUATION):
-                        rows = run.data.first_validation_rows(config, report.PICTURED_IMAGES)
-                        report.write_picture(run.files.directory / "pictures" / f"reconstruction-{step}.png", config,
-                                             run.params_to_use(state), rows)
+                    run.picture(state, step)
                 if saving:
                     # The loss is from before the last update, which is in what is saved.
                     for metrics in interval[-1:]:
@@ -281,6 +289,12 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
         with run.phases.time(SAVING):
             run.checkpoints.wait()
     return state, validation if step == steps else None
+
+
+def _print(line: str) -> None:
+    """Print a line of progress; where standard output goes to a full disk or a closed pipe, the line is lost alone."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def _added(found: list[tuple[LossSums, LossSums]]) -> tuple[LossSums, LossSums]:
@@ -329,8 +343,8 @@ def finish(run: Run, validation: Record, json_path: Path | None) -> str:
     }
     paths = [run.files.directory / "report.json", *([json_path] if json_path else [])]
     report.write_report(paths, figures, run.phases)
-    print(f"time: {run.phases}\nmemory: {report.peak_rss_bytes() / 2**30:.2f} GiB at most", flush=True)
-    print(f"report: {run.workdir / 'report.json'}", flush=True)
+    _print(f"time: {run.phases}\nmemory: {report.peak_rss_bytes() / 2**30:.2f} GiB at most")
+    _print(f"report: {run.workdir / 'report.json'}")
     return failure
 
 
@@ -366,10 +380,13 @@ def main(arguments: list[str]) -> None:
             with phases.time(STEP):
                 state, validation = train(run, *streams)
             if validation is None:
-                print(f"stopped by SIGTERM after step {int(state.step)}; the same command goes on from there",
-                      flush=True)
+                _print(f"stopped by SIGTERM after step {int(state.step)}; the same command goes on from there")
             elif distributed.leads():
                 failure = finish(run, validation, json_path)
+        except OSError as error:  # of a save or the report: a full disk, storage that does not answer
+            logging.debug("where it was found:", exc_info=True)
+            distributed.tell(str(error))
+            refuse(str(error))
         finally:
             run.files.try_to_copy()
         run.files.copy()  # once more, if that has failed

@@ -127,3 +127,26 @@ def test_a_directory_that_cannot_be_reached_is_not_taken_for_one_without_steps(d
                     look(directory)
     shutil.rmtree(directory)
     assert steps(directory) == []
+
+
+def test_a_save_that_cannot_begin_is_told_by_the_next_one_and_two_in_a_row_raise(directory: Path, caplog):
+    names = sorted(path.name for path in directory.iterdir())
+    checkpoints = Checkpoints(directory, keep_latest=5, keep_best=0)
+    mode, user = directory.stat().st_mode, os.geteuid()
+    directory.chmod(0o555)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        checkpoints.save(3, STATE, {"config": {}})
+        checkpoints.save(4, STATE, {"config": {}})
+        assert f"Saving step 3 in {directory} failed" in caplog.text
+        assert "step 2, the newest one there, is whole" in caplog.text
+        with pytest.raises(OSError, match="Saving step 4 .*Permission denied"):
+            checkpoints.save(5, STATE, {"config": {}})
+    finally:
+        os.seteuid(user)
+        directory.chmod(mode)
+    assert sorted(path.name for path in directory.iterdir()) == names
+    with checkpoints:
+        checkpoints.save(6, STATE, {"config": {}})
+    assert steps(directory) == [1, 2, 6]
