@@ -5,7 +5,7 @@
     3. config.init.pretrained                              CLIP and OPT, the rest fresh
     4. fresh parameters, by config.seed
 
-A workdir goes on with the config it was begun with: what would make it another run is refused.
+A workdir goes on with the config it was begun with, or as a longer run: what would make it another run is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agent_jax.convert.huggingface import pretrained_params
 from agent_jax.data.domains import Domain
 from agent_jax.fingerprint import flat
 from agent_jax.models.agent import Params, init_params
-from agent_jax.optimizer import make_optimizer
+from agent_jax.optimizer import learning_rate_schedule, make_optimizer
 from agent_jax.train_state import INIT_KEY, TrainState, abstract_params, abstract_state, init_state, purpose_key
 from agent_jax.vocabulary import Vocabulary
 
@@ -84,7 +84,8 @@ def start(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, v
     resumed = checkpoints.restore(abstract_state(config, mesh, optimizer))
     if resumed is not None:
         step, state, meta = resumed
-        return Start(state, meta["data_state"], f"resumed from step {step} in {checkpoints.directory}")
+        longer = _longer_run(meta, config, step)
+        return Start(state, meta["data_state"], f"resumed from step {step} in {checkpoints.directory}{longer}")
     init = config.init
     if init.checkpoint:
         directory, named = checkpoint.locate(init.checkpoint)
@@ -252,15 +253,34 @@ def _check_same_run(meta: Mapping[str, Any], config: Config, vocabulary: Vocabul
     there = dataclasses.asdict(from_config_dict(meta["config"]))
     changes = config_changes(there, dataclasses.asdict(config))
     if changes:
-        lines = "\n".join(f"  {field}: {there!r} there, {here!r} here" for field, (there, here) in changes.items())
+        lines = "\n".join(f"  {field}: {there!r} there, {here!r} here"
+                          f"{' (it may grow)' if field == 'config.train.steps' else ''}"
+                          for field, (there, here) in changes.items())
         raise ValueError(f"{directory} belongs to another run; {advice}. Fields that differ:\n{lines}")
 
 
+def _longer_run(meta: Mapping[str, Any], config: Config, step: int) -> str:
+    """What it means that `config.train.steps` has grown since the step was saved: for the log, "" if it has not."""
+    before, now = from_config_dict(meta["config"]).train.steps, config.train.steps
+    if before == now:
+        return ""
+    old, new = (float(learning_rate_schedule(config.optimizer, steps)(step)) for steps in (before, now))
+    return (f"; config.train.steps was {before:,} and is {now:,}: from here on the learning rate is that of a run of "
+            f"{now:,} steps, warm-up and decay included ({new:.3g} at the next step, where the run of {before:,} "
+            f"{'had ' + format(old, '.3g') if step < before else 'was over'})")
+
+
 def config_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Fields that differ between two configs as JSON, less those that may: {field: (there, here)}."""
+    """Fields that differ between two configs as JSON, less those that may: {field: (there, here)}.
+
+    A run may become longer: `train.steps` may grow.
+    """
     one, two = by_name(there), by_name(here)
     differing = {field: (one.get(field), two.get(field)) for field in sorted(one.keys() | two.keys())
                  if one.get(field) != two.get(field)}
+    before, now = differing.get("train.steps", (None, None))
+    if isinstance(before, int) and isinstance(now, int) and before < now:
+        del differing["train.steps"]
     return {f"config.{field}": values for field, values in differing.items()
             if not FREE_FIELDS.fullmatch(field)}
 

@@ -39,7 +39,7 @@ from agent_jax.config import (
 )
 from agent_jax.data.domains import Domain
 from agent_jax.evaluate import checkpoints as evaluate_checkpoints
-from agent_jax.optimizer import averaged_params, make_optimizer
+from agent_jax.optimizer import averaged_params, learning_rate_schedule, make_optimizer
 from agent_jax.policy import Policy
 from agent_jax.restart import (
     _EXECUTION_FIELDS,
@@ -185,7 +185,22 @@ def test_bounds_found_in_the_data_are_those_of_the_checkpoint_and_other_data_are
 def test_how_a_run_is_carried_out_may_change_and_what_it_computes_may_not():
     there = {"mesh": {"data": 1}, "train": {"steps": 3, "log_every": 1}, "meshes": 1, "optimizer": {"freeze": ("a",)}}
     here = {"mesh": {"data": 8}, "train": {"steps": 4, "log_every": 2}, "meshes": 2, "optimizer": {"freeze": ["a"]}}
-    assert config_changes(there, here) == {"config.train.steps": (3, 4), "config.meshes": (1, 2)}
+    assert config_changes(there, here) == {"config.meshes": (1, 2)}  # and a run may become longer, not shorter
+    assert config_changes(here, there) == {"config.meshes": (2, 1), "config.train.steps": (4, 3)}
+
+
+def test_a_workdir_is_gone_on_with_as_a_longer_run_and_not_as_a_shorter_one(straight: Trained):
+    train = straight.run.config.train
+    found = start_on_one_device(straight, straight.workdir, train=dataclasses.replace(train, steps=30, log_every=7))
+    rate = float(learning_rate_schedule(straight.run.config.optimizer, 30)(20))  # of the update that comes next
+    assert found.rung == (
+        f"resumed from step 20 in {straight.workdir / 'checkpoints'}; config.train.steps was 20 and is 30: from here "
+        "on the learning rate is that of a run of 30 steps, warm-up and decay included "
+        f"({rate:.3g} at the next step, where the run of 20 was over)")
+    assert list(differing(found.state, straight.state)) == []
+    with pytest.raises(ValueError, match=r"use the config it was begun with, or another --workdir") as refusal:
+        start_on_one_device(straight, straight.workdir, train=dataclasses.replace(train, steps=19))
+    assert str(refusal.value).endswith("\n  config.train.steps: 20 there, 19 here (it may grow)")
 
 
 def test_acting_parameters_are_the_averaged_ones_and_the_live_ones_where_frozen(straight: Trained):
