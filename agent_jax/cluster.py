@@ -62,11 +62,13 @@ def connect(cluster: Cluster) -> bool:
     """Connect this process to the others; False if it is to be alone.
 
     Raises:
-        ValueError: the environment cannot be read.
+        ValueError: the environment cannot be read, or the coordinator's port is in use.
     """
     if cluster.processes == 1 and not cluster.coordinator:
         return False  # whatever the environment says
     explicit = bool(cluster.coordinator)
+    if explicit and cluster.process == 0:
+        _check_port(cluster)
     try:
         # Its own time-outs come later than ours: it ends the process by an abort, with a stack trace for a message.
         jax.distributed.initialize(
@@ -80,6 +82,20 @@ def connect(cluster: Cluster) -> bool:
         raise ValueError(f"the processes of this run could not be connected: {error}. Give --coordinator=HOST:PORT, "
                          "--processes=N and --process=I on each of them, or --processes=1 to run alone") from error
     return True
+
+
+def _check_port(cluster: Cluster) -> None:
+    """Refuse a port on which process 0 cannot listen: jaxlib would end it by a segmentation fault."""
+    host, _, port = cluster.coordinator.rpartition(":")
+    both = socket.has_dualstack_ipv6()  # jax listens on every address of the machine
+    try:
+        socket.create_server(("", int(port)), family=socket.AF_INET6 if both else socket.AF_INET,
+                             dualstack_ipv6=both).close()
+    except OSError as error:
+        raise ValueError(f"--coordinator={cluster.coordinator}: process 0 cannot listen on port {port} of {host} "
+                         f"(this host is {socket.gethostname()}): {error.strerror or error}. End the program that has "
+                         "the port, or name another one, such as "
+                         f"{host}:{int(port) + 1 if int(port) < 65535 else 8476}, on every process") from error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import textwrap
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from processes import codes, free_port, script_lines, started, wait_until, without_flags
 
 from agent_jax import distributed
-from agent_jax.cluster import Cluster
+from agent_jax.cluster import Cluster, connect
 
 HOST = r"process {} of {} \(\S+\)"
 
@@ -27,6 +28,16 @@ def test_a_run_of_one_process_waits_for_nobody(tmp_path: Path):
     """
     with started(without_flags(script_lines(body, 1)), tmp_path) as processes:
         assert codes(processes) == [0], processes[0].complained
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", ""])
+def test_a_port_that_another_program_has_is_refused_by_process_0_before_jax_takes_it(host: str):
+    with socket.create_server((host, 0)) as holder:
+        port = holder.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"--coordinator=127.0.0.1:{port}: process 0 cannot listen on port {port} "
+                                             rf"of 127.0.0.1 .*Address already in use.* 127.0.0.1:{port + 1}"):
+            connect(Cluster(f"127.0.0.1:{port}", 2, 0))
+    assert not distributed.connected()
 
 
 @pytest.mark.parametrize(("cluster", "expected"), [
