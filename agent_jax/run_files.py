@@ -20,6 +20,7 @@ from etils import epath
 from agent_jax.extras import install
 from agent_jax.metrics import METRICS_FILE
 
+LOCK_FILE = ".lock"  # in the workdir, while a run writes to it
 COPY_EVERY_S = 300.0  # TensorBoard's file is copied whole each time
 
 

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from agent_jax.compile_cache import use_compile_cache
 from agent_jax.compile_notice import announce_compilations
 from agent_jax.config import Config, from_config_dict
 from agent_jax.data.loader import Loader
+from agent_jax.directory_lock import DirectoryLock
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.evaluate.in_training import InTraining
 from agent_jax.host_memory import tune_heap
@@ -40,11 +42,11 @@ from agent_jax.losses import LossSums, total
 from agent_jax.metrics import MetricsLog, Record, SuccessRecord, mean_losses, progress_line, rates, success_line
 from agent_jax.optimizer import averaged_params, make_optimizer
 from agent_jax.phases import DATA_WAIT, DEMONSTRATIONS, EVALUATION, SAVING, START, STEP, Phases
-from agent_jax.preemption import StopRequest
+from agent_jax.preemption import StopRequest, end_by_interrupts
 from agent_jax.preflight import check_machine, describe, facts, set_platform
 from agent_jax.restart import Start, checkpoint_meta, start
 from agent_jax.run_data import RunData, open_data, with_vocabulary
-from agent_jax.run_files import COPY_EVERY_S, RunFiles, workdir_path
+from agent_jax.run_files import COPY_EVERY_S, LOCK_FILE, RunFiles, workdir_path
 from agent_jax.sharding import check_divides, make_mesh, on_host, rows_here, shard_batch
 from agent_jax.sharding_report import bytes_by_part, bytes_table, mesh_lines
 from agent_jax.train_state import TrainState, abstract_params, state_shardings
@@ -67,7 +69,10 @@ class Run:
             ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError: what the user must mend, in one message.
         """
         self.workdir, self.phases = workdir, phases
+        self.stopped_by = ""  # SIGTERM or Ctrl-C, if one asked the loop to end
         self.files = RunFiles(epath.Path(workdir), silent=not distributed.leads())
+        self.lock = DirectoryLock(epath.Path(workdir) / LOCK_FILE, str(workdir),
+                                  "wait until that run has ended, or train in another --workdir")
         resumes = bool(checkpoint.steps(workdir / "checkpoints"))
         check_machine(config, resumes=resumes)
         self.mesh = make_mesh(config.mesh)
@@ -92,10 +97,20 @@ class Run:
                                            keep_best=config.checkpoint.keep_best)
             acts = config.closed_loop.environment and distributed.leads()
             self.in_training = InTraining(config, self.data.domains) if acts else None
-            self.first: Start = start(config, self.mesh, self.optimizer, self.data.vocabulary, self.data.domains,
-                                      self.checkpoints)
+            with self.alone() if resumes else contextlib.nullcontext():  # a start may set damaged steps aside
+                self.first: Start = start(config, self.mesh, self.optimizer, self.data.vocabulary, self.data.domains,
+                                          self.checkpoints)
+            self._steps = self.checkpoints.steps()
             distributed.check_shared(epath.Path(workdir))
             print(self._head(), flush=True)
+
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, no other run writes to the workdir: process 0 holds its lock, for all of them.
+
+        Raises:
+            LockedError: another run does.
+        """
+        return self.lock if distributed.leads() else contextlib.nullcontext()
 
     def _head(self) -> str:
         """Mesh, batch arithmetic, parameters and rung, for the top of the log."""
@@ -109,33 +124,49 @@ class Run:
         ])
 
     def open_streams(self) -> tuple[Loader, MetricsLog]:
-        """What the loop reads and writes at every step; whoever opens it closes it.
+        """What the loop reads and writes at every step, and the workdir's lock; whoever opens it closes it.
 
         Raises:
-            ValueError: the data have another number of windows than when the run was begun; metrics.jsonl is none.
+            LockedError: another run writes to the workdir.
+            ValueError: another one has since this one looked for a checkpoint; the data have another number of windows
+                than when the run was begun; metrics.jsonl is none.
         """
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(self.alone())
+            if self._steps != (now := self.checkpoints.steps()):
+                raise ValueError(f"{self.workdir}: another run has written to it since this one started (checkpoints "
+                                 f"{self._steps} then, {now} now); start the same command again")
+            loader = self._open_loader()
+            opened.callback(loader.close)
+            begun = int(jax.device_get(self.first.state.step))
+            log = MetricsLog(self.files.directory, begun, evaluated_again=begun == self.config.train.steps,
+                             silent=not distributed.leads())
+            opened.pop_all()  # `train` closes them
+        return loader, log
+
+    def close(self) -> None:
+        """Give the workdir's lock back."""
+        if distributed.leads():
+            self.lock.release()
+
+    def _open_loader(self) -> Loader:
         data, (part, parts) = self.config.data, self.rows_here
-        loader = Loader(self.data.train, self.config.train.batch_size, process_index=part, process_count=parts,
+        return Loader(self.data.train, self.config.train.batch_size, process_index=part, process_count=parts,
                         workers=data.workers, prefetch=data.prefetch, state=self.first.data_state)
-        begun = int(jax.device_get(self.first.state.step))
-        try:
-            return loader, MetricsLog(self.files.directory, begun, evaluated_again=begun == self.config.train.steps,
-                                      silent=not distributed.leads())
-        except ValueError:
-            loader.close()
-            raise
 
     def params_to_use(self, state: TrainState) -> Any:
         """The parameters to evaluate: averaged ones where the run keeps some."""
         return averaged_params(state.opt_state, state.params)
 
-    def validate(self, state: TrainState) -> Record:
-        """Losses of the held-out rows."""
+    def validate(self, state: TrainState, stopped: Callable[[], bool]) -> Record | None:
+        """Losses of the held-out rows; None if it was `stopped` before they were all read."""
         with self.phases.time(EVALUATION):
             params = self.params_to_use(state)
             found = []
             for batch in self.data.validation_batches(self.config, *self.rows_here):
                 # Read one by one: neither all batches on the device nor several programs under way.
+                if stopped():
+                    return None
                 found.append(jax.device_get(self.eval_step(params, shard_batch(batch, self.mesh))))
                 distributed.progress("validation")
             sums, weights = _added(found)
@@ -183,6 +214,8 @@ class Run:
     def save(self, state: TrainState, data_state: dict[str, Any] | None, record: Record | None) -> None:
         """Save this step, with its validation where there is one."""
         with self.phases.time(SAVING):
+            if distributed.leads():
+                self.lock.check()
             metrics = None if record is None else {"validation/loss": record.loss}
             meta = checkpoint_meta(self.config, self.data.vocabulary, self.data.domains, state, data_state)
             self.checkpoints.save(int(jax.device_get(state.step)), state, meta, metrics)
@@ -206,7 +239,7 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
     """The loop, which closes what it is given (`Run.open_streams`).
 
     Returns:
-        The last state and its validation; None if a SIGTERM ended it early.
+        The last state and its validation; None if a SIGTERM or Ctrl-C ended it early.
 
     Raises:
         FloatingPointError: the run has diverged; nothing of that is saved.
@@ -227,8 +260,8 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
         _print(progress_line(record, steps))
         run.files.try_to_copy(every=COPY_EVERY_S)
 
-    with (contextlib.closing(loader), contextlib.closing(log), run.checkpoints, StopRequest() as stop,
-          jax.transfer_guard("disallow")):
+    with (contextlib.closing(run), contextlib.closing(loader), contextlib.closing(log), StopRequest() as stop,
+          run.checkpoints, jax.transfer_guard("disallow")):
         while True:
             distributed.progress(f"step {step}")
             stopped = stop.before_step(step) and step > begun
@@ -245,8 +278,7 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
                     run.phases.first_step_ended()
             paused = time.perf_counter()
             with jax.transfer_guard("allow"):
-                if validating:
-                    validation = run.validate(state)
+                if validating and (validation := run.validate(state, lambda: stop.requested)):
                     say(validation)
                 if acting and (success := run.act(state)):
                     log.write(success)
@@ -288,6 +320,8 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
             say(run.record(step, interval, logged_at, waited))
         with run.phases.time(SAVING):
             run.checkpoints.wait()
+        if stop.requested:
+            run.stopped_by = stop.by
     return state, validation if step == steps else None
 
 
@@ -360,6 +394,7 @@ def main(arguments: list[str]) -> None:
     try:
         config = from_config_dict(_CONFIG.value)
         distributed.join(_CLUSTER())
+        end_by_interrupts()
     except ValueError as error:
         refuse(str(error))
     with distributed.ending_together():
@@ -376,19 +411,21 @@ def main(arguments: list[str]) -> None:
             distributed.tell(str(error))
             refuse(str(error))
         failure = ""
-        try:
-            with phases.time(STEP):
-                state, validation = train(run, *streams)
-            if validation is None:
-                _print(f"stopped by SIGTERM after step {int(state.step)}; the same command goes on from there")
-            elif distributed.leads():
-                failure = finish(run, validation, json_path)
-        except OSError as error:  # of a save or the report: a full disk, storage that does not answer
-            logging.debug("where it was found:", exc_info=True)
-            distributed.tell(str(error))
-            refuse(str(error))
-        finally:
-            run.files.try_to_copy()
+        with run.alone():
+            try:
+                with phases.time(STEP):
+                    state, validation = train(run, *streams)
+                if validation is None or run.stopped_by:
+                    _print(f"stopped by {run.stopped_by} after step {int(state.step)}; the same command goes on from "
+                           "there")
+                elif distributed.leads():
+                    failure = finish(run, validation, json_path)
+            except OSError as error:  # of a save or the report: a full disk, storage that does not answer
+                logging.debug("where it was found:", exc_info=True)
+                distributed.tell(str(error))
+                refuse(str(error))
+            finally:
+                run.files.try_to_copy()
         run.files.copy()  # once more, if that has failed
         if failure:
             distributed.tell(failure)

@@ -32,6 +32,7 @@ from agent_jax.data.sources.source import BadDataError, Recording, Schema, Sourc
 from agent_jax.data.store import Example, open_store
 from agent_jax.data.transforms import encode_png, prepare_image
 from agent_jax.data.writer import ShardWriter, begin_store, finish_store, shard_path
+from agent_jax.directory_lock import DirectoryLock
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = ActionSpec("arm", "iafm", (Group("STARTACTION", (Bins("world_vector", 0, "ROBOTACTION0_", -1, 1),
@@ -259,27 +260,13 @@ def test_bounds_that_are_left_to_the_data_are_not_checked(tmp_path):
 
 def test_an_existing_directory_and_a_second_command_for_it_are_refused(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 1})
-    with prepare_module._alone(tmp_path / "out"), pytest.raises(FileExistsError, match="another process is making it"):
+    lock, holder = DirectoryLock(tmp_path / ".out.lock", "", ""), f"process {os.getpid()} on host "
+    with lock, pytest.raises(FileExistsError, match=f"out is in use by {holder}.*; wait for that one to end"):
         prepare("rlds", path, tmp_path / "out", CONFIG)
+    assert not (tmp_path / "out").exists()
     prepare("rlds", path, tmp_path / "out", CONFIG)
     with pytest.raises(FileExistsError, match="expected a new directory"):
         prepare("rlds", path, tmp_path / "out", CONFIG)
-
-
-def test_a_lock_that_was_removed_before_it_was_taken_is_none(tmp_path, monkeypatch):
-    flock, removed = prepare_module.fcntl.flock, []
-
-    def late(lock: Any, how: int) -> None:
-        if not removed:  # as by a process that ends between our opening the file and our taking the lock
-            removed.append(lock)
-            (tmp_path / ".out.lock").unlink()
-        flock(lock, how)
-
-    monkeypatch.setattr(prepare_module.fcntl, "flock", late)
-    alone = prepare_module._alone
-    with alone(tmp_path / "out"), pytest.raises(FileExistsError, match="making it"), alone(tmp_path / "out"):
-        pass
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_rate_that_is_not_the_specs_is_refused(tmp_path):

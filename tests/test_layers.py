@@ -45,6 +45,8 @@ LAYERS = {
     "agent_jax.json_files": 0,
     "agent_jax.plain_pickle": 0,
     "agent_jax.appended_file": 0,
+    "agent_jax.directory_lock": 0,
+    "agent_jax.interrupts": 0,
     "agent_jax.text_table": 0,
     "agent_jax.client": 0,  # the robot's end of serve: nothing of ours, so that a robot needs nothing of ours
     "agent_jax.sharding": 0,

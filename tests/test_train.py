@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -34,6 +35,9 @@ from small_runs import (
 from agent_jax import checkpoint
 from agent_jax.batch import Batch
 from agent_jax.data.loader import PackedRows
+from agent_jax.directory_lock import DirectoryLock, LockedError
+from agent_jax.optimizer import learning_rate_schedule
+from agent_jax.run_files import LOCK_FILE
 from agent_jax.train import Run, train
 from agent_jax.train_state import TrainState
 from agent_jax.train_step import StepMetrics
@@ -94,6 +98,59 @@ def test_twenty_steps_equal_seven_and_a_restart_and_thirteen_to_the_bit(straight
                   for run in (resumed, straight)]
         assert losses[0] == losses[1]
     assert [step for step, _ in losses[0]] == [STEPS]
+
+
+def test_a_finished_run_goes_on_as_a_longer_one_whose_learning_rate_is_the_longer_runs(straight: Trained,
+                                                                                       tmp_path: Path):
+    workdir = copied(straight.workdir, tmp_path / "longer")
+    config = dataclasses.replace(straight.config, train=dataclasses.replace(straight.config.train, steps=STEPS + 2))
+    longer = trained(config, workdir)
+    assert int(longer.state.step) == STEPS + 2
+    lines = records(workdir, "train")
+    assert lines[:STEPS] == records(straight.workdir, "train")
+    schedule = learning_rate_schedule(config.optimizer, STEPS + 2)
+    assert [line["learning_rate"] for line in lines[STEPS:]] == pytest.approx(
+        [float(schedule(STEPS)), float(schedule(STEPS + 1))])
+    assert [record["step"] for record in records(workdir, "validation")] == [STEPS, STEPS + 2]
+    assert checkpoint.read_meta(workdir / "checkpoints")["config"]["train"]["steps"] == STEPS + 2
+
+
+def test_two_runs_in_one_workdir_are_refused_and_the_lock_goes_with_the_run(base: Path, straight: Trained,
+                                                                                   tmp_path: Path):
+    workdir = copied(straight.workdir, tmp_path / "shared")
+    before = (workdir / "metrics.jsonl").read_text()
+    with DirectoryLock(workdir / LOCK_FILE, "", ""):
+        holder = f"process {os.getpid()} on host "
+        with pytest.raises(LockedError, match=f"shared is in use by {holder}.*another --workdir"):
+            open_run(straight.config, workdir)  # which might set a damaged step aside
+        run = open_run(small_config(store_directory(base)), tmp_path / "new")
+    assert (workdir / "metrics.jsonl").read_text() == before
+    with DirectoryLock(tmp_path / "new" / LOCK_FILE, "", ""), pytest.raises(LockedError, match="new is in use by"):
+        run.open_streams()
+    assert not (tmp_path / "new" / "metrics.jsonl").exists()
+    trained(straight.config, workdir)
+    assert not (workdir / LOCK_FILE).exists()
+
+
+def test_a_run_that_lost_its_lock_saves_nothing_more(straight: Trained, tmp_path: Path):
+    workdir = copied(straight.workdir, tmp_path / "lost")
+    (workdir / "checkpoints" / "20").rename(tmp_path / "20")
+    run = open_run(straight.config, workdir)
+    streams = run.open_streams()
+    (workdir / LOCK_FILE).write_text(json.dumps({"host": "node7", "pid": 4711, "token": "theirs", "since": 0.0}))
+    with pytest.raises(LockedError, match="taken over by process 4711 on host node7"):
+        train(run, *streams)
+    assert checkpoint.steps(workdir / "checkpoints") == [10]
+
+
+def test_a_workdir_that_another_run_wrote_to_in_the_meantime_is_refused(straight: Trained, tmp_path: Path):
+    workdir = copied(straight.workdir, tmp_path / "raced")
+    (workdir / "checkpoints" / "20").rename(tmp_path / "20")
+    run = open_run(straight.config, workdir)
+    (tmp_path / "20").rename(workdir / "checkpoints" / "20")
+    with pytest.raises(ValueError, match=r"another run has written to it .*\[10\] then, \[10, 20\] now"):
+        run.open_streams()
+    assert not (workdir / LOCK_FILE).exists()
 
 
 def test_a_run_learns_and_keeps_the_steps_it_should(straight: Trained):

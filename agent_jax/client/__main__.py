@@ -15,6 +15,7 @@ from pathlib import Path
 
 from agent_jax.client.connection import TOKEN_VARIABLE, Client
 from agent_jax.client.demo import RandomObservations, format_table, measure
+from agent_jax.interrupts import end_at_once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,4 +59,5 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    end_at_once()
     sys.exit(main())

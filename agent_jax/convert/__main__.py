@@ -22,6 +22,7 @@ from agent_jax.checkpoint_meta import DamagedCheckpointError
 from agent_jax.cluster import USER_ERROR
 from agent_jax.convert.parity import ParityError
 from agent_jax.extras import install
+from agent_jax.interrupts import end_at_once
 from agent_jax.json_files import json_path, write_json
 
 
@@ -115,4 +116,5 @@ def _run_from_hf(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_at_once()
     sys.exit(main())

@@ -9,13 +9,10 @@ whose files have not changed since, and makes the others anew.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +28,7 @@ from agent_jax.data.sources import open_source
 from agent_jax.data.sources.source import BadDataError, Recording, Source
 from agent_jax.data.store import Store
 from agent_jax.data.writer import begin_store, finish_store, is_split_name, keep_shards, shard_path
+from agent_jax.directory_lock import DirectoryLock
 from agent_jax.spec_declarations import closed
 
 FORMAT = 2  # of how records are made: raise it where the same data and config come to make others
@@ -67,7 +65,9 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
     """
     check_on_disk(path, "--path")
     check_on_disk(directory, "--out")
-    with _alone(directory):
+    lock = DirectoryLock(directory.parent / f".{directory.name}.lock", str(directory),
+                         "wait for that one to end, or prepare into another folder")
+    with lock:
         source = open_source(kind, path, config)
         _check_rate(source)
         for note in source.schema.notes:  # at once: it may be hours until the summary
@@ -247,31 +247,3 @@ def _name_of(path: Path) -> str:
     resolved = path.resolve()
     named = resolved.parent if re.fullmatch(r"\d+(\.\d+)*", resolved.name) else resolved
     return re.sub(r"\W+", "_", named.stem if named.is_file() else named.name).strip("_").lower() or "data"
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Refuse to make a data set that another process is making; a killed one lets go by itself."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    file = directory.parent / f".{directory.name}.lock"
-    while True:
-        with file.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FileExistsError(f"{directory}: another process is making it; wait for that one to end") from None
-            if not _lies_at(lock.fileno(), file):
-                continue  # the process that held it has just removed it: another may lock the file that comes next
-            try:
-                yield
-            finally:
-                file.unlink(missing_ok=True)
-            return
-
-
-def _lies_at(opened: int, file: Path) -> bool:
-    """Whether the opened file is the one that has this name now."""
-    try:
-        return os.path.samestat(os.fstat(opened), file.stat())
-    except FileNotFoundError:
-        return False

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from agent_jax.checkpoint_meta import DamagedCheckpointError
 from agent_jax.envs import NAMES
 from agent_jax.evaluate import commands
+from agent_jax.interrupts import end_at_once
 from agent_jax.json_files import json_path
 
 _OWN = "MODULE, FILE.py, or either with :CLASS behind it"
@@ -96,4 +97,5 @@ def _add_offline(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
+    end_at_once()
     sys.exit(main())

@@ -25,6 +25,7 @@ from absl import app, flags
 from agent_jax import command_line
 from agent_jax.command_line import define_config, parse_flags, refuse
 from agent_jax.config import Config, from_config_dict
+from agent_jax.interrupts import end_at_once
 from agent_jax.json_files import check_json_path, write_json
 from agent_jax.kernels import PLATFORM, kernel_on
 from agent_jax.plan.compiled import CompiledStep, DoesNotFitError, compile_step
@@ -152,4 +153,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    end_at_once()
     app.run(main, flags_parser=parse_flags)

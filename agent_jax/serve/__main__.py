@@ -18,8 +18,10 @@ from collections.abc import Sequence
 
 from agent_jax.client.connection import TOKEN_VARIABLE
 from agent_jax.extras import install
+from agent_jax.interrupts import end_at_once, ignored
 from agent_jax.serve.options import ServeOptions, read_token
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _HELP = {
     "host": "address to listen on; 0.0.0.0: every one, and then with a token",
     "port": "0: any free one",
@@ -107,10 +109,18 @@ def _serve(options: argparse.Namespace) -> None:
         server = Server(policy, hello, chosen, limits, token=token)
         loop = asyncio.get_running_loop()
 
+        def stop() -> None:
+            for number in _SIGNALS:  # a second one ends the process at once
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+            server.stop()
+
         def told(phase: str) -> None:
             # Before, nobody is connected, and a signal ends the process at once.
-            for number in (signal.SIGTERM, signal.SIGINT) if phase == "ready" else ():
-                loop.add_signal_handler(number, server.stop)
+            for number in _SIGNALS if phase == "ready" else ():
+                if number == signal.SIGINT and ignored():
+                    continue
+                loop.add_signal_handler(number, stop)
             print(f"{phase}: domain {policy.domain.name!r} of step {taken.step} at ws://{chosen.host}:{server.port}, "
                   f"{time.monotonic() - begun:.1f} s", flush=True)
 
@@ -121,4 +131,5 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    end_at_once()
     sys.exit(main())
