@@ -20,7 +20,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from agent_jax import checkpoint_meta
-from agent_jax.checkpoint_access import first_cause, is_directory, is_system_error
+from agent_jax.checkpoint_access import check_writable, first_cause, is_directory, is_system_error
 from agent_jax.checkpoint_arrays import context, load, spans_processes
 from agent_jax.checkpoint_meta import FORMAT_VERSION, DamagedCheckpointError
 from agent_jax.checkpoint_retention import Retention, rank, set_aside
@@ -100,6 +100,7 @@ class Checkpoints:
         checkpointables = {"state": nested(flat(state)), "meta": content}
         self._current = step
         try:
+            check_writable(self.directory, step)
             checkpointer = self._opened()
             self._retention.note(content)
             checkpointer.save_checkpointables_async(step, checkpointables, force=True)

@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterator
 
+import jax
 from etils import epath
 
 # The storage has answered: the file is not there, or is something else.
@@ -73,6 +74,23 @@ def is_system_error(error: BaseException) -> bool:
     """Whether an error of Orbax or tensorstore is the system's: a full disk, no permission, storage that is gone."""
     return any(isinstance(cause, OSError) or _SYSTEM_ERROR.search(str(cause)) or _STATUS.search(str(cause))
                for cause in _causes(error))
+
+
+def check_writable(directory: epath.Path, step: int) -> None:
+    """Find out whether a step's directory can be made, before Orbax begins to save it.
+
+    Orbax 0.12 makes it in the background; where that fails, threads that wait for it hold up the end of the process
+    for ten minutes.
+
+    Raises:
+        OSError: a full disk, no permission.
+    """
+    if "://" in str(directory) or jax.process_index():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    probe = directory / f"{step}.probe"
+    probe.mkdir(exist_ok=True)
+    probe.rmdir()
 
 
 def first_cause(error: BaseException, most: int = 300) -> str:

@@ -390,6 +390,8 @@ def main(arguments: list[str]) -> None:
     announce_compilations()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells dozens of lines of every save
+    # It prints each failure three times, with tracebacks; checkpoint.py says it in one line.
+    logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
     tune_heap()
     try:
         config = from_config_dict(_CONFIG.value)
