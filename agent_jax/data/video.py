@@ -257,7 +257,6 @@ class _Reader:
             raise ValueError(f"{self.path}, {place}: has {frame.height}x{frame.width} pixels, expected "
                              f"{self.stream.height}x{self.stream.width} throughout")
 
-
     def image(self, frame: av.VideoFrame, time_s: float) -> np.ndarray:
         """The upright picture of a frame, uint8 (height, width, 3)."""
         assert self.turn is not None

@@ -76,7 +76,7 @@ def read_table(path: Path) -> Iterator[Row]:
 
 
 def _bounded(rows: Iterator[Row], path: Path) -> Iterator[Row]:
-    """The rows, which whoever reads a table holds all at once."""
+    """The rows; the caller holds all of them at once."""
     taken, packed = 0, path.stat().st_size
     for row in rows:
         taken += _ROW_BYTES + sum(_VALUE_BYTES + len(value) if isinstance(value, (str, bytes)) else _VALUE_BYTES
