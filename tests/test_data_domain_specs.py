@@ -68,9 +68,9 @@ def test_other_quantiles_are_taken_where_a_part_asks_for_them(tmp_path):
 def test_a_constant_gets_a_margin_and_the_log_says_so(tmp_path, caplog):
     specs = found(tmp_path / "set", arm(bounds="mean_3std"))
     np.testing.assert_allclose(limits(specs)[2], [0.999, 1.001])
-    assert "config.data.domains.mine.action_spec: the bounds of 'action[2] (grip)' by mean_3std coincide, for it hardly " \
-           "varies; they are 0.001 to either side; they are [0.999, 1.001]" in caplog.text
-    assert "'action[0]'" not in caplog.text
+    assert "config.data.domains.mine.action_spec: the bounds of 'action[2] (grip)' by mean_3std coincide, for it " \
+           "hardly varies; they are 0.001 to either side; they are [0.999, 1.001]" in caplog.text
+    assert "'action[0]" not in caplog.text
     zero = VALUES * np.float32([1, 1, 0])
     np.testing.assert_allclose(limits(found(tmp_path / "zero", arm(bounds="min_max"), zero))[2], [-1e-3, 1e-3])
 

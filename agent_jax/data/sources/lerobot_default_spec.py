@@ -22,8 +22,8 @@ from agent_jax import presets
 from agent_jax.actions import ActionSpec
 from agent_jax.data.domain_specs import not_too_narrow
 from agent_jax.data.sources.lerobot_info import Features, LeRobotInfo
-from agent_jax.data.sources.lerobot_rows import Selection
 from agent_jax.data.sources.parquet import parquet_table
+from agent_jax.data.sources.selection import Selection
 from agent_jax.data.sources.source import BadDataError
 from agent_jax.data.sources.table import read_jsonl
 from agent_jax.json_files import read_json_object
