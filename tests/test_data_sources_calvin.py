@@ -286,6 +286,8 @@ def test_a_split_without_annotations_is_left_out_by_the_option_that_the_message_
         open_source("calvin", folder, PrepareConfig())
     store, summary = prepare("calvin", folder, tmp_path / "store", PrepareConfig(options={"skip_unannotated": True}))
     assert (store.splits, summary["episodes"]) == ({"train": 4}, 4)
+    assert summary["notes"] == ["validation: left out, for it has no language annotations "
+                                "(config.options.skip_unannotated)"]
     shutil.rmtree(folder / "training" / "lang_annotations")
     with pytest.raises(FileNotFoundError, match="training/lang_annotations"):  # nothing would be left
         open_source("calvin", folder, PrepareConfig(options={"skip_unannotated": True}))

@@ -156,8 +156,9 @@ def open_source(path: Path, config: PrepareConfig) -> CalvinSource:
         found = sorted(item.name for item in path.iterdir())[:5] if path.is_dir() else "no folder"
         raise ValueError(f"{path}: found {found}, expected a folder of CALVIN with training/ or validation/ in it, as "
                          "task_D_D")
-    if options[SKIP]:
-        folders = [folder for folder in folders if is_annotated(path / folder)] or folders
+    left_out = [folder for folder in folders if options[SKIP] and not is_annotated(path / folder)]
+    folders = [folder for folder in folders if folder not in left_out] or folders
+    notes = [f"{folder}: left out, for it has no language annotations (config.options.{SKIP})" for folder in left_out]
     annotated = {folder: read_annotations(path / folder, options["language"], config.instruction or "ann")
                  for folder in folders}
     action = declared_spec(ActionSpec, config.action_spec) or CALVIN
@@ -172,7 +173,8 @@ def open_source(path: Path, config: PrepareConfig) -> CalvinSource:
     starts = [path / folders[0] / f"episode_{index:07d}.npz" for index in first.bounds_N2[:_LOOKED_AT, 0].tolist()]
     own_state = state.to_dict() if state else {}
     written = dict(config.action_spec) or action.to_dict(), dict(config.state_spec) or own_state
-    schema = Schema(_sizes(starts, cameras), action.fields, state.fields if state else {}, notes=resampling.notes)
+    schema = Schema(_sizes(starts, cameras), action.fields, state.fields if state else {},
+                    notes=(*notes, *resampling.notes))
     return CalvinSource(schema, *written, resampling.rate_hz, path, annotated, cameras,
                         columns(config, shapes, {"action": _ACTIONS}), resampling)
 
