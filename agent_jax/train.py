@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from agent_jax.compile_cache import use_compile_cache
 from agent_jax.compile_notice import announce_compilations
 from agent_jax.config import Config, from_config_dict
 from agent_jax.data.loader import Loader
+from agent_jax.data.store import RecordError
 from agent_jax.directory_lock import DirectoryLock
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.evaluate.in_training import InTraining
@@ -244,6 +245,7 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
     Raises:
         FloatingPointError: the run has diverged; nothing of that is saved.
         OSError: two saves in a row failed, or the last one; the steps saved before are whole.
+        RecordError: a record of the data cannot be read. One process alone has saved the last step before it.
     """
     config, state, data_state = run.config, run.first.state, run.first.data_state
     steps, every = config.train.steps, config.checkpoint.every
@@ -260,8 +262,19 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
         _print(progress_line(record, steps))
         run.files.try_to_copy(every=COPY_EVERY_S)
 
+    def save_last_step() -> str:
+        """After a record that cannot be read: save what there is, and return what was saved, in words."""
+        if distributed.count() > 1 or step == begun:  # of several processes, the others wait in the step for this one
+            return "The last saved step stays"
+        if interval:
+            say(record := run.record(step, interval, None))
+            _check_finite("loss", record.loss, step, run.workdir)
+        run.save(state, data_state, None)
+        run.checkpoints.wait()
+        return f"Step {step} is saved"
+
     with (contextlib.closing(run), contextlib.closing(loader), contextlib.closing(log), StopRequest() as stop,
-          run.checkpoints, jax.transfer_guard("disallow")):
+          run.checkpoints, jax.transfer_guard("disallow"), _ended_by_damage(save_last_step)):
         while True:
             distributed.progress(f"step {step}")
             stopped = stop.before_step(step) and step > begun
@@ -323,6 +336,18 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
         if stop.requested:
             run.stopped_by = stop.by
     return state, validation if step == steps else None
+
+
+@contextlib.contextmanager
+def _ended_by_damage(save: Callable[[], str]) -> Iterator[None]:
+    """End by a record that cannot be read only after `save`, which returns what is saved."""
+    try:
+        yield
+    except RecordError as error:
+        with jax.transfer_guard("allow"):
+            saved = save()
+        raise RecordError(f"{error}. {saved}; the same command goes on from there when the data are repaired"
+                          ) from error
 
 
 def _print(line: str) -> None:
@@ -422,7 +447,7 @@ def main(arguments: list[str]) -> None:
                            "there")
                 elif distributed.leads():
                     failure = finish(run, validation, json_path)
-            except OSError as error:  # of a save or the report: a full disk, storage that does not answer
+            except (OSError, RecordError) as error:  # a full disk, storage that does not answer; damaged data
                 logging.debug("where it was found:", exc_info=True)
                 distributed.tell(str(error))
                 refuse(str(error))

@@ -21,6 +21,7 @@ from data_stores import (
 from agent_jax.batch import Batch
 from agent_jax.data.layout import row_size
 from agent_jax.data.loader import Loader, PackedRows, validation_batches
+from agent_jax.data.store import RecordError
 from agent_jax.data.windows import Windows
 
 V, P = 5, 4
@@ -263,3 +264,18 @@ def test_no_windows_at_all_are_refused(sources):
     size = row_size([babyai_domain()], V, frames_per_row=4)
     with pytest.raises(ValueError, match="no windows in any domain"):
         PackedRows([], size, V, P, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_record_is_named_by_file_and_number_by_threads_and_by_workers(tmp_path, workers):
+    store = babyai_store(tmp_path / "tiles", LENGTHS)
+    windows = Windows(babyai_domain(), store, "train")
+    shard, content = store.files("train")[0], store.split("train").serialized(4)
+    whole = shard.read_bytes()
+    at = whole.index(content) + len(content) // 2
+    shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    rows = PackedRows([windows], row_size([windows.domain], V, frames_per_row=4), V, P, 0)
+    loader = Loader(rows, 3, workers=workers, prefetch=2)
+    with pytest.raises(RecordError, match=rf"{shard}, split 'train', record 4: cannot be read .*Copy the file anew"):
+        take(loader, 20)
+    loader.close()

@@ -99,7 +99,7 @@ def test_a_table_names_no_video_outside_its_folder_but_under_an_allowed_root(tmp
     (folder / "table.csv").write_text(f"file,caption\n{name},a\n{name},b\n")
     command = ["prepare", "--source", "video_text", "--path", str(folder / "table.csv"), "--out", str(out),
                "--processes", "1"]
-    assert main(command) == 1
+    assert main(command) == 2
     error = capsys.readouterr().err
     assert "table.csv:2, column 'file': names the file" in error
     assert f"which is {private}/v.mp4, outside the data set's folder {folder}" in error
@@ -118,7 +118,7 @@ def test_files_of_a_recording_that_are_links_out_of_the_folder_are_left_out(tmp_
     (folder / "b.mp4").symlink_to(private / "b.mp4")
     command = ["prepare", "--source", "gamepad", "--path", str(folder), "--out", str(tmp_path / "out"), "--processes",
                "1", "--config.instruction_text=win", "--config.validation=0"]
-    assert main(command) == 1
+    assert main(command) == 2
     assert f"b.mp4', which is {private}/b.mp4, outside" in capsys.readouterr().err
     assert main([*command, "--on_error=skip"]) == 0
     assert open_store(tmp_path / "out").splits == {"train": 1}
@@ -132,7 +132,7 @@ def test_a_template_of_rlds_leads_nowhere_else(tmp_path, capsys):
     changed_info(path, template=f"{other}/{TEMPLATE}")
     command = ["prepare", "--source", "rlds", "--path", str(path), "--out", str(tmp_path / "out"), "--processes", "1",
                "--config.cameras.rgb=image_0", "--config.fields.action=world_vector"]
-    assert main(command) == 1
+    assert main(command) == 2
     assert f"filepathTemplate of split 'train': names the file '{other}/bridge-train" in capsys.readouterr().err
     assert main([*command, f"--config.allow_root={other}"]) == 0
 

@@ -13,20 +13,25 @@ import tensorflow_datasets as tfds
 from data_stores import arm_store, clip_store
 from rlds_sets import STEPS, bridge_set, jpeg, written_set
 from small_runs import small_config, trained
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.record_writer import masked_crc32c as other_masked_crc32c
 
 from agent_jax import presets
 from agent_jax.actions import ActionSpec, Bins, Choice, Group
 from agent_jax.config import DomainConfig
+from agent_jax.data.__main__ import main
 from agent_jax.data.check import check
+from agent_jax.data.check_config import complete
 from agent_jax.data.prepare import prepare
-from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.data.prepare_config import PrepareConfig, prepare_config
 from agent_jax.data.show import show
 from agent_jax.data.sources import open_source
 from agent_jax.data.sources.source import BadDataError
 from agent_jax.data.sources.tfrecord import masked_crc32c, record_offsets
+from agent_jax.data.split_index import split_index
 from agent_jax.data.store import Store, open_store
 from agent_jax.data.transforms import encode_png, prepare_image
+from agent_jax.data.writer import ShardWriter, begin_store, finish_store, shard_path
 
 ARM = ActionSpec("arm", "iafm", (Group("STARTACTION", (
     *(Bins("action", d, f"ROBOTACTION{d}_", -0.1, 0.1) for d in range(2)),
@@ -312,3 +317,77 @@ def test_sets_as_they_are_and_prepared_ones_train_in_one_run(tmp_path):
     assert int(run.state.step) == 2
     assert run.validation is not None
     assert set(run.validation.domains) == {"direct", "prepared"}
+
+
+TEXTS = [("put it down", "place it", "drop it"), ("", "move it", ""), ("  ", "", "open it"), ("", "", "")]
+
+
+def droid_set(tmp_path: Path) -> Path:
+    """Four episodes with three instructions as in DROID, some of them empty."""
+    names = ("language_instruction", "language_instruction_2", "language_instruction_3")
+    text = tfds.features.Text()
+    steps = tfds.features.Dataset({"observation": {"image_0": tfds.features.Image(shape=(16, 24, 3))},
+                                   "action": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+                                   "is_last": np.bool_, **dict.fromkeys(names, text)})
+    build = begin_store(tmp_path / "droid", {})
+    features = tfds.features.FeaturesDict({"steps": steps})
+    with ShardWriter(shard_path(build, "droid", "train", 0, 1), features) as writer:
+        for texts in TEXTS:
+            writer.write({"steps": [{"observation": {"image_0": jpeg(t)}, "action": np.zeros(2, np.float32),
+                                     "is_last": t == 2, **dict(zip(names, texts, strict=True))} for t in range(3)]})
+    finish_store(tmp_path / "droid", "droid", features)
+    return tmp_path / "droid"
+
+
+@pytest.mark.parametrize(("instruction", "expected"), [
+    ("", ["put it down", "move it", "open it", ""]),  # the default
+    ("language_instruction_3, steps/language_instruction", ["drop it", "", "open it", ""]),
+    (["language_instruction_2", "language_instruction"], ["place it", "move it", "  ", ""]),
+    ('["language_instruction_2", "language_instruction_3"]', ["place it", "move it", "open it", ""]),
+])
+def test_of_several_instructions_the_first_that_is_filled_counts(tmp_path, instruction, expected):
+    given = prepare_config({"instruction": instruction, "cameras": {"rgb": "image_0"}})
+    source = open_source("rlds", droid_set(tmp_path), given)
+    found = [episode.instruction for recording in source.recordings() for episode in source.read(recording)]
+    assert [text.strip() for text in found] == [text.strip() for text in expected]
+
+
+def test_check_and_training_take_the_first_filled_instruction_too(tmp_path, capsys):
+    path = droid_set(tmp_path)
+    names = "steps/language_instruction,steps/language_instruction_2,steps/language_instruction_3"
+    index = split_index(open_store(path), "train", names)
+    assert index.texts == ("put it down", "move it", "open it", "")
+    assert main(["check", str(path), f"--config.instruction={names}"]) == 1
+    assert "wrong: 1 episodes have an empty instruction" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no field 'steps/nothing'"):
+        complete(DomainConfig(instruction=f"{names},steps/nothing", cameras=("steps/observation/image_0",)),
+                 open_store(path))
+    assert main(["prepare", "--source", "rlds", "--path", str(path), "--out", str(tmp_path / "out"), "--processes=1",
+                 "--on_error=skip", "--config.validation=0"]) == 0
+    assert open_store(tmp_path / "out").splits == {"train": 3}
+
+
+def test_shards_of_another_number_are_named_with_both_numbers(tmp_path):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 7})
+    for file in sorted(path.glob("*tfrecord*")):
+        file.rename(path / file.name.replace("-of-00003", "-of-00004"))
+    assert outcomes(path)[0].startswith(
+        "bridge-train.tfrecord-00000-of-00003: missing; dataset_info.json lists 3 files of split 'train', found 3 of "
+        "other names, as bridge-train.tfrecord-00002-of-00004")
+
+
+def test_a_record_that_is_no_example_is_left_out_by_name_and_a_length_beyond_the_file_ends_it(tmp_path):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 3})
+    file = path / "bridge-train.tfrecord-00000-of-00001"
+    writer = RecordWriter(str(file))
+    contents = [b"x" * 99, b""]
+    for content in contents:
+        writer.write(content)
+    writer.close()
+    whole = file.read_bytes()
+    header = struct.pack("<Q", 2**60)
+    file.write_bytes(whole + header + struct.pack("<I", masked_crc32c(header)) + b"x" * 50)
+    first, second, end = outcomes(path)
+    assert first.startswith(f"{file.name}, record 0: 99 bytes that are no tf.train.Example")
+    assert second.startswith(f"{file.name}, record 1: the record lacks 'steps/")
+    assert end.startswith(f"{file.name}: the file ends within record 2, which needs 1,152,921,504,606,847,")

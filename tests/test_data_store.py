@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from data_stores import BABYAI_FEATURES, babyai_episodes, babyai_store, language_table_store
 
+from agent_jax.data.__main__ import main
+from agent_jax.data.normalisation import field_statistics
 from agent_jax.data.record_serializer import record_serializer
-from agent_jax.data.store import Episode, Example, Field, open_store
+from agent_jax.data.store import Episode, Example, Field, RecordError, open_store
 from agent_jax.data.transforms import encode_png
 from agent_jax.data.writer import ShardWriter, begin_store, finish_store, shard_path, write_store
 
@@ -261,3 +267,58 @@ def test_a_record_without_a_declared_field_is_named(tmp_path):
     episode = open_store(directory).split("train")[0]
     with pytest.raises(ValueError, match="split 'train', record 0: the record lacks 'other_id'"):
         episode.value("other_id")
+
+
+def rewritten(shard: Path, change: Callable[[bytes], bytes]) -> None:
+    """Put a record that `change` makes in place of record 2, under right checksums."""
+    reader = ArrayRecordReader(str(shard))
+    records = reader.read_all()
+    reader.close()
+    writer = ArrayRecordWriter(str(shard), "group_size:1,uncompressed")
+    for number, record in enumerate(records):
+        writer.write(change(record) if number == 2 else record)
+    writer.close()
+
+
+def without_action(record: bytes) -> bytes:
+    example = Example.FromString(record)
+    example.features.feature["steps/action"].bytes_list.value.append(b"left")
+    return example.SerializeToString()
+
+
+def with_more_weights(record: bytes) -> bytes:
+    example = Example.FromString(record)
+    example.features.feature["steps/action_weight"].float_list.value.append(1)
+    return example.SerializeToString()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda record: record[: len(record) // 2], r"bytes that are no tf.train.Example .*Copy the file anew"),
+    (lambda record: b"\xff" * 9, "9 bytes that are no tf.train.Example"),
+    (lambda record: b"", "the record lacks 'steps/action'"),
+    (without_action, "'steps/action' holds a bytes_list, but features.json declares array"),
+    (with_more_weights, r"'steps/action_weight' holds 5 values, expected 1 for each of 4 steps"),
+])
+def test_a_record_that_is_none_is_named_by_file_and_number_by_every_command(tmp_path, change, message, capsys):
+    store = babyai_store(tmp_path / "set")
+    shard = store.files("train")[0]
+    rewritten(shard, change)
+    place = f"{shard}, split 'train', record 2: "
+    with pytest.raises(RecordError, match=rf"{place}.*{message}"):
+        field_statistics(open_store(store.directory), "train", ["action", "steps/action_weight"])
+    assert main(["stats", str(store.directory)]) == 2
+    assert place in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
+    assert main(["check", str(store.directory)]) == 1
+    assert f"wrong: {place}" in capsys.readouterr().out
+
+
+def test_shards_whose_number_is_another_are_named_with_both_numbers(tmp_path):
+    store = babyai_store(tmp_path / "set")
+    shard = store.files("train")[0]
+    for index in range(2):
+        shutil.copy(shard, shard.with_name(f"tiles-train.array_record-{index:05d}-of-00002"))
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"of-00001: missing; dataset_info.json lists 1 files of split 'train', "
+                                                r"found 2 of other names, as tiles-train.array_record-00001-of-00002"):
+        store.split("train")

@@ -25,7 +25,7 @@ from agent_jax.batch import RowSize
 from agent_jax.data import split_index as split_index_module
 from agent_jax.data.layout import lay_out, window_need
 from agent_jax.data.split_index import split_index
-from agent_jax.data.store import open_store
+from agent_jax.data.store import Episode, RecordError, open_store
 from agent_jax.data.transforms import prepare_image
 from agent_jax.data.windows import Windows, window_seed
 from agent_jax.data.writer import episode_features, write_store
@@ -274,3 +274,18 @@ def test_the_real_language_table_set_is_cut_into_windows(language_table_data):
     episode = store.split("test")[int(windows.record[number])]
     first = episode.values(domain.cameras[0], int(windows.start[number]), int(windows.start[number]) + 1)[0]
     np.testing.assert_array_equal(window.steps[0].frames[0], prepare_image(first, 32))
+
+
+def test_what_a_record_holds_that_the_index_did_not_is_named_by_file_record_and_steps(tmp_path):
+    store = babyai_store(tmp_path / "set", (6, 1, 4))
+    windows = Windows(babyai_domain(), store, "train")
+    windows.index.length_N[1] = 2
+    shard = store.files("train")[0]
+    with pytest.raises(RecordError, match=rf"{shard}, split 'train', record 1: holds 1 steps, but 2 when"):
+        windows.read(2, 0)
+    values = Episode.values
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Episode, "values", lambda episode, path, start, stop: [b"no image"] * (stop - start)
+                      if path.endswith("rgb") else values(episode, path, start, stop))
+        with pytest.raises(RecordError, match=rf"{shard}, split 'train', record 0, steps 4 to 5: image: .*Copy the file"):
+            windows.read(1, 0)

@@ -125,6 +125,9 @@ def _look(episode: Episode, where: str, split: str, config: DomainConfig, keys: 
             step = int(np.argwhere(~np.isfinite(numbers.reshape(len(numbers), -1)))[0][0])
             raise ValueError(f"episode {name!r}, step {step}: {path} is {numbers[step].tolist()}, expected finite "
                              "numbers")
+    for path in ("steps/is_last", "steps/action_weight"):  # what training reads beside the keys
+        if path in store.fields:
+            episode.values(path, 0, episode.steps)
     for camera in config.cameras:
         for t, image in enumerate(episode.values(camera, 0, episode.steps)):
             try:

@@ -53,7 +53,8 @@ def complete(config: DomainConfig, store: Store) -> DomainConfig:
             ("answer", config.answer, "text"), ("label", config.label, "array"))
         there = (layout for layout, path, kind in layouts if path in store.fields and store.fields[path].kind == kind)
         config = dataclasses.replace(config, layout=next(there, config.layout))
-    for path in (config.instruction, *config.cameras):
+    store.text_fields(config.instruction)
+    for path in config.cameras:
         store.field(path)
     return config
 

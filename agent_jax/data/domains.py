@@ -127,7 +127,7 @@ class Domain:
         where = f"config.data.domains.{name}"
         for camera in config.cameras:
             _check_field(where, "cameras", store.field(camera), "image", store)
-        store.field(config.instruction)
+        store.text_fields(config.instruction)
         spec = state = None
         normalisation: Mapping[str, Any] = {}
         if config.layout == "actions":

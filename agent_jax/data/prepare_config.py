@@ -31,7 +31,8 @@ class PrepareConfig:
     state_spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # StateSpec.to_dict(); {}: the source's
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key of a spec -> the source's column or
     # feature; a key that is not listed is its own name
-    instruction: str = ""  # the source's column or feature; "": the source's default
+    instruction: str = ""  # the source's column or feature; "": the source's default. Of rlds, several in order of
+    # preference may be joined by commas
     instruction_text: str = ""  # one instruction for all, where the data has none
     rate_hz: float = 0.0  # wanted steps a second: another rate is refused unless it is an exact multiple; 0: as it is
     resample_actions: Literal["", "last", "sum", "first"] = ""  # of the steps that one is kept of: the last action
@@ -63,6 +64,11 @@ def prepare_config(given: Mapping[str, Any]) -> PrepareConfig:
         ValueError: names the field, what was found and what was expected, for an unknown field (with the nearest known
             one), a wrong type, or a value out of range.
     """
+    several = given.get("instruction")
+    if isinstance(several, str) and several.lstrip().startswith("["):
+        several = _value(several)
+    if isinstance(several, (list, tuple)):
+        given = {**given, "instruction": ",".join(map(str, several))}
     return build_field(PrepareConfig, given, "config")
 
 

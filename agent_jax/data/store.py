@@ -73,7 +73,7 @@ class Episode:
         try:
             self._features = Example.FromString(serialized).features.feature
         except DecodeError as error:
-            raise RecordError(f"{where}: {len(serialized):,} bytes that are no tf.train.Example ({error}). {_REPAIR}"
+            raise RecordError(f"{where}: {len(serialized):,} bytes that are no tf.train.Example ({error}). {REPAIR}"
                               ) from error
         self.where, self._fields = where, fields
         each = math.prod(length_field.shape) if length_field.kind == "array" else 1
@@ -89,7 +89,7 @@ class Episode:
         size = math.prod(field.shape) if field.kind == "array" else 1
         if len(values) != size * self.steps and (field.kind != "text" or not field.shape):  # texts may be tensors
             raise RecordError(f"{self.where}: {path!r} holds {len(values)} values, expected {size} for each of "
-                              f"{self.steps} steps. {_REPAIR}")
+                              f"{self.steps} steps. {REPAIR}")
         if field.kind != "array":
             return list(values[start:stop])
         # Repeated fields lend their buffer to NumPy; a slice of one would be a Python list, 70 times slower.
@@ -105,15 +105,23 @@ class Episode:
         field, values = self._fields[path], self._list(path)
         expected = math.prod(field.shape) if field.kind == "array" else 1
         if len(values) != expected if field.kind == "array" and -1 not in field.shape else not values:
-            raise RecordError(f"{self.where}: {path!r} holds {len(values)} values, expected {expected}. {_REPAIR}")
+            raise RecordError(f"{self.where}: {path!r} holds {len(values)} values, expected {expected}. {REPAIR}")
         return values[0] if field.kind != "array" else np.asarray(values).astype(field.dtype).reshape(field.shape)
 
-    def texts(self, path: str) -> list[str]:
+    def texts(self, paths: str) -> list[str]:
         """The instruction at each step: text or 0-padded UTF-8 codes, of each step or of the whole record.
+
+        Args:
+            paths: of a field, or of several in order of preference, joined by commas: the first that is filled counts.
 
         Raises:
             RecordError: there are more or fewer than steps, or than one of the record; or a text is not UTF-8.
         """
+        found = [self._texts_of(path) for path in split_paths(paths)]
+        return [next(filter(str.strip, of_step), "") for of_step in zip(*found, strict=True)]
+
+    def _texts_of(self, path: str) -> list[str]:
+        """The text of one field at each step."""
         field = self._fields[path]
         try:
             if field.kind == "text":
@@ -123,7 +131,7 @@ class Episode:
         except RecordError:
             raise
         except ValueError as error:  # not UTF-8, or numbers that do not divide into texts
-            raise RecordError(f"{self.where}: {path!r} holds no texts ({error}). {_REPAIR}") from error
+            raise RecordError(f"{self.where}: {path!r} holds no texts ({error}). {REPAIR}") from error
         expected = self.steps if field.per_step else 1
         if len(values) != expected:
             raise RecordError(f"{self.where}: {path!r} holds {len(values)} texts, expected {expected}"
@@ -139,11 +147,16 @@ class Episode:
         kind = feature.WhichOneof("kind")
         if kind and (kind == "bytes_list") is (self._fields[path].kind == "array"):
             raise RecordError(f"{self.where}: {path!r} holds a {kind}, but features.json declares "
-                              f"{self._fields[path].kind}. {_REPAIR}")
+                              f"{self._fields[path].kind}. {REPAIR}")
         return getattr(feature, kind).value if kind else ()
 
 
-_REPAIR = "Copy the file anew, or make the data set anew without this record"
+REPAIR = "Copy the file anew, or make the data set anew without this record"
+
+
+def split_paths(paths: str) -> list[str]:
+    """The fields of an instruction, in order of preference, as `a,b`."""
+    return [path.strip() for path in paths.split(",")]
 
 
 def _decoded_codes(codes_NL: np.ndarray) -> list[str]:
@@ -200,7 +213,7 @@ class Split:
         try:
             return bytes(self._source[number])
         except (OSError, ValueError, IndexError, RuntimeError) as error:  # of array_record
-            raise RecordError(f"{self._where(number)}: cannot be read ({error}). {_REPAIR}") from error
+            raise RecordError(f"{self._where(number)}: cannot be read ({error}). {REPAIR}") from error
 
     def _where(self, number: int) -> str:
         ends = itertools.accumulate(self._files.records)
@@ -254,6 +267,10 @@ class Store:
             raise ValueError(f"{self.directory}: field {path!r} has the shape {field.shape}, where -1 varies; expected "
                              "a fixed one")
         return field
+
+    def text_fields(self, paths: str) -> list[Field]:
+        """The fields of an instruction, in order of preference (`Episode.texts`); raises as `field`."""
+        return [self.field(path) for path in split_paths(paths)]
 
     def step_field(self, key: str) -> Field:
         """The field of a key of an ActionSpec or StateSpec: steps/KEY, else steps/observation/KEY."""

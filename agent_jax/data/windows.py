@@ -22,7 +22,7 @@ import numpy as np
 from agent_jax.data.domains import Domain
 from agent_jax.data.layout import Step, Window
 from agent_jax.data.split_index import split_index
-from agent_jax.data.store import STEPS, Episode, Split, Store
+from agent_jax.data.store import REPAIR, STEPS, Episode, RecordError, Split, Store
 from agent_jax.data.transforms import prepare_image
 
 _KEPT_TURNS = 3  # batches made ahead straddle two epochs at most, and a domain of small weight two turns
@@ -135,11 +135,23 @@ class Windows:
         return np.asarray([images, slots, (text - 1) * (domain.layout == "actions") + steps * action + answer])
 
     def read(self, number: int, turn: int) -> Window:
-        """The sample, decoded. `turn` is how often it was seen before: it changes the masks, and random starts."""
+        """The sample, decoded. `turn` is how often it was seen before: it changes the masks, and random starts.
+
+        Raises:
+            RecordError: the record cannot be read, or not as when the index was made; names file and record.
+        """
         domain, index, cut, record = self.domain, self.index, self.cut(turn), int(self.record[number])
         start, count = int(cut.start_W[number]), int(cut.steps_W[number])
         episode = self._split[record]
-        steps = self._read_steps(episode, start, count)
+        if episode.steps != index.length_N[record]:
+            raise RecordError(f"{episode.where}: holds {episode.steps} steps, but {index.length_N[record]} when the "
+                              f"data set was first read, and its files look unchanged. {REPAIR}")
+        try:
+            steps = self._read_steps(episode, start, count)
+        except RecordError:
+            raise
+        except ValueError as error:  # an image that cannot be decoded, a number that cannot be encoded
+            raise RecordError(f"{episode.where}, steps {start} to {start + count - 1}: {error}. {REPAIR}") from error
         if cut.padded_W[number] and domain.spec:
             terminal = domain.spec.terminal_ids()
             repeated = dataclasses.replace(steps[-1], action_ids=terminal, frame_weight=0.0, action_weight=1.0,

@@ -13,6 +13,7 @@ the instruction within an episode divides it. A record's `answer` (text) and `la
 `config.cameras`, `config.fields` and `config.instruction` name features by path (`steps/observation/image_0`) or by
 what follows `steps/`, `steps/observation/` or `steps/action/`. A field may join several, as
 `config.fields.action=world_vector,rotation_delta,open_gripper`. The format knows no rate; `config.rate_hz` states it.
+Of several instructions, `config.instruction=a,b`, the first that is filled counts at each step.
 
 Options:
     last_action: "keep" (default), or "drop": RLDS leaves the last action of an episode without meaning, and where the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.data.sources.choices import check_fields
-from agent_jax.data.store import Field
+from agent_jax.data.store import Field, split_paths
 
 Numbers = dict[str, tuple[tuple[int, ...], np.dtype[Any], tuple[str, ...]]]  # shape, dtype and fields, by key
 
@@ -31,7 +32,7 @@ class FeatureNames:
         self._directory, self._fields, self._config = directory, fields, config
 
     def instruction(self) -> str:
-        """Path of the instruction; "" where one text stands for all.
+        """Path of the instruction, or several in order of preference (`Episode.texts`); "": one text stands for all.
 
         Raises:
             ValueError: no such feature, or none that is commonly one.
@@ -39,12 +40,13 @@ class FeatureNames:
         if self._config.instruction_text:
             return ""
         if self._config.instruction:
-            return self._find(self._config.instruction, "config.instruction")
+            return ",".join(self._find(name, "config.instruction") for name in split_paths(self._config.instruction))
         found = next((path for path in _INSTRUCTIONS if path in self._fields), "")
         if not found:
             raise ValueError(f"{self._directory}: no feature that is commonly an instruction; set config.instruction "
                              f"to one of {self._names('text')}, or config.instruction_text to one text for all")
-        return found
+        numbered = itertools.takewhile(self._fields.__contains__, (f"{found}_{n}" for n in itertools.count(2)))
+        return ",".join([found, *numbered])  # DROID has three
 
     def cameras(self) -> dict[str, str]:
         """Paths of the images, by stored name.
