@@ -20,7 +20,7 @@ import dataclasses
 import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -30,6 +30,8 @@ from agent_jax.acting.history import Episode, Seen, Sizes, chunk_ahead, next_chu
 from agent_jax.acting.observation import Images, Prepared, prepare
 from agent_jax.acting.parameters import acting_params
 from agent_jax.acting.reader import Answer, Reader, Turn
+from agent_jax.client.pictures import is_image
+from agent_jax.compile_notice import announce_compilations
 from agent_jax.config import Config
 from agent_jax.data.domains import Domain
 from agent_jax.models.agent import Params
@@ -85,6 +87,7 @@ class Policy:
         self.flush_every = (flush_every or domain.window) if history == "flushed" else 0
         self.taken: StepTaken | None = None  # the step of a checkpoint that was loaded
         self.last_ids: dict[Any, np.ndarray] = {}  # of the last step's actions, by env_id
+        self._last_logits: dict[Any, np.ndarray] = {}  # of their choices
         self.params, self._dtype = acting_params(params, config.model.dtype), config.model.dtype
         self._spec, self._visual_tokens = domain.spec, 1 + config.model.vision.patches
         self._choices = Choices.of(domain.spec.automaton)
@@ -98,6 +101,7 @@ class Policy:
         self._reader = Reader(config, domain, self._choices, self._sizes, grows=self._grows, ahead=self._ahead)
         self._episodes: dict[Any, Episode] = {}
         self._seed = seed
+        announce_compilations()  # the first action takes as long as they do
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, domain: str = "", step: int | None = None, temperature: float = 0.0,
@@ -142,7 +146,8 @@ class Policy:
         """
         _check_temperature(temperature)
         other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__ | {"temperature": temperature, "_seed": seed, "_episodes": {}, "last_ids": {}}
+        other.__dict__ |= self.__dict__ | {"temperature": temperature, "_seed": seed, "_episodes": {}, "last_ids": {},
+                                            "_last_logits": {}}
         return other
 
     def with_params(self, params: Params) -> Policy:
@@ -153,15 +158,33 @@ class Policy:
 
     def reset(self, env_ids: Sequence[Any]) -> None:
         """Begin new episodes: forget what was seen under these ids."""
+        _check_ids("reset", env_ids)
         for env_id in env_ids:
             old = self._episodes.get(env_id)
             self._episodes[env_id] = Episode(number=old.number + (old.time > 0) if old else 0)
 
     def forget(self, env_ids: Sequence[Any]) -> None:
         """Drop all memory of these ids; unknown ones are passed over."""
+        _check_ids("forget", env_ids)
         for env_id in env_ids:
             self._episodes.pop(env_id, None)
             self.last_ids.pop(env_id, None)
+            self._last_logits.pop(env_id, None)
+
+    def probability(self, env_id: Any) -> float:
+        """How probable the last action of an environment was: the product over its choices among legal ids.
+
+        By the model's own logits, whatever the temperature of sampling.
+
+        Raises:
+            KeyError: the environment has had no action.
+        """
+        logits_JA, columns_J = self._last_logits[env_id], self._choices.columns(self.last_ids[env_id])
+        odds = 1.0
+        for logits_A, column in zip(logits_JA, columns_J, strict=True):
+            if column >= 0:  # a shorter action has fewer choices
+                odds *= float(1 / np.exp(logits_A.astype(np.float64) - logits_A[column]).sum())
+        return odds
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
         """Compile everything that acting in batches of up to these sizes will need, histories of any length mixed."""
@@ -222,8 +245,8 @@ class Policy:
         """`prepare`, then `step`.
 
         Args:
-            images: n uint8 images (height, width, 3), what is seen now. With several cameras, n mappings of them by
-                `domain.camera_names`, or n tuples in that order.
+            images: n uint8 images (height, width, 3), what is seen now: arrays of NumPy, jax or torch, or RGB pictures
+                of Pillow. With several cameras, n mappings of them by `domain.camera_names`, or n tuples in that order.
             instructions: n texts.
             env_ids: n different ids, in any order; unknown ones begin an episode.
             states: n mappings of the StateSpec's values; needed if the domain has one.
@@ -234,6 +257,13 @@ class Policy:
         Raises:
             ValueError: sequences of unequal length, an id twice, or an observation that is not as expected.
         """
+        _check_ids("act", env_ids)
+        for name, found in (("image", images), ("instruction", instructions), ("state", states)):
+            one = isinstance(found, (str, Mapping)) or not (found is None or hasattr(found, "__len__"))
+            if one or (name == "image" and is_image(found) and np.ndim(found) == 3):
+                raise ValueError(f"act: found one {name}, a {type(found).__name__}, expected a sequence with one of "
+                                 "each environment: act([image], [instruction], [env_id]), and [state] where there is "
+                                 "one")
         n = len(env_ids)
         if not len(images) == len(instructions) == n or (states is not None and len(states) != n):
             raise ValueError(f"act: found {len(images)} images, {len(instructions)} instructions and {n} env_ids"
@@ -262,7 +292,7 @@ class Policy:
         after = [self._remembered(*one) for one in zip(episodes, turns, answers, strict=True)]
         for env_id, episode, answer in zip(env_ids, self._read_ahead(after), answers, strict=True):
             self._episodes[env_id] = episode
-            self.last_ids[env_id] = answer.ids
+            self.last_ids[env_id], self._last_logits[env_id] = answer.ids, answer.logits_JA
         return answers
 
     def _read_ahead(self, episodes: Sequence[Episode]) -> Sequence[Episode]:
@@ -294,6 +324,14 @@ class Policy:
             steps = steps[len(steps) - self.domain.window + 1 :] if len(steps) >= self.domain.window else steps
         used = chunk.used + len(chunk.token_C) if self._grows else 0
         return Episode(episode.number, episode.time + 1, seen.text_ids, steps, answer.kept, used)
+
+
+def _check_ids(call: str, env_ids: Any) -> None:
+    """Refuse one id in place of a sequence: a text is a sequence, too, of its letters."""
+    if isinstance(env_ids, (str, bytes)) or not isinstance(env_ids, Iterable):
+        arguments = "[image], [instruction], " if call == "act" else ""
+        raise ValueError(f"{call}: found env_ids={env_ids!r}, expected a sequence of ids, one of each environment: "
+                         f"{call}({arguments}[{env_ids!r}])")
 
 
 def _check_temperature(temperature: float) -> None:

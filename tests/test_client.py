@@ -149,5 +149,5 @@ def test_the_demo_prints_what_it_is_told_and_writes_the_figures(robots: Served, 
     assert "domain 'babyai' of step 7" in said
     assert "round trip" in said
     assert json.loads(path.read_text())["round_trip_ms"].keys() == {"p50", "p90", "p99"}
-    assert __main__.main(["demo", "no-url"]) == 1
+    assert __main__.main(["demo", "no-url"]) == 2
     assert "expected ws://HOST:PORT" in capsys.readouterr().err

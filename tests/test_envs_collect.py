@@ -161,5 +161,5 @@ def test_the_command_makes_a_data_set_and_refuses_to_overwrite_it(
     assert dict(open_store(tmp_path / "made").splits) == {"train": 4, "test": 2}
     with pytest.raises(SystemExit) as end:
         collect.main(command)
-    assert end.value.code == 1
+    assert end.value.code == 2
     assert "exists; expected a new directory" in capsys.readouterr().err

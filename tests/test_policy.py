@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from data_stores import CAMERAS, babyai_domain, clip_domain, game_domain, language_table_domain
 from packed_rows import random_params
+from PIL import Image
 from small_runs import Trained, differing, straight_run
 
 from agent_jax.acting.uncached import Uncached
@@ -90,6 +92,44 @@ def random_action(domain: Domain, rng: np.random.Generator) -> np.ndarray:
 def table() -> Policy:
     """Greedy, in a domain with a state and actions of several ids."""
     return make_policy(DOMAINS["table"])
+
+
+def test_images_of_other_libraries_are_prepared_like_arrays(table: Policy):
+    (pixels,) = make_images(1)
+    expected = table.prepare(pixels, TEXT, STATE).frames[0]
+    for image in (Image.fromarray(pixels), torch.from_numpy(pixels), jnp.asarray(pixels)):
+        for images in (image, [image], {"rgb": image}):
+            np.testing.assert_array_equal(table.prepare(images, TEXT, STATE).frames[0], expected)
+    with pytest.raises(ValueError, match=r"camera 'rgb' shows float32\[3, 16, 16\].*np.transpose\(image, \(1, 2, 0"):
+        table.prepare(torch.from_numpy(pixels).permute(2, 0, 1) / 255, TEXT, STATE)
+    with pytest.raises(ValueError, match="camera 'rgb': found a picture of mode L"):
+        table.prepare(Image.fromarray(pixels).convert("L"), TEXT, STATE)
+
+
+@pytest.mark.parametrize(("images", "texts", "env_ids", "states", "message"), [
+    ("one", TEXT, 0, STATE, r"found env_ids=0, .*: act\(\[image\], \[instruction\], \[0\]\)"),
+    ("one", TEXT, "robot 0", STATE, r"found env_ids='robot 0', .*\['robot 0'\]\)"),
+    ("one", [TEXT], [0], [STATE], "found one image, a ndarray"),
+    ("pillow", [TEXT], [0], [STATE], "found one image, a Image"),
+    ("cameras", [TEXT], [0], [STATE], "found one image, a dict"),
+    ("list", TEXT, [0], [STATE], "found one instruction, a str"),
+    ("list", [TEXT], [0], STATE, "found one state, a dict"),
+])
+def test_single_values_are_refused_with_the_call_that_is_meant(
+        table: Policy, images: str, texts: Any, env_ids: Any, states: Any, message: str):
+    (pixels,) = make_images(1)
+    given: dict[str, Any] = {"one": pixels, "pillow": Image.fromarray(pixels), "cameras": {"rgb": pixels},
+                             "list": [pixels]}
+    with pytest.raises(ValueError, match=f"act: {message}"):
+        table.act(given[images], texts, env_ids, states)
+
+
+def test_one_id_that_is_a_text_is_not_taken_for_its_letters(table: Policy):
+    for call in (table.reset, table.forget):
+        with pytest.raises(ValueError, match=rf"{call.__name__}\(\['ab'\]\)"):
+            call("ab")
+        with pytest.raises(ValueError, match=rf"{call.__name__}\(\[0\]\)"):
+            call(0)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +291,26 @@ def test_sampling_draws_legal_ids_by_their_softmax_and_repeats_itself_by_seed_en
     share = np.bincount(drawn[1], minlength=7) / number
     assert np.all(np.abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / number) + 1 / number)
     assert greedy.last_ids[0][1] == greedy.domain.spec.automaton.ids_A[np.argmax(logits_A)]
+
+
+def test_the_probability_of_an_action_is_that_of_its_choices_among_legal_ids(table: Policy):
+    policy, other = table.with_temperature(1.0, seed=3), table.with_temperature(0.0)
+    seen = [observe(policy, seed) for seed in (1, 2)]
+    policy.step(seen, ["a", "b"])
+    logits = other.follow(seen, ["a", "b"], [policy.last_ids["a"], policy.last_ids["b"]])
+    spec = policy.domain.spec
+    assert spec is not None
+    for env_id, logits_JA in zip(("a", "b"), logits, strict=True):
+        odds_JA = np.asarray(jax.nn.softmax(logits_JA, axis=1))
+        columns = np.searchsorted(spec.automaton.ids_A, policy.last_ids[env_id])
+        chosen = [column for column in columns if not np.isneginf(logits_JA[:, column]).all()]
+        assert len(chosen) == len(odds_JA) == 2
+        expected = np.prod([odds_A[column] for odds_A, column in zip(odds_JA, chosen, strict=True)])
+        assert policy.probability(env_id) == pytest.approx(expected, rel=1e-5)
+        assert 0 < policy.probability(env_id) < 1
+    policy.forget(["a"])
+    with pytest.raises(KeyError, match="a"):
+        policy.probability("a")
 
 
 def test_a_policy_of_another_temperature_has_its_own_histories(table: Policy):

@@ -64,7 +64,7 @@ def test_what_the_user_must_mend_is_said_in_a_line(tmp_path: Path, capsys: pytes
         (["--checkpoint", ".", "--max_batch", "0"], "--max_batch=0: expected at least 1"),
         (["--checkpoint", ".", "--token_file", str(tmp_path / "none")], "no such file; expected one that holds the"),
     ]:
-        assert __main__.main(arguments) == 1
+        assert __main__.main(arguments) == 2
         said = capsys.readouterr().err
         assert message in said
         assert "Traceback" not in said

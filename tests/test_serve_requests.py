@@ -23,6 +23,7 @@ BAD = {
     "height": ({"images": np.zeros((0, 16, 3), np.uint8)}, "uint8[height, width, 3]"),
     "channels": ({"images": np.zeros((16, 16, 4), np.uint8)}, "uint8[height, width, 3]"),
     "dtype": ({"images": np.zeros((16, 16, 3), np.float32)}, "found float32"),
+    "advice": ({"images": np.zeros((3, 16, 16), np.uint8)}, "pass np.transpose(image, (1, 2, 0))"),
     "side": ({"images": np.zeros((1, 8193, 3), np.uint8)}, "sides of at most 8192 pixels"),
     "no image": ({"images": "picture"}, "images: expected an array"),
     "camera": ({"images": {"wrist": make_image()}}, "sees through rgb"),

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from agent_jax.client.pictures import advice, as_array, is_image, shown
 from agent_jax.data.domains import Domain
 from agent_jax.data.transforms import LONGEST_SIDE, prepare_image
 
-Images = np.ndarray | Mapping[str, np.ndarray] | Sequence[np.ndarray]  # of one environment: an image, or one a camera
+# Of one environment: an image, or one a camera. An image may also be jax's, torch's or Pillow's.
+Images = np.ndarray | Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
 NO_IDS = np.zeros(0, np.int32)
 
@@ -31,6 +33,7 @@ def prepare(domain: Domain, images: Images, instruction: str, state: Mapping[str
     Args:
         domain: in which is acted.
         images: uint8 (height, width, 3), or one a camera: a mapping by `domain.camera_names`, or a tuple in that order.
+            Arrays of NumPy, jax or torch, or RGB pictures of Pillow.
         instruction: what is to be done.
         state: the StateSpec's values; needed if the domain has one.
 
@@ -66,7 +69,7 @@ def _frames(domain: Domain, images: Images) -> tuple[np.ndarray, ...]:
     names = domain.camera_names
     if isinstance(images, Mapping):
         found, seen = ", ".join(map(str, images)), [images.get(name) for name in names]
-    elif isinstance(images, np.ndarray):
+    elif is_image(images):
         found, seen = "one image", [images]
     elif isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
         found, seen = f"{len(images)} images", list(images)
@@ -80,10 +83,14 @@ def _frames(domain: Domain, images: Images) -> tuple[np.ndarray, ...]:
 
 
 def _frame(image: Any, camera: str, size: int) -> np.ndarray:
-    shape, dtype = np.shape(image), getattr(image, "dtype", type(image).__name__)
-    if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
-        raise ValueError(f"act: the camera {camera!r} shows {dtype}{list(shape)}, expected uint8[height, width, 3]")
-    if max(shape) > LONGEST_SIDE:
-        raise ValueError(f"act: the camera {camera!r} shows {list(shape)}, expected sides of at most {LONGEST_SIDE} "
-                         "pixels")
-    return np.array(prepare_image(np.asarray(image), size))  # a copy: simulators draw into the same buffer again
+    try:
+        found = as_array(image)
+    except ValueError as error:
+        raise ValueError(f"act: the camera {camera!r}: {error}") from error
+    if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.shape[2:] != (3,) or not found.size:
+        raise ValueError(f"act: the camera {camera!r} shows {shown(found)}, expected uint8[height, width, 3]"
+                         f"{advice(found)}")
+    if max(found.shape) > LONGEST_SIDE:
+        raise ValueError(f"act: the camera {camera!r} shows {list(found.shape)}, expected sides of at most "
+                         f"{LONGEST_SIDE} pixels")
+    return np.array(prepare_image(found, size))  # a copy: simulators draw into the same buffer again

@@ -19,7 +19,7 @@ from agent_jax.interrupts import end_at_once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 1 where there is no answer."""
+    """Run the command line; returns the exit status: 0, or 2 where there is no answer."""
     parser = argparse.ArgumentParser(prog="python -m agent_jax.client", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     demo = parser.add_subparsers(dest="command", required=True).add_parser("demo", allow_abbrev=False)
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _demo(options)
     except (OSError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

@@ -21,12 +21,15 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.sync.client import ClientConnection, connect
 
 from agent_jax.client import wire
+from agent_jax.client.pictures import advice, as_array, is_image
 
-Images = np.ndarray | Mapping[str, np.ndarray] | Sequence[np.ndarray]  # an image, or one a camera
+# An image, or one a camera; arrays of NumPy, jax or torch, or RGB pictures of Pillow.
+Images = np.ndarray | Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
 TOKEN_VARIABLE = "AGENT_JAX_TOKEN"  # of the environment, for both ends; a command line can be read by others
 
 _RETRY_S = 0.2  # between attempts to connect
+_UNAUTHORISED = 401
 _NOT_YET = 503  # the server warms up, drains, or is full
 
 
@@ -91,8 +94,8 @@ class Client:
             TimeoutError: no reply within `timeout`; the connection is closed, since the reply may come later.
             ConnectionError: the connection is lost, and with it the episode's history.
         """
-        message = {"images": images if isinstance(images, (np.ndarray, Mapping)) else list(images),
-                   "instruction": instruction, "state": None if state is None else dict(state)}
+        message = {"images": _pixels(images), "instruction": instruction,
+                   "state": None if state is None else dict(state)}
         begun = time.perf_counter()
         reply = self._asked(message, anew=self._reconnect == "always")
         self.timing = {**reply["server_timing"], "round_trip_ms": 1e3 * (time.perf_counter() - begun)}
@@ -177,6 +180,9 @@ class Client:
                 raise ValueError(f"url={self.url!r}: {error}; expected ws://HOST:PORT") from None
             except InvalidStatus as error:
                 said = f"{error.response.status_code} {_text(error.response.body)}"
+                if error.response.status_code == _UNAUTHORISED:
+                    raise ConnectionError(f"{self.url}: refused: {said}. Pass it as Client(token=...), or to the demo "
+                                          f"by --token_file or {TOKEN_VARIABLE}") from None
                 if error.response.status_code != _NOT_YET:
                     raise ConnectionError(f"{self.url}: refused: {said}") from None
             except (OSError, InvalidHandshake) as error:
@@ -195,6 +201,25 @@ class Client:
                                   f"{wire.PROTOCOL}: client and server are of different versions")
         self.histories += 1
         return connection
+
+
+def _pixels(images: Images) -> Any:
+    """The images as arrays.
+
+    Raises:
+        BadRequestError: they are of a kind that cannot be sent.
+    """
+    try:
+        if isinstance(images, Mapping):
+            return {name: as_array(image) for name, image in images.items()}
+        if is_image(images):
+            return as_array(images)
+        if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
+            return [as_array(image) for image in images]
+    except ValueError as error:
+        raise BadRequestError(f"images: {error}") from error
+    raise BadRequestError(f"images: found a {type(images).__name__}, expected uint8[height, width, 3], a mapping of "
+                          f"them by camera, or a sequence{advice(images)}")
 
 
 def _text(body: bytes | bytearray | None) -> str:

@@ -253,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given["image_size"] = module.IMAGE_SIZE if given["image_size"] is None else given["image_size"]
         collect(DemonstrationsConfig(episodes=dict.fromkeys(names, episodes), **given), out)
     except (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

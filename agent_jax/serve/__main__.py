@@ -36,7 +36,7 @@ _HELP = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 1 for what the user must mend."""
+    """Run the command line; returns the exit status: 0, or 2 for a user error."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("agent_jax").setLevel(options.log_level.upper())
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
     else:
         return 0
-    return 1
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

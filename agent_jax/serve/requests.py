@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from agent_jax.client import wire
+from agent_jax.client.pictures import advice, shown
 from agent_jax.data.domains import Domain
 from agent_jax.data.transforms import LONGEST_SIDE
 
@@ -82,7 +83,7 @@ def _check_images(images: Any) -> None:
         raise ValueError("images: expected an array uint8 (height, width, 3), a map of them by camera, or a list")
     for image in found:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(f"images: found {image.dtype}{list(image.shape)}, expected uint8[height, width, 3]")
+            raise ValueError(f"images: found {shown(image)}, expected uint8[height, width, 3]{advice(image)}")
         if max(image.shape) > LONGEST_SIDE:
             raise ValueError(f"images: found {list(image.shape)}, expected sides of at most {LONGEST_SIDE} pixels")
 

@@ -25,6 +25,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from agent_jax.client import wire
+from agent_jax.client.connection import TOKEN_VARIABLE
 from agent_jax.policy import Policy
 from agent_jax.processor import cores
 from agent_jax.serve.batching import Batcher, PolicyFailedError
@@ -117,8 +118,11 @@ class Server:
         if path == "/healthz":
             status = http.HTTPStatus.OK if self.phase == "ready" else http.HTTPStatus.SERVICE_UNAVAILABLE
             return connection.respond(status, f"{self.phase}\n")
-        if not self._is_authorised(request.headers.get_all("Authorization")):
-            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "this server asks for a token (--token_file)\n")
+        given = request.headers.get_all("Authorization")
+        if not self._is_authorised(given):
+            what = "the token is not this server's" if given else "no token was given"
+            return connection.respond(http.HTTPStatus.UNAUTHORIZED, f"{what}; expected that of its --token_file or its "
+                                                                    f"{TOKEN_VARIABLE}\n")
         if path == "/metrics":
             response = connection.respond(http.HTTPStatus.OK, json.dumps(self.metrics(), indent=2) + "\n")
             del response.headers["Content-Type"]
