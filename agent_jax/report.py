@@ -1,7 +1,7 @@
 """What a run leaves for a reader: pictures, a rollout to watch, and report.json with every figure it printed.
 
-report.json: {"closed_loop": {TASK: {POLICY: {"success", "episodes", "ci95", "mean_steps", "lost"}}}, "losses": {...},
-"steps", "parameters", "seconds": {PHASE: ...},
+report.json: {"closed_loop": {TASK: {POLICY: {"success", "episodes", "ci95", "mean_steps", "lost", "per_episode":
+[{"seed", "success", "steps", "instruction"}]}}}, "losses": {...}, "steps", "parameters", "seconds": {PHASE: ...},
 "seconds_to_first_step", "data_wait_share", "peak_rss_bytes", "machine": {...}, "config", ...}
 """
 
@@ -108,7 +108,7 @@ def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path
     image_size = simulator_image_size(config, config.closed_loop.environment)
     return closed_loop(config.closed_loop, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
                        image_size=image_size, watch=watch if config.closed_loop.video else None,
-                       say=say)
+                       per_episode=True, say=say)
 
 
 def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) -> None:

@@ -36,6 +36,7 @@ from agent_jax.data.loader import Loader
 from agent_jax.data.store import RecordError
 from agent_jax.directory_lock import DirectoryLock
 from agent_jax.envs.collect import ensure_demonstrations
+from agent_jax.evaluate.closed_loop import without_episodes
 from agent_jax.evaluate.in_training import InTraining
 from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import check_json_path
@@ -391,7 +392,7 @@ def finish(run: Run, validation: Record, json_path: Path | None) -> str:
             failure = f"the training is done and its report written, but the closed loop failed: {error}"
     if levels:
         with contextlib.closing(MetricsLog(run.files.directory, run.config.train.steps)) as log:
-            log.write(SuccessRecord(run.config.train.steps, time.time(), levels))
+            log.write(SuccessRecord(run.config.train.steps, time.time(), without_episodes(levels)))
     figures = {
         "closed_loop": levels,
         "losses": {"total": validation.loss, **validation.losses},

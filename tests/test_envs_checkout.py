@@ -278,7 +278,7 @@ def test_a_policy_forgets_at_every_new_instruction_and_chains_are_reported_by_le
     # Before its first step, and after every three, of which each chain's last ends it.
     assert [time for i, time in walker.resets if i == 0] == [0, 3, 6, 9, 12]
     assert [time for i, time in walker.resets if i == 1] == [0, 3, 6]
-    for i, recording in enumerate(recordings):
+    for i, recording in zip((1, 0), recordings, strict=True):  # failures first
         assert list(recording.instructions[:-1]) == walker.told[i]
         assert len(set(recording.instructions)) == (5, 3)[i]
     assert said[-1].splitlines()[-3:] == [

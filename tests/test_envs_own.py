@@ -23,6 +23,7 @@ from agent_jax.evaluate.__main__ import main
 from agent_jax.evaluate.checkpoints import Trained
 from agent_jax.evaluate.closed_loop import closed_loop
 from agent_jax.evaluate.replay_actions import gathered_from
+from agent_jax.evaluate.rollouts import Recording
 
 DOTS = Path(__file__).with_name("dot_world.py")
 PUSHT = Path(__file__).parent.parent / "examples" / "pusht.py"
@@ -65,12 +66,21 @@ def test_a_module_a_file_and_a_class_are_the_same_environment(reference: str) ->
 @pytest.mark.parametrize("processes", [0, 1])
 def test_policies_experts_and_random_actions_act_in_it(processes: int) -> None:
     config = ClosedLoopConfig(environment=str(DOTS), episodes={"reach": 8}, processes=processes)
-    report = closed_loop(config, {"greedy": Right()}, say=lambda line: None)["reach"]
+    recordings: list[Recording] = []
+    report = closed_loop(config, {"greedy": Right()}, record=7, watch=recordings.append, concurrent=3,
+                         per_episode=True, say=lambda line: None)["reach"]
     begun = [np.random.default_rng(config.seed + i).choice(5, 2, replace=False) for i in range(8)]
     assert report["greedy"]["success"] == np.mean([place < target for place, target in begun])
     assert (report["bot"]["success"], report["bot"]["mean_steps"]) == (
         1.0, np.mean([abs(place - target) for place, target in begun]))
     assert set(report) == {"greedy", "random", "bot"}
+    right = [bool(place < target) for place, target in begun]
+    assert [one["success"] for one in report["greedy"]["per_episode"]] == right
+    assert 0 < right.count(False) < 7
+    order = sorted(range(8), key=lambda i: (right[i], i))[:7]  # failures first
+    assert [(one.seed, one.success) for one in recordings] == [(config.seed + i, right[i]) for i in order]
+    for i, one in zip(order, recordings, strict=True):
+        assert [int(frame[0, :, 0].argmax()) // 4 for frame in one.frames][:2] == [begun[i][0], min(begun[i][0] + 1, 4)]
 
 
 def test_closed_loop_of_the_command_line_and_its_videos(agent: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from data_stores import CAMERAS, babyai_domain, language_table_domain
 
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.envs import Action, load
-from agent_jax.evaluate.closed_loop import check_domain, closed_loop, format_table
+from agent_jax.evaluate.closed_loop import check_domain, closed_loop, format_table, without_episodes
 from agent_jax.evaluate.rollouts import Recording
 
 pytest.importorskip("minigrid")
@@ -56,6 +56,20 @@ def test_recordings_are_handed_over_when_their_task_is_done_and_no_baseline_is_r
     assert [one.task if isinstance(one, Recording) else one[:20] for one in heard[:-1]] == [
         "GoToObj", "GoToObj", "closed loop: GoToObj", "GoToLocal", "closed loop: GoToLoc"]
     assert set(report["GoToObj"]) == {"greedy"}
+
+
+def test_steps_are_reported_of_failures_first_and_of_no_more_than_asked_for() -> None:
+    config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 4})
+    figures = closed_loop(config, {"greedy": Idle()}, baselines=False, per_episode=True, traced=3,
+                          say=lambda line: None)
+    episodes = figures["GoToObj"]["greedy"]["per_episode"]
+    assert [one["seed"] for one in episodes] == [config.seed + i for i in range(4)]
+    order = sorted(range(4), key=lambda i: (episodes[i]["success"], i))
+    assert ["actions" in episodes[i] for i in order] == [True, True, True, False]
+    for i in order[:3]:
+        assert episodes[i]["actions"] == [{"action": 6 if i % 2 else 2}] * episodes[i]["steps"]
+        assert "probabilities" not in episodes[i]  # the policy knows of none
+    assert without_episodes(figures) == closed_loop(config, {"greedy": Idle()}, baselines=False, say=lambda line: None)
 
 
 def test_the_table_is_aligned() -> None:

@@ -40,8 +40,18 @@ def test_closed_loop_prints_seeds_and_a_table_and_writes_json_and_videos(
     assert (found["seed"], found["step"], found["domain"], found["environment"]) == (10**9, 7, "babyai", "babyai")
     assert set(found["tasks"]["GoToObj"]) == {"greedy", "random", "random_moves", "bot"}
     assert found["tasks"]["GoToObj"]["greedy"]["episodes"] == 3
-    assert sorted(path.name for path in videos.iterdir()) == [
-        "GoToObj-greedy-1000000000.gif", "GoToObj-greedy-1000000001.gif"]
+    episodes = found["tasks"]["GoToObj"]["greedy"]["per_episode"]
+    assert [one["seed"] for one in episodes] == [10**9, 10**9 + 1, 10**9 + 2]
+    for one in episodes:
+        assert one["instruction"].startswith("go to the ")
+        assert len(one["actions"]) == len(one["probabilities"]) == one["steps"]
+        assert all(set(action) == {"action"} and 0 <= action["action"] < 7 for action in one["actions"])
+        assert all(1 / 7 <= odds <= 1 for odds in one["probabilities"])  # greedy: the most probable of seven
+    failed_first = sorted(episodes, key=lambda one: (one["success"], one["seed"]))[:2]
+    assert sorted(path.name for path in videos.iterdir()) == sorted(
+        f"GoToObj-greedy-{one['seed']}-{'success' if one['success'] else 'failure'}.gif" for one in failed_first)
+    bot = found["tasks"]["GoToObj"]["bot"]["per_episode"]
+    assert [set(one) for one in bot] == [{"seed", "success", "steps", "instruction"}] * 3
 
 
 def test_replay_exits_0_where_all_is_alike_and_1_where_it_is_not(base: Path, agent: str, tmp_path: Path,

@@ -99,7 +99,7 @@ def test_an_episode_begins_where_another_one_ends_and_is_forgotten(seen: tuple[S
 
 def test_recordings_hold_every_picture_and_action_of_the_first_episodes(seen: tuple[Scripted, TaskResult]) -> None:
     _, result = seen
-    assert [recording.seed for recording in result.recordings] == [SEED, SEED + 1]
+    assert [recording.seed for recording in result.recordings] == [SEED, SEED + 1]  # none succeeds
     for recording in result.recordings:
         success, pictures, instruction = by_hand(recording.seed)
         np.testing.assert_array_equal(recording.frames, pictures)
@@ -107,6 +107,14 @@ def test_recordings_hold_every_picture_and_action_of_the_first_episodes(seen: tu
         assert recording.instructions == (instruction,) * len(pictures)
         named = {0: "left", 2: "forward"}
         assert recording.actions == tuple(named[choose(picture)] for picture in pictures[:-1])
+
+
+def test_outcomes_say_which_episode_ended_how(seen: tuple[Scripted, TaskResult]) -> None:
+    _, result = seen
+    for seed, outcome in zip(SEEDS, result.outcomes, strict=True):
+        success, pictures, instruction = by_hand(seed)
+        assert (outcome.seed, outcome.success, outcome.steps, outcome.instruction) == (
+            seed, success, len(pictures) - 1, instruction)
 
 
 def test_the_expert_solves_every_episode_and_random_actions_depend_on_their_own_episode_alone(here: Simulators) -> None:

@@ -238,7 +238,13 @@ def test_a_run_keeps_orbax_quiet(smoke: Smoke):
 def test_a_run_leaves_a_picture_and_a_rollout_of_each_policy(smoke: Smoke):
     assert (smoke.workdir / "pictures" / "reconstruction-4.png").read_bytes().startswith(b"\x89PNG")
     rollouts = {path.name: path.read_bytes()[:3] for path in (smoke.workdir / "rollouts").iterdir()}
-    assert rollouts == {"GoToObj-greedy.gif": b"GIF", "GoToObj-sampled.gif": b"GIF"}
+    report = json.loads((smoke.workdir / "report.json").read_text())["closed_loop"]["GoToObj"]
+    names = {f"GoToObj-{name}-{'success' if report[name]['success'] == 1 else 'failure'}.gif"  # failures first
+             for name in ("greedy", "sampled")}
+    assert rollouts == dict.fromkeys(names, b"GIF")
+    assert {key for one in report["greedy"]["per_episode"] for key in one} == {"seed", "success", "steps",
+                                                                              "instruction"}
+    assert "per_episode" not in (smoke.workdir / "metrics.jsonl").read_text()
 
 
 def test_the_tpu_config_takes_its_two_smoke_steps_on_eight_devices_in_a_mesh_of_three_axes(base: Path, tmp_path: Path):

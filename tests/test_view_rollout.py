@@ -100,6 +100,6 @@ def test_an_mp4_shows_the_same_pictures_for_as_long(tmp_path: Path) -> None:
 
 def test_a_recording_is_written_under_a_name_that_tells_task_policy_and_seed(tmp_path: Path) -> None:
     recording = Recording("suite/open", "greedy", 7, (INSTRUCTION,) * 4, episode(), ACTIONS, success=False)
-    assert write_recording(tmp_path / "deep", recording).name == "suite_open-greedy.gif"
-    assert write_recording(tmp_path / "deep", recording, with_seed=True).name == "suite_open-greedy-7.gif"
+    assert write_recording(tmp_path / "deep", recording).name == "suite_open-greedy-failure.gif"
+    assert write_recording(tmp_path / "deep", recording, with_seed=True).name == "suite_open-greedy-7-failure.gif"
     assert len(list((tmp_path / "deep").iterdir())) == 2

@@ -19,13 +19,18 @@ from agent_jax.evaluate.stage import EXPERT
 from agent_jax.evaluate.statistics import chain_summary, success_summary
 from agent_jax.text_table import ruled
 
-# Task -> policy -> success, episodes, ci95, mean_steps, lost; where episodes are chains, also chain.
+# Task -> policy -> success, episodes, ci95, mean_steps, lost; where episodes are chains, also chain; where it was asked
+# for, per_episode.
 Report = dict[str, dict[str, dict[str, Any]]]
+
+# Of how many episodes of a task and policy each step is reported, failures first: some MB of JSON at most.
+TRACED = 100
 
 
 def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, domain: Domain | None = None,
                 image_size: int = 0, record: int = 1, watch: Callable[[Recording], None] | None = None,
-                baselines: bool = True, concurrent: int = CONCURRENT, say: Callable[[str], None] = print) -> Report:
+                baselines: bool = True, per_episode: bool = False, traced: int = 0, concurrent: int = CONCURRENT,
+                say: Callable[[str], None] = print) -> Report:
     """Evaluate policies, the environment's random baselines and its expert ("bot") on every task of the config.
 
     Args:
@@ -33,9 +38,11 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
         policies: by their name in the report, e.g. "greedy" and "sampled".
         domain: in which the policies act; None: they see the image "rgb" alone.
         image_size: pixels of the observations; 0: the environment's default.
-        record: how many episodes of each task and each of `policies` to record for `watch`.
+        record: how many episodes of each task and each of `policies` to record for `watch`, failures first.
         watch: is given these recordings when the policy has done the task, and they are not kept; None: there are none.
         baselines: whether to run them.
+        per_episode: whether the report has seed, success, steps and instruction of each episode.
+        traced: of how many of these, failures first, it has the actions and their probabilities as well.
         concurrent: episodes at a time; where a process can have one environment only, as many as there are processes.
         say: is given a line after each policy, and the table at the end.
 
@@ -67,11 +74,14 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, dom
             for name in (*policies, *(names if baselines else ())):
                 if name in policies:
                     result = run_policy(policies[name], simulators, task, seeds, sees=sees, name=name,
-                                        record=record if watch else 0, action_name=module.action_name,
+                                        record=record if watch else 0, trace=per_episode and traced > 0,
+                                        action_name=module.action_name,
                                         concurrent=concurrent)
                 else:
                     result = run_baseline(simulators, task, seeds, name, config.seed)
                 report[task][name] = _figures(result, name)
+                if per_episode:
+                    report[task][name]["per_episode"] = _per_episode(result, traced)
                 if watch is not None:
                     for recording in result.recordings:
                         watch(recording)
@@ -138,6 +148,19 @@ def _figures(result: TaskResult, name: str) -> dict[str, Any]:
     chain = {} if result.completed is None else {"chain": chain_summary(result.completed, result.instructions)}
     return {**success_summary(result.success), "mean_steps": float(result.steps.mean()), **chain,
             "lost": [dataclasses.asdict(lost) for lost in result.lost]}
+
+
+def without_episodes(report: Report) -> Report:
+    """The report without its list of episodes, which is too long for a line of a log."""
+    return {task: {name: {key: value for key, value in figures.items() if key != "per_episode"}
+                   for name, figures in policies.items()} for task, policies in report.items()}
+
+
+def _per_episode(result: TaskResult, traced: int) -> list[dict[str, Any]]:
+    """Outcomes as JSON, in the order of their seeds."""
+    order = sorted(range(len(result.outcomes)), key=lambda i: (result.outcomes[i].success, i))
+    told = set(order[:traced])
+    return [outcome.to_json(steps=i in told) for i, outcome in enumerate(result.outcomes)]
 
 
 def _line(result: TaskResult, name: str, figures: Mapping[str, Any]) -> str:

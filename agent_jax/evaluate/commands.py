@@ -18,7 +18,7 @@ from agent_jax.data.store import Store
 from agent_jax.envs import EnvironmentModule, load, same, tasks_of, try_out
 from agent_jax.evaluate.checkpoints import Trained, data_paths
 from agent_jax.evaluate.choices import format_errors
-from agent_jax.evaluate.closed_loop import at_a_time, baseline_names, check_domain, closed_loop
+from agent_jax.evaluate.closed_loop import TRACED, at_a_time, baseline_names, check_domain, closed_loop
 from agent_jax.evaluate.in_training import simulator_image_size
 from agent_jax.evaluate.offline import evaluate_offline, format_scores
 from agent_jax.evaluate.replay_actions import format_replayed, gathered_from, recorded_episodes, replay_actions
@@ -55,8 +55,8 @@ def closed_loop_command(options: argparse.Namespace) -> int:
          f"seeds: {options.seed} to {options.seed + options.episodes - 1} of each of {len(tasks)} task(s), "
          f"{', '.join((name, *(baseline_names(module) if options.baselines else ())))}")
     report = closed_loop(config, {name: policy}, domain=policy.domain, image_size=image_size, record=options.videos,
-                         watch=videos.write if videos else None, baselines=options.baselines,
-                         concurrent=options.concurrent, say=_say)
+                         watch=videos.write if videos else None, baselines=options.baselines, per_episode=True,
+                         traced=TRACED, concurrent=options.concurrent, say=_say)
     _write(options, trained, {
         "environment": options.env, "simulator": module.version(), "domain": policy.domain.name,
         "seed": options.seed, "temperature": options.temperature, "history": options.history,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -55,6 +56,15 @@ class Forgetful(Protocol):
         ...
 
 
+@runtime_checkable
+class Weighing(Protocol):
+    """A policy that knows how probable its actions were."""
+
+    def probability(self, env_id: Any) -> float:
+        """Of the last action of an episode."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Recording:
     """One episode to look at: `view.rollout` draws it."""
@@ -66,6 +76,28 @@ class Recording:
     frames: np.ndarray  # uint8 (steps + 1, height, width, 3): before each action, and after the last
     actions: tuple[str, ...]
     success: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of one episode, by which it can be found and begun again."""
+
+    seed: int
+    success: bool
+    steps: int
+    instruction: str  # of a chain, all that were begun, joined by "; "
+    actions: tuple[dict[str, Any], ...] = ()  # one a step, as JSON; () where they were not asked for
+    probabilities: tuple[float, ...] = ()  # of each action; () where the policy knows of none
+
+    def to_json(self, *, steps: bool) -> dict[str, Any]:
+        """JSON, with or without what was done at each step."""
+        content: dict[str, Any] = {"seed": self.seed, "success": self.success, "steps": self.steps,
+                                   "instruction": self.instruction}
+        if steps and self.actions:
+            content["actions"] = list(self.actions)
+        if steps and self.probabilities:
+            content["probabilities"] = list(self.probabilities)
+        return content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +117,8 @@ class TaskResult:
     success: np.ndarray  # bool, one an episode
     steps: np.ndarray  # int64, one an episode
     lost: tuple[Lost, ...] = ()
-    recordings: tuple[Recording, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()  # one an episode
+    recordings: tuple[Recording, ...] = ()  # failures first
     seconds: float = 0.0  # of all episodes
     policy_seconds: float = 0.0  # of which in the policy
     completed: np.ndarray | None = None  # int64, one an episode: instructions of its chain that were carried out
@@ -111,7 +144,7 @@ class Sees:
 
 
 def run_policy(policy: Policy, simulators: Simulators, task: str, seeds: Sequence[int], *, sees: Sees | None = None,
-               name: str = "", record: int = 0, action_name: Callable[[Action], str] = str,
+               name: str = "", record: int = 0, trace: bool = False, action_name: Callable[[Action], str] = str,
                concurrent: int = CONCURRENT) -> TaskResult:
     """Run a policy through the episodes of `seeds`.
 
@@ -122,7 +155,8 @@ def run_policy(policy: Policy, simulators: Simulators, task: str, seeds: Sequenc
         seeds: of the episodes.
         sees: what the policy is shown; by default the image "rgb".
         name: of the policy, for the recordings.
-        record: how many episodes to record, from the first.
+        record: how many episodes to record: the first that failed, then the first of the others.
+        trace: whether outcomes have the actions and their probabilities.
         action_name: an action in a word, for the recordings.
         concurrent: episodes at a time.
 
@@ -135,7 +169,7 @@ def run_policy(policy: Policy, simulators: Simulators, task: str, seeds: Sequenc
     if concurrent < 1:
         raise ValueError(f"concurrent={concurrent}: expected at least 1 episode at a time")
     begun = time.perf_counter()
-    rollouts = _Rollouts(policy, task, seeds, sees or Sees(), name, record, action_name)
+    rollouts = _Rollouts(policy, task, seeds, sees or Sees(), name, record, action_name, trace=trace)
     while rollouts.unfinished:
         commands = rollouts.commands(concurrent)
         rollouts.take(simulators.exchange(commands))
@@ -146,17 +180,21 @@ class _Rollouts:
     """The state of `run_policy`: which episode is in which place, and what it shows."""
 
     def __init__(self, policy: Policy, task: str, seeds: Sequence[int], sees: Sees, name: str, record: int,
-                 action_name: Callable[[Action], str]) -> None:
+                 action_name: Callable[[Action], str], *, trace: bool) -> None:
         self._policy, self._task, self._seeds, self._sees = policy, task, seeds, sees
-        self._name, self._record, self._action_name = name, record, action_name
+        self._name, self._record, self._action_name, self._trace = name, record, action_name, trace
         self._waiting = collections.deque(range(len(seeds)))
         self._episode: dict[int, int] = {}  # by place
         self._seen: dict[int, Seen] = {}  # by place
         self._ended: dict[int, Seen] = {}  # by episode
         self._lost: dict[int, str] = {}  # by episode
-        self._frames: dict[int, list[np.ndarray]] = {}
+        # By episode. Which of them fail is known at their ends, so frames of all that run are kept, compressed.
+        self._frames: dict[int, list[bytes]] = {}
+        self._shape: tuple[int, ...] = ()  # of a frame
         self._instructions: dict[int, list[str]] = {}
         self._actions: dict[int, list[str]] = {}
+        self._told: dict[int, list[str]] = {}  # each instruction once
+        self._steps: dict[int, list[tuple[dict[str, Any], float | None]]] = {}
         self._policy_seconds = 0.0
 
     @property
@@ -170,14 +208,19 @@ class _Rollouts:
         commands = {}
         for place, action in zip(running, self._ask(running) if running else (), strict=True):
             commands[place] = Command("step", {"place": place}, action)
-            if (episode := self._episode[place]) in self._actions:
+            episode = self._episode[place]
+            if self._trace:
+                odds = self._policy.probability(episode) if isinstance(self._policy, Weighing) else None
+                self._steps[episode].append((_as_json(action), odds))
+            if episode in self._actions:
                 over = action.get(TERMINAL_KEY, False)
                 self._actions[episode].append(TERMINAL_KEY if over else self._action_name(action))
         for place in range(min(concurrent, len(self._seeds))):
             if place not in self._episode and self._waiting:
                 episode = self._episode[place] = self._waiting.popleft()
                 self._policy.reset([episode])
-                if episode < self._record:
+                self._told[episode], self._steps[episode] = [], []
+                if self._record:
                     self._frames[episode], self._instructions[episode], self._actions[episode] = [], [], []
                 arguments = {"place": place, "task": self._task, "seed": self._seeds[episode]}
                 commands[place] = Command("begin", arguments)
@@ -192,20 +235,34 @@ class _Rollouts:
                 if answer.steps and answer.instruction != self._seen[place].instruction:
                     self._policy.reset([episode])  # what was done for another instruction is no part of this one
                 self._seen[place] = answer
+                if [answer.instruction] != self._told[episode][-1:]:
+                    self._told[episode].append(answer.instruction)
                 if episode in self._frames:
-                    self._frames[episode].append(answer.observation[self._sees.cameras[0]])
+                    frame = answer.observation[self._sees.cameras[0]]
+                    self._shape = frame.shape
+                    self._frames[episode].append(zlib.compress(np.ascontiguousarray(frame), 1))
                     self._instructions[episode].append(answer.instruction)
                 if not answer.over:
                     continue
                 self._ended[episode] = answer
+                self._drop_frames()
             elif isinstance(answer, Died):
                 self._lost[episode] = answer.reason
+                self._frames.pop(episode, None)
             elif isinstance(answer, Interrupted):
                 interrupted.append(episode)
             del self._episode[place]
             if isinstance(self._policy, Forgetful):
                 self._policy.forget([episode])
         self._waiting.extendleft(sorted(interrupted, reverse=True))
+
+    def _recorded(self) -> list[int]:
+        """The episodes to look at that have ended: failures first."""
+        return sorted(self._frames.keys() & self._ended.keys(), key=lambda i: (self._ended[i].success, i))
+
+    def _drop_frames(self) -> None:
+        for episode in self._recorded()[self._record :]:
+            del self._frames[episode], self._instructions[episode], self._actions[episode]
 
     def _ask(self, places: Sequence[int]) -> Sequence[Action]:
         seen, episodes = [self._seen[place] for place in places], [self._episode[place] for place in places]
@@ -222,11 +279,30 @@ class _Rollouts:
     def result(self, seconds: float) -> TaskResult:
         """What came of all episodes."""
         recordings = tuple(
-            Recording(self._task, self._name, self._seeds[i], tuple(self._instructions[i]), np.stack(self._frames[i]),
+            Recording(self._task, self._name, self._seeds[i], tuple(self._instructions[i]),
+                      np.stack([np.frombuffer(zlib.decompress(frame), np.uint8).reshape(self._shape)
+                                for frame in self._frames[i]]),
                       tuple(self._actions[i]), self._ended[i].success)
-            for i in sorted(self._frames) if i in self._ended)
-        return dataclasses.replace(_result(self._task, self._seeds, self._ended, self._lost), recordings=recordings,
-                                   seconds=seconds, policy_seconds=self._policy_seconds)
+            for i in self._recorded())
+        found = _result(self._task, self._seeds, self._ended, self._lost)
+        outcomes = tuple(
+            dataclasses.replace(outcome, instruction="; ".join(self._told[i]),
+                                actions=tuple(action for action, _ in self._steps[i]),
+                                probabilities=tuple(odds for _, odds in self._steps[i] if odds is not None))
+            for i, outcome in zip(sorted(self._ended), found.outcomes, strict=True))
+        return dataclasses.replace(found, outcomes=outcomes, recordings=recordings, seconds=seconds,
+                                   policy_seconds=self._policy_seconds)
+
+
+def _as_json(action: Action) -> dict[str, Any]:
+    """An action as JSON; numbers to 6 digits, which is more than bins have."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [rounded(item) for item in value]
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    return {key: rounded(np.asarray(value).tolist()) for key, value in action.items()}
 
 
 def run_whole(simulators: Simulators, task: str, seeds: Sequence[int], commands: Sequence[Command]) -> TaskResult:
@@ -262,7 +338,9 @@ def _result(task: str, seeds: Sequence[int], ended: Mapping[int, Seen], lost: Ma
     order = sorted(ended)
     result = TaskResult(task, tuple(seeds[i] for i in order), np.array([ended[i].success for i in order], bool),
                         np.array([ended[i].steps for i in order], np.int64),
-                        tuple(Lost(seeds[i], lost[i]) for i in sorted(lost)))
+                        tuple(Lost(seeds[i], lost[i]) for i in sorted(lost)),
+                        tuple(Outcome(seeds[i], ended[i].success, ended[i].steps, ended[i].instruction)
+                              for i in order))
     chains = [chain for i in order if (chain := ended[i].chain)]
     if not chains:
         return result

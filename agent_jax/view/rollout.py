@@ -97,18 +97,22 @@ def check_format(kind: Format) -> None:
 
 def write_recording(directory: str | os.PathLike[str], recording: Recorded, *, kind: Format = "gif",
                     with_seed: bool = False) -> Path:
-    """Write TASK-POLICY.gif, or TASK-POLICY-SEED.mp4, into a directory, which is made; returns the path.
+    """Write TASK-POLICY-OUTCOME.gif, or TASK-POLICY-SEED-OUTCOME.mp4, into a directory, which is made.
 
     Args:
         directory: of the file.
         recording: the episode.
         kind: of the file.
         with_seed: whether the seed is part of the name, for several episodes of a task.
+
+    Returns:
+        The path; OUTCOME is "success" or "failure".
     """
     place = Path(directory)
     place.mkdir(parents=True, exist_ok=True)
     seed = f"-{recording.seed}" if with_seed else ""
-    path = place / f"{recording.task.replace('/', '_')}-{recording.policy}{seed}.{kind}"
+    outcome = "success" if recording.success else "failure"
+    path = place / f"{recording.task.replace('/', '_')}-{recording.policy}{seed}-{outcome}.{kind}"
     write = write_mp4 if kind == "mp4" else write_gif
     title = f"{recording.task}, {recording.policy}, seed {recording.seed}"
     write(path, Rollout(recording.frames, recording.instructions, recording.actions, recording.success, title))
