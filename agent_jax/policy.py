@@ -258,9 +258,10 @@ class Policy:
             ValueError: sequences of unequal length, an id twice, or an observation that is not as expected.
         """
         _check_ids("act", env_ids)
-        for name, found in (("image", images), ("instruction", instructions), ("state", states)):
+        given: dict[str, Any] = {"image": images, "instruction": instructions, "state": states}
+        for name, found in given.items():
             one = isinstance(found, (str, Mapping)) or not (found is None or hasattr(found, "__len__"))
-            if one or (name == "image" and is_image(found) and np.ndim(found) == 3):
+            if one or (name == "image" and is_image(images) and getattr(images, "ndim", 3) == 3):
                 raise ValueError(f"act: found one {name}, a {type(found).__name__}, expected a sequence with one of "
                                  "each environment: act([image], [instruction], [env_id]), and [state] where there is "
                                  "one")

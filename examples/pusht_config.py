@@ -1,5 +1,7 @@
 """Gather demonstrations of touching the T, train a small agent on them, watch it act. 2 CPU cores.
 
+300 steps go through everything and leave it no better than random actions; raise config.train.steps for more.
+
     python -m agent_jax.train --config examples/pusht_config.py
 
 With recordings of people for the published task, prepared by `python -m agent_jax.data prepare` (docs/environments.md):

@@ -240,7 +240,7 @@ class _Rollouts:
                 if episode in self._frames:
                     frame = answer.observation[self._sees.cameras[0]]
                     self._shape = frame.shape
-                    self._frames[episode].append(zlib.compress(np.ascontiguousarray(frame), 1))
+                    self._frames[episode].append(zlib.compress(frame.tobytes(), 1))
                     self._instructions[episode].append(answer.instruction)
                 if not answer.over:
                     continue
