@@ -55,6 +55,9 @@ class TensorBoardEvents:
         values = [value for tag, number in scalars.items() for value in self._scalar(tag, number).value]
         self._append(self._record(self._event(wall_time=seconds, step=step, summary=self._summary(value=values))))
 
+    def flush(self) -> None:
+        """Does nothing: no event is held back."""
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
