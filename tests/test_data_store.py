@@ -14,6 +14,7 @@ from data_stores import BABYAI_FEATURES, babyai_episodes, babyai_store, language
 from agent_jax.data.__main__ import main
 from agent_jax.data.normalisation import field_statistics
 from agent_jax.data.record_serializer import record_serializer
+from agent_jax.data.split_index import _labels
 from agent_jax.data.store import Episode, Example, Field, RecordError, open_store
 from agent_jax.data.transforms import encode_png
 from agent_jax.data.writer import ShardWriter, begin_store, finish_store, shard_path, write_store
@@ -322,3 +323,13 @@ def test_shards_whose_number_is_another_are_named_with_both_numbers(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"of-00001: missing; dataset_info.json lists 1 files of split 'train', "
                                                 r"found 2 of other names, as tiles-train.array_record-00001-of-00002"):
         store.split("train")
+
+
+def test_a_label_that_is_no_number_of_a_class_is_refused_by_record():
+    fields = {name: Field(name, "array", name != "label", (), np.dtype(np.int64)) for name in ("label", "steps/action")}
+    record = Example()
+    record.features.feature["steps/action"].int64_list.value.extend([1, 2])
+    record.features.feature["label"].int64_list.value.append(2**40)
+    episode = Episode(record.SerializeToString(), "record 3", fields, fields["steps/action"])
+    with pytest.raises(RecordError, match="record 3: 'label' is 1099511627776, expected the number of a class"):
+        _labels(episode, "label", per_step=False)

@@ -15,7 +15,7 @@ import numpy as np
 
 from agent_jax.actions import BoundSpec
 from agent_jax.data.cache import cached_file, read_cached, write_cached
-from agent_jax.data.store import STEPS, Episode, Split, Store
+from agent_jax.data.store import STEPS, Episode, RecordError, Split, Store
 
 _INDEX_FORMAT = 3  # 1 had neither answers, labels nor ids, 2 no numbers of episodes
 
@@ -112,8 +112,12 @@ def _labels(episode: Episode, path: str, *, per_step: bool) -> list[int]:
         if len(labels) != episode.steps:
             raise ValueError(f"{episode.where}: {path!r} holds {len(labels)} labels, expected {episode.steps}, one for "
                              "each step")
-        return labels
-    return np.ravel(episode.value(path)).tolist() * episode.steps
+    else:
+        labels = np.ravel(episode.value(path)).tolist() * episode.steps
+    for label in set(labels):
+        if not -(2**31) <= label < 2**31:  # nor NaN
+            raise RecordError(f"{episode.where}: {path!r} is {label}, expected the number of a class")
+    return labels
 
 
 def _ids(episode: Episode, spec: BoundSpec, paths: dict[str, str]) -> list[int]:
