@@ -102,6 +102,9 @@ def test_images_of_other_libraries_are_prepared_like_arrays(table: Policy):
             np.testing.assert_array_equal(table.prepare(images, TEXT, STATE).frames[0], expected)
     with pytest.raises(ValueError, match=r"camera 'rgb' shows float32\[3, 16, 16\].*np.transpose\(image, \(1, 2, 0"):
         table.prepare(torch.from_numpy(pixels).permute(2, 0, 1) / 255, TEXT, STATE)
+    for other, advice in ((pixels.tolist(), r"np.asarray\(image, np.uint8"), (b"\xff\xd8", "PIL.Image.open")):
+        with pytest.raises(ValueError, match=advice):
+            table.prepare(other, TEXT, STATE)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="camera 'rgb': found a picture of mode L"):
         table.prepare(Image.fromarray(pixels).convert("L"), TEXT, STATE)
 

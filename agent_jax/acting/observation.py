@@ -77,8 +77,10 @@ def _frames(domain: Domain, images: Images) -> tuple[np.ndarray, ...]:
         found, seen = f"a {type(images).__name__}", []
     extra = isinstance(images, Mapping) and len(images) != len(names)
     if len(seen) != len(names) or extra or any(image is None for image in seen):
+        numbers = isinstance(images, bytes) or (isinstance(images, list) and images and isinstance(images[0], list))
         raise ValueError(f"act: domain {domain.name!r} sees through {', '.join(names)}; found {found} of an "
-                         "environment, expected an image of each, in a mapping by these names or a tuple in this order")
+                         "environment, expected an image of each, in a mapping by these names or a tuple in this order"
+                         f"{advice(images) if numbers else ''}")
     return tuple(_frame(image, name, domain.image_size) for image, name in zip(seen, names, strict=True))
 
 
