@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from agent_jax.cluster import USER_ERROR, Cluster
+from agent_jax.config_fields import read_list
 
 _HELP = frozenset({"-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"})
 
@@ -63,7 +64,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     if mistake := _config_mistake(arguments):
         refuse(mistake)
     try:
-        rest = flags.FLAGS(arguments)
+        rest = flags.FLAGS(with_lists(arguments))
     except flags.Error as error:
         refuse(str(error))
     if len(rest) > 1:
@@ -82,7 +83,7 @@ def _print_help(*, every_flag: bool) -> NoReturn:
 def _config_mistake(arguments: Sequence[str]) -> str:
     """What is wrong with the config file or the first `--config.FIELD`; "" if nothing is."""
     given = [argument.lstrip("-").partition("=") for argument in arguments if argument.startswith("-")]
-    file = next((value or _after(arguments, name) for name, _, value in given if name == "config"), "")
+    file = _config_file(arguments)
     if not file:
         return "--config is missing; expected --config=FILE.py or --config=FILE.py:VARIANT (--help)"
     if not Path(file.partition(":")[0]).is_file():
@@ -103,6 +104,42 @@ def _after(arguments: Sequence[str], name: str) -> str:
     """The argument that follows `--NAME`."""
     places = [i for i, argument in enumerate(arguments) if argument.lstrip("-") == name and argument.startswith("-")]
     return arguments[places[0] + 1] if places and places[0] + 1 < len(arguments) else ""
+
+
+def with_lists(arguments: Sequence[str]) -> list[str]:
+    """The arguments with each list as ml_collections reads it: a,b and ["a", "b"] become ('a', 'b').
+
+    Raises:
+        flags.Error: a list that does not end; names the flag.
+    """
+    given = list(arguments)
+    file = _config_file(given)
+    if not file or not any(argument.lstrip("-").startswith("config.") for argument in given):
+        return given
+    alone, values = ["", f"--config={file}"], flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=alone)
+    values(alone)
+    for place, argument in enumerate(given):
+        name, equals, text = argument.partition("=")
+        at = place if equals else place + 1
+        if not argument.startswith("-") or not name.lstrip("-").startswith("config.") or at == len(given):
+            continue
+        default: Any = values["config"].value
+        for field in name.lstrip("-").split(".")[1:]:
+            default = default[field]
+        if isinstance(default, tuple):
+            try:
+                found = read_list(text if equals else given[at], texts=any(isinstance(item, str) for item in default))
+            except ValueError as error:
+                raise flags.Error(f"{name}: {error}") from error
+            given[at] = f"{name}={tuple(found)!r}" if equals else repr(tuple(found))
+    return given
+
+
+def _config_file(arguments: Sequence[str]) -> str:
+    """The file of `--config`; "" without one."""
+    given = [argument.lstrip("-").partition("=") for argument in arguments if argument.startswith("-")]
+    return next((value or _after(arguments, name) for name, _, value in given if name == "config"), "")
 
 
 def _unknown_field(config: ConfigDict, name: str) -> str:

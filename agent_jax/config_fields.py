@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import inspect
@@ -28,6 +29,36 @@ def field_comments(kind: type) -> dict[str, str]:
         else:
             name = ""
     return {field.name: found.get(field.name, "") for field in dataclasses.fields(kind)}
+
+
+def read_list(text: str, *, texts: bool = False) -> list[Any]:
+    """The values of a list as people write it on a command line: a,b or ("a", "b") or ["a", "b"]; none in "".
+
+    Args:
+        text: the list.
+        texts: its values are texts, also where they look like numbers.
+
+    Raises:
+        ValueError: a bracket or a quote that does not end.
+    """
+    text = text.strip()
+    if text[:1] in ("(", "[", '"', "'"):
+        try:
+            value = ast.literal_eval(text)  # JSON's lists of texts and numbers are Python's as well
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            raise ValueError(f"{text[:200]}: found no list, expected a,b or ('a', 'b') or [\"a\", \"b\"]") from error
+        return list(value) if isinstance(value, (list, tuple)) else [value]
+    pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
+    return list(pieces) if texts else [_number_or_text(piece) for piece in pieces]
+
+
+def _number_or_text(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def build_field(kind: Any, value: Any, where: str) -> Any:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
-from agent_jax.command_line import USER_ERROR, parse_flags
+from agent_jax.command_line import USER_ERROR, parse_flags, with_lists
 
 
 @pytest.mark.parametrize(
@@ -72,3 +73,16 @@ def test_commands_run_from_the_folder_that_holds_the_clone(root: Path, tmp_path:
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True,
                           text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("text", ["steps/a,steps/b", "('steps/a', 'steps/b')", '["steps/a", "steps/b"]'])
+def test_lists_are_written_in_any_of_three_forms(root, text):
+    config, name = f"--config={root / 'configs' / 'babyai.py'}", "--config.data.domains.babyai.cameras"
+    expected = "('steps/a', 'steps/b')"
+    assert with_lists(["train", config, f"{name}={text}"])[2] == f"{name}={expected}"
+    assert with_lists(["train", config, name, text])[2:] == [name, expected]
+    brightness = "--config.data.augmentation.brightness"
+    assert with_lists(["train", config, f"{brightness}=0.7,1.4"])[2] == f"{brightness}=(0.7, 1.4)"
+    assert with_lists(["train", config, "--config.seed=3"])[2] == "--config.seed=3"
+    with pytest.raises(flags.Error, match=r"cameras: \('steps/a: found no list, expected a,b"):
+        with_lists(["train", config, f"{name}=('steps/a"])

@@ -30,12 +30,15 @@ def read_check_config(path: Path, file: str, overrides: Sequence[str]) -> Domain
     given = read_fields(file, [], DomainConfig)
     if isinstance(given.get("data"), Mapping) and "domains" in given["data"]:
         given = _domain_of(path, given["data"]["domains"], file)
-    given = {**given, **read_fields("", overrides, DomainConfig, given)}
+    given = {"cameras": (), **given, **read_fields("", overrides, DomainConfig, given)}
     return build_field(DomainConfig, given, "config")
 
 
 def complete(config: DomainConfig, store: Store) -> DomainConfig:
     """The config with instruction and cameras as such data commonly call them, where it leaves the defaults.
+
+    Without cameras (`read_check_config` of none) it gets those that agent_jax.json lists, or else the one of a common
+    name, or all there are.
 
     Data without an ActionSpec that have answers, or labels, are laid out with those.
 
@@ -46,8 +49,8 @@ def complete(config: DomainConfig, store: Store) -> DomainConfig:
     default = DomainConfig()
     if config.instruction == default.instruction and config.instruction not in store.fields:
         config = dataclasses.replace(config, instruction=names.instruction())
-    if config.cameras == default.cameras and config.cameras[0] not in store.fields:
-        config = dataclasses.replace(config, cameras=tuple(names.cameras().values()))
+    if not config.cameras or (config.cameras == default.cameras and config.cameras[0] not in store.fields):
+        config = dataclasses.replace(config, cameras=_cameras(store, names))
     if config.layout == default.layout and not (config.action_spec or store.metadata.get("action_spec")):
         layouts: tuple[tuple[Literal["answer", "label"], str, str], ...] = (
             ("answer", config.answer, "text"), ("label", config.label, "array"))
@@ -57,6 +60,25 @@ def complete(config: DomainConfig, store: Store) -> DomainConfig:
     for path in config.cameras:
         store.field(path)
     return config
+
+
+def _cameras(store: Store, names: FeatureNames) -> tuple[str, ...]:
+    """Paths of the images to look at, where none are named."""
+    listed = store.metadata.get("cameras")
+    stored = [path for path in listed if isinstance(path, str)] if isinstance(listed, list) else []
+    if stored and all(path in store.fields for path in stored):
+        return tuple(stored)
+    default = DomainConfig().cameras
+    if default[0] in store.fields:
+        return default
+    try:
+        return tuple(names.cameras().values())
+    except ValueError as error:  # none, or several and none of a common name
+        images = [path for path, field in store.fields.items() if field.kind == "image" and field.per_step]
+        if not images:
+            raise ValueError(f"{store.directory}: no image among the fields of its steps; it has "
+                             f"{', '.join(store.fields)}") from error
+        return tuple(images)
 
 
 def specs_of(config: DomainConfig, store: Store) -> DomainSpecs | None:

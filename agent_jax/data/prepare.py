@@ -77,7 +77,8 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
             raise BadDataError(f"{path}: holds no recordings of kind {kind!r}, expected at least one")
         made_by = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_OF_RECORDS}
         metadata = {"action_spec": dict(source.action_spec), "state_spec": dict(source.state_spec),
-                    "rate_hz": source.rate_hz,
+                    "rate_hz": source.rate_hz, "cameras": [f"steps/observation/{name}" for name in
+                                                           source.schema.cameras],
                     "prepared": {"source": kind, "path": str(path.resolve()), "config": made_by, "format": FORMAT,
                                  "notes": list(source.schema.notes), "defaults": list(source.schema.defaults)}}
         build = begin_store(directory, metadata)

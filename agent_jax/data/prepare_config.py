@@ -7,14 +7,17 @@ A later override wins over the file.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
 import json
+import re
 import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from agent_jax.config_fields import build_field
+from agent_jax.config_fields import build_field, read_list
 from agent_jax.json_files import read_json_object
 
 
@@ -105,21 +108,36 @@ def read_fields(file: str, overrides: Sequence[str], kind: type, given: Mapping[
             raise ValueError(f"{argument}: config.{field} is no group of fields")
         if key:
             found[field] = {**found.get(field, {}), key: text if field in ("cameras", "fields") else _value(text)}
-        elif isinstance(default, tuple) and isinstance(_value(text), str):
-            found[field] = text.split(",")
+        elif isinstance(default, tuple):
+            found[field] = read_list(text, texts=True)
+        elif field == "cameras" and not isinstance(_value(text), dict):
+            found[field] = _by_own_names(read_list(text, texts=True), argument)
         else:
             found[field] = text if isinstance(default, str) else _value(text)
     return found
 
 
 def _value(text: str) -> Any:
-    """JSON, or True or False as Python writes them, or else the text itself."""
+    """JSON, or True, False, a list or a dictionary as Python writes them, or else the text itself."""
     if text in ("True", "False"):
         return text == "True"
     try:
         return json.loads(text)
-    except ValueError:
-        return text
+    except (ValueError, RecursionError):
+        pass
+    if text[:1] in ("(", "[", "{"):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return ast.literal_eval(text)
+    return text
+
+
+def _by_own_names(cameras: list[Any], argument: str) -> dict[str, Any]:
+    """Each camera, stored under the last part of its name: "top" for observation.images.top."""
+    found = {re.split(r"[./]", str(camera))[-1]: camera for camera in cameras}
+    if len(found) < len(cameras):
+        raise ValueError(f"{argument}: two cameras end in one name; name each, as in --config.cameras.NAME="
+                         f"{cameras[0]}")
+    return found
 
 
 def _file_content(file: str) -> Mapping[str, Any]:

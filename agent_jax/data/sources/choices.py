@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.config_fields import build_field, read_list
 from agent_jax.data.prepare_config import PrepareConfig
 from agent_jax.spec_declarations import closed
 
 _Kind = TypeVar("_Kind", ActionSpec, StateSpec)
+_Options = TypeVar("_Options")
 
 
 def checked_options(config: PrepareConfig, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,6 +29,19 @@ def checked_options(config: PrepareConfig, defaults: Mapping[str, Any]) -> dict[
             raise ValueError(f"config.options.{name}={value!r}: found {type(value).__name__}, expected "
                              f"{type(defaults[name]).__name__}")
     return {**defaults, **config.options}
+
+
+def typed_options(kind: type[_Options], config: PrepareConfig) -> _Options:
+    """`config.options` as a source's dataclass; a list may be a text, as the command line takes it: a,b.
+
+    Raises:
+        ValueError: an unknown option, or a value of another type; names it.
+    """
+    hints = get_type_hints(kind)
+    given = {name: read_list(value, texts=str in get_args(hints[name]))
+             if isinstance(value, str) and get_origin(hints.get(name)) is tuple else value
+             for name, value in config.options.items()}
+    return build_field(kind, given, "config.options")
 
 
 def declared_spec(kind: type[_Kind], content: Mapping[str, Any]) -> _Kind | None:

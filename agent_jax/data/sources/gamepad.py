@@ -35,9 +35,8 @@ from typing import Any
 import numpy as np
 
 from agent_jax.actions import BLEEDING_EDGE, ActionSpec
-from agent_jax.config_fields import build_field
 from agent_jax.data.prepare_config import PrepareConfig
-from agent_jax.data.sources.choices import no_fields
+from agent_jax.data.sources.choices import no_fields, typed_options
 from agent_jax.data.sources.chunks import active_stretches, said_tokens
 from agent_jax.data.sources.instructions import Instructions
 from agent_jax.data.sources.pad_table import Action, GamepadOptions, PadTable
@@ -51,7 +50,7 @@ class GamepadSource:
     """A folder of recordings; implements `source.Source`."""
 
     def __init__(self, path: Path, config: PrepareConfig):
-        self.options: GamepadOptions = build_field(GamepadOptions, config.options, "config.options")
+        self.options: GamepadOptions = typed_options(GamepadOptions, config)
         no_fields(config, "name columns by config.options.buttons and sticks")
         self.action_spec = dict(config.action_spec) or BLEEDING_EDGE.to_dict()
         self._spec = ActionSpec.from_dict(self.action_spec)

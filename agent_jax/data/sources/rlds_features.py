@@ -44,7 +44,8 @@ class FeatureNames:
         found = next((path for path in _INSTRUCTIONS if path in self._fields), "")
         if not found:
             raise ValueError(f"{self._directory}: no feature that is commonly an instruction; set config.instruction "
-                             f"to one of {self._names('text')}, or config.instruction_text to one text for all")
+                             f"to one of {self._names('text')}, or, in prepare, config.instruction_text to one text "
+                             "for all")
         numbered = itertools.takewhile(self._fields.__contains__, (f"{found}_{n}" for n in itertools.count(2)))
         return ",".join([found, *numbered])  # DROID has three
 

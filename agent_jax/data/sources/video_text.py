@@ -26,9 +26,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent_jax.config_fields import build_field
 from agent_jax.data.prepare_config import PrepareConfig
-from agent_jax.data.sources.choices import no_fields
+from agent_jax.data.sources.choices import no_fields, typed_options
 from agent_jax.data.sources.clips import Cine, open_cine, whole_clips
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.sources.table import SUFFIXES, Row
@@ -42,7 +41,7 @@ class VideoTextSource:
     """A table and its videos; implements `source.Source`."""
 
     def __init__(self, path: Path, config: PrepareConfig):
-        self.options: VideoTextOptions = build_field(VideoTextOptions, config.options, "config.options")
+        self.options: VideoTextOptions = typed_options(VideoTextOptions, config)
         no_fields(config, "name columns by config.options.file, caption, question, answer, label")
         if config.action_spec or config.state_spec:
             raise ValueError("config.action_spec, config.state_spec: found one, expected none: videos with text have "

@@ -28,9 +28,8 @@ from typing import Any
 import numpy as np
 
 from agent_jax.actions import MINECRAFT, ActionSpec
-from agent_jax.config_fields import build_field
 from agent_jax.data.prepare_config import PrepareConfig
-from agent_jax.data.sources.choices import no_fields
+from agent_jax.data.sources.choices import no_fields, typed_options
 from agent_jax.data.sources.chunks import active_stretches, said_tokens
 from agent_jax.data.sources.instructions import Instructions
 from agent_jax.data.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
@@ -76,7 +75,7 @@ class VptSource:
     """A folder of pairs; implements `source.Source`."""
 
     def __init__(self, path: Path, config: PrepareConfig):
-        self.options: VptOptions = build_field(VptOptions, config.options, "config.options")
+        self.options: VptOptions = typed_options(VptOptions, config)
         no_fields(config, "a line of VPT has one form")
         self.action_spec = dict(config.action_spec) or MINECRAFT.to_dict()
         self._spec = ActionSpec.from_dict(self.action_spec)
