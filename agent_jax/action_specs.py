@@ -241,7 +241,7 @@ def _part_to_dict(part: Part) -> dict[str, Any]:
 
 def _part_from_dict(content: Any, where: str) -> Part:
     kind = content.get("part") if isinstance(content, Mapping) else None
-    if kind not in PARTS:
+    if not isinstance(kind, str) or kind not in PARTS:
         raise ValueError(f"{where}: found part {kind!r}, expected one of {', '.join(PARTS)}")
     return _make(PARTS[kind], {name: value for name, value in content.items() if name != "part"}, where)
 
@@ -262,7 +262,7 @@ def _make(cls: type[_Made], content: Mapping[str, Any], where: str) -> _Made:
         raise ValueError(f"{where}.{problem}; {cls.__name__} has {', '.join(fields)}")
     try:
         return cls(**content)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # the last of integers beyond all floats
         raise ValueError(f"{where}: {error}") from error
 
 

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from agent_jax.appended_file import AppendedFile
+from agent_jax.json_files import parse_json
 from agent_jax.losses import LossSums
 from agent_jax.tensorboard_events import TensorBoardEvents
 
@@ -234,23 +235,25 @@ def _drop_after(path: Path, step: int, *, evaluated_again: bool) -> None:
     """Rewrite metrics.jsonl without the lines that are written again and without a torn last line."""
     if not path.exists():
         return
-    content = path.read_text(encoding="utf-8")
-    lines = content.split("\n")
+    content = path.read_bytes()
+    lines = content.split(b"\n")
     kept = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is empty or torn
         try:
-            record = json.loads(line)
-            line_step, trained = record["step"], record["split"] == "train"
-        except (ValueError, KeyError, TypeError) as error:
+            record = parse_json(line, f"{path}:{number}")
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or type(record.get("step")) is not int or "split" not in record:
             raise ValueError(f"{path}:{number}: found {line[:80]!r}, expected a JSON object with step and split; "
-                             f"move the file away or choose another workdir") from error
-        if line_step < step or (line_step == step and (trained or not evaluated_again)):
-            kept.append(line + "\n")
-    if "".join(kept) == content:
+                             "move the file away or choose another workdir")
+        trained = record["split"] == "train"
+        if record["step"] < step or (record["step"] == step and (trained or not evaluated_again)):
+            kept.append(line + b"\n")
+    if b"".join(kept) == content:
         return
     temporary = path.with_suffix(".jsonl.tmp")
     try:
-        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.write_bytes(b"".join(kept))
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"{path} cannot be rewritten without the lines after step {step}, and was left as it is: "

@@ -8,6 +8,7 @@ Only the directory of the archive and data.pkl are read until a tensor is asked 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import pathlib
 import struct
@@ -53,7 +54,9 @@ class TorchFile:
         except RefusedPickleError as error:
             raise ValueError(f"{path}: {error}") from error
         # zipfile's own: ValueError of a negative place, RuntimeError of encryption and methods it does not know.
-        except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
+        except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one is of a negative place as well
+                raise
             raise ValueError(f"{path}: damaged or no PyTorch file of {len(self._map):,} bytes ({error}); copy or "
                              "download it again") from error
         self._places = {storage.key: self._place(f"{root}data/{storage.key}", storage)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cines
 import gamepads
+import hdf5_demonstrations
 import lerobot_sets
 import numpy as np
 import rlds_sets
@@ -135,6 +137,20 @@ def _read_weights(folder: Path) -> None:
             weights.read(name)
 
 
+def _write_export(folder: Path) -> None:
+    from exported_agents import exported
+
+    shutil.copytree(exported(folder / "made", "images")[1], folder / "export")
+    shutil.rmtree(folder / "made")
+
+
+def _read_export(folder: Path) -> None:
+    from agent_jax.convert.from_pytorch import import_folder
+
+    shutil.rmtree(folder / "back", ignore_errors=True)
+    import_folder(folder / "export", folder / "back")
+
+
 def _write_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -223,6 +239,8 @@ READERS: Mapping[str, Reader] = {
     "lerobot 2, videos": _lerobot(lerobot_sets.version_2, "video"),
     "lerobot 2, images": _lerobot(lerobot_sets.version_2, "image"),
     "lerobot 3, videos": _lerobot(lerobot_sets.version_3, "video"),
+    "robomimic": Reader(lambda folder: hdf5_demonstrations.robomimic_file(folder / "lift.hdf5"),
+                        _source("robomimic", instruction_text="lift")),
     "vpt": Reader(lambda folder: vpt_pairs.write_pair(folder, "a", [vpt_pairs.tick(t, keys=["w"]) for t in range(6)]),
                   _source("vpt", instruction_text="play", options={"keep_idle": True})),
     "gamepad": Reader(lambda folder: gamepads.write_play(folder, "a"), _source("gamepad", instruction_text="win")),
@@ -230,6 +248,7 @@ READERS: Mapping[str, Reader] = {
     "video_text, cines": Reader(_write_cine_texts, _source("video_text", "texts.jsonl")),
     "weights, safetensors": Reader(_write_weights("safetensors"), _read_weights),
     "weights, torch": Reader(_write_weights("torch"), _read_weights),
+    "exported folder": Reader(_write_export, _read_export),
     "tokenizers": Reader(_write_tokenizer, _read_tokenizer),
     "vocabulary": Reader(_write_vocabulary, _read_vocabulary, names_file=False),
     "checkpoint meta": Reader(_write_meta, lambda folder: checkpoint_meta.read(epath.Path(folder / "7")),
