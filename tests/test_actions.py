@@ -504,7 +504,8 @@ def test_a_wrong_value_is_named_with_its_key_and_index(values: dict[str, Any], m
 
 
 @pytest.mark.parametrize(("name", "values", "message"), [
-    ("action calvin", {"action": [0.0] * 7}, r"action\[6\] \(gripper\): found 0.0, expected one of 1.0 \(GRIPPER_OPEN\), -1.0"),
+    ("action calvin", {"action": [0.0] * 7},
+     r"action\[6\] \(gripper\): found 0.0, expected one of 1.0 \(GRIPPER_OPEN\), -1.0"),
     ("action babyai", {"action": 7}, r"action: found 7, expected one of 0 \(left\), 1 \(right\)"),
     ("action babyai", {"action": math.nan}, "action: found nan, expected one of"),
     ("action minecraft", {"buttons": [0.5] + [0.0] * 22, "camera": [0, 0]}, r"buttons\[0\] \(ESC\): found 0.5"),

@@ -287,5 +287,6 @@ def test_what_a_record_holds_that_the_index_did_not_is_named_by_file_record_and_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Episode, "values", lambda episode, path, start, stop: [b"no image"] * (stop - start)
                       if path.endswith("rgb") else values(episode, path, start, stop))
-        with pytest.raises(RecordError, match=rf"{shard}, split 'train', record 0, steps 4 to 5: image: .*Copy the file"):
+        message = rf"{shard}, split 'train', record 0, steps 4 to 5: image: .*Copy the file"
+        with pytest.raises(RecordError, match=message):
             windows.read(1, 0)

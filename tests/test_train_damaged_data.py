@@ -1,4 +1,4 @@
-"""A record that turns out to be damaged in the middle of a run: one message, the last step whole, and the run goes on."""
+"""A record found damaged in the middle of a run: one message, the last step whole, and the run can go on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agent_jax.train import Run, train
 
 
 def late_record(run: Run) -> tuple[int, int]:
-    """A record that the first batch does not read but an early one, and the number of batches before the first that does."""
+    """A record that the first batch does not read but an early one does, and the number of batches before that one."""
     windows, size = run.data.train.windows[0], run.config.train.batch_size
     samples, plan = run.data.train._epoch(0)
     first: dict[int, int] = {}
