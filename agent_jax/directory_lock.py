@@ -149,17 +149,32 @@ class DirectoryLock:
             return  # its holder has just removed it
         if not self._has_ended(found):
             raise LockedError(f"{self._subject} is in use by {_name(found)}; {self._advice}")
-        logging.warning("%s was left locked by %s, which has ended: it is taken over", self._subject, _name(found))
-        if self._remote:
+        if not self._remote:
+            self._remove_alone(found)
+        elif self._read() == found:
             self.path.unlink(missing_ok=True)
+        logging.warning("%s was left locked by %s, which has ended: it is taken over", self._subject, _name(found))
+
+    def _remove_alone(self, found: dict[str, Any]) -> None:
+        """Remove the file unless another process has taken the lock since; one process at a time does so.
+
+        Between a look at the file and its removal, another could take the lock over and lose it again. A directory,
+        which one process alone can make, keeps the others waiting; its maker's death leaves it for `PATIENCE_S`.
+        """
+        removing = Path(f"{self.path}.removing")
+        try:
+            removing.mkdir()
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError, OSError):
+                if time.time() - removing.stat().st_mtime > PATIENCE_S:
+                    removing.rmdir()
+            time.sleep(0.05)
             return
-        aside = Path(f"{self.path}.{self._content['token']}.stale")
-        with contextlib.suppress(FileNotFoundError):  # another process is ahead
-            os.rename(self.path, aside)
-            if _parsed(aside.read_text()).get("token") != found.get("token"):  # one that has just been taken
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, self.path)
-            aside.unlink()
+        try:
+            if (self._read() or {}).get("token") == found.get("token"):
+                self.path.unlink(missing_ok=True)
+        finally:
+            removing.rmdir()
 
     def _has_ended(self, found: dict[str, Any]) -> bool:
         here = _this_process()

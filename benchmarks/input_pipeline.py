@@ -37,6 +37,7 @@ from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
 from agent_jax.config import Config, DomainConfig, from_config_dict, to_config_dict
 from agent_jax.data.loader import Loader
 from agent_jax.data.store import open_store
+from agent_jax.data.tfds_features import read_features
 from agent_jax.data.writer import ShardWriter, begin_store, finish_store, shard_path
 from agent_jax.json_files import json_path
 from agent_jax.run_data import open_data
@@ -197,13 +198,13 @@ def _said(name: str, figures: dict[str, Any]) -> str:
 def larger_copy(data: Path, directory: Path, copies: int) -> Path:
     """A set with the training records several times over, in as many shards."""
     store = open_store(data)
-    split, out = store.split("train"), directory / "large"
+    split, out, features = store.split("train"), directory / "large", read_features(data)
     build = begin_store(out, {})
     for copy in range(copies):
-        with ShardWriter(shard_path(build, "large", "train", copy, copies), store.features) as writer:
+        with ShardWriter(shard_path(build, "large", "train", copy, copies), features) as writer:
             for number in range(len(split)):
                 writer.write_serialized(split.serialized(number))
-    finish_store(out, "large", store.features)
+    finish_store(out, "large", features)
     return out
 
 

@@ -48,7 +48,7 @@ def test_importing_the_client_imports_neither_jax_nor_the_model():
     libraries, own = (set(json.loads(part.replace("'", '"') + "]")) for part in said.strip().split("]")[:2])
     assert not libraries & {"jax", "jaxlib", "flax", "orbax", "transformers", "tokenizers", "torch", "PIL", "scipy"}
     assert {"numpy", "msgpack", "websockets"} <= libraries
-    assert all(name in ("agent_jax",) or name.startswith("agent_jax.client") for name in own)
+    assert all(name in ("agent_jax", "agent_jax.interrupts") or name.startswith("agent_jax.client") for name in own)
 
 
 def test_a_lost_connection_is_not_mended_before_the_next_reset(robots: Served):

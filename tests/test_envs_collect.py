@@ -142,7 +142,7 @@ def test_a_worker_that_fails_ends_the_collection_with_its_message(
         ({"noise": 1.0}, r"noise=1.0 must lie in \[0, 1\)"),
         ({"processes": 0}, "processes=0 must be at least 1"),
         ({"validation_episodes": -1}, "validation_episodes has -1 episodes"),
-        ({"environment": ""}, "environment: found ''"),
+        ({"environment": ""}, "environment '': expected MODULE"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused_before_anything_is_made(

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from recorded_babyai import recorded_store, tiny_agent
 
-from agent_jax.evaluate import commands
+from agent_jax.evaluate import checkpoints, commands
 from agent_jax.evaluate.__main__ import main
+from agent_jax.restart import ActingCheckpoint
 from agent_jax.view import rollout
 
 pytest.importorskip("minigrid")
@@ -115,10 +116,10 @@ def test_what_acts_is_of_the_step_that_is_reported_though_the_run_saves_another_
     class StopError(Exception):
         """Enough was seen."""
 
-    def load(path: str, *, step: int | None = None, **options: Any) -> None:
-        raise StopError(step)
+    def of(loaded: ActingCheckpoint, **options: Any) -> None:
+        raise StopError(loaded.taken.step)
 
-    monkeypatch.setattr(commands.Policy, "load", load)
+    monkeypatch.setattr(checkpoints.Policy, "of", of)
     with pytest.raises(StopError, match="^7$"):
         main([*command, "--checkpoint", agent])
 

@@ -177,7 +177,7 @@ def test_verify_hf_exits_with_1_where_a_model_differs(tmp_path, monkeypatch, cap
 
 
 def test_verify_hf_says_what_it_did_not_find(tmp_path, capsys):
-    assert command.main(["verify-hf", str(tmp_path)]) == 1
+    assert command.main(["verify-hf", str(tmp_path)]) == 2
     assert "expected a Hugging Face folder" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="found 0 folders"):
         find_folders(tmp_path / "nowhere")
@@ -200,7 +200,7 @@ def test_a_config_json_that_lies_is_named(save, lie, said, tmp_path, capsys):
     save(tmp_path, num_hidden_layers=1)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **lie}))
-    assert command.main(["verify-hf", str(tmp_path)]) == 1
+    assert command.main(["verify-hf", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path}")
     assert said in error

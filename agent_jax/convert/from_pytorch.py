@@ -39,21 +39,33 @@ def import_folder(folder: str | pathlib.Path, out: str | pathlib.Path) -> str:
         ValueError: tensors that are missing, unknown, of another shape or not finite; files that contradict each other.
     """
     out, folder = checked_out(out), pathlib.Path(folder).expanduser()
+    leaves, meta, step = read_folder(folder)
+    write_step(out, leaves, meta, step=step)
+    return f"{sum(leaf.size for leaf in leaves.values()):,} values of {folder} -> {out}/{step}"
+
+
+def read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """What the checkpoint of an exported folder holds: arrays by path, meta data, and its step.
+
+    Raises:
+        FileNotFoundError, ValueError: as `import_folder`.
+    """
     content, step = _description(folder / "agent.json")
     config = from_config_dict(content["config"])
-    vocabulary = Vocabulary.from_json(read_json_object(folder / "vocabulary.json"))
+    stored = folder / "vocabulary.json"
+    try:
+        vocabulary = Vocabulary.from_json(read_json_object(stored))
+    except ValueError as error:
+        raise ValueError(f"{stored}: {error}") from error
     if config.model.language.vocabulary_size != vocabulary.size:
         raise ValueError(f"{folder}: agent.json has model.language.vocabulary_size="
                          f"{config.model.language.vocabulary_size}, but vocabulary.json has {vocabulary.size} ids; "
                          "both must be of one export")
     for name, entry in content["domains"].items():
         _check_domain(f"{folder / 'agent.json'}: domains.{name}", entry, vocabulary)
-    leaves = flat(_read_params(folder, config.model))
-    values = sum(leaf.size for leaf in leaves.values())
     meta = {"config": content["config"], "vocabulary": vocabulary.to_json(), "domains": content["domains"],
             "data_state": None, "ema": ""}
-    write_step(out, leaves, meta, step=step)
-    return f"{values:,} values of {folder} -> {out}/{step}"
+    return flat(_read_params(folder, config.model)), meta, step
 
 
 def _description(file: pathlib.Path) -> tuple[dict[str, Any], int]:

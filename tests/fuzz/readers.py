@@ -108,6 +108,19 @@ def _read_images(folder: Path) -> None:
             raise ValueError(f"{name}: {error}") from error
 
 
+def _write_calvin(folder: Path) -> None:
+    for name, first in (("training", 10), ("validation", 100)):
+        place = folder / "c" / name
+        place.mkdir(parents=True)
+        np.save(place / "ep_start_end_ids.npy", np.asarray([(first, first + 3)]))
+        for number in range(first, first + 4):
+            test_data_sources_calvin.save_step(place, number)
+        test_data_sources_calvin.save_annotations(place, [(first, first + 3, "push the red block")])
+        (place / "statistics.yaml").write_text("robot_obs:\n  - _target_: transforms.NormalizeVector\n"
+                                               f"    mean: {test_data_sources_calvin.MEAN}\n"
+                                               f"    std: {test_data_sources_calvin.STD}\n")
+
+
 def _write_video_texts(folder: Path) -> None:
     videos.write_video(folder / "a.mp4", 8)
     (folder / "texts.csv").write_text("file,caption\na.mp4,a dog runs\n")
@@ -140,15 +153,15 @@ def _read_weights(folder: Path) -> None:
 def _write_export(folder: Path) -> None:
     from exported_agents import exported
 
+    (folder / "made").mkdir()
     shutil.copytree(exported(folder / "made", "images")[1], folder / "export")
     shutil.rmtree(folder / "made")
 
 
 def _read_export(folder: Path) -> None:
-    from agent_jax.convert.from_pytorch import import_folder
+    from agent_jax.convert.from_pytorch import read_folder
 
-    shutil.rmtree(folder / "back", ignore_errors=True)
-    import_folder(folder / "export", folder / "back")
+    read_folder(folder / "export")
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -235,7 +248,7 @@ READERS: Mapping[str, Reader] = {
     "images": Reader(_write_images, _read_images),
     "rlds, tfrecord": _rlds("tfrecord"),
     "rlds, array_record": _rlds("array_record"),
-    "calvin": Reader(lambda folder: test_data_sources_calvin.calvin_folder(folder / "c"), _source("calvin", "c")),
+    "calvin": Reader(_write_calvin, _source("calvin", "c", out_of_bounds=1.0)),
     "lerobot 2, videos": _lerobot(lerobot_sets.version_2, "video"),
     "lerobot 2, images": _lerobot(lerobot_sets.version_2, "image"),
     "lerobot 3, videos": _lerobot(lerobot_sets.version_3, "video"),
