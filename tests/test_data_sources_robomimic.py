@@ -243,7 +243,8 @@ def test_a_damaged_demonstration_is_left_out_where_the_command_says_so(tmp_path:
     assert (summary["episodes"], len(summary["skipped"])) == (3, 1)
 
 
-@pytest.mark.parametrize("layout", [pytest.param("robomimic", marks=pytest.mark.slow), "libero"])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["robomimic", "libero"])
 def test_prepared_demonstrations_pass_the_check_and_train(tmp_path: Path, layout: str) -> None:
     path = robomimic_file(tmp_path / "lift.hdf5") if layout == "robomimic" else libero_file(tmp_path / "goal").parent
     out = tmp_path / "store"

@@ -26,6 +26,7 @@ def late_record(run: Run) -> tuple[int, int]:
     return record, first[record]
 
 
+@pytest.mark.slow
 def test_a_damaged_record_ends_a_run_with_its_name_and_the_last_step_saved(tmp_path: Path):
     store = Path(babyai_store(tmp_path / "store", lengths=(6, 1, 4, 5, 9, 2, 7, 8, 3) * 3).directory)
     config = small_config(store, **{"train.steps": 6, "checkpoint.every": 100, "train.validate_every": 0})
