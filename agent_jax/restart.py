@@ -28,6 +28,7 @@ from agent_jax.data.domains import Domain
 from agent_jax.fingerprint import flat
 from agent_jax.models.agent import Params, init_params
 from agent_jax.optimizer import learning_rate_schedule, make_optimizer
+from agent_jax.sharding import replicated
 from agent_jax.train_state import INIT_KEY, TrainState, abstract_params, abstract_state, init_state, purpose_key
 from agent_jax.vocabulary import Vocabulary
 
@@ -197,8 +198,11 @@ def _params_of_step(directory: Any, step: int, config: Config, mesh: Mesh, optim
     shapes = abstract_state(config, mesh, optimizer).params
     source = f"{directory / str(meta['step'])}{carried}"
     has_head = any(path.startswith("params/classifier/") for path in meta["fingerprint"])
-    if has_head and "classifier" not in shapes:
-        return checkpoint.restore_parameters(directory, shapes, step=step)[0], f"{source}, without its class head"
+    if has_head and "classifier" not in shapes:  # read with all the others, then dropped
+        head = abstract_params(from_config_dict(meta["config"]).model)["classifier"]
+        head = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), head)
+        params, _ = checkpoint.restore_parameters(directory, {**shapes, "classifier": head}, step=step)
+        return {name: params[name] for name in shapes}, f"{source}, without its class head"
     if has_head or "classifier" not in shapes:
         return checkpoint.restore_parameters(directory, shapes, step=step)[0], source
     # A run without classes is what one with classes is tuned from.

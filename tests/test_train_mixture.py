@@ -144,7 +144,8 @@ def test_a_run_without_classes_is_tuned_with_a_fresh_class_head(config: Config, 
         start(more, run.mesh, run.optimizer, run.data.vocabulary, run.data.domains,
               type(run.checkpoints)(tmp_path / "more" / "checkpoints", keep_latest=1, keep_best=0))
     fewer = dataclasses.replace(more, model=dataclasses.replace(run.config.model, classes=0))
-    made = start(fewer, run.mesh, run.optimizer, run.data.vocabulary, run.data.domains,
+    optimizer = make_optimizer(fewer.optimizer, fewer.train.steps, abstract_params(fewer.model))
+    made = start(fewer, run.mesh, optimizer, run.data.vocabulary, run.data.domains,
                  type(run.checkpoints)(tmp_path / "fewer" / "checkpoints", keep_latest=1, keep_best=0))
     assert made.rung.endswith("without its class head (init.checkpoint)")
 

@@ -58,10 +58,12 @@ class Reader:
         return not self.names_file or any(name in message for name in (*names, "config."))
 
 
-def _source(kind: str, path: str = "", **config: Any) -> Callable[[Path], Any]:
+def _source(kind: str, path: str = "", recordings: int | None = None, **config: Any) -> Callable[[Path], Any]:
+    """Read the recordings of a source, or the first of them where each takes long."""
+
     def read(folder: Path) -> None:
         source = open_source(kind, folder / path, PrepareConfig(**config))
-        for recording in source.recordings():
+        for recording in source.recordings()[:recordings]:
             list(source.files(recording))
             for episode in source.read(recording):
                 for step in episode.steps:
@@ -238,7 +240,7 @@ def _rlds(file_format: Any) -> Reader:
 
 def _lerobot(make: Callable[..., Path], kind: str) -> Reader:
     return Reader(lambda folder: make(folder / "set", kind),
-                  _source("lerobot", "set", cameras={"rgb": lerobot_sets.TOP}))
+                  _source("lerobot", "set", recordings=1, cameras={"rgb": lerobot_sets.TOP}))
 
 
 READERS: Mapping[str, Reader] = {
@@ -249,11 +251,10 @@ READERS: Mapping[str, Reader] = {
     "rlds, tfrecord": _rlds("tfrecord"),
     "rlds, array_record": _rlds("array_record"),
     "calvin": Reader(_write_calvin, _source("calvin", "c", out_of_bounds=1.0)),
-    "lerobot 2, videos": _lerobot(lerobot_sets.version_2, "video"),
     "lerobot 2, images": _lerobot(lerobot_sets.version_2, "image"),
     "lerobot 3, videos": _lerobot(lerobot_sets.version_3, "video"),
     "robomimic": Reader(lambda folder: hdf5_demonstrations.robomimic_file(folder / "lift.hdf5"),
-                        _source("robomimic", instruction_text="lift")),
+                        _source("robomimic", recordings=1, instruction_text="lift")),
     "vpt": Reader(lambda folder: vpt_pairs.write_pair(folder, "a", [vpt_pairs.tick(t, keys=["w"]) for t in range(6)]),
                   _source("vpt", instruction_text="play", options={"keep_idle": True})),
     "gamepad": Reader(lambda folder: gamepads.write_play(folder, "a"), _source("gamepad", instruction_text="win")),
@@ -261,7 +262,7 @@ READERS: Mapping[str, Reader] = {
     "video_text, cines": Reader(_write_cine_texts, _source("video_text", "texts.jsonl")),
     "weights, safetensors": Reader(_write_weights("safetensors"), _read_weights),
     "weights, torch": Reader(_write_weights("torch"), _read_weights),
-    "exported folder": Reader(_write_export, _read_export),
+    "exported folder": Reader(_write_export, _read_export, ("agent.json", "vocabulary.json")),
     "tokenizers": Reader(_write_tokenizer, _read_tokenizer),
     "vocabulary": Reader(_write_vocabulary, _read_vocabulary, names_file=False),
     "checkpoint meta": Reader(_write_meta, lambda folder: checkpoint_meta.read(epath.Path(folder / "7")),
