@@ -243,6 +243,8 @@ def _part_from_dict(content: Any, where: str) -> Part:
     kind = content.get("part") if isinstance(content, Mapping) else None
     if not isinstance(kind, str) or kind not in PARTS:
         raise ValueError(f"{where}: found part {kind!r}, expected one of {', '.join(PARTS)}")
+    if not isinstance(content.get("key", ""), str):
+        raise ValueError(f"{where}.key: found {content['key']!r}, expected a text")
     return _make(PARTS[kind], {name: value for name, value in content.items() if name != "part"}, where)
 
 

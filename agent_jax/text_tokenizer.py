@@ -224,7 +224,9 @@ def _from_file(description: Mapping[str, Any], where: str) -> Tokenizer:
         raise ValueError(f"{where}: found fields {sorted(content)[:10]}, expected a tokenizer.json with a vocabulary")
     try:
         tokenizer = Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library has no other class
+    except BaseException as error:  # the library has no class of its own, and its panics are no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
         raise ValueError(f"{where}: not a tokenizer.json that the tokenizers library can read: {error}") from error
     tokenizer.no_padding()  # rows are laid out by us
     tokenizer.no_truncation()

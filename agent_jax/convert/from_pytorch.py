@@ -86,6 +86,8 @@ def _check_domain(where: str, entry: Any, vocabulary: Vocabulary) -> None:
     """Refuse what acting could not use."""
     try:
         Domain.from_meta(entry, vocabulary)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where}: not as to-pytorch writes it ({type(error).__name__}: {error}); take an undamaged "
                          "agent.json") from error

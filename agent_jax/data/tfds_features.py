@@ -53,7 +53,7 @@ def _feature(value: Any, place: str) -> Any:
                          "this one")
     try:
         return make(_content(value), place)
-    except (TypeError, KeyError, AttributeError, ValueError, AssertionError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError, AssertionError) as error:
         if str(error).startswith(place):
             raise
         raise ValueError(f"{place}: cannot be read as {name.rpartition('.')[2]} ({error!r})") from error

@@ -68,9 +68,17 @@ def _source(kind: str, path: str = "", recordings: int | None = None, **config: 
             for episode in source.read(recording):
                 for step in episode.steps:
                     for image in step.images.values():
-                        prepare_image(image, 16) if isinstance(image, bytes) else image.shape
+                        _decode(image, recording.where)
 
     return read
+
+
+def _decode(image: bytes | np.ndarray, where: str) -> None:
+    """As `prepare` does, which names the recording."""
+    try:
+        prepare_image(image, 16)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _read_store(folder: Path) -> None:
