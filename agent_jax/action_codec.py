@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from agent_jax.action_parts import Bins
+from agent_jax.action_specs import TERMINAL_KEY, ActionSpec, Part, StateSpec
 from agent_jax.automaton import Automaton, AutomatonBuilder, Transitions, join
-
-if TYPE_CHECKING:
-    from agent_jax.action_specs import ActionSpec, Part, StateSpec
-    from agent_jax.vocabulary import Vocabulary
-
-TERMINAL_KEY = "terminal"  # {"terminal": True} is the value of the end-of-episode action
+from agent_jax.vocabulary import Vocabulary
 
 
 class _BoundPart:

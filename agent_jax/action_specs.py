@@ -3,8 +3,8 @@
     group        [STARTACTION] [ROBOTACTIONX13] [ROBOTACTIONY3] [ENDOFACTION]
                   start         part 0           part 1          end
 
-A spec survives JSON exactly, has a fingerprint, says in words how it differs from another, and is bound to a vocabulary
-to encode and decode (action_codec.py). The specs of known data sets are in actions.py.
+A spec survives JSON exactly, has a fingerprint, and describes how it differs from another. A `BoundSpec` of it and a
+vocabulary encodes and decodes values (action_codec.py). The specs of known data sets are in actions.py.
 """
 
 from __future__ import annotations
@@ -15,16 +15,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from agent_jax.action_codec import TERMINAL_KEY, BoundSpec
 from agent_jax.action_controls import MOST_BUTTONS, Buttons, Camera, Stick
 from agent_jax.action_parts import MOST_TOKENS, Bins, Choice
-
-if TYPE_CHECKING:
-    from agent_jax.vocabulary import Vocabulary
 
 Part = Bins | Choice | Buttons | Camera | Stick
 PARTS: dict[str, type[Part]] = {"bins": Bins, "choice": Choice, "buttons": Buttons, "camera": Camera, "stick": Stick}
@@ -32,6 +28,8 @@ Fields = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shape and dtype by 
 
 MOST_PARTS = 4096  # of a spec
 MOST_CONTROLS = 32  # parts of a spec that may say nothing: what may follow one is all later ones
+
+TERMINAL_KEY = "terminal"  # {"terminal": True} is the value of the end-of-episode action
 
 _Made = TypeVar("_Made")
 
@@ -128,14 +126,6 @@ class _Spec:
         for part in self.parts:
             found += part.tokens
         return tuple(dict.fromkeys(found))
-
-    def bind(self, vocabulary: Vocabulary) -> BoundSpec:
-        """The spec with the ids of `vocabulary`.
-
-        Raises:
-            ValueError: the vocabulary lacks the block or a token, or sequences could be read in two ways.
-        """
-        return BoundSpec(self, vocabulary)  # pyright: ignore[reportArgumentType]  # _Spec is one of its two subclasses
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives an equal spec."""

@@ -1,6 +1,6 @@
 """Actions and states, in the values of their environment and as vocabulary ids.
 
-    spec = LANGUAGE_TABLE.bind(vocabulary)
+    spec = BoundSpec(LANGUAGE_TABLE, vocabulary)
     spec.encode({"action": np.array([0.01, -0.02])})   # int32 ids, delimiters included
     spec.decode(ids)                                   # {"action": float32[2]} at the bin centres
     spec.automaton                                     # which ids are legal in which state
@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agent_jax.action_codec import TERMINAL_KEY, BoundSpec
+from agent_jax.action_codec import BoundSpec
 from agent_jax.action_controls import Buttons, Camera, Stick
 from agent_jax.action_parts import Bins, Choice
-from agent_jax.action_specs import ActionSpec, Group, Part, StateSpec
+from agent_jax.action_specs import TERMINAL_KEY, ActionSpec, Group, Part, StateSpec
 from agent_jax.automaton import Automaton
 from agent_jax.vocabulary import BABYAI_BLOCK, BLEEDING_EDGE_BUTTONS, IAFM, MINECRAFT_BUTTONS
 

@@ -41,7 +41,7 @@ from agent_jax import checkpoint
 from agent_jax.acting.choices import Choices
 from agent_jax.acting.observation import prepare
 from agent_jax.acting.uncached import Uncached
-from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
+from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, BoundSpec
 from agent_jax.checkpoint import Checkpoints
 from agent_jax.config import (
     Config,
@@ -82,8 +82,8 @@ def random_checkpoint(directory: Path, size: str, frames: int, dtype: Any) -> Pa
             mae=MaeConfig(width=32, depth=1, heads=4, mlp_width=64))
     config = Config(model=dataclasses.replace(model, dtype=dtype))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, domains={"table": DomainConfig()}))
-    domain = Domain("table", 0, LANGUAGE_TABLE.bind(vocabulary), LANGUAGE_TABLE_STATE.bind(vocabulary), vocabulary,
-                    window=frames, stride=frames, max_text=40, cameras=("steps/observation/rgb",),
+    domain = Domain("table", 0, BoundSpec(LANGUAGE_TABLE, vocabulary), BoundSpec(LANGUAGE_TABLE_STATE, vocabulary),
+                    vocabulary, window=frames, stride=frames, max_text=40, cameras=("steps/observation/rgb",),
                     instruction="instruction", image_size=model.vision.image_size)
     params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
     with Checkpoints(directory, keep_latest=1, keep_best=0) as checkpoints:

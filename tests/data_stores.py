@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, MINECRAFT
+from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, MINECRAFT, BoundSpec
 from agent_jax.data.domains import Domain
 from agent_jax.data.store import Store
 from agent_jax.data.writer import episode_features, write_store
@@ -153,7 +153,7 @@ def clip_domain(layout: str, **changes: Any) -> Domain:
 def babyai_domain(**changes: Any) -> Domain:
     """The domain of `babyai_store`."""
     vocabulary = Vocabulary.build("bytes", ("babyai", "iafm"))
-    domain = Domain("babyai", 0, BABYAI.bind(vocabulary), None, vocabulary, window=4, stride=4, max_text=16,
+    domain = Domain("babyai", 0, BoundSpec(BABYAI, vocabulary), None, vocabulary, window=4, stride=4, max_text=16,
                     cameras=("steps/observation/rgb",), instruction="instruction", image_size=16)
     return dataclasses.replace(domain, **changes)
 
@@ -161,8 +161,8 @@ def babyai_domain(**changes: Any) -> Domain:
 def language_table_domain(**changes: Any) -> Domain:
     """The domain of `language_table_store` and of the real set."""
     vocabulary = Vocabulary.build("bytes", ("babyai", "iafm"))
-    domain = Domain("table", 1, LANGUAGE_TABLE.bind(vocabulary), LANGUAGE_TABLE_STATE.bind(vocabulary), vocabulary,
-                    window=4, stride=4, max_text=80, cameras=("steps/observation/rgb",),
+    domain = Domain("table", 1, BoundSpec(LANGUAGE_TABLE, vocabulary), BoundSpec(LANGUAGE_TABLE_STATE, vocabulary),
+                    vocabulary, window=4, stride=4, max_text=80, cameras=("steps/observation/rgb",),
                     instruction="steps/observation/instruction", image_size=16)
     return dataclasses.replace(domain, **changes)
 
@@ -170,6 +170,6 @@ def language_table_domain(**changes: Any) -> Domain:
 def game_domain(**changes: Any) -> Domain:
     """The domain of `game_store`."""
     vocabulary = Vocabulary.build("bytes", ("babyai", "iafm"))
-    domain = Domain("game", 2, MINECRAFT.bind(vocabulary), None, vocabulary, window=9, stride=9, max_text=16,
+    domain = Domain("game", 2, BoundSpec(MINECRAFT, vocabulary), None, vocabulary, window=9, stride=9, max_text=16,
                     cameras=("steps/observation/rgb",), instruction="instruction", image_size=16)
     return dataclasses.replace(domain, **changes)

@@ -40,13 +40,13 @@ from agent_jax.vocabulary import Block, ByteTokenizer, Vocabulary
 CALVIN_STATE = calvin_state(np.linspace(-1, 1, 15), np.linspace(0.01, 2, 15))
 SPECS = (LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, CALVIN, CALVIN_STATE, MINECRAFT, BLEEDING_EDGE, BABYAI)
 VOCABULARY = Vocabulary.build("bytes", ("iafm", "babyai"))
-BOUND = {f"{spec.kind} {spec.name}": spec.bind(VOCABULARY) for spec in SPECS}
+BOUND = {f"{spec.kind} {spec.name}": BoundSpec(spec, VOCABULARY) for spec in SPECS}
 every_spec = pytest.mark.parametrize("name", BOUND)
 
 
 def own(spec: ActionSpec | StateSpec) -> BoundSpec:
     """A spec bound to a vocabulary of its own tokens."""
-    return spec.bind(Vocabulary(ByteTokenizer(), (Block(spec.block, spec.tokens()),)))
+    return BoundSpec(spec, Vocabulary(ByteTokenizer(), (Block(spec.block, spec.tokens()),)))
 
 
 def action(*parts: Part, terminal: str = "") -> ActionSpec:
@@ -542,7 +542,7 @@ def test_an_illegal_sequence_is_refused_with_its_position() -> None:
 
 def test_buttons_are_said_in_the_order_of_the_vocabulary() -> None:
     spec = action(Buttons("keys", ("b", "c", "a")))
-    bound = spec.bind(Vocabulary(ByteTokenizer(), (Block("test", ("START", "END", "a", "b", "c")),)))
+    bound = BoundSpec(spec, Vocabulary(ByteTokenizer(), (Block("test", ("START", "END", "a", "b", "c")),)))
     ids = bound.encode({"keys": [True, False, True]})
     assert shown(bound, ids) == "[START][a][b][END]"
     assert bound.decode(ids)["keys"].tolist() == [True, False, True]
@@ -599,9 +599,9 @@ def test_tokens_that_could_be_read_in_two_ways_are_refused(spec: ActionSpec) -> 
 
 def test_a_vocabulary_without_the_block_or_a_token_is_refused() -> None:
     with pytest.raises(ValueError, match="no block 'iafm'; it has babyai"):
-        CALVIN.bind(Vocabulary.build("bytes", ("babyai",)))
+        BoundSpec(CALVIN, Vocabulary.build("bytes", ("babyai",)))
     with pytest.raises(ValueError, match="block 'babyai' has no token 'done'"):
-        BABYAI.bind(Vocabulary(ByteTokenizer(), (Block("babyai", BABYAI.tokens()[:-1]),)))
+        BoundSpec(BABYAI, Vocabulary(ByteTokenizer(), (Block("babyai", BABYAI.tokens()[:-1]),)))
 
 
 # Stored specs.

@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from agent_jax import presets
-from agent_jax.actions import ActionSpec, Bins, Group, StateSpec
+from agent_jax.actions import ActionSpec, Bins, BoundSpec, Group, StateSpec
 from agent_jax.config import (
     AugmentationConfig,
     Config,
@@ -91,7 +91,7 @@ def test_every_window_of_a_config_fits_the_positions_of_its_model(root: Path, na
     for domain in config.data.domains.values():
         spec = ActionSpec.from_dict(domain.action_spec) if domain.action_spec else None
         state = StateSpec.from_dict(domain.state_spec) if domain.state_spec else None
-        tokens = sum(part.bind(vocabulary).max_length for part in (spec, state) if part is not None)
+        tokens = sum(BoundSpec(part, vocabulary).max_length for part in (spec, state) if part is not None)
         step = 1 + config.model.vision.patches + tokens  # evaluation and acting see all patches, whatever training does
         assert domain.max_text + domain.window * step <= config.model.language.positions
 

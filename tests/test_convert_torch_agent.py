@@ -48,13 +48,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bound_specs() -> dict[str, BoundSpec]:
     found = {}
     for name, (spec, state) in SPECS.items():
-        found[f"{name} actions"] = spec.bind(VOCABULARY)
+        found[f"{name} actions"] = BoundSpec(spec, VOCABULARY)
         if state is not None:
-            found[f"{name} state"] = state.bind(VOCABULARY)
+            found[f"{name} state"] = BoundSpec(state, VOCABULARY)
     # Bounds that no float32 holds exactly, of which some round up and some down.
     arm = ActionSpec.from_dict(arm_spec("arm", names=("pan", "lift", "gripper"), low=(-0.7, -0.1, 0.0),
                                         high=(0.7, 0.1, 100.0)))
-    found["arm actions"] = arm.bind(Vocabulary(ByteTokenizer(), (Block("arm", arm.tokens()),)))
+    found["arm actions"] = BoundSpec(arm, Vocabulary(ByteTokenizer(), (Block("arm", arm.tokens()),)))
     return found
 
 

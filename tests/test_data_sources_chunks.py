@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent_jax.actions import BLEEDING_EDGE, CALVIN, MINECRAFT
+from agent_jax.actions import BLEEDING_EDGE, CALVIN, MINECRAFT, BoundSpec
 from agent_jax.data.sources.chunks import active_stretches, said_tokens
 from agent_jax.vocabulary import Vocabulary
 
@@ -15,7 +15,7 @@ from agent_jax.vocabulary import Vocabulary
     (CALVIN, {"action": np.array([0, 0, 0, 0, 0, 0, 1.0])}),
 ])
 def test_tokens_are_those_that_encoding_says_between_the_delimiters(spec, action):
-    assert said_tokens(spec, action) == len(spec.bind(Vocabulary.build("bytes", ("iafm",))).encode(action)) - 2
+    assert said_tokens(spec, action) == len(BoundSpec(spec, Vocabulary.build("bytes", ("iafm",))).encode(action)) - 2
 
 
 def test_a_chunk_is_kept_where_it_holds_more_than_one_token_a_step():

@@ -52,7 +52,7 @@ def checked(store: Store, spec: dict[str, Any], out_of_bounds: float = 0.01) -> 
     declared = [found.to_dict() for found in (specs.action, specs.state) if found]
     blocks = vocabulary_blocks(tuple({content["block"] for content in declared}), declared)
     vocabulary = Vocabulary.build("bytes", blocks)
-    bound = [found.bind(vocabulary) for found in (specs.action, specs.state) if found]
+    bound = [BoundSpec(found, vocabulary) for found in (specs.action, specs.state) if found]
     return check_specs("mine", specs, bound, out_of_bounds)
 
 
@@ -159,6 +159,6 @@ def test_the_specs_of_language_table_hold_for_its_real_data(language_table_data)
     specs = find_specs("table", DomainConfig(**fields), open_store(language_table_data))
     assert specs.state is not None
     vocabulary = Vocabulary.build("bytes", ("iafm",))
-    lines = check_specs("table", specs, [specs.action.bind(vocabulary), specs.state.bind(vocabulary)], 0.01)
+    lines = check_specs("table", specs, [BoundSpec(specs.action, vocabulary), BoundSpec(specs.state, vocabulary)], 0.01)
     assert " ".join(lines[2].split()) == "action[0] dx [-0.03, 0.03] m 21 [-0.03, 0.03] 0.00% 0.01%"
     assert len(lines) == 10

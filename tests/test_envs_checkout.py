@@ -13,6 +13,7 @@ import pytest
 from simulator_checkouts import CALVIN, LANGUAGE_TABLE, LIBERO, write_checkout
 
 from agent_jax import actions
+from agent_jax.actions import BoundSpec
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.data.domains import Domain
 from agent_jax.data.store import open_store
@@ -154,11 +155,11 @@ def test_calvin_gives_the_next_instruction_when_the_oracle_finds_one_done(found:
 
 def test_a_domain_with_calvins_state_acts_in_it_whatever_the_bounds_of_its_data(found: Any) -> None:
     module, vocabulary = found("calvin"), Vocabulary.build("bytes", ("babyai", "iafm"))
-    domain = Domain("calvin", 0, actions.CALVIN.bind(vocabulary), None, vocabulary, window=2, stride=2, max_text=80,
-                    cameras=("steps/observation/rgb",), instruction="steps/observation/instruction", image_size=16)
-    state = actions.calvin_state(np.arange(15.0), np.full(15, 2.0)).bind(vocabulary)
+    domain = Domain("calvin", 0, BoundSpec(actions.CALVIN, vocabulary), None, vocabulary, window=2, stride=2,
+                    max_text=80, cameras=("steps/observation/rgb",), instruction="steps/observation/instruction", image_size=16)
+    state = BoundSpec(actions.calvin_state(np.arange(15.0), np.full(15, 2.0)), vocabulary)
     check_domain(dataclasses.replace(domain, state=state), module)
-    other = dataclasses.replace(domain, state=actions.LANGUAGE_TABLE_STATE.bind(vocabulary))
+    other = dataclasses.replace(domain, state=BoundSpec(actions.LANGUAGE_TABLE_STATE, vocabulary))
     with pytest.raises(ValueError, match=r"shapes of the state, the domain's \(there the environment's\): .*robot_obs"):
         check_domain(other, module)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent_jax.actions import BABYAI, CALVIN, ActionSpec
+from agent_jax.actions import BABYAI, CALVIN, ActionSpec, BoundSpec
 from agent_jax.envs.random_actions import uniform_actions
 from agent_jax.envs.specs import LIBERO, LIBERO_STATE, METAWORLD, METAWORLD_STATE, VIZDOOM
 from agent_jax.spec_declarations import vocabulary_blocks
@@ -29,7 +29,7 @@ def test_random_actions_are_of_their_spec_and_fill_its_bounds(spec: ActionSpec) 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_every_random_action_is_encoded_and_decoded_legally(spec: ActionSpec) -> None:
     blocks = vocabulary_blocks([spec.block], [spec.to_dict()])
-    bound = spec.bind(Vocabulary.build("bytes", blocks))
+    bound = BoundSpec(spec, Vocabulary.build("bytes", blocks))
     for action in uniform_actions(spec, 20):
         ids = bound.encode(action)
         assert bound.automaton.accepts(ids)

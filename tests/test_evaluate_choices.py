@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agent_jax.actions import BABYAI, LANGUAGE_TABLE, MINECRAFT, ActionSpec
+from agent_jax.actions import BABYAI, LANGUAGE_TABLE, MINECRAFT, ActionSpec, BoundSpec
 from agent_jax.batch import Batch, RowSize
 from agent_jax.choice_table import ChoiceTable, choice_weight
 from agent_jax.data.layout import Step, Window, lay_out, stack
@@ -17,7 +17,7 @@ from agent_jax.presets import arm_spec
 from agent_jax.vocabulary import Block, ByteTokenizer, Vocabulary
 
 VOCABULARY = Vocabulary.build("bytes", ("iafm", "babyai"))
-TABLE, BABY, GAME = (spec.bind(VOCABULARY) for spec in (LANGUAGE_TABLE, BABYAI, MINECRAFT))
+TABLE, BABY, GAME = (BoundSpec(spec, VOCABULARY) for spec in (LANGUAGE_TABLE, BABYAI, MINECRAFT))
 
 
 def test_delimiters_and_what_follows_from_a_choice_are_no_choices() -> None:
@@ -35,7 +35,7 @@ def test_delimiters_and_what_follows_from_a_choice_are_no_choices() -> None:
 def test_errors_are_in_the_units_of_the_spec_by_name() -> None:
     spec = ActionSpec.from_dict(arm_spec("arm", names=("shoulder_pan", "gripper"), low=(-90, 0), high=(90, 1), count=19,
                                          unit=("deg", "")))
-    bound = spec.bind(Vocabulary(ByteTokenizer(), (Block("arm", spec.tokens()),)))
+    bound = BoundSpec(spec, Vocabulary(ByteTokenizer(), (Block("arm", spec.tokens()),)))
     scores = ActionScores(bound)
     recorded, near, far = (bound.encode({"action": [angle, 0.5]}) for angle in (-50.0, -45.0, 90.0))
     scores.add(recorded, near[1:3])  # both in [-50, -40)

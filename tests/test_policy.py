@@ -19,7 +19,7 @@ from PIL import Image
 from small_runs import Trained, differing, straight_run
 
 from agent_jax.acting.uncached import Uncached
-from agent_jax.actions import BLEEDING_EDGE
+from agent_jax.actions import BLEEDING_EDGE, BoundSpec
 from agent_jax.config import Config, LanguageConfig, MaeConfig, ModelConfig, VisionConfig
 from agent_jax.data.domains import Domain
 from agent_jax.data.layout import Step, Window
@@ -37,7 +37,7 @@ DOMAINS: dict[str, Domain] = {
     "babyai": babyai_domain(max_text=32, window=3),
     "table": language_table_domain(max_text=32, window=2),
     "minecraft": game_domain(max_text=32, window=2),
-    "edge": babyai_domain(spec=BLEEDING_EDGE.bind(VIDEO), max_text=32, window=2, fixed_positions=True),
+    "edge": babyai_domain(spec=BoundSpec(BLEEDING_EDGE, VIDEO), max_text=32, window=2, fixed_positions=True),
     "clips": babyai_domain(cameras=CAMERAS, max_text=32, window=3, video=True, fixed_positions=True),
     "cameras": language_table_domain(cameras=CAMERAS, max_text=32, window=2),
 }

@@ -27,6 +27,7 @@ from small_runs import (
 )
 
 from agent_jax import checkpoint_meta, presets
+from agent_jax.actions import BoundSpec
 from agent_jax.checkpoint import Checkpoints, DamagedCheckpointError
 from agent_jax.config import (
     Config,
@@ -147,7 +148,7 @@ def test_a_workdir_of_another_action_spec_is_refused(straight: Trained):
     faster = dataclasses.replace(domain.spec.spec, rate_hz=domain.spec.spec.rate_hz + 7)
     with pytest.raises(ValueError, match=r"domain 'tiles' was trained with another ActionSpec .*rate_hz"):
         start_on_one_device(straight, straight.workdir,
-                            domains=(dataclasses.replace(domain, spec=faster.bind(domain.vocabulary)),))
+                            domains=(dataclasses.replace(domain, spec=BoundSpec(faster, domain.vocabulary)),))
     assert listing(straight.workdir) == before
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent_jax import presets
-from agent_jax.actions import LANGUAGE_TABLE, ActionSpec, StateSpec
+from agent_jax.actions import LANGUAGE_TABLE, ActionSpec, BoundSpec, StateSpec
 from agent_jax.config import Config, DataConfig, DomainConfig
 from agent_jax.spec_declarations import closed, config_specs, open_bounds, vocabulary_blocks
 from agent_jax.vocabulary import IAFM, Vocabulary
@@ -68,7 +68,7 @@ def test_a_block_of_ones_own_holds_the_tokens_of_every_spec_that_names_it():
     again = Vocabulary.from_json(vocabulary.to_json())  # of a checkpoint: acting needs no config
     spec = ActionSpec.from_dict(other)
     values = {"action": [0.3, -0.9]}
-    assert spec.bind(again).encode(values).tolist() == spec.bind(vocabulary).encode(values).tolist()
+    assert BoundSpec(spec, again).encode(values).tolist() == BoundSpec(spec, vocabulary).encode(values).tolist()
 
 
 def test_a_block_that_nobody_names_is_refused():

@@ -18,6 +18,7 @@ from agent_jax.actions import (
     LANGUAGE_TABLE_STATE,
     MINECRAFT,
     ActionSpec,
+    BoundSpec,
     StateSpec,
 )
 from agent_jax.checkpoint import Checkpoints
@@ -79,8 +80,8 @@ def make_domain(name: str, index: int, vocabulary: Vocabulary, **fields: Any) ->
     spec, state = SPECS.get(name, (None, None))
     common: dict[str, Any] = {"window": 3, "stride": 3, "max_text": 12, "cameras": ("steps/observation/rgb",),
                               "instruction": "instruction", "image_size": 24, **LAYOUTS.get(name, {}), **fields}
-    return Domain(name=name, index=index, spec=spec.bind(vocabulary) if spec else None,
-                  state=state.bind(vocabulary) if state else None, vocabulary=vocabulary, **common)
+    return Domain(name=name, index=index, spec=BoundSpec(spec, vocabulary) if spec else None,
+                  state=BoundSpec(state, vocabulary) if state else None, vocabulary=vocabulary, **common)
 
 
 def make_checkpoint(path: Path, names: Sequence[str] = ("table", "minecraft"), *, tokenizer: str = "bytes",

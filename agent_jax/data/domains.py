@@ -132,8 +132,8 @@ class Domain:
         normalisation: Mapping[str, Any] = {}
         if config.layout == "actions":
             specs = specs or find_specs(name, config, store)
-            spec, normalisation = specs.action.bind(vocabulary), specs.normalisation
-            state = specs.state.bind(vocabulary) if specs.state else None
+            spec, normalisation = BoundSpec(specs.action, vocabulary), specs.normalisation
+            state = BoundSpec(specs.state, vocabulary) if specs.state else None
         elif config.layout == "answer":
             _check_field(where, "answer", store.field(config.answer), "text", store)
         else:
@@ -166,8 +166,8 @@ class Domain:
         if missing or unknown:
             raise ValueError(f"domain meta: missing {sorted(missing)}, unknown {sorted(unknown)}; the checkpoint was "
                              "written by another version")
-        spec = ActionSpec.from_dict(meta["action_spec"]).bind(vocabulary) if meta["action_spec"] else None
-        state = StateSpec.from_dict(meta["state_spec"]).bind(vocabulary) if meta["state_spec"] else None
+        spec = BoundSpec(ActionSpec.from_dict(meta["action_spec"]), vocabulary) if meta["action_spec"] else None
+        state = BoundSpec(StateSpec.from_dict(meta["state_spec"]), vocabulary) if meta["state_spec"] else None
         plain: dict[str, Any] = {name: meta[name] for name in _PLAIN_FIELDS if name in meta}
         plain |= {"cameras": tuple(meta["cameras"])}
         return cls(**plain, spec=spec, state=state, vocabulary=vocabulary)

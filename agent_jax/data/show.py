@@ -81,7 +81,7 @@ def show(path: Path, out: Path, config: DomainConfig, *, split: str, episodes: i
 
 
 def _bound(spec: ActionSpec) -> BoundSpec:
-    return spec.bind(Vocabulary.build("bytes", (Block(spec.block, spec.tokens()),)))
+    return BoundSpec(spec, Vocabulary.build("bytes", (Block(spec.block, spec.tokens()),)))
 
 
 def draw_sheet(strips: list[Strip]) -> Image.Image:

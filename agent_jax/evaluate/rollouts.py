@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from agent_jax.action_codec import TERMINAL_KEY
+from agent_jax.action_specs import TERMINAL_KEY
 from agent_jax.data.domains import Domain
 from agent_jax.envs import Action
 from agent_jax.evaluate.simulators import Command, Died, Interrupted, Simulators

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from agent_jax.action_codec import TERMINAL_KEY
+from agent_jax.action_specs import TERMINAL_KEY
 from agent_jax.envs import Action, Environment, load
 
 EXPERT = "bot"  # name of the environment's expert among the baselines

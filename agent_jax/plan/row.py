@@ -10,7 +10,7 @@ import dataclasses
 
 from etils import epath
 
-from agent_jax.actions import BABYAI, ActionSpec, StateSpec
+from agent_jax.actions import BABYAI, ActionSpec, BoundSpec, StateSpec
 from agent_jax.batch import RowSize
 from agent_jax.config import Config, DomainConfig
 from agent_jax.data.domains import Domain
@@ -92,8 +92,8 @@ def _domain(name: str, index: int, entry: DomainConfig, vocabulary: Vocabulary,
         if entry.state_spec:
             state = StateSpec.from_dict(closed(entry.state_spec, None, f"{where}.state_spec"))
     answers = entry.max_answer if entry.layout == "answer" else 0
-    domain = Domain(name=name, index=index, spec=action.bind(vocabulary) if action else None,
-                    state=state.bind(vocabulary) if state else None, vocabulary=vocabulary, window=entry.window,
+    domain = Domain(name=name, index=index, spec=BoundSpec(action, vocabulary) if action else None,
+                    state=BoundSpec(state, vocabulary) if state else None, vocabulary=vocabulary, window=entry.window,
                     stride=entry.stride, max_text=entry.max_text, cameras=entry.cameras, instruction=entry.instruction,
                     image_size=config.model.vision.image_size, weight=entry.weight, video=entry.video,
                     fixed_positions=entry.fixed_positions, layout=entry.layout, max_answer=answers)
