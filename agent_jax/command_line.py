@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from agent_jax.cluster import USER_ERROR, Cluster
-from agent_jax.config_fields import read_list
+from agent_jax.fields import read_list
 
 _HELP = frozenset({"-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"})
 

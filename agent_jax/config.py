@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from agent_jax.config_checks import validate
-from agent_jax.config_fields import build_field
+from agent_jax.fields import build_field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +170,12 @@ class DataConfig:
     directory: str = "~/.cache/agent_jax/data"  # where demonstrations are gathered, and found again
     workers: int = 0  # loader processes; 0: a thread of the main process
     prefetch: int = 4  # batches made ahead
+
+    @property
+    def declared_specs(self) -> list[Mapping[str, Any]]:
+        """The specs that the domains declare, in the order of the domains' names, actions before states."""
+        domains = [entry for _, entry in sorted(self.domains.items())]
+        return [spec for entry in domains for spec in (entry.action_spec, entry.state_spec) if spec]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Values of a config that contradict each other; each field by itself is checked by its type (config_fields.py)."""
+"""Values of a config that contradict each other; each field by itself is checked by its type (fields.py)."""
 
 from __future__ import annotations
 

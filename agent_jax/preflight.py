@@ -24,7 +24,7 @@ from agent_jax.models.agent import training_visual_tokens
 from agent_jax.restart import by_name
 from agent_jax.run_data import with_vocabulary
 from agent_jax.sharding import AXES
-from agent_jax.spec_declarations import config_specs, vocabulary_blocks
+from agent_jax.spec_declarations import vocabulary_blocks
 from agent_jax.train_state import abstract_params
 from agent_jax.vocabulary import Vocabulary
 
@@ -101,7 +101,7 @@ def _parameters(config: Config) -> str:
     if tokenizer != "bytes" and not _exists(tokenizer):
         return ""
     try:
-        blocks = vocabulary_blocks(config.vocabulary.blocks, config_specs(config))
+        blocks = vocabulary_blocks(config.vocabulary.blocks, config.data.declared_specs)
     except ValueError:  # a block of specs that lie with the data; or a wrong name, which opening the data tells
         return ""
     vocabulary = Vocabulary.build(tokenizer, blocks)

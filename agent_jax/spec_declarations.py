@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent_jax.action_specs import ActionSpec, StateSpec
-from agent_jax.config import Config
 from agent_jax.vocabulary import BLOCKS, Block
 
 METHODS = ("min_max", "quantiles", "mean_3std")  # of the train split; the last as the paper has it for CALVIN
@@ -92,12 +91,6 @@ def closed(content: Mapping[str, Any], limits: Limits | None, where: str) -> dic
             part.pop("bounds", None)
             part.pop("quantiles", None)
     return plain
-
-
-def config_specs(config: Config) -> list[Mapping[str, Any]]:
-    """The declared specs of a config's domains, in the order of their names, actions before states."""
-    domains = [entry for _, entry in sorted(config.data.domains.items())]
-    return [spec for entry in domains for spec in (entry.action_spec, entry.state_spec) if spec]
 
 
 def vocabulary_blocks(names: Sequence[str], specs: Iterable[Mapping[str, Any]]) -> list[Block]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from agent_jax.config_fields import build_field
+from agent_jax.fields import build_field
 from agent_jax.text_tokenizer import EOS, ByteTokenizer, TextTokenizer, load_tokenizer, tokenizer_from_json
 
 __all__ = ["BABYAI_BLOCK", "BLEEDING_EDGE_BUTTONS", "BLOCKS", "EOS", "IAFM", "MINECRAFT_BUTTONS", "Block",

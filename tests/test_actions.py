@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import make_domain
 
+from agent_jax.action_arms import arm_spec
 from agent_jax.actions import (
     BABYAI,
     BLEEDING_EDGE,
@@ -33,7 +34,6 @@ from agent_jax.actions import (
     Stick,
     calvin_state,
 )
-from agent_jax.presets import arm_spec
 from agent_jax.serve.handshake import metadata
 from agent_jax.vocabulary import Block, ByteTokenizer, Vocabulary
 

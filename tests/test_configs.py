@@ -20,7 +20,7 @@ from agent_jax.config import (
     from_config_dict,
     to_config_dict,
 )
-from agent_jax.spec_declarations import config_specs, vocabulary_blocks
+from agent_jax.spec_declarations import vocabulary_blocks
 from agent_jax.vocabulary import Vocabulary
 
 VARIANTS = {
@@ -87,7 +87,7 @@ def test_a_docstring_of_a_config_names_its_variants_and_its_command(root: Path, 
 @pytest.mark.parametrize("name", EVERY_CONFIG)
 def test_every_window_of_a_config_fits_the_positions_of_its_model(root: Path, name: str) -> None:
     config = from_config_dict(load(root, name))
-    vocabulary = Vocabulary.build("bytes", vocabulary_blocks(config.vocabulary.blocks, config_specs(config)))
+    vocabulary = Vocabulary.build("bytes", vocabulary_blocks(config.vocabulary.blocks, config.data.declared_specs))
     for domain in config.data.domains.values():
         spec = ActionSpec.from_dict(domain.action_spec) if domain.action_spec else None
         state = StateSpec.from_dict(domain.state_spec) if domain.state_spec else None

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from small_runs import listing
 from tiny_checkpoints import SPECS, make_domain
 
+from agent_jax.action_arms import arm_spec
 from agent_jax.actions import ActionSpec, BoundSpec
 from agent_jax.batch import RowSize
 from agent_jax.convert import torch_agent
@@ -34,7 +35,6 @@ from agent_jax.models.agent import Agent
 from agent_jax.models.mae import random_mask
 from agent_jax.models.vision import patchify
 from agent_jax.policy import Policy
-from agent_jax.presets import arm_spec
 from agent_jax.vocabulary import Block, ByteTokenizer, Vocabulary
 
 VOCABULARY = Vocabulary.build("bytes", ("iafm", "babyai"))

@@ -18,7 +18,6 @@ from rlds_sets import bridge_set, jpeg
 from videos import write_video
 
 from agent_jax.actions import ActionSpec, Bins, Camera, Group
-from agent_jax.config_fields import field_comments
 from agent_jax.data import prepare as prepare_module
 from agent_jax.data import prepare_workers
 from agent_jax.data.__main__ import main
@@ -33,6 +32,7 @@ from agent_jax.data.store import Example, open_store
 from agent_jax.data.transforms import encode_png, prepare_image
 from agent_jax.data.writer import ShardWriter, begin_store, finish_store, shard_path
 from agent_jax.directory_lock import DirectoryLock
+from agent_jax.fields import field_comments
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = ActionSpec("arm", "iafm", (Group("STARTACTION", (Bins("world_vector", 0, "ROBOTACTION0_", -1, 1),

@@ -13,7 +13,7 @@ import pytest
 from hdf5_demonstrations import LANGUAGE, ROBOSUITE, STEPS, libero_file, numbers, pixels, robomimic_file
 from prepared_runs import train_two_steps
 
-from agent_jax import presets
+from agent_jax import action_arms, presets
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.config import DomainConfig
 from agent_jax.data.__main__ import main
@@ -38,7 +38,7 @@ def test_a_file_of_robomimic_gives_its_numbers_images_and_splits(tmp_path: Path)
     source = open_source("robomimic", file, PrepareConfig(**LIFT, cameras={"rgb": "agentview_image",
                                                                            "wrist": "robot0_eye_in_hand_image"}))
     spec = ActionSpec.from_dict(source.action_spec)
-    assert spec == ActionSpec.from_dict(presets.osc_pose_spec("robosuite"))
+    assert spec == ActionSpec.from_dict(action_arms.osc_pose_spec("robosuite"))
     names = [getattr(part, "name", "") for part in spec.parts]
     assert names == ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
     assert (source.rate_hz, source.state_spec, source.schema.notes) == (20.0, {}, ())

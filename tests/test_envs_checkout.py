@@ -156,7 +156,8 @@ def test_calvin_gives_the_next_instruction_when_the_oracle_finds_one_done(found:
 def test_a_domain_with_calvins_state_acts_in_it_whatever_the_bounds_of_its_data(found: Any) -> None:
     module, vocabulary = found("calvin"), Vocabulary.build("bytes", ("babyai", "iafm"))
     domain = Domain("calvin", 0, BoundSpec(actions.CALVIN, vocabulary), None, vocabulary, window=2, stride=2,
-                    max_text=80, cameras=("steps/observation/rgb",), instruction="steps/observation/instruction", image_size=16)
+                    max_text=80, cameras=("steps/observation/rgb",), instruction="steps/observation/instruction",
+                    image_size=16)
     state = BoundSpec(actions.calvin_state(np.arange(15.0), np.full(15, 2.0)), vocabulary)
     check_domain(dataclasses.replace(domain, state=state), module)
     other = dataclasses.replace(domain, state=BoundSpec(actions.LANGUAGE_TABLE_STATE, vocabulary))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agent_jax.action_arms import arm_spec
 from agent_jax.actions import BABYAI, LANGUAGE_TABLE, MINECRAFT, ActionSpec, BoundSpec
 from agent_jax.batch import Batch, RowSize
 from agent_jax.choice_table import ChoiceTable, choice_weight
@@ -13,7 +14,6 @@ from agent_jax.data.layout import Step, Window, lay_out, stack
 from agent_jax.evaluate.choices import ActionScores, BinError, best_legal, format_errors
 from agent_jax.losses import loss_sums, loss_weights
 from agent_jax.models.agent import AgentOutput
-from agent_jax.presets import arm_spec
 from agent_jax.vocabulary import Block, ByteTokenizer, Vocabulary
 
 VOCABULARY = Vocabulary.build("bytes", ("iafm", "babyai"))

@@ -9,8 +9,8 @@ import pytest
 
 from agent_jax import presets
 from agent_jax.actions import LANGUAGE_TABLE, ActionSpec, BoundSpec, StateSpec
-from agent_jax.config import Config, DataConfig, DomainConfig
-from agent_jax.spec_declarations import closed, config_specs, open_bounds, vocabulary_blocks
+from agent_jax.config import DataConfig, DomainConfig
+from agent_jax.spec_declarations import closed, open_bounds, vocabulary_blocks
 from agent_jax.vocabulary import IAFM, Vocabulary
 
 OPEN = presets.arm_spec("arm", names=("dx", "grip"), bounds="quantiles", count=21)
@@ -80,4 +80,4 @@ def test_a_block_that_nobody_names_is_refused():
 def test_the_specs_of_a_config_come_by_name_actions_before_states():
     domains = {"b": DomainConfig(action_spec=LANGUAGE_TABLE.to_dict()), "c": DomainConfig(),
                "a": DomainConfig(action_spec=OPEN, state_spec=STATE)}
-    assert config_specs(Config(data=DataConfig(domains=domains))) == [OPEN, STATE, LANGUAGE_TABLE.to_dict()]
+    assert DataConfig(domains=domains).declared_specs == [OPEN, STATE, LANGUAGE_TABLE.to_dict()]

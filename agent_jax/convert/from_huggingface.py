@@ -33,7 +33,7 @@ from agent_jax.convert.huggingface import config_from_huggingface, pretrained_pa
 from agent_jax.convert.tokenizer_places import tokenizer_of
 from agent_jax.convert.weights_folder import config_path
 from agent_jax.fingerprint import flat, nested
-from agent_jax.spec_declarations import config_specs, vocabulary_blocks
+from agent_jax.spec_declarations import vocabulary_blocks
 from agent_jax.vocabulary import Vocabulary
 
 
@@ -140,7 +140,7 @@ def _with_vocabulary(config: Config) -> tuple[Config, Vocabulary]:
     if language and config.vocabulary.tokenizer == str(config_path(language).parent):  # no other was named
         found = dataclasses.replace(config.vocabulary, tokenizer=tokenizer_of(language))
         config = dataclasses.replace(config, vocabulary=found)
-    blocks = vocabulary_blocks(config.vocabulary.blocks, config_specs(config))
+    blocks = vocabulary_blocks(config.vocabulary.blocks, config.data.declared_specs)
     vocabulary = Vocabulary.build(config.vocabulary.tokenizer, blocks)
     language = dataclasses.replace(config.model.language, vocabulary_size=vocabulary.size)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, language=language)), vocabulary

@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent_jax.config_fields import field_comments
 from agent_jax.data.prepare_config import PrepareConfig, read_prepare_config
 from agent_jax.data.sources import DESCRIPTIONS
 from agent_jax.data.sources.source import BadDataError
 from agent_jax.extras import install
+from agent_jax.fields import field_comments
 from agent_jax.json_files import json_path, write_json
 
 _USER_ERROR = 2  # as cluster.USER_ERROR, which comes with jax

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent_jax.config import DomainConfig
-from agent_jax.config_fields import build_field
 from agent_jax.data.domain_specs import DomainSpecs, find_specs
 from agent_jax.data.prepare_config import PrepareConfig, read_fields
 from agent_jax.data.sources.rlds_features import FeatureNames
 from agent_jax.data.store import Store
+from agent_jax.fields import build_field
 
 
 def read_check_config(path: Path, file: str, overrides: Sequence[str]) -> DomainConfig:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from agent_jax.config_fields import build_field, read_list
+from agent_jax.fields import build_field, read_list
 from agent_jax.json_files import read_json_object
 
 

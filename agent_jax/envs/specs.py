@@ -5,15 +5,15 @@ Each spec names a vocabulary block of its own: `config.vocabulary.blocks = ("met
 
 from __future__ import annotations
 
-from agent_jax import presets
+from agent_jax import action_arms
 from agent_jax.actions import ActionSpec, Buttons, Camera, Group, StateSpec
 
 # 21 bins as in the paper, in a hand that moves 1 cm a step at most: bins of 1 mm.
-METAWORLD = ActionSpec.from_dict(presets.arm_spec(
+METAWORLD = ActionSpec.from_dict(action_arms.arm_spec(
     "metaworld", names=("dx", "dy", "dz", "gripper"), low=-1.0, high=1.0, unit=("cm", "cm", "cm", ""),
     frame="world; the gripper is a force, 1 closes", count=21))
 # Where the hand can be in all 50 tasks. 101: bins of a centimetre or less, the distance of a step.
-METAWORLD_STATE = StateSpec.from_dict(presets.state_spec(
+METAWORLD_STATE = StateSpec.from_dict(action_arms.state_spec(
     "metaworld", key="state", names=("x", "y", "z", "gripper"), low=(-0.525, 0.348, -0.0525, 0.0),
     high=(0.525, 1.025, 0.7, 1.0), unit=("m", "m", "m", ""), frame="world; the gripper is open at 1", count=101))
 
@@ -29,5 +29,5 @@ VIZDOOM = ActionSpec(
 )
 
 # The same as those of its demonstrations (agent_jax.data.sources.robomimic).
-LIBERO = ActionSpec.from_dict(presets.osc_pose_spec("libero"))
-LIBERO_STATE = StateSpec.from_dict(presets.osc_pose_state("libero"))
+LIBERO = ActionSpec.from_dict(action_arms.osc_pose_spec("libero"))
+LIBERO_STATE = StateSpec.from_dict(action_arms.osc_pose_state("libero"))

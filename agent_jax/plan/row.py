@@ -16,7 +16,7 @@ from agent_jax.config import Config, DomainConfig
 from agent_jax.data.domains import Domain
 from agent_jax.data.layout import row_size
 from agent_jax.models.agent import training_visual_tokens
-from agent_jax.spec_declarations import closed, config_specs, vocabulary_blocks
+from agent_jax.spec_declarations import closed, vocabulary_blocks
 from agent_jax.text_tokenizer import ByteTokenizer
 from agent_jax.vocabulary import Vocabulary
 
@@ -49,7 +49,7 @@ def planned_row(config: Config, text_ids: int = 0) -> PlannedRow:
     notes += said
     # Ids of actions do not depend on the tokenizer's, so any will do to bind the specs.
     stand_in = ByteTokenizer()
-    vocabulary = Vocabulary(stand_in, vocabulary_blocks(config.vocabulary.blocks, config_specs(config)))
+    vocabulary = Vocabulary(stand_in, vocabulary_blocks(config.vocabulary.blocks, config.data.declared_specs))
     domains = []
     for index, (name, entry) in enumerate(sorted(config.data.domains.items())):
         domain, said = _domain(name, index, entry, vocabulary, config)

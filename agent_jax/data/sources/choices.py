@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from agent_jax.actions import ActionSpec, StateSpec
-from agent_jax.config_fields import build_field, read_list
 from agent_jax.data.prepare_config import PrepareConfig
+from agent_jax.fields import build_field, read_list
 from agent_jax.spec_declarations import closed
 
 _Kind = TypeVar("_Kind", ActionSpec, StateSpec)

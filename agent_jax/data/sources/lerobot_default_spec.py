@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from agent_jax import presets
+from agent_jax import action_arms
 from agent_jax.actions import ActionSpec
 from agent_jax.data.domain_specs import not_too_narrow
 from agent_jax.data.sources.lerobot_info import Features, LeRobotInfo
@@ -82,11 +82,11 @@ def default_action_spec(path: Path, info: LeRobotInfo, features: Features, selec
     absolute, why = _absolute(path, info, features, names, found)
     name = _spec_name(path, info)
     arguments: dict[str, Any] = {"names": names, "rate_hz": rate_hz, "absolute": bool(absolute)}
-    content, shown = presets.arm_spec(name, bounds="quantiles", **arguments), "the train split's quantiles"
+    content, shown = action_arms.arm_spec(name, bounds="quantiles", **arguments), "the train split's quantiles"
     if found:
         low, high = _wide_enough(found)
         try:
-            content = presets.arm_spec(name, low=low, high=high, **arguments)
+            content = action_arms.arm_spec(name, low=low, high=high, **arguments)
             ranges = [f"{part} [{least:.4g}, {most:.4g}]" for part, least, most in zip(names, low, high, strict=True)]
             shown = f"{found.source}: {', '.join(ranges[:_SHOWN])}{' ...' if len(ranges) > _SHOWN else ''}"
         except ValueError:  # beyond what float32 holds: the numbers are not those of the data

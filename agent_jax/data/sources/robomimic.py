@@ -15,7 +15,7 @@ Each demonstration is a recording and an episode. Where the config says nothing:
     camera       agentview_image or agentview_rgb, else the only one
     action       `actions`, if the controller of env_args is robosuite's OSC_POSE of changes, or the file is LIBERO's
     state        robot0_eef_pos, robot0_eef_quat, robot0_gripper_qpos, stored as they are; of LIBERO, ee_states and
-                 gripper_states by presets.osc_pose_state
+                 gripper_states by action_arms.osc_pose_state
     instruction  ep_meta's lang, problem_info's language_instruction, or the name of LIBERO's file
     splits       mask/train and mask/valid, which becomes "test"
 
@@ -261,7 +261,7 @@ def _action_spec(config: PrepareConfig, first: Layout) -> tuple[dict[str, Any], 
     if not first.own_action or other != "actions":
         raise ValueError(f"{first.where}: what the numbers of {other!r} mean does not follow from the file "
                          f"({first.why_no_action or 'it is not `actions`'}); give config.action_spec, as made by "
-                         "presets.arm_spec(NAME, names=(...), low=..., high=..., absolute=...)")
+                         "action_arms.arm_spec(NAME, names=(...), low=..., high=..., absolute=...)")
     return first.own_action, ActionSpec.from_dict(first.own_action)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from agent_jax import presets
+from agent_jax import action_arms
 from agent_jax.data.sources.hdf5_file import Hdf5File
 from agent_jax.data.sources.source import BadDataError
 
@@ -64,8 +64,8 @@ def layout_of(content: Hdf5File) -> Layout:
     name = "libero" if libero else "robosuite"
     state = libero and (numbers.get("ee_states"), numbers.get("gripper_states")) == ((6,), (2,))
     return Layout(f"{content.path}, {demo}", libero, rate_hz, cameras, numbers, unusable,
-                  {} if why else presets.osc_pose_spec(name, rate_hz=rate_hz),
-                  presets.osc_pose_state(name) if state else {}, why)
+                  {} if why else action_arms.osc_pose_spec(name, rate_hz=rate_hz),
+                  action_arms.osc_pose_state(name) if state else {}, why)
 
 
 def instruction_of(content: Hdf5File, demo: str, attribute: str = "") -> str:
