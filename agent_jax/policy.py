@@ -35,7 +35,7 @@ from agent_jax.compile_notice import announce_compilations
 from agent_jax.config import Config
 from agent_jax.data.domains import Domain
 from agent_jax.models.agent import Params
-from agent_jax.restart import ActingCheckpoint, StepTaken, load_to_act
+from agent_jax.restore import ActingCheckpoint, StepTaken, load_to_act
 from agent_jax.vocabulary import Vocabulary
 
 __all__ = ["Images", "Policy", "Prepared"]

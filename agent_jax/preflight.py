@@ -20,12 +20,11 @@ from agent_jax.config import Config
 from agent_jax.convert.hub import located
 from agent_jax.extras import install
 from agent_jax.kernels import CUDNN_CAPABILITY, PLATFORM, has_no_cudnn
-from agent_jax.models.agent import training_visual_tokens
+from agent_jax.models.agent import abstract_params, training_visual_tokens
 from agent_jax.restart import by_name
 from agent_jax.run_data import with_vocabulary
 from agent_jax.sharding import AXES
 from agent_jax.spec_declarations import vocabulary_blocks
-from agent_jax.train_state import abstract_params
 from agent_jax.vocabulary import Vocabulary
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import optax
-from absl import logging
 from jax.sharding import Mesh
 
 from agent_jax import checkpoint
@@ -26,10 +25,10 @@ from agent_jax.config import Config, from_config_dict
 from agent_jax.convert.huggingface import pretrained_params
 from agent_jax.data.domains import Domain
 from agent_jax.fingerprint import flat
-from agent_jax.models.agent import Params, init_params
-from agent_jax.optimizer import learning_rate_schedule, make_optimizer
+from agent_jax.models.agent import Params, abstract_params, init_params
+from agent_jax.optimizer import learning_rate_schedule
 from agent_jax.sharding import replicated
-from agent_jax.train_state import INIT_KEY, TrainState, abstract_params, abstract_state, init_state, purpose_key
+from agent_jax.train_state import INIT_KEY, TrainState, abstract_state, init_state, purpose_key
 from agent_jax.vocabulary import Vocabulary
 
 # Fields that may change when a run is resumed: they decide how and where it is carried out, not what it computes.
@@ -104,80 +103,6 @@ def start(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, v
         state = init_state(config, mesh, optimizer, params)
         return Start(state, None, f"pretrained weights, the rest fresh (init.pretrained)\n{report}")
     return Start(init_state(config, mesh, optimizer), None, f"fresh parameters, seed {config.seed}")
-
-
-@dataclasses.dataclass(frozen=True)
-class StepTaken:
-    """Which step of a run something acts by."""
-
-    directory: Any  # of the checkpoints
-    step: int
-    passed_over: tuple[int, ...] = ()  # damaged newer steps, the newest first
-
-
-@dataclasses.dataclass(frozen=True)
-class ActingCheckpoint:
-    """A step to act, evaluate or export with."""
-
-    taken: StepTaken
-    meta: dict[str, Any]
-    config: Config
-    params: Params
-
-
-def load_to_act(path: Any, step: int | None = None, *, averaged: bool = True) -> ActingCheckpoint:
-    """The newest undamaged step; damaged newer ones are passed over, which one line of the log says.
-
-    Args:
-        path: a workdir, its checkpoints directory, or one step in it.
-        step: this one and no other; by default the one that `path` names, if it names one.
-        averaged: the averaged parameters where the run kept some, or else the last ones.
-
-    Raises:
-        FileNotFoundError: no checkpoint there.
-        DamagedCheckpointError: the step is damaged, or every one.
-        OSError, ValueError: as `checkpoint.restore_parameters`.
-    """
-    directory, named = checkpoint.locate(path)
-    step = named if step is None else step
-
-    def read(step: int) -> ActingCheckpoint:
-        meta = checkpoint.read_meta(directory, step)
-        config = from_config_dict(meta["config"])
-        if averaged:
-            params = restore_acting_parameters(directory, config, step)
-        else:
-            params, _ = checkpoint.restore_parameters(directory, abstract_params(config.model), step=step)
-        return ActingCheckpoint(StepTaken(directory, step), meta, config, params)
-
-    if step is not None:
-        return read(step)
-    found, passed_over = checkpoint.newest_undamaged(directory, read)
-    if not passed_over:
-        return found
-    reasons = "; ".join(" ".join(reason.split()) for reason in passed_over.values())
-    logging.warning("Step %d of %s is taken. Passed over as damaged: %s", found.taken.step, directory, reasons)
-    return dataclasses.replace(found, taken=dataclasses.replace(found.taken, passed_over=tuple(passed_over)))
-
-
-def restore_acting_parameters(directory: Any, config: Config, step: int | None = None) -> Params:
-    """The parameters of a checkpoint to evaluate, act or export with: the averaged ones where the run kept some.
-
-    Raises:
-        FileNotFoundError, DamagedCheckpointError, ValueError: as `checkpoint.restore_parameters`.
-    """
-    shapes = abstract_params(config.model)
-    params, meta = checkpoint.restore_parameters(directory, shapes, step=step)
-    if not meta["ema"]:
-        return params
-    # Frozen parameters have no average.
-    optimizer = make_optimizer(config.optimizer, config.train.steps, shapes)
-    opt_state = {"opt_state": jax.eval_shape(optimizer.init, shapes)}
-    prefix = meta["ema"] + "/"
-    held = {path.removeprefix(prefix): leaf for path, leaf in flat(opt_state).items() if path.startswith(prefix)}
-    average, _ = checkpoint.restore_parameters(directory, held, step=meta["step"], subtree=meta["ema"])
-    leaves = [average.get(path, leaf) for path, leaf in flat(params).items()]
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def _average_path(state: Any) -> str:

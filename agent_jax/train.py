@@ -42,6 +42,7 @@ from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import check_json_path
 from agent_jax.losses import LossSums, total
 from agent_jax.metrics import MetricsLog, Record, SuccessRecord, mean_losses, progress_line, rates, success_line
+from agent_jax.models.agent import abstract_params
 from agent_jax.optimizer import averaged_params, make_optimizer
 from agent_jax.phases import DATA_WAIT, DEMONSTRATIONS, EVALUATION, SAVING, START, STEP, Phases
 from agent_jax.preemption import StopRequest, end_by_interrupts
@@ -51,7 +52,7 @@ from agent_jax.run_data import RunData, open_data, with_vocabulary
 from agent_jax.run_files import COPY_EVERY_S, LOCK_FILE, RunFiles, workdir_path
 from agent_jax.sharding import check_divides, make_mesh, on_host, rows_here, shard_batch
 from agent_jax.sharding_report import bytes_by_part, bytes_table, mesh_lines
-from agent_jax.train_state import TrainState, abstract_params, state_shardings
+from agent_jax.train_state import TrainState, state_shardings
 from agent_jax.train_step import StepMetrics, make_eval_step, make_train_step
 
 _CONFIG = define_config()

@@ -8,7 +8,6 @@ It is made without ever being whole in one place:
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -17,8 +16,8 @@ import optax
 from jax.sharding import Mesh
 
 from agent_jax.compiler_options import QUICKLY_COMPILED, compiler_options
-from agent_jax.config import Config, ModelConfig
-from agent_jax.models.agent import Params, init_params
+from agent_jax.config import Config
+from agent_jax.models.agent import Params, abstract_params, init_params
 from agent_jax.sharding import tree_shardings
 
 # Every random number of a run follows from config.seed: fold_in(key(seed), purpose), then what the purpose adds.
@@ -43,16 +42,6 @@ class TrainState:
 def purpose_key(seed: int, purpose: int) -> jax.Array:
     """The key of one purpose of a run: `INIT_KEY`, `STEP_KEY` or `VALIDATION_KEY`."""
     return jax.random.fold_in(jax.random.key(seed), purpose)
-
-
-def abstract_params(config: ModelConfig) -> Params:
-    """Shapes and dtypes of the parameters; nothing is computed."""
-    return jax.tree.map(lambda leaf: leaf, _traced_params(config))  # in containers of the caller's own
-
-
-@functools.lru_cache(maxsize=4)  # tracing configs/babyai.py's takes 0.4 s beside other work; a start asks five times
-def _traced_params(config: ModelConfig) -> Params:
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
 def abstract_state(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation) -> TrainState:

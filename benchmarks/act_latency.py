@@ -60,7 +60,8 @@ from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import json_path
 from agent_jax.models.agent import init_params
 from agent_jax.policy import Policy
-from agent_jax.restart import checkpoint_meta, restore_acting_parameters
+from agent_jax.restart import checkpoint_meta
+from agent_jax.restore import restore_acting_parameters
 from agent_jax.vocabulary import Vocabulary
 
 Act = Callable[..., Any]  # images and states of all environments -> their actions

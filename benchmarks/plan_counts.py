@@ -20,13 +20,14 @@ from agent_jax.batch import Batch
 from agent_jax.config import from_config_dict
 from agent_jax.flops import model_and_recomputed, operations
 from agent_jax.json_files import json_path, write_json
+from agent_jax.models.agent import abstract_params
 from agent_jax.optimizer import make_optimizer
 from agent_jax.plan.roofline import DAY, PAPER_FLOPS
 from agent_jax.plan.row import planned_row
 from agent_jax.plan.topology import find_topology
 from agent_jax.sharding import make_mesh, microbatches_of_step
 from agent_jax.sharding_report import bytes_by_part
-from agent_jax.train_state import abstract_params, abstract_state, state_shardings
+from agent_jax.train_state import abstract_state, state_shardings
 from agent_jax.train_step import make_train_step
 
 ROOT = Path(__file__).resolve().parent.parent

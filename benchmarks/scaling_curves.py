@@ -35,10 +35,10 @@ from agent_jax.data.layout import Step, Window, lay_out, stack, window_need
 from agent_jax.flops import operations, total_flops
 from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import json_path
-from agent_jax.models.agent import training_visual_tokens
+from agent_jax.models.agent import abstract_params, training_visual_tokens
 from agent_jax.optimizer import make_optimizer
 from agent_jax.sharding import make_mesh, shard_batch
-from agent_jax.train_state import abstract_params, abstract_state
+from agent_jax.train_state import abstract_state
 from agent_jax.train_step import make_train_step
 
 ACTION_TOKENS = 12  # of a step, as in Language-Table

@@ -171,9 +171,10 @@ def model_products(sizes: Sizes, config: Any) -> list[Any]:
     import jax
 
     from agent_jax.flops import operations_of
+    from agent_jax.models.agent import abstract_params
     from agent_jax.optimizer import make_optimizer
     from agent_jax.sharding import make_mesh
-    from agent_jax.train_state import abstract_params, abstract_state
+    from agent_jax.train_state import abstract_state
     from agent_jax.train_step import make_train_step
 
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none", attention="xla"))
@@ -188,9 +189,10 @@ def our_program(sizes: Sizes, case: Case) -> tuple[Any, Any, Any]:
     import jax
 
     from agent_jax.host_memory import tune_heap
+    from agent_jax.models.agent import abstract_params
     from agent_jax.optimizer import make_optimizer
     from agent_jax.sharding import make_mesh, shard_batch
-    from agent_jax.train_state import abstract_params, init_state
+    from agent_jax.train_state import init_state
     from agent_jax.train_step import make_train_step
 
     tune_heap()

@@ -12,10 +12,11 @@ import small_runs
 
 from agent_jax.config import DomainConfig
 from agent_jax.data.loader import Loader
+from agent_jax.models.agent import abstract_params
 from agent_jax.optimizer import make_optimizer
 from agent_jax.run_data import open_data, with_vocabulary
 from agent_jax.sharding import make_mesh, shard_batch
-from agent_jax.train_state import abstract_params, init_state
+from agent_jax.train_state import init_state
 from agent_jax.train_step import StepMetrics, make_train_step
 
 

@@ -19,8 +19,8 @@ from agent_jax.config import from_config_dict
 from agent_jax.convert.__main__ import main
 from agent_jax.convert.from_pytorch import import_folder
 from agent_jax.fingerprint import flat
+from agent_jax.models.agent import abstract_params
 from agent_jax.policy import Policy
-from agent_jax.train_state import abstract_params
 from agent_jax.vocabulary import Vocabulary
 
 

@@ -11,7 +11,7 @@ from recorded_babyai import recorded_store, tiny_agent
 
 from agent_jax.evaluate import checkpoints, commands
 from agent_jax.evaluate.__main__ import main
-from agent_jax.restart import ActingCheckpoint
+from agent_jax.restore import ActingCheckpoint
 from agent_jax.view import rollout
 
 pytest.importorskip("minigrid")

@@ -77,6 +77,7 @@ LAYERS = {
     "agent_jax.checkpoint_retention": 2,
     "agent_jax.convert": 2,
     "agent_jax.restart": 2,
+    "agent_jax.restore": 2,
     "agent_jax.run_data": 2,
     "agent_jax.acting": 3,
     "agent_jax.policy": 3,

@@ -25,7 +25,7 @@ from agent_jax.data.domains import Domain
 from agent_jax.data.layout import Step, Window
 from agent_jax.models.transformer import layers_apart
 from agent_jax.policy import History, Policy
-from agent_jax.restart import restore_acting_parameters
+from agent_jax.restore import restore_acting_parameters
 
 TEXT = "push the red block left"
 STATE = {"effector_target_translation": np.float32([0.3, 0.1]), "effector_translation": np.float32([0.2, 0.0])}

@@ -40,21 +40,12 @@ from agent_jax.config import (
 )
 from agent_jax.data.domains import Domain
 from agent_jax.evaluate import checkpoints as evaluate_checkpoints
+from agent_jax.models.agent import abstract_params
 from agent_jax.optimizer import averaged_params, learning_rate_schedule, make_optimizer
 from agent_jax.policy import Policy
-from agent_jax.restart import (
-    _EXECUTION_FIELDS,
-    _TRAINING_FIELDS,
-    Start,
-    StepTaken,
-    by_name,
-    config_changes,
-    load_to_act,
-    restore_acting_parameters,
-    start,
-)
+from agent_jax.restart import _EXECUTION_FIELDS, _TRAINING_FIELDS, Start, by_name, config_changes, start
+from agent_jax.restore import StepTaken, load_to_act, restore_acting_parameters
 from agent_jax.sharding import make_mesh
-from agent_jax.train_state import abstract_params
 from agent_jax.vocabulary import Vocabulary
 
 

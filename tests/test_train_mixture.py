@@ -18,13 +18,14 @@ from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
 from agent_jax.config import Config, DataConfig, DomainConfig, VocabularyConfig
 from agent_jax.data.loader import Loader
 from agent_jax.metrics import mean_losses
+from agent_jax.models.agent import abstract_params
 from agent_jax.optimizer import make_optimizer
 from agent_jax.policy import Policy
 from agent_jax.restart import start
 from agent_jax.run_data import RunData, open_data, with_vocabulary
 from agent_jax.sharding import make_mesh, shard_batch
 from agent_jax.train import Run, train
-from agent_jax.train_state import abstract_params, init_state
+from agent_jax.train_state import init_state
 from agent_jax.train_step import make_train_step
 
 STEPS = 3

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from agent_jax.config import Config, LanguageConfig, MaeConfig, MeshConfig, ModelConfig, OptimizerConfig, VisionConfig
-from agent_jax.models.agent import init_params
+from agent_jax.models.agent import abstract_params, init_params
 from agent_jax.optimizer import averaged_params, make_optimizer
 from agent_jax.sharding import make_mesh, tree_shardings
 from agent_jax.train_state import (
     INIT_KEY,
     STEP_KEY,
     VALIDATION_KEY,
-    abstract_params,
     abstract_state,
     init_state,
     purpose_key,

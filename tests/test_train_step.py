@@ -27,18 +27,11 @@ from agent_jax.config import (
     VisionConfig,
 )
 from agent_jax.losses import total
+from agent_jax.models.agent import abstract_params
 from agent_jax.models.augmentation import augment
 from agent_jax.optimizer import averaged_params, learning_rate_schedule, make_optimizer
 from agent_jax.sharding import batch_sharding, make_mesh, shard_batch
-from agent_jax.train_state import (
-    STEP_KEY,
-    TrainState,
-    abstract_params,
-    abstract_state,
-    init_state,
-    purpose_key,
-    state_shardings,
-)
+from agent_jax.train_state import STEP_KEY, TrainState, abstract_state, init_state, purpose_key, state_shardings
 from agent_jax.train_step import AUGMENTATION_KEY, make_eval_step, make_train_step, microbatches, row_keys
 
 PAPER_COLOURS = AugmentationConfig(brightness=(0.7, 1.4), saturation=(0.7, 1.4), hue=0.05)

@@ -32,7 +32,7 @@ from agent_jax.convert.torch_parity import Parity, prove
 from agent_jax.convert.torch_tensors import to_tensors
 from agent_jax.data.domains import Domain
 from agent_jax.models.agent import Params
-from agent_jax.restart import load_to_act
+from agent_jax.restore import load_to_act
 from agent_jax.vocabulary import Vocabulary
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}

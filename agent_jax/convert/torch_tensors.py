@@ -26,9 +26,8 @@ from agent_jax.convert.mapping import (
     transform,
 )
 from agent_jax.fingerprint import flat, nested
-from agent_jax.models.agent import Params
+from agent_jax.models.agent import Params, abstract_params
 from agent_jax.models.vision import sincos_positions
-from agent_jax.train_state import abstract_params
 
 VISION_FILE, LANGUAGE_FILE, AGENT_FILE = "vision/model.safetensors", "language/model.safetensors", "agent.safetensors"
 Tensors = dict[str, np.ndarray]

@@ -17,7 +17,7 @@ from agent_jax.envs import NAMES
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.models.agent import Params
 from agent_jax.policy import History, Policy
-from agent_jax.restart import ActingCheckpoint, load_to_act, restore_acting_parameters
+from agent_jax.restore import ActingCheckpoint, load_to_act, restore_acting_parameters
 from agent_jax.vocabulary import Vocabulary
 
 

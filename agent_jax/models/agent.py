@@ -11,6 +11,7 @@ Whatever the domain, this is the only path; which slot holds what is the host's 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -137,3 +138,13 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     keys_B = key[None]
     variables: Any = Agent(config).init(key, batch, mask_keys_B=keys_B)
     return variables["params"]
+
+
+def abstract_params(config: ModelConfig) -> Params:
+    """Shapes and dtypes of the parameters; nothing is computed."""
+    return jax.tree.map(lambda leaf: leaf, _traced_params(config))  # in containers of the caller's own
+
+
+@functools.lru_cache(maxsize=4)  # tracing configs/babyai.py's takes 0.4 s beside other work; a start asks five times
+def _traced_params(config: ModelConfig) -> Params:
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))

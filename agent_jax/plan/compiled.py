@@ -24,6 +24,7 @@ from agent_jax.batch import Batch
 from agent_jax.compiler_options import QUICKLY_COMPILED
 from agent_jax.config import Config
 from agent_jax.flops import KERNEL, model_and_recomputed, operations, total_flops
+from agent_jax.models.agent import abstract_params
 from agent_jax.optimizer import make_optimizer
 from agent_jax.plan import hlo
 from agent_jax.plan.collectives import Collective, collectives
@@ -33,7 +34,7 @@ from agent_jax.plan.row import PlannedRow
 from agent_jax.plan.traffic import matmul_flops, memory_bytes
 from agent_jax.sharding import make_mesh, row_shards
 from agent_jax.sharding_report import bytes_by_part
-from agent_jax.train_state import TrainState, abstract_params, abstract_state, state_shardings
+from agent_jax.train_state import TrainState, abstract_state, state_shardings
 from agent_jax.train_step import make_train_step
 
 REMATERIALISATION = "Involuntary full rematerialization"
