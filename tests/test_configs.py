@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from config_files import load_config
 
 from agent_jax import presets
 from agent_jax.actions import ActionSpec, Bins, BoundSpec, Group, StateSpec
@@ -36,15 +36,6 @@ VARIANTS = {
 EVERY_CONFIG = [f"{name}.py:{variant}".rstrip(":") for name, variants in VARIANTS.items() for variant in variants]
 
 
-def load(root: Path, name: str, *overrides: str) -> ConfigDict:
-    """The ConfigDict that `--config configs/NAME OVERRIDES` leads to, as train.py gets it."""
-    arguments = ["program", f"--config={root / 'configs' / name}", *overrides]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    values(arguments)
-    return values["config"].value
-
-
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test here runs from a directory that is not the checkout's."""
@@ -57,7 +48,7 @@ def test_every_config_file_is_tested(root: Path) -> None:
 
 @pytest.mark.parametrize("name", EVERY_CONFIG)
 def test_a_config_loads_from_any_directory_and_is_sound(root: Path, name: str) -> None:
-    config = load(root, name)
+    config = load_config(root, name)
     assert config.is_locked
     made = from_config_dict(config)
     assert from_config_dict(json.loads(json.dumps(dataclasses.asdict(made)))) == made
@@ -66,14 +57,14 @@ def test_a_config_loads_from_any_directory_and_is_sound(root: Path, name: str) -
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_unknown_variant_is_refused_with_those_there_are(root: Path, name: str) -> None:
     with pytest.raises(flags.IllegalFlagValueError) as error:
-        load(root, f"{name}.py:nonesuch")
+        load_config(root, f"{name}.py:nonesuch")
     known = ", ".join(variant if variant else "'' (no colon)" for variant in VARIANTS[name])
     assert f"config variant: found 'nonesuch', expected one of {known}" in str(error.value)
 
 
 def test_a_mistyped_variant_is_answered_with_the_nearest(root: Path) -> None:
     with pytest.raises(flags.IllegalFlagValueError, match=r"did you mean 'smoke'\?"):
-        load(root, "babyai.py:smok")
+        load_config(root, "babyai.py:smok")
 
 
 @pytest.mark.parametrize("name", EVERY_CONFIG)
@@ -86,7 +77,7 @@ def test_a_docstring_of_a_config_names_its_variants_and_its_command(root: Path, 
 
 @pytest.mark.parametrize("name", EVERY_CONFIG)
 def test_every_window_of_a_config_fits_the_positions_of_its_model(root: Path, name: str) -> None:
-    config = from_config_dict(load(root, name))
+    config = from_config_dict(load_config(root, name))
     vocabulary = Vocabulary.build("bytes", vocabulary_blocks(config.vocabulary.blocks, config.data.declared_specs))
     for domain in config.data.domains.values():
         spec = ActionSpec.from_dict(domain.action_spec) if domain.action_spec else None
@@ -98,18 +89,18 @@ def test_every_window_of_a_config_fits_the_positions_of_its_model(root: Path, na
 
 @pytest.mark.parametrize("name", EVERY_CONFIG)
 def test_a_config_acts_only_in_levels_it_was_shown(root: Path, name: str) -> None:
-    config = from_config_dict(load(root, name))
+    config = from_config_dict(load_config(root, name))
     assert set(config.closed_loop.episodes) <= set(config.data.demonstrations.episodes)
     assert config.closed_loop.environment in ("", config.data.demonstrations.environment)
 
 
 def test_the_default_config_is_the_default_of_every_field(root: Path) -> None:
-    assert from_config_dict(load(root, "default.py")) == Config()
+    assert from_config_dict(load_config(root, "default.py")) == Config()
 
 
 def test_the_presets_are_the_two_readings_of_the_paper(root: Path) -> None:
     def reading(name: str) -> tuple[str, str, str]:
-        config = from_config_dict(load(root, name))
+        config = from_config_dict(load_config(root, name))
         return config.model.vision.positions, config.model.visual_tokens, config.loss.form
 
     assert reading("default.py:paper") == ("sincos", "all", "eq5")
@@ -119,14 +110,14 @@ def test_the_presets_are_the_two_readings_of_the_paper(root: Path) -> None:
 @pytest.mark.parametrize("name", ["language_table.py", "language_table.py:accelerator", "tpu_v4.py", "tpu_v5e.py",
                                   "gpu.py", "gpu.py:nodes"])
 def test_the_large_configs_train_the_full_size_model(root: Path, name: str) -> None:
-    model = from_config_dict(load(root, name)).model
+    model = from_config_dict(load_config(root, name)).model
     assert model.vision == VisionConfig()
     assert dataclasses.replace(model.language, dropout=0.1) == LanguageConfig()
     assert dataclasses.replace(model.mae, mask_ratio=0.75) == MaeConfig()
 
 
 def test_the_tpu_smoke_run_is_a_short_one_on_eight_devices_of_a_mesh_of_three_axes(root: Path) -> None:
-    config = from_config_dict(load(root, "tpu_v4.py:smoke"))
+    config = from_config_dict(load_config(root, "tpu_v4.py:smoke"))
     assert (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) == (2, 2, 2)
     assert config.mesh.platform == "cpu"
     assert config.train.steps == 2
@@ -135,11 +126,11 @@ def test_the_tpu_smoke_run_is_a_short_one_on_eight_devices_of_a_mesh_of_three_ax
 
 def test_babyai_is_evaluated_on_200_episodes_of_go_to_local(root: Path) -> None:
     for name in ("babyai.py", "babyai.py:long"):
-        assert from_config_dict(load(root, name)).closed_loop.episodes["GoToLocal"] == 200
+        assert from_config_dict(load_config(root, name)).closed_loop.episodes["GoToLocal"] == 200
 
 
 def test_a_flag_reaches_a_field_that_a_config_file_has_set(root: Path) -> None:
-    config = load(root, "tpu_v4.py", "--config.data.domains.minecraft.path=/data", "--config.mesh.fsdp=2")
+    config = load_config(root, "tpu_v4.py", "--config.data.domains.minecraft.path=/data", "--config.mesh.fsdp=2")
     made = from_config_dict(config)
     assert made.data.domains["minecraft"].path == "/data"
     assert made.data.domains["minecraft"].window == 9
@@ -210,7 +201,7 @@ def test_a_spec_of_an_arm_that_cannot_be_is_refused(fields: dict[str, Any], mess
 
 def test_only_the_pre_training_of_the_paper_augments(root: Path) -> None:
     augmenting = [name for name in EVERY_CONFIG
-                  if from_config_dict(load(root, name)).data.augmentation != AugmentationConfig()]
+                  if from_config_dict(load_config(root, name)).data.augmentation != AugmentationConfig()]
     assert augmenting == [name for name in EVERY_CONFIG if name.startswith(("tpu_", "gpu"))]
     paper = AugmentationConfig(brightness=(0.7, 1.4), saturation=(0.7, 1.4), hue=0.05)
-    assert from_config_dict(load(root, "tpu_v4.py")).data.augmentation == paper
+    assert from_config_dict(load_config(root, "tpu_v4.py")).data.augmentation == paper

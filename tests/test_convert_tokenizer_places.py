@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from test_vocabulary import write_bpe
+from tiny_tokenizers import write_bpe
 
 from agent_jax.convert.tokenizer_places import tokenizer_of
 

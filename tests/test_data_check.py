@@ -18,6 +18,7 @@ from data_stores import (
     language_table_store,
 )
 from PIL import Image
+from small_runs import ROOT
 
 from agent_jax import presets
 from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, ActionSpec, Camera, Group
@@ -28,7 +29,6 @@ from agent_jax.data.check_config import read_check_config
 from agent_jax.data.store import Store
 from agent_jax.data.writer import write_store
 
-ROOT = Path(__file__).resolve().parent.parent
 TABLE = DomainConfig(action_spec=LANGUAGE_TABLE.to_dict(), state_spec=LANGUAGE_TABLE_STATE.to_dict())
 
 

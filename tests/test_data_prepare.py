@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rlds_sets import bridge_set, jpeg
+from small_runs import ROOT
 from videos import write_video
 
 from agent_jax.actions import ActionSpec, Bins, Camera, Group
@@ -34,7 +35,6 @@ from agent_jax.data.writer import ShardWriter, begin_store, finish_store, shard_
 from agent_jax.directory_lock import DirectoryLock
 from agent_jax.fields import field_comments
 
-ROOT = Path(__file__).resolve().parent.parent
 SPEC = ActionSpec("arm", "iafm", (Group("STARTACTION", (Bins("world_vector", 0, "ROBOTACTION0_", -1, 1),
                                                         Bins("world_vector", 1, "ROBOTACTION1_", -1, 1)),
                                         "ENDOFACTION"),))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import dot_world
 import numpy as np
 import pytest
 from recorded_babyai import tiny_agent
@@ -25,8 +26,8 @@ from agent_jax.evaluate.closed_loop import closed_loop
 from agent_jax.evaluate.replay_actions import gathered_from
 from agent_jax.evaluate.rollouts import Recording
 
-DOTS = Path(__file__).with_name("dot_world.py")
-PUSHT = Path(__file__).parent.parent / "examples" / "pusht.py"
+DOTS = Path(dot_world.__file__)
+PUSHT = DOTS.parent.parent.parent / "examples" / "pusht.py"
 
 
 class Right:

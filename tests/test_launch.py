@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import yaml
 from absl import flags
+from small_runs import ROOT
 
 from agent_jax import train
 
-ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 PLACE = {"NAME": "agent", "ZONE": "us-central2-b", "TYPE": "v4-32", "CLUSTER": "agents", "PROJECT": "mine",

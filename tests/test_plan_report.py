@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -123,9 +124,9 @@ def look_up_in_a_table_split_both_ways():
 
 @pytest.mark.parametrize("level", ["1", "3"])
 def test_the_compilers_words_on_rematerialisation_are_taken_from_its_log(root, level):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": level, "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": level, "PYTHONPATH": f"{root}:{Path(__file__).parent}"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # what is read from there was warned of when it was compiled
-    script = "import test_plan_report as t; t.look_up_in_a_table_split_both_ways()"
+    script = f"import {Path(__file__).stem} as t; t.look_up_in_a_table_split_both_ways()"
     done = subprocess.run([sys.executable, "-c", script],
                           env=environment, capture_output=True, text=True, check=True, timeout=600)
     found, hidden = done.stdout.splitlines()

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from test_configs import load
+from config_files import load_config
 
 from agent_jax.config import Config, DataConfig, DomainConfig, from_config_dict
 from agent_jax.plan.row import OPT_TEXT_IDS, planned_row
@@ -11,7 +11,7 @@ from agent_jax.run_data import open_data
 
 
 def test_a_planned_row_holds_every_row_of_the_data(root, language_table_data):
-    config = from_config_dict(load(root, "language_table.py",
+    config = from_config_dict(load_config(root, "language_table.py",
                                    f"--config.data.domains.language_table.path={language_table_data}"))
     planned, found = planned_row(config), open_data(config)
     assert planned.config.model.language.vocabulary_size == found.vocabulary.size
@@ -23,7 +23,7 @@ def test_a_planned_row_holds_every_row_of_the_data(root, language_table_data):
 
 
 def test_text_ids_are_those_of_the_tokenizer_that_is_here_else_opts_else_as_asked_for(root):
-    config = from_config_dict(load(root, "tpu_v4.py", "--config.vocabulary.tokenizer=bytes"))
+    config = from_config_dict(load_config(root, "tpu_v4.py", "--config.vocabulary.tokenizer=bytes"))
     sizes = {}
     for name, tokenizer, asked in (("bytes", "bytes", 0), ("opt", "/nowhere", 0), ("asked", "/nowhere", 1_000)):
         one = dataclasses.replace(config, vocabulary=dataclasses.replace(config.vocabulary, tokenizer=tokenizer))
@@ -34,7 +34,7 @@ def test_text_ids_are_those_of_the_tokenizer_that_is_here_else_opts_else_as_aske
 
 
 def test_what_lies_with_the_data_is_told(root):
-    row = planned_row(from_config_dict(load(root, "tpu_v4.py")))
+    row = planned_row(from_config_dict(load_config(root, "tpu_v4.py")))
     assert any("no StateSpec in the config for calvin, minecraft" in note for note in row.notes)
     none = Config(data=DataConfig(domains={"mine": DomainConfig()}))
     assert any("its ActionSpec lies with the data" in note for note in planned_row(none).notes)

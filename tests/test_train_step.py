@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -332,9 +333,9 @@ def compile_on_2_2_2():
 
 
 def test_no_activation_is_copied_whole_to_every_device(root):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0", "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0", "PYTHONPATH": f"{root}:{Path(__file__).parent}"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # what is read from there was warned of when it was compiled
-    done = subprocess.run([sys.executable, "-c", "import test_train_step; test_train_step.compile_on_2_2_2()"],
+    done = subprocess.run([sys.executable, "-c", f"import {Path(__file__).stem} as t; t.compile_on_2_2_2()"],
                           env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout.strip().endswith("compiled"), done.stderr
     assert "rematerialization" not in done.stderr

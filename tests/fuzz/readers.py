@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import calvin_sets
 import cines
 import gamepads
 import hdf5_demonstrations
 import lerobot_sets
 import numpy as np
 import rlds_sets
-import test_data_sources_calvin
 import videos
 import vpt_pairs
 from data_stores import arm_store, babyai_domain, babyai_store
@@ -124,11 +124,11 @@ def _write_calvin(folder: Path) -> None:
         place.mkdir(parents=True)
         np.save(place / "ep_start_end_ids.npy", np.asarray([(first, first + 3)]))
         for number in range(first, first + 4):
-            test_data_sources_calvin.save_step(place, number)
-        test_data_sources_calvin.save_annotations(place, [(first, first + 3, "push the red block")])
+            calvin_sets.save_step(place, number)
+        calvin_sets.save_annotations(place, [(first, first + 3, "push the red block")])
         (place / "statistics.yaml").write_text("robot_obs:\n  - _target_: transforms.NormalizeVector\n"
-                                               f"    mean: {test_data_sources_calvin.MEAN}\n"
-                                               f"    std: {test_data_sources_calvin.STD}\n")
+                                               f"    mean: {calvin_sets.MEAN}\n"
+                                               f"    std: {calvin_sets.STD}\n")
 
 
 def _write_video_texts(folder: Path) -> None:

@@ -26,7 +26,7 @@ from agent_jax.config import Config, from_config_dict, to_config_dict
 from agent_jax.train import Run, train
 from agent_jax.train_state import TrainState
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 STOPPED_AT = 7
 STEPS = 20
 
