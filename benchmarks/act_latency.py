@@ -37,12 +37,11 @@ import torch
 from machine import describe, write_json
 from transformers import OPTForCausalLM
 
-from agent_jax import checkpoint
-from agent_jax.acting.choices import Choices
-from agent_jax.acting.observation import prepare
-from agent_jax.acting.uncached import Uncached
 from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, BoundSpec
-from agent_jax.checkpoint import Checkpoints
+from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints import checkpoint
+from agent_jax.checkpoints.checkpoint import Checkpoints
+from agent_jax.checkpoints.restore import restore_acting_parameters
 from agent_jax.config import (
     Config,
     DomainConfig,
@@ -52,17 +51,18 @@ from agent_jax.config import (
     VisionConfig,
     from_config_dict,
 )
-from agent_jax.convert import torch_agent
+from agent_jax.convert.pytorch import torch_agent
 from agent_jax.convert.to_pytorch import export
-from agent_jax.data.domains import Domain
-from agent_jax.data.layout import Step, Window
-from agent_jax.host_memory import tune_heap
+from agent_jax.data.pipeline.domains import Domain
+from agent_jax.data.pipeline.layout import Step, Window
 from agent_jax.json_files import json_path
 from agent_jax.models.agent import init_params
 from agent_jax.policy import Policy
-from agent_jax.restart import checkpoint_meta
-from agent_jax.restore import restore_acting_parameters
-from agent_jax.vocabulary import Vocabulary
+from agent_jax.policy.decoding_tables import Choices
+from agent_jax.policy.observation import prepare
+from agent_jax.policy.uncached import Uncached
+from agent_jax.runtime.host_memory import tune_heap
+from agent_jax.train.restart import checkpoint_meta
 
 Act = Callable[..., Any]  # images and states of all environments -> their actions
 TEXT = "push the red block to the blue cube"

@@ -4,7 +4,7 @@
         [--dtype float32|bfloat16] [--turns 5] [--json PATH]
 
     xla      ours (models/attention.py)
-    cpu      on a CPU, in bfloat16 (models/cpu_attention.py)
+    cpu      on a CPU, in bfloat16 (models/cpu/attention.py)
     library  jax.nn.dot_product_attention by XLA, with a mask for rows
     cudnn    on an NVIDIA GPU, in bfloat16
     splash   on a TPU
@@ -28,12 +28,12 @@ import jax.numpy as jnp
 import numpy as np
 from machine import describe, write_json
 
-from agent_jax.compiler_options import compiler_options
 from agent_jax.config import Config, ModelConfig, from_config_dict
-from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import json_path
 from agent_jax.models.attention import causal_segment_mask
-from agent_jax.models.flash_attention import KERNELS
+from agent_jax.models.attention_kernels import KERNELS
+from agent_jax.runtime.compiler_options import compiler_options
+from agent_jax.runtime.host_memory import tune_heap
 
 
 def kernels(dtype: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent_jax.extras import install
+from agent_jax.runtime.extras import install
 
 Runs = Mapping[str, Mapping[str, Any]]  # by benchmark, as in benchmarks.json
 SAMPLES = ("seconds", "all_seconds")  # lists of single measurements: nothing to compare

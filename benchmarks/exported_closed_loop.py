@@ -17,13 +17,13 @@ import time
 import numpy as np
 from machine import describe, write_json
 
-from agent_jax.convert import torch_agent
+from agent_jax.convert.pytorch import torch_agent
 from agent_jax.envs import load
+from agent_jax.envs.workers.simulators import Simulators
 from agent_jax.evaluate.checkpoints import Trained
 from agent_jax.evaluate.closed_loop import at_a_time, check_domain
 from agent_jax.evaluate.in_training import simulator_image_size
 from agent_jax.evaluate.rollouts import CONCURRENT, Sees, run_policy
-from agent_jax.evaluate.simulators import Simulators
 from agent_jax.evaluate.statistics import success_summary
 from agent_jax.json_files import json_path
 from agent_jax.policy import Policy

@@ -32,15 +32,14 @@ import numpy as np
 from machine import describe, write_json
 from PIL import Image
 
-from agent_jax import presets
 from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
-from agent_jax.config import Config, DomainConfig, from_config_dict, to_config_dict
-from agent_jax.data.loader import Loader
-from agent_jax.data.store import open_store
-from agent_jax.data.tfds_features import read_features
-from agent_jax.data.writer import ShardWriter, begin_store, finish_store, shard_path
+from agent_jax.config import Config, DomainConfig, from_config_dict, presets, to_config_dict
+from agent_jax.data.pipeline.loader import Loader
+from agent_jax.data.pipeline.run_data import open_data
+from agent_jax.data.store.store import open_store
+from agent_jax.data.store.tfds_features import read_features
+from agent_jax.data.store.writer import ShardWriter, begin_store, finish_store, shard_path
 from agent_jax.json_files import json_path
-from agent_jax.run_data import open_data
 
 WINDOW, SIZE, BATCH = 4, 224, 16  # frames of a window, pixels, windows of a batch
 FORWARD_FLOPS = 41e9  # of the full-size agent, a frame

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_jax import json_files
-from agent_jax.processor import cores, instructions, processor_name
+from agent_jax.runtime.processor import cores, instructions, processor_name
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch", "transformers", "tensorflow")
 

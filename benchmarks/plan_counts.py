@@ -2,7 +2,7 @@
 
     python benchmarks/plan_counts.py [--json FILE]
 
-Operations are counted on the jaxpr of the train step (`agent_jax/flops.py`), the state on its shardings, for the
+Operations are counted on the jaxpr of the train step (`agent_jax/plan/flops.py`), the state on its shardings, for the
 machine that each config is meant for. Days: the paper's 1.6e20 operations at 40% of the chips' peak, an assumption.
 """
 
@@ -18,17 +18,17 @@ import jax
 
 from agent_jax.batch import Batch
 from agent_jax.config import from_config_dict
-from agent_jax.flops import model_and_recomputed, operations
 from agent_jax.json_files import json_path, write_json
 from agent_jax.models.agent import abstract_params
-from agent_jax.optimizer import make_optimizer
+from agent_jax.plan.flops import model_and_recomputed, operations
 from agent_jax.plan.roofline import DAY, PAPER_FLOPS
 from agent_jax.plan.row import planned_row
 from agent_jax.plan.topology import find_topology
-from agent_jax.sharding import make_mesh, microbatches_of_step
-from agent_jax.sharding_report import bytes_by_part
-from agent_jax.train_state import abstract_state, state_shardings
-from agent_jax.train_step import make_train_step
+from agent_jax.runtime.sharding import make_mesh, microbatches_of_step
+from agent_jax.train.optimizer import make_optimizer
+from agent_jax.train.sharding_report import bytes_by_part
+from agent_jax.train.state import abstract_state, state_shardings
+from agent_jax.train.step import make_train_step
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = (("tpu_v4", "", "v4-8"), ("tpu_v4", "", "v4-32"), ("tpu_v4", "", "v4-128"), ("tpu_v4", "opt-1.3b", "v4-128"),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agent_jax.processor import cores
+from agent_jax.runtime.processor import cores
 
 SQUARE_WIDTH = {"cpu": 2048, "gpu": 8192}  # of the matrices: 17 GFLOP, and 1.1 TFLOP, which takes a GPU milliseconds
 SMALL = 512  # of the benchmark's small sizes
@@ -32,8 +32,8 @@ def square_product(framework: str, precision: str, size: str) -> Callable[[], fl
         import jax
         import jax.numpy as jnp
 
-        from agent_jax.host_memory import tune_heap
-        from agent_jax.models.product import dot_of
+        from agent_jax.models.cpu.matmul import dot_of
+        from agent_jax.runtime.host_memory import tune_heap
 
         tune_heap()  # as a run does: or new pages of the result cost as much as small products
         width = SQUARE_WIDTH.get(jax.default_backend(), SQUARE_WIDTH["gpu"]) if size == "full" else SMALL
@@ -67,12 +67,12 @@ def products_of_step(found: list[Any]) -> Callable[[], float]:
     """A function that returns the seconds that all matrix products of a step take, each alone.
 
     Args:
-        found: `agent_jax.flops.operations` of the step; what is no matrix product is passed over.
+        found: `agent_jax.plan.flops.operations` of the step; what is no matrix product is passed over.
     """
     import jax
 
-    from agent_jax.flops import MATMUL, total_flops
-    from agent_jax.host_memory import tune_heap
+    from agent_jax.plan.flops import MATMUL, total_flops
+    from agent_jax.runtime.host_memory import tune_heap
 
     tune_heap()
     products = [operation for operation in found if operation.group == MATMUL]
@@ -102,11 +102,11 @@ def products_of_step(found: list[Any]) -> Callable[[], float]:
 
 
 def _alone(operands: list[Any], axes: Any, dtype: str) -> Callable[[], Any]:
-    """One product, in the form of models/product.py; of many heads, in that of models/attention.py."""
+    """One product, in the form of models/cpu/matmul.py; of many heads, in that of models/attention.py."""
     import jax
     import jax.numpy as jnp
 
-    from agent_jax.models.product import dot_of
+    from agent_jax.models.cpu.matmul import dot_of
 
     (of_left, of_right), (batch, _) = axes
     if batch:
@@ -122,7 +122,7 @@ def _jitted(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
     """Compiled as a train step is."""
     import jax
 
-    from agent_jax.compiler_options import compiler_options
+    from agent_jax.runtime.compiler_options import compiler_options
 
     return jax.jit(function, compiler_options=compiler_options(jax.devices()[0], dtype))
 

@@ -28,18 +28,17 @@ import jax
 import numpy as np
 from machine import describe, write_json
 
-from agent_jax import presets
 from agent_jax.batch import Batch, RowSize
-from agent_jax.config import Config, from_config_dict, to_config_dict
-from agent_jax.data.layout import Step, Window, lay_out, stack, window_need
-from agent_jax.flops import operations, total_flops
-from agent_jax.host_memory import tune_heap
+from agent_jax.config import Config, from_config_dict, presets, to_config_dict
+from agent_jax.data.pipeline.layout import Step, Window, lay_out, stack, window_need
 from agent_jax.json_files import json_path
 from agent_jax.models.agent import abstract_params, training_visual_tokens
-from agent_jax.optimizer import make_optimizer
-from agent_jax.sharding import make_mesh, shard_batch
-from agent_jax.train_state import abstract_state
-from agent_jax.train_step import make_train_step
+from agent_jax.plan.flops import operations, total_flops
+from agent_jax.runtime.host_memory import tune_heap
+from agent_jax.runtime.sharding import make_mesh, shard_batch
+from agent_jax.train.optimizer import make_optimizer
+from agent_jax.train.state import abstract_state
+from agent_jax.train.step import make_train_step
 
 ACTION_TOKENS = 12  # of a step, as in Language-Table
 HEAD_WIDTH = 64

@@ -26,9 +26,9 @@ from machine import describe, write_json
 
 from agent_jax.client import Client
 from agent_jax.client.demo import RandomObservations, format_table, measure
-from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import json_path
 from agent_jax.policy import Policy
+from agent_jax.runtime.host_memory import tune_heap
 
 WARM_UP = 6  # calls that are not counted, more than any window's steps that are read differently
 INSTRUCTION = "go"

@@ -22,16 +22,16 @@ from unittest import mock
 
 import jax
 
-from agent_jax import presets, processor
 from agent_jax.batch import Batch, RowSize
-from agent_jax.config import Config, from_config_dict, to_config_dict
-from agent_jax.flops import operations, total_flops
+from agent_jax.config import Config, from_config_dict, presets, to_config_dict
 from agent_jax.json_files import json_path, write_json
 from agent_jax.models.agent import abstract_params, training_visual_tokens
-from agent_jax.optimizer import make_optimizer
-from agent_jax.sharding import make_mesh
-from agent_jax.train_state import abstract_state
-from agent_jax.train_step import make_train_step
+from agent_jax.plan.flops import operations, total_flops
+from agent_jax.runtime import processor
+from agent_jax.runtime.sharding import make_mesh
+from agent_jax.train.optimizer import make_optimizer
+from agent_jax.train.state import abstract_state
+from agent_jax.train.step import make_train_step
 
 FILE = Path(__file__).with_name("step_counts.json")
 STEPS: dict[str, dict[str, Any]] = {

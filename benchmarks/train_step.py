@@ -4,11 +4,12 @@
         [--frames 4] [--batch 4] [--text 32] [--actions 12] [--remat dots] [--unroll 1] [--depth 0]
         [--attention auto] [--per-turn 1] [--json PATH]
 
-    ours-f32, ours-bf16                   agent_jax.train_step: forward, backward, clipping, AdamW, donated state
+    ours-f32, ours-bf16                   agent_jax.train.step: forward, backward, clipping, AdamW, donated state
     unrolled-f32, unrolled-bf16           the same with config.model.unroll of all layers
     exported-f32, -f32-compiled, -bf16, -bf16-compiled
-                                          the module of an exported folder (convert/torch_agent.py); fused AdamW;
-                                          bf16 by autocast, compiled by torch.compile; on a GPU, f32 is TF32 in both
+                                          the module of an exported folder (convert/pytorch/torch_agent.py); fused
+                                          AdamW; bf16 by autocast, compiled by torch.compile; on a GPU, f32 is TF32 in
+                                          both
     transformers-...                      the same with the blocks of transformers: CLIPEncoderLayer, OPTDecoderLayer,
                                           with PyTorch's attention, which needs no mask here (flash on a GPU)
 
@@ -46,7 +47,7 @@ from train_step_worker import OUR_MODELS, WARM_STEPS, Case, Sizes, add_sizes, se
 
 from agent_jax.json_files import json_path, write_json
 from agent_jax.plan.chips import gpu_of
-from agent_jax.processor import cores
+from agent_jax.runtime.processor import cores
 
 OURS = tuple(f"{model}-{precision}" for model in OUR_MODELS for precision in ("f32", "bf16"))
 PYTORCH = tuple(f"{model}-{precision}{compiled}" for model in ("exported", "transformers")

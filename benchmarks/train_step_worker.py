@@ -1,8 +1,8 @@
 """One case of train_step.py in a process of its own: it builds a step, then takes one whenever it is told to.
 
-    ours           agent_jax.train_step with AdamW, as `python -m agent_jax.train` runs it
+    ours           agent_jax.train.step with AdamW, as `python -m agent_jax.train` runs it
     unrolled       the same with all layers in one piece of the scan (config.model.unroll), so no scan
-    exported       agent_jax.convert.torch_agent.Agent, the module of an exported folder, with torch.optim.AdamW
+    exported       agent_jax.convert.pytorch.torch_agent.Agent, the module of an exported folder, with torch.optim.AdamW
     transformers   the same, its blocks replaced by CLIPEncoderLayer and OPTDecoderLayer of transformers
     square         no model: one matrix product of each framework, for the roofline (product_rates.py)
     products       no model: the matrix products of our step, each alone (product_rates.py)
@@ -96,8 +96,7 @@ class Case:
 
 def run_config(sizes: Sizes, case: Case) -> Any:
     """The Config of a run of this size; dropout is off, since two frameworks draw different masks."""
-    from agent_jax import presets
-    from agent_jax.config import Config, from_config_dict, to_config_dict
+    from agent_jax.config import Config, from_config_dict, presets, to_config_dict
 
     draft: presets.Draft = to_config_dict(Config()).unlock()
     model = draft.model
@@ -141,12 +140,12 @@ def prepare(sizes: Sizes, modes: tuple[str, ...], folder: Path) -> dict[str, int
     import jax.numpy as jnp
     from safetensors.numpy import save_file
 
-    from agent_jax.convert.torch_tensors import in_module, to_tensors
-    from agent_jax.flops import total_flops
+    from agent_jax.convert.pytorch.tensors import in_module, to_tensors
     from agent_jax.models.agent import init_params
     from agent_jax.models.mae import random_mask
-    from agent_jax.train_state import INIT_KEY, STEP_KEY, purpose_key
-    from agent_jax.train_step import MASK_KEY, row_keys
+    from agent_jax.plan.flops import total_flops
+    from agent_jax.train.state import INIT_KEY, STEP_KEY, purpose_key
+    from agent_jax.train.step import MASK_KEY, row_keys
 
     flops = {}
     for mode in modes:
@@ -170,12 +169,12 @@ def model_products(sizes: Sizes, config: Any) -> list[Any]:
     """The matrix products of a step, forward and backward, without what a backward pass recomputes."""
     import jax
 
-    from agent_jax.flops import operations_of
     from agent_jax.models.agent import abstract_params
-    from agent_jax.optimizer import make_optimizer
-    from agent_jax.sharding import make_mesh
-    from agent_jax.train_state import abstract_state
-    from agent_jax.train_step import make_train_step
+    from agent_jax.plan.flops import operations_of
+    from agent_jax.runtime.sharding import make_mesh
+    from agent_jax.train.optimizer import make_optimizer
+    from agent_jax.train.state import abstract_state
+    from agent_jax.train.step import make_train_step
 
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none", attention="xla"))
     mesh = make_mesh(config.mesh, jax.devices()[:1])
@@ -188,12 +187,12 @@ def our_program(sizes: Sizes, case: Case) -> tuple[Any, Any, Any]:
     """Our train step for this machine, lowered, and its first arguments: the state, which it takes over, and rows."""
     import jax
 
-    from agent_jax.host_memory import tune_heap
     from agent_jax.models.agent import abstract_params
-    from agent_jax.optimizer import make_optimizer
-    from agent_jax.sharding import make_mesh, shard_batch
-    from agent_jax.train_state import init_state
-    from agent_jax.train_step import make_train_step
+    from agent_jax.runtime.host_memory import tune_heap
+    from agent_jax.runtime.sharding import make_mesh, shard_batch
+    from agent_jax.train.optimizer import make_optimizer
+    from agent_jax.train.state import init_state
+    from agent_jax.train.step import make_train_step
 
     tune_heap()
     config = run_config(sizes, case)
@@ -229,9 +228,9 @@ def torch_step(sizes: Sizes, case: Case, folder: Path) -> tuple[Callable[[], flo
     import torch
     from safetensors.torch import load_file
 
-    from agent_jax.convert import torch_agent
-    from agent_jax.convert.torch_folder import agent_json
-    from agent_jax.optimizer import learning_rate_schedule
+    from agent_jax.convert.pytorch import torch_agent
+    from agent_jax.convert.pytorch.folder import agent_json
+    from agent_jax.train.optimizer import learning_rate_schedule
 
     device = torch_device()
     config = run_config(sizes, case)
@@ -284,7 +283,7 @@ def _use_transformers(agent: Any, model: Any) -> None:
     from transformers.models.clip.modeling_clip import CLIPEncoderLayer
     from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
-    from agent_jax.convert.torch_folder import language_json, vision_json
+    from agent_jax.convert.pytorch.folder import language_json, vision_json
 
     class ClipLayer(CLIPEncoderLayer):
         def forward(self, x_BFVD: Any, clip_BF: Any) -> Any:

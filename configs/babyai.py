@@ -12,7 +12,7 @@ nothing.
 
 from ml_collections import ConfigDict
 
-from agent_jax import presets
+from agent_jax.config import presets
 
 # Episodes by level. GoToLocal is the goal: 8 objects in a room of 6 x 6. With 2 objects it is much plainer that the
 # instruction tells them apart, so the agent learns sooner what to look for.

@@ -4,12 +4,12 @@
 
 Variants: `configs/default.py:paper` (fixed sin-cos positions, all visual tokens, eq. 5) and `configs/default.py:code`
 (CLIP's positions, visible tokens, means) are the two readings where the paper and its authors' code differ.
-The fields and what they mean: agent_jax/config.py.
+The fields and what they mean: agent_jax/config/schema.py.
 """
 
 from ml_collections import ConfigDict
 
-from agent_jax import presets
+from agent_jax.config import presets
 
 
 def get_config(variant: str = "") -> ConfigDict:

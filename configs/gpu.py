@@ -23,7 +23,7 @@ docs/scaling.md):
 
 from ml_collections import ConfigDict
 
-from agent_jax import presets
+from agent_jax.config import presets
 
 
 def _gpus(*, replica: int = 1, data: int = 1, fsdp: int = 1, rows: int) -> presets.Change:

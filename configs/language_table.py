@@ -13,8 +13,8 @@ Variants: `:accelerator`, the paper's fine-tuning for a GPU or TPU; `:smoke`, tw
 
 from ml_collections import ConfigDict
 
-from agent_jax import presets
 from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
+from agent_jax.config import presets
 
 
 def _main(config: presets.Draft) -> None:

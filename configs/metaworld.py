@@ -11,8 +11,8 @@ Variants: `:smoke` goes through everything in a few steps, and learns nothing.
 
 from ml_collections import ConfigDict
 
-from agent_jax import presets
-from agent_jax.envs.specs import METAWORLD, METAWORLD_STATE
+from agent_jax.actions.simulators import METAWORLD, METAWORLD_STATE
+from agent_jax.config import presets
 
 # Episodes by task. At 16 actions a second (each held for 5 steps of the simulator) they take 15 to 20 steps.
 TASKS = {

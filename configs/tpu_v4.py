@@ -24,7 +24,7 @@ a scan, as they were before):
 
 from ml_collections import ConfigDict
 
-from agent_jax import presets
+from agent_jax.config import presets
 
 
 def _v4(config: presets.Draft) -> None:

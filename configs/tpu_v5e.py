@@ -15,7 +15,7 @@ step at least, bound by HBM: 5,694 frames a second, 60% MFU, 376 chip-hours (doc
 
 from ml_collections import ConfigDict
 
-from agent_jax import presets
+from agent_jax.config import presets
 
 
 def _v5e(config: presets.Draft) -> None:

@@ -11,8 +11,8 @@ Variants: `:smoke` goes through everything in a few steps, and learns nothing.
 
 from ml_collections import ConfigDict
 
-from agent_jax import presets
-from agent_jax.envs.specs import VIZDOOM
+from agent_jax.actions.simulators import VIZDOOM
+from agent_jax.config import presets
 
 # Episodes by task, of 13 steps. GoTo2 is the goal; with one object it is plain what the buttons are for.
 TASKS = {"GoTo2": 4_000, "GoTo1": 1_000}

@@ -17,8 +17,8 @@ import gym_pusht  # noqa: F401 (registers the environment)
 import gymnasium
 import numpy as np
 
-from agent_jax import presets
 from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.config import presets
 
 SIDE = 512.0  # pixels of the table, whatever the size of its picture
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from agent_jax import presets
+from agent_jax.config import presets
 from agent_jax.envs import load
 
 PUSHT = str(Path(__file__).with_name("pusht.py"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_jax.processor import cores
+from agent_jax.runtime.processor import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 2  # each takes about 3 GiB in the end, and compiling a program is spread over cores as it is
@@ -120,7 +120,7 @@ def splash_here(monkeypatch):
     """Splash attention at any length, interpreted instruction by instruction, as this machine has no TPU."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 
-    from agent_jax.models import flash_attention
+    from agent_jax.models import attention_kernels as flash_attention
 
     monkeypatch.setattr(kernel, "make_splash_mha", functools.partial(kernel.make_splash_mha, interpret=True))
     monkeypatch.setattr(flash_attention, "SPLASH_LEAST", 1)

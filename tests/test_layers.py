@@ -1,13 +1,7 @@
-"""The layers of the package, and who may import what: a table, and the test that holds the code to it.
+"""The rooms of the package, from the bottom up, and the test that holds the imports to their order.
 
-    4 entry      train and what only it needs, the __main__ files
-    3 acting     policy, envs, evaluate, view
-    2 assembly   train_state, train_step, checkpoint, convert, restart, run_data
-    1 parts      models, losses, optimizer, metrics, data
-    0 contracts  batch, config, actions, vocabulary, sharding
-
-A module may import from its own layer and from those below. It is read, not imported: an import inside a function or
-under TYPE_CHECKING counts as well.
+A module may import from its own room and from those below it. Files are read, not imported: an import inside a function
+or under TYPE_CHECKING counts as well.
 """
 
 from __future__ import annotations
@@ -23,85 +17,39 @@ import pytest
 
 PACKAGE = "agent_jax"
 
-# The first row that fits decides: a module's name, or a package's for all that is in it.
-LAYERS = {
-    "agent_jax": 0,  # __init__.py alone: it imports nothing
-    "agent_jax.batch": 0,
-    "agent_jax.config": 0,
-    "agent_jax.config_checks": 0,
-    "agent_jax.fields": 0,
-    "agent_jax.presets": 0,
-    "agent_jax.actions": 0,
-    "agent_jax.action_parts": 0,
-    "agent_jax.action_controls": 0,
-    "agent_jax.action_codec": 0,
-    "agent_jax.action_specs": 0,
-    "agent_jax.action_arms": 0,
-    "agent_jax.spec_declarations": 0,
-    "agent_jax.automaton": 0,
-    "agent_jax.vocabulary": 0,
-    "agent_jax.text_tokenizer": 0,
-    "agent_jax.kernels": 0,
-    "agent_jax.extras": 0,
-    "agent_jax.json_files": 0,
-    "agent_jax.plain_pickle": 0,
-    "agent_jax.appended_file": 0,
-    "agent_jax.directory_lock": 0,
-    "agent_jax.interrupts": 0,
-    "agent_jax.text_table": 0,
-    "agent_jax.client": 0,  # the robot's end of serve: nothing of ours, so that a robot needs nothing of ours
-    "agent_jax.sharding": 0,
-    "agent_jax.sharding_report": 0,
-    "agent_jax.host_memory": 0,
-    "agent_jax.processor": 0,
-    "agent_jax.compiler_options": 0,
-    "agent_jax.compile_notice": 0,
-    "agent_jax.cluster": 0,
-    "agent_jax.distributed": 0,
-    "agent_jax.watchdog": 0,
-    "agent_jax.models": 1,
-    "agent_jax.choice_table": 1,
-    "agent_jax.losses": 1,
-    "agent_jax.optimizer": 1,
-    "agent_jax.metrics": 1,
-    "agent_jax.tensorboard_events": 1,
-    "agent_jax.data": 1,
-    "agent_jax.fingerprint": 2,
-    "agent_jax.flops": 2,
-    "agent_jax.train_state": 2,
-    "agent_jax.train_step": 2,
-    "agent_jax.checkpoint": 2,
-    "agent_jax.checkpoint_access": 2,
-    "agent_jax.checkpoint_arrays": 2,
-    "agent_jax.checkpoint_meta": 2,
-    "agent_jax.checkpoint_retention": 2,
-    "agent_jax.convert": 2,
-    "agent_jax.restart": 2,
-    "agent_jax.restore": 2,
-    "agent_jax.run_data": 2,
-    "agent_jax.acting": 3,
-    "agent_jax.policy": 3,
-    "agent_jax.envs": 3,
-    "agent_jax.evaluate": 3,
-    "agent_jax.serve": 3,
-    "agent_jax.view": 3,
-    "agent_jax.command_line": 4,
-    "agent_jax.compile_cache": 4,
-    "agent_jax.plan": 4,
-    "agent_jax.preemption": 4,
-    "agent_jax.preflight": 4,
-    "agent_jax.phases": 4,
-    "agent_jax.report": 4,
-    "agent_jax.run_files": 4,
-    "agent_jax.train": 4,
-}
-ENTRY = 4  # every __main__ file, in whatever package
+# Bottom to top. The modules in the root are rooms of their own.
+ROOMS = [
+    "agent_jax",  # __init__.py alone: what it names is imported when it is asked for
+    "agent_jax.json_files",
+    "agent_jax.text_table",
+    "agent_jax.plain_pickle",
+    "agent_jax.fields",
+    "agent_jax.actions",
+    "agent_jax.config",
+    "agent_jax.runtime",
+    "agent_jax.client",
+    "agent_jax.batch",
+    "agent_jax.models",
+    "agent_jax.data",
+    "agent_jax.checkpoints",
+    "agent_jax.convert",
+    "agent_jax.policy",
+    "agent_jax.envs",
+    "agent_jax.evaluate",
+    "agent_jax.serve",
+    "agent_jax.train",
+    "agent_jax.plan",
+]
 
 # Libraries that only some modules may import.
 ALLOWED = {
     "flax": ["agent_jax.models"],
-    "orbax": ["agent_jax.checkpoint", "agent_jax.checkpoint_arrays", "agent_jax.checkpoint_retention"],
-    "torch": ["agent_jax.convert.verify", "agent_jax.convert.torch_agent", "agent_jax.convert.torch_parity"],
+    "orbax": ["agent_jax.checkpoints.checkpoint", "agent_jax.checkpoints.arrays", "agent_jax.checkpoints.retention"],
+    "torch": [
+        "agent_jax.convert.parity.huggingface",
+        "agent_jax.convert.parity.pytorch",
+        "agent_jax.convert.pytorch.torch_agent",
+    ],
     "minigrid": ["agent_jax.envs.babyai"],
     "gymnasium": ["agent_jax.envs"],
     "metaworld": ["agent_jax.envs.metaworld"],
@@ -110,31 +58,33 @@ ALLOWED = {
     "grain": ["agent_jax.data"],
     "array_record": ["agent_jax.data"],
     "tensorflow_datasets": ["agent_jax.data"],
-    "av": ["agent_jax.data.video", "agent_jax.view.rollout"],
-    "google_crc32c": ["agent_jax.data.sources"],
-    "simplejpeg": ["agent_jax.data.transforms"],
-    "cykooz_resizer": ["agent_jax.data.transforms"],
+    "av": ["agent_jax.data.prepare.sources.video.decode", "agent_jax.evaluate.rollout_video"],
+    "google_crc32c": ["agent_jax.data.prepare.sources"],
+    "simplejpeg": ["agent_jax.data.images"],
+    "cykooz_resizer": ["agent_jax.data.images"],
     "tqdm": ["agent_jax.data"],
-    "pydicom": ["agent_jax.data.dicom", "agent_jax.data.dicom_grey"],
-    "pyarrow": ["agent_jax.data.sources"],
-    "h5py": ["agent_jax.data.sources.hdf5_file"],
-    "yaml": ["agent_jax.data.sources.calvin"],
+    "pydicom": ["agent_jax.data.prepare.sources.video.dicom", "agent_jax.data.prepare.sources.video.dicom_grey"],
+    "pyarrow": ["agent_jax.data.prepare.sources"],
+    "h5py": ["agent_jax.data.prepare.sources.robomimic.hdf5_file"],
+    "yaml": ["agent_jax.data.prepare.sources.calvin.calvin"],
     "safetensors": ["agent_jax.convert"],
-    "tensorboardX": ["agent_jax.tensorboard_events"],
+    "tensorboardX": ["agent_jax.train.tensorboard_events"],
     "websockets": ["agent_jax.client", "agent_jax.serve"],
     "msgpack": ["agent_jax.client"],
     "scipy": ["agent_jax.evaluate"],
     "sacrebleu": ["agent_jax.evaluate.offline"],
-    "tokenizers": ["agent_jax.text_tokenizer", "agent_jax.convert.torch_agent", "agent_jax.convert.torch_folder"],
+    "tokenizers": [
+        "agent_jax.actions.text_tokenizer",
+        "agent_jax.convert.pytorch.folder",
+        "agent_jax.convert.pytorch.torch_agent",
+    ],
     "transformers": ["agent_jax.convert"],
-    "huggingface_hub": ["agent_jax.convert.hub"],
+    "huggingface_hub": ["agent_jax.convert.huggingface.hub"],
     "ml_collections": [
         "agent_jax.config",
-    "agent_jax.config_checks",
-    "agent_jax.fields",
-        "agent_jax.presets",
         "agent_jax.convert.from_huggingface",
-        "agent_jax.command_line",
+        "agent_jax.fields",
+        "agent_jax.runtime.command_line",
     ],
     "pickle": [],
     # Not dependencies, or not safe: nowhere.
@@ -148,27 +98,15 @@ ALLOWED = {
 }
 # What describes the data and the rows is NumPy alone: a machine that only prepares data needs no accelerator library.
 NUMPY_ALONE = [
-    "agent_jax.config",
-    "agent_jax.config_checks",
-    "agent_jax.fields",
-    "agent_jax.presets",
     "agent_jax.actions",
-    "agent_jax.action_parts",
-    "agent_jax.action_controls",
-    "agent_jax.action_codec",
-    "agent_jax.action_specs",
-    "agent_jax.action_arms",
-    "agent_jax.spec_declarations",
-    "agent_jax.automaton",
-    "agent_jax.vocabulary",
-    "agent_jax.text_tokenizer",
+    "agent_jax.client",
+    "agent_jax.config",
+    "agent_jax.data.prepare",
+    "agent_jax.data.store",
+    "agent_jax.envs",
+    "agent_jax.fields",
     "agent_jax.json_files",
     "agent_jax.text_table",
-    "agent_jax.client",
-    "agent_jax.envs",
-    "agent_jax.evaluate.messages",
-    "agent_jax.evaluate.stage",
-    "agent_jax.evaluate.worker",
 ]
 TESTS_MAY_NOT = ["tensorflow", "matplotlib", "cloudpickle", "dill", "joblib", "marshal", "shelve"]
 
@@ -191,11 +129,9 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
-def layer_of(module: str) -> int | None:
-    if module.rpartition(".")[2] == "__main__":
-        return ENTRY
-    rows = [package for package in LAYERS if within(module, package) and (package != PACKAGE or module == PACKAGE)]
-    return LAYERS[max(rows, key=len)] if rows else None
+def room_of(module: str) -> str | None:
+    rooms = [room for room in ROOMS if module == room or (within(module, room) and room != PACKAGE)]
+    return rooms[-1] if rooms else None
 
 
 def read_imports(source: str, module: str, *, is_package: bool, known: frozenset[str] = frozenset()) -> list[Import]:
@@ -256,13 +192,13 @@ def imports(root: Path) -> dict[str, list[Import]]:
     return read_package(root)
 
 
-def test_every_module_has_a_layer(imports: dict[str, list[Import]]) -> None:
-    homeless = [module for module in imports if layer_of(module) is None]
-    assert not homeless, f"add a row to LAYERS in {__file__} for {homeless}"
+def test_every_module_has_a_room(imports: dict[str, list[Import]]) -> None:
+    homeless = [module for module in imports if room_of(module) is None]
+    assert not homeless, f"add a row to ROOMS in {__file__} for {homeless}, or move them into a room"
 
 
 def test_every_row_of_the_tables_is_about_a_module_or_a_library_there_is(imports: dict[str, list[Import]]) -> None:
-    rows = [*LAYERS, *NUMPY_ALONE, *(module for allowed in ALLOWED.values() for module in allowed)]
+    rows = [*ROOMS, *NUMPY_ALONE, *(module for allowed in ALLOWED.values() for module in allowed)]
     gone = sorted({row for row in rows if not any(within(module, row) for module in imports)})
     assert not gone, f"no such module: {gone}"
 
@@ -271,10 +207,12 @@ def upward(imports: dict[str, list[Import]]) -> list[str]:
     wrong = []
     for module, found in imports.items():
         for item in found:
-            if within(item.name, PACKAGE):
-                mine, theirs = layer_of(module), layer_of(item.name)
-                if mine is not None and theirs is not None and theirs > mine:
-                    wrong.append(f"{item} (layer {theirs}) from layer {mine}")
+            mine, theirs = room_of(module), room_of(item.name)
+            if item.name.endswith(".__main__") and not module.endswith(".__main__"):
+                wrong.append(f"{item}, a command")
+            if mine is None or theirs is None or mine == PACKAGE or ROOMS.index(theirs) <= ROOMS.index(mine):
+                continue
+            wrong.append(f"{item} of {theirs}, which stands above {mine}")
     return wrong
 
 
@@ -295,7 +233,7 @@ def forbidden(imports: dict[str, list[Import]]) -> list[str]:
     for module, found in imports.items():
         for item in found:
             allowed = ALLOWED.get(item.name.partition(".")[0])
-            is_entry = layer_of(module) == ENTRY and item.name.partition(".")[0] == "ml_collections"
+            is_entry = module.endswith(".__main__") and item.name.partition(".")[0] == "ml_collections"
             if allowed is not None and not is_entry and not any(within(module, package) for package in allowed):
                 wrong.append(f"{item}, which only {allowed or 'nobody'} may")
     return wrong
@@ -326,7 +264,7 @@ def imported_at_once(imports: dict[str, list[Import]], module: str) -> dict[str,
 
 
 # Work on the exported PyTorch agent, so need torch to be imported; commands import these when they are asked for.
-ON_TORCH = ["agent_jax.convert.to_pytorch", "agent_jax.convert.parity_actions", "agent_jax.convert.model_card"]
+ON_TORCH = ["agent_jax.convert.to_pytorch", "agent_jax.convert.parity.actions", "agent_jax.convert.model_card"]
 
 
 def test_simulators_and_torch_are_imported_only_when_they_are_used(imports: dict[str, list[Import]]) -> None:
@@ -361,7 +299,7 @@ from __future__ import annotations
 import a.b, c as d
 from . import near
 from ..models import agent
-from agent_jax.data import store, Nothing
+from agent_jax.data import images, Nothing
 if TYPE_CHECKING:
     import typed
 def function():
@@ -370,9 +308,9 @@ def function():
 class Body:
     import in_class
 """
-    found = read_imports(source, "agent_jax.convert.x", is_package=False, known=frozenset({"agent_jax.data.store"}))
+    found = read_imports(source, "agent_jax.convert.x", is_package=False, known=frozenset({"agent_jax.data.images"}))
     assert [item.name for item in found] == [
-        "__future__", "a.b", "c", "agent_jax.convert", "agent_jax.models", "agent_jax.data.store", "agent_jax.data",
+        "__future__", "a.b", "c", "agent_jax.convert", "agent_jax.models", "agent_jax.data.images", "agent_jax.data",
         "typed", "inside", "by_name", "in_class",
     ]  # fmt: skip
     assert [item.name for item in found if not item.at_runtime] == ["typed"]
@@ -385,14 +323,14 @@ def test_an_upward_and_a_forbidden_import_are_found() -> None:
     def one(module: str, source: str) -> dict[str, list[Import]]:
         return {module: read_imports(source, module, is_package=False)}
 
-    assert upward(one("agent_jax.losses", "def f():\n    from agent_jax.train_step import x"))
-    assert not upward(one("agent_jax.train_step", "from agent_jax.losses import x"))
-    assert upward(one("agent_jax.data.store", "import agent_jax.data.__main__"))
-    assert forbidden(one("agent_jax.losses", "import flax.linen as nn"))
+    assert upward(one("agent_jax.models.losses", "def f():\n    from agent_jax.train.step import x"))
+    assert not upward(one("agent_jax.train.step", "from agent_jax.models.losses import x"))
+    assert upward(one("agent_jax.data.store.store", "import agent_jax.data.__main__"))
+    assert forbidden(one("agent_jax.train.step", "import flax.linen as nn"))
     assert not forbidden(one("agent_jax.models.agent", "import flax.linen as nn"))
-    assert forbidden(one("agent_jax.data.store", "import tensorflow as tf"))
-    assert not forbidden(one("agent_jax.data.store", "import tensorflow_datasets as tfds"))
-    assert forbidden(one("agent_jax.checkpoint", "import pickle"))
+    assert forbidden(one("agent_jax.data.store.store", "import tensorflow as tf"))
+    assert not forbidden(one("agent_jax.data.store.store", "import tensorflow_datasets as tfds"))
+    assert forbidden(one("agent_jax.checkpoints.checkpoint", "import pickle"))
     assert not forbidden(one("agent_jax.data.__main__", "from ml_collections import config_flags"))
 
 

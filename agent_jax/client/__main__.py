@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent_jax.client.connection import TOKEN_VARIABLE, Client
 from agent_jax.client.demo import RandomObservations, format_table, measure
-from agent_jax.interrupts import end_at_once
+from agent_jax.runtime.interrupts import end_at_once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

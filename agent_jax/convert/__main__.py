@@ -18,12 +18,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from agent_jax.checkpoint_meta import DamagedCheckpointError
-from agent_jax.cluster import USER_ERROR
-from agent_jax.convert.parity import ParityError
-from agent_jax.extras import install
-from agent_jax.interrupts import end_at_once
+from agent_jax.checkpoints.meta import DamagedCheckpointError
+from agent_jax.convert.parity.tolerance import ParityError
 from agent_jax.json_files import json_path, write_json
+from agent_jax.runtime.cluster import USER_ERROR
+from agent_jax.runtime.extras import install
+from agent_jax.runtime.interrupts import end_at_once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(import_folder(options.folder, options.out))
             return 0
-        from agent_jax.convert.verify import verify_folders
+        from agent_jax.convert.parity.huggingface import verify_folders
 
         return 0 if verify_folders(options.directory, options.json) else 1
     except ImportError as error:
@@ -98,7 +98,7 @@ def _add_from_hf(commands: Any) -> None:
 
 def _run_from_hf(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from agent_jax.convert.from_huggingface import config_of, dry_run, write_checkpoint
-    from agent_jax.convert.mapping_table import mapping_table, to_json
+    from agent_jax.convert.huggingface.mapping_table import mapping_table, to_json
 
     config = config_of(options.vision, options.language, overrides)
     if options.dry_run:

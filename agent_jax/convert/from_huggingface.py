@@ -18,7 +18,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from agent_jax.checkpoint import Checkpoints
+from agent_jax.actions.declarations import vocabulary_blocks
+from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints.checkpoint import Checkpoints
+from agent_jax.checkpoints.fingerprint import flat, nested
 from agent_jax.config import (
     Config,
     InitConfig,
@@ -28,13 +31,10 @@ from agent_jax.config import (
     from_config_dict,
     to_config_dict,
 )
-from agent_jax.convert.account import Report
-from agent_jax.convert.huggingface import config_from_huggingface, pretrained_params, pretrained_report
-from agent_jax.convert.tokenizer_places import tokenizer_of
-from agent_jax.convert.weights_folder import config_path
-from agent_jax.fingerprint import flat, nested
-from agent_jax.spec_declarations import vocabulary_blocks
-from agent_jax.vocabulary import Vocabulary
+from agent_jax.convert.huggingface.load import config_from_huggingface, pretrained_params, pretrained_report
+from agent_jax.convert.huggingface.load_report import Report
+from agent_jax.convert.huggingface.tokenizer_places import tokenizer_of
+from agent_jax.convert.huggingface.weights_folder import config_path
 
 
 def config_of(vision: str, language: str, overrides: Sequence[str] = ()) -> Config:

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.config import ModelConfig, from_config_dict
-from agent_jax.convert import torch_tensors
 from agent_jax.convert.from_huggingface import checked_out, write_step
-from agent_jax.convert.safetensors_file import SafetensorsFile
-from agent_jax.convert.torch_folder import FORMAT
-from agent_jax.convert.weights_folder import FLOATS
-from agent_jax.data.domains import Domain
-from agent_jax.fingerprint import flat
+from agent_jax.convert.huggingface.safetensors_file import SafetensorsFile
+from agent_jax.convert.huggingface.weights_folder import FLOATS
+from agent_jax.convert.pytorch import tensors as torch_tensors
+from agent_jax.convert.pytorch.folder import FORMAT
+from agent_jax.data.pipeline.domains import Domain
 from agent_jax.json_files import read_json_object
 from agent_jax.models.agent import Params
-from agent_jax.vocabulary import Vocabulary
 
 LISTED = 20  # tensors an error lists
 

@@ -83,7 +83,7 @@ OPT = (
     *_norm("final_norm", "final_layer_norm"),
 )
 
-# What CLIP and OPT lack, in the names of torch_agent.py.
+# What CLIP and OPT lack, in the names of pytorch/torch_agent.py.
 TEMPORAL = (
     *_norm("blocks/temporal_norm", "encoder.layers.{}.temporal_norm"),
     *_attention("encoder.layers.{}", "blocks/temporal_attention", "temporal_attn"),

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent_jax.config import Config
-from agent_jax.convert.torch_parity import Parity
-from agent_jax.convert.torch_tensors import shapes
-from agent_jax.data.domains import Domain
+from agent_jax.convert.parity.pytorch import Parity
+from agent_jax.convert.pytorch.tensors import shapes
+from agent_jax.data.pipeline.domains import Domain
 
 
 def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[str, Domain], parity: Parity) -> str:

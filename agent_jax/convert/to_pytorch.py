@@ -24,16 +24,18 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import agent_jax
+from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints.restore import load_to_act
 from agent_jax.config import Config
-from agent_jax.convert import model_card, torch_agent, torch_folder
+from agent_jax.convert import model_card
 from agent_jax.convert.from_huggingface import checked_out
-from agent_jax.convert.parity import ParityError
-from agent_jax.convert.torch_parity import Parity, prove
-from agent_jax.convert.torch_tensors import to_tensors
-from agent_jax.data.domains import Domain
+from agent_jax.convert.parity.pytorch import Parity, prove
+from agent_jax.convert.parity.tolerance import ParityError
+from agent_jax.convert.pytorch import folder as torch_folder
+from agent_jax.convert.pytorch import torch_agent
+from agent_jax.convert.pytorch.tensors import to_tensors
+from agent_jax.data.pipeline.domains import Domain
 from agent_jax.models.agent import Params
-from agent_jax.restore import load_to_act
-from agent_jax.vocabulary import Vocabulary
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 

@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent_jax.data.prepare_config import PrepareConfig, read_prepare_config
-from agent_jax.data.sources import DESCRIPTIONS
-from agent_jax.data.sources.source import BadDataError
-from agent_jax.extras import install
+from agent_jax.data.prepare.config import PrepareConfig, read_prepare_config
+from agent_jax.data.prepare.sources import DESCRIPTIONS
+from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.fields import field_comments
 from agent_jax.json_files import json_path, write_json
+from agent_jax.runtime.extras import install
 
 _USER_ERROR = 2  # as cluster.USER_ERROR, which comes with jax
 
@@ -104,7 +104,7 @@ def _prepare_help() -> str:
 
 
 def _prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from agent_jax.data.prepare import prepare, summary_lines
+    from agent_jax.data.prepare.prepare import prepare, summary_lines
 
     if options.processes < 1:
         raise ValueError(f"--processes={options.processes}: expected at least 1")
@@ -118,8 +118,8 @@ def _prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _check(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from agent_jax.data.check import check
-    from agent_jax.data.check_config import read_check_config
+    from agent_jax.data.inspect.check import check
+    from agent_jax.data.inspect.config import read_check_config
 
     report = check(options.path, read_check_config(options.path, options.config, overrides), images=options.images)
     print(report.text())
@@ -129,8 +129,8 @@ def _check(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _show(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from agent_jax.data.check_config import read_check_config
-    from agent_jax.data.show import show
+    from agent_jax.data.inspect.config import read_check_config
+    from agent_jax.data.inspect.contact_sheet import show
 
     config = read_check_config(options.path, options.config, overrides)
     print(show(options.path, options.out, config, split=options.split, episodes=options.episodes,
@@ -139,7 +139,7 @@ def _show(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _stats(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from agent_jax.data.stats import stats
+    from agent_jax.data.inspect.stats import stats
 
     if overrides:
         raise ValueError(f"{overrides[0]}: unexpected argument")

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from agent_jax.data.sources.source import BadDataError
+from agent_jax.data.prepare.sources.source import BadDataError
 
 ALLOW_ROOT = "AGENT_JAX_ALLOW_ROOT"
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from agent_jax.action_specs import ActionSpec, StateSpec
+from agent_jax.actions.specs import ActionSpec, StateSpec
 
 Observation = dict[str, np.ndarray]
 Action = Mapping[str, Any]  # one time step's value of an ActionSpec

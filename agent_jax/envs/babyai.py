@@ -4,7 +4,7 @@ The agent sees the 7 x 7 cells in front of it, itself in the middle of the last 
 
     image_size 56: 8 pixels a cell, so that one 8-pixel patch is one cell
 
-The picture equals `RGBImgPartialObsWrapper(env, tile_size=image_size // 7)` to the pixel (tests/test_envs_babyai.py).
+The picture equals `RGBImgPartialObsWrapper(env, tile_size=image_size // 7)` to the pixel (tests/envs/test_babyai.py).
 That wrapper computes the visible cells twice a step and draws them one by one, and the bot does so a third time; here
 they are computed once, and the picture is gathered from a table of drawn tiles. Where that matters: gathering
 demonstrations on a CPU is bound by it.
@@ -25,7 +25,7 @@ import numpy as np
 
 from agent_jax.actions import BABYAI
 from agent_jax.envs import Action, Observation
-from agent_jax.extras import install
+from agent_jax.runtime.extras import install
 
 try:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # minigrid imports pygame, which greets on stdout.

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from agent_jax.actions import CALVIN
-from agent_jax.data.transforms import prepare_image
+from agent_jax.data.images import prepare_image
 from agent_jax.envs import Action, Observation
 from agent_jax.envs.arm import hand_move, no_expert
 from agent_jax.envs.calvin_checkout import CHAINS, CHECKOUT, chain, initial_state, make_simulator, oracle, sentences

@@ -1,6 +1,6 @@
 """Expert demonstrations from a simulator into the canonical store, once.
 
-    config -> shards to write -> worker processes (worker.py) -> data set
+    config -> shards to write -> worker processes (workers/demonstration_worker.py) -> data set
 
     python -m agent_jax.envs.collect babyai --level GoToLocal --episodes 2000 --out DIR
     python -m agent_jax.envs.collect metaworld --task MT10 --episodes 100 --out DIR
@@ -30,10 +30,10 @@ from typing import Any
 
 import agent_jax
 from agent_jax.config import DemonstrationsConfig
-from agent_jax.data.store import open_store
-from agent_jax.data.writer import begin_store, finish_store, shard_path
+from agent_jax.data.store.store import open_store
+from agent_jax.data.store.writer import begin_store, finish_store, shard_path
 from agent_jax.envs import NAMES, EnvironmentModule, load, tasks_of, try_out
-from agent_jax.envs.worker import SEEDS, SEEDS_AN_EPISODE, Progress, Shard, demonstration_features
+from agent_jax.envs.workers.demonstration_worker import SEEDS, SEEDS_AN_EPISODE, Progress, Shard, demonstration_features
 
 FORMAT = 1  # of how episodes are made and stored: raise it where the same config comes to make others
 # Short enough to share the work evenly, long enough to keep files few. Each shard has its own range of seeds, so
@@ -146,7 +146,7 @@ def _drive_worker(waiting: queue.SimpleQueue[Shard], line: _ProgressLine) -> Non
     """Feed one worker process until no shard is waiting, or one of the workers has failed."""
     # The package may have been found by the caller's sys.path alone.
     path = os.pathsep.join(filter(None, [str(Path(agent_jax.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "agent_jax.envs.worker"]
+    command = [sys.executable, "-m", "agent_jax.envs.workers.demonstration_worker"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
     ) as worker:

@@ -1,4 +1,4 @@
-"""The scenario of envs/vizdoom.py as a WAD file, made of text: one square room, and actors of every kind and colour.
+"""The scenario of vizdoom.py as a WAD file, made of text: one square room, and actors of every kind and colour.
 
 A WAD (Doom's archive, 1993) is a header, named lumps, and their directory. The map is in UDMF (Universal Doom Map
 Format 1.1), the actors in DECORATE; their pictures are those of the game's own WAD (Freedoom, in ViZDoom's package),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
-from agent_jax.data.transforms import prepare_image
+from agent_jax.data.images import prepare_image
 from agent_jax.envs import Action, Observation
 from agent_jax.envs.checkout import Checkout
 from agent_jax.envs.random_actions import uniform_actions

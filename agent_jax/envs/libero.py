@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from agent_jax.data.transforms import prepare_image
+from agent_jax.actions.simulators import LIBERO, LIBERO_STATE
+from agent_jax.data.images import prepare_image
 from agent_jax.envs import Action, Observation
 from agent_jax.envs.arm import hand_move, no_expert
 from agent_jax.envs.checkout import Checkout
 from agent_jax.envs.random_actions import uniform_actions
-from agent_jax.envs.specs import LIBERO, LIBERO_STATE
 
 CHECKOUT = Checkout(
     name="libero",

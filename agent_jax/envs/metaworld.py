@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from agent_jax.actions.simulators import METAWORLD, METAWORLD_STATE
 from agent_jax.envs import Action, Observation
 from agent_jax.envs.random_actions import uniform_actions
-from agent_jax.envs.specs import METAWORLD, METAWORLD_STATE
-from agent_jax.extras import install
+from agent_jax.runtime.extras import install
 
 try:
     os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported; a machine without a display has no other

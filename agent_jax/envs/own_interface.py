@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from agent_jax.action_specs import ActionSpec, StateSpec
+from agent_jax.actions.specs import ActionSpec, StateSpec
 from agent_jax.envs import Action, Observation
 from agent_jax.envs.random_actions import uniform_actions
 

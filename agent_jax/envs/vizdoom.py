@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from agent_jax.data.transforms import prepare_image
+from agent_jax.actions.simulators import VIZDOOM, VIZDOOM_BUTTONS
+from agent_jax.data.images import prepare_image
 from agent_jax.envs import Action, Observation
 from agent_jax.envs.doom_wad import COLORS, KINDS, MAP, ROOM, actor_name, scenario
 from agent_jax.envs.random_actions import uniform_actions
-from agent_jax.envs.specs import VIZDOOM, VIZDOOM_BUTTONS
-from agent_jax.extras import install
+from agent_jax.runtime.extras import install
 
 try:
     import vizdoom

@@ -15,11 +15,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from agent_jax.checkpoint_meta import DamagedCheckpointError
+from agent_jax.checkpoints.meta import DamagedCheckpointError
 from agent_jax.envs import NAMES
 from agent_jax.evaluate import commands
-from agent_jax.interrupts import end_at_once
 from agent_jax.json_files import json_path
+from agent_jax.runtime.interrupts import end_at_once
 
 _OWN = "MODULE, FILE.py, or either with :CLASS behind it"
 

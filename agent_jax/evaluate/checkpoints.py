@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints.restore import ActingCheckpoint, load_to_act, restore_acting_parameters
 from agent_jax.config import Config
-from agent_jax.data.domains import Domain
-from agent_jax.data.layout import row_size
-from agent_jax.data.loader import PackedRows
-from agent_jax.data.store import Store, open_store
-from agent_jax.data.windows import Windows
+from agent_jax.data.pipeline.domains import Domain
+from agent_jax.data.pipeline.layout import row_size
+from agent_jax.data.pipeline.loader import PackedRows
+from agent_jax.data.pipeline.windows import Windows
+from agent_jax.data.store.store import Store, open_store
 from agent_jax.envs import NAMES
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.models.agent import Params
-from agent_jax.policy import History, Policy
-from agent_jax.restore import ActingCheckpoint, load_to_act, restore_acting_parameters
-from agent_jax.vocabulary import Vocabulary
+from agent_jax.policy.policy import History, Policy
 
 
 @dataclasses.dataclass(frozen=True)

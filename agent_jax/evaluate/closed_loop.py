@@ -9,13 +9,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agent_jax.action_codec import BoundSpec
+from agent_jax.actions.codec import BoundSpec
 from agent_jax.config import ClosedLoopConfig
-from agent_jax.data.domains import Domain
+from agent_jax.data.pipeline.domains import Domain
 from agent_jax.envs import EnvironmentModule, load
+from agent_jax.envs.workers.simulator_pool import EXPERT
+from agent_jax.envs.workers.simulators import Simulators
 from agent_jax.evaluate.rollouts import CONCURRENT, Policy, Recording, Sees, TaskResult, run_baseline, run_policy
-from agent_jax.evaluate.simulators import Simulators
-from agent_jax.evaluate.stage import EXPERT
 from agent_jax.evaluate.statistics import chain_summary, success_summary
 from agent_jax.text_table import ruled
 

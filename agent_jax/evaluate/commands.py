@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from agent_jax.config import ClosedLoopConfig, Config
-from agent_jax.data.store import Store
+from agent_jax.data.store.store import Store
 from agent_jax.envs import EnvironmentModule, load, same, tasks_of, try_out
+from agent_jax.envs.workers.simulators import Simulators
+from agent_jax.evaluate.action_accuracy import format_errors
 from agent_jax.evaluate.checkpoints import Trained, data_paths
-from agent_jax.evaluate.choices import format_errors
 from agent_jax.evaluate.closed_loop import TRACED, at_a_time, baseline_names, check_domain, closed_loop
 from agent_jax.evaluate.in_training import simulator_image_size
 from agent_jax.evaluate.offline import evaluate_offline, format_scores
 from agent_jax.evaluate.replay_actions import format_replayed, gathered_from, recorded_episodes, replay_actions
 from agent_jax.evaluate.replay_frames import replay_frames
+from agent_jax.evaluate.rollout_video import Format, check_format, usual_format, write_recording
 from agent_jax.evaluate.rollouts import Recording
-from agent_jax.evaluate.simulators import Simulators
-from agent_jax.extras import install
-from agent_jax.host_memory import tune_heap
 from agent_jax.json_files import write_json
-from agent_jax.processor import cores
-from agent_jax.view.rollout import Format, check_format, usual_format, write_recording
+from agent_jax.runtime.extras import install
+from agent_jax.runtime.host_memory import tune_heap
+from agent_jax.runtime.processor import cores
 
 
 def closed_loop_command(options: argparse.Namespace) -> int:

@@ -10,10 +10,10 @@ import contextlib
 from collections.abc import Sequence
 
 from agent_jax.config import Config
-from agent_jax.data.domains import Domain
+from agent_jax.data.pipeline.domains import Domain
 from agent_jax.envs import load, same, try_out
+from agent_jax.envs.workers.simulator_pool import make
 from agent_jax.evaluate.closed_loop import Report, check_domain, closed_loop
-from agent_jax.evaluate.stage import make
 from agent_jax.models.agent import Params
 from agent_jax.policy import Policy
 

@@ -1,7 +1,7 @@
 """How well an agent predicts recorded data, domain by domain: no simulator, no acting.
 
     action accuracy   share of the choices whose best legal id is the recorded one; ids that the automaton forces, as
-                      most delimiters are, do not count (choices.py)
+                      most delimiters are, do not count (action_accuracy.py)
     exact             share of the actions all of whose choices are right
     error             of each binned number, between the decoded values of the best and of the recorded id
     language accuracy share of targets whose best logit, among the whole vocabulary, is the recorded id
@@ -26,17 +26,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agent_jax.action_codec import BoundSpec
+from agent_jax.actions.codec import BoundSpec
 from agent_jax.batch import Batch
-from agent_jax.choice_table import ChoiceTable
-from agent_jax.compiler_options import compiler_options
 from agent_jax.config import ModelConfig
-from agent_jax.data.domains import Domain
-from agent_jax.data.loader import PackedRows, validation_batches
+from agent_jax.data.pipeline.domains import Domain
+from agent_jax.data.pipeline.loader import PackedRows, validation_batches
+from agent_jax.evaluate.action_accuracy import ActionAccuracy, ActionScores, format_errors
 from agent_jax.evaluate.checkpoints import Trained
-from agent_jax.evaluate.choices import ActionAccuracy, ActionScores, format_errors
-from agent_jax.losses import token_nll
 from agent_jax.models.agent import Agent, Params
+from agent_jax.models.choice_table import ChoiceTable
+from agent_jax.models.losses import token_nll
+from agent_jax.runtime.compiler_options import compiler_options
 from agent_jax.text_table import ruled
 
 BATCH_SIZE = 16  # rows

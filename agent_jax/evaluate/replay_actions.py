@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from agent_jax.data.domains import Domain
-from agent_jax.data.store import Episode, Store
+from agent_jax.data.pipeline.domains import Domain
+from agent_jax.data.store.store import Episode, Store
 from agent_jax.envs import NAMES
+from agent_jax.envs.workers.simulators import Command, Simulators
 from agent_jax.evaluate.rollouts import Lost, run_whole
-from agent_jax.evaluate.simulators import Command, Simulators
 from agent_jax.evaluate.statistics import success_summary
 from agent_jax.text_table import ruled
 

@@ -18,17 +18,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from agent_jax.action_codec import BoundSpec
-from agent_jax.compiler_options import compiler_options
-from agent_jax.data.domains import Domain
-from agent_jax.data.layout import Step, Window, lay_out, row_size, stack
-from agent_jax.data.store import Episode, Split, Store
-from agent_jax.data.transforms import prepare_image
-from agent_jax.data.windows import Windows
+from agent_jax.actions.codec import BoundSpec
+from agent_jax.data.images import prepare_image
+from agent_jax.data.pipeline.domains import Domain
+from agent_jax.data.pipeline.layout import Step, Window, lay_out, row_size, stack
+from agent_jax.data.pipeline.windows import Windows
+from agent_jax.data.store.store import Episode, Split, Store
+from agent_jax.evaluate.action_accuracy import ActionAccuracy, ActionScores, best_legal
 from agent_jax.evaluate.checkpoints import Trained
-from agent_jax.evaluate.choices import ActionAccuracy, ActionScores, best_legal
 from agent_jax.models.agent import Agent, Params
 from agent_jax.policy import Policy
+from agent_jax.runtime.compiler_options import compiler_options
 
 NEAR = 1e-3  # logits closer than this may be ordered either way
 _TOGETHER = 16  # windows

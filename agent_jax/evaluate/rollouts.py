@@ -18,11 +18,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from agent_jax.action_specs import TERMINAL_KEY
-from agent_jax.data.domains import Domain
+from agent_jax.actions.specs import TERMINAL_KEY
+from agent_jax.data.pipeline.domains import Domain
 from agent_jax.envs import Action
-from agent_jax.evaluate.simulators import Command, Died, Interrupted, Simulators
-from agent_jax.evaluate.stage import Seen
+from agent_jax.envs.workers.simulator_pool import Seen
+from agent_jax.envs.workers.simulators import Command, Died, Interrupted, Simulators
 
 CONCURRENT = 32  # the largest batch that a policy is compiled for
 

@@ -50,7 +50,7 @@ class Agent(nn.Module):
     """The Interactive Agent Foundation Model (Durante et al., 2024), arXiv 2402.05929, eq. 1."""
 
     config: ModelConfig
-    attention: str = "xla"  # a kernel of flash_attention.py: the training's, where acting is on another machine
+    attention: str = "xla"  # a kernel of attention_kernels.py: the training's, where acting is on another machine
 
     def setup(self) -> None:
         """Encoder, connector, language model and MAE decoder."""

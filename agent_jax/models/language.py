@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from agent_jax.config import LanguageConfig
-from agent_jax.models.flash_attention import KERNELS
-from agent_jax.models.product import product
+from agent_jax.models.attention_kernels import KERNELS
+from agent_jax.models.cpu.matmul import product
 from agent_jax.models.transformer import BlockConfig, LayerNorm, run_blocks
 
 POSITION_OFFSET = 2  # OPT keeps two rows of the table unused

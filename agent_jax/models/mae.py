@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from agent_jax.config import MaeConfig
-from agent_jax.models.flash_attention import KERNELS
+from agent_jax.models.attention_kernels import KERNELS
 from agent_jax.models.transformer import BlockConfig, Dense, LayerNorm, like, run_blocks
 from agent_jax.models.vision import sincos_positions
 

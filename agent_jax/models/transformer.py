@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from agent_jax.models.attention import attend
-from agent_jax.models.product import add_bias, product
+from agent_jax.models.cpu.matmul import add_bias, product
 from agent_jax.models.remat import POLICIES, kept, stacks_slowly
-from agent_jax.sharding import constrain_rows
+from agent_jax.runtime.sharding import constrain_rows
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ import numpy as np
 
 from agent_jax.config import VisionConfig
 from agent_jax.models.attention import attend
-from agent_jax.models.flash_attention import KERNELS
+from agent_jax.models.attention_kernels import KERNELS
 from agent_jax.models.transformer import BlockConfig, Dense, LayerNorm, like, run_blocks
 
 # CLIP's normalisation (Radford et al., 2021; HF CLIPImageProcessor).

@@ -22,12 +22,9 @@ from typing import Any
 
 from absl import app, flags
 
-from agent_jax import command_line
-from agent_jax.command_line import define_config, parse_flags, refuse
 from agent_jax.config import Config, from_config_dict
-from agent_jax.interrupts import end_at_once
+from agent_jax.config.kernels import PLATFORM, kernel_on
 from agent_jax.json_files import check_json_path, write_json
-from agent_jax.kernels import PLATFORM, kernel_on
 from agent_jax.plan.compiled import CompiledStep, DoesNotFitError, compile_step
 from agent_jax.plan.devices import prepare
 from agent_jax.plan.report import plan_record, plan_text
@@ -35,6 +32,9 @@ from agent_jax.plan.roofline import Roofline, roofline
 from agent_jax.plan.row import PlannedRow, planned_row
 from agent_jax.plan.search import fastest, outcome_line, search, table_head
 from agent_jax.plan.topology import Topology, find_topology
+from agent_jax.runtime import command_line
+from agent_jax.runtime.command_line import define_config, parse_flags, refuse
+from agent_jax.runtime.interrupts import end_at_once
 
 _CONFIG = define_config()
 _TOPOLOGY = flags.DEFINE_string("topology", "", "v4-32, v5e-16, v6e-8, h100-8, 2xv4-32, ...; required.")

@@ -21,21 +21,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from agent_jax.batch import Batch
-from agent_jax.compiler_options import QUICKLY_COMPILED
 from agent_jax.config import Config
-from agent_jax.flops import KERNEL, model_and_recomputed, operations, total_flops
 from agent_jax.models.agent import abstract_params
-from agent_jax.optimizer import make_optimizer
 from agent_jax.plan import hlo
 from agent_jax.plan.collectives import Collective, collectives
 from agent_jax.plan.cpu_estimate import estimated_collectives, estimated_memory_bytes
+from agent_jax.plan.flops import KERNEL, model_and_recomputed, operations, total_flops
 from agent_jax.plan.messages import captured_stderr
 from agent_jax.plan.row import PlannedRow
 from agent_jax.plan.traffic import matmul_flops, memory_bytes
-from agent_jax.sharding import make_mesh, row_shards
-from agent_jax.sharding_report import bytes_by_part
-from agent_jax.train_state import TrainState, abstract_state, state_shardings
-from agent_jax.train_step import make_train_step
+from agent_jax.runtime.compiler_options import QUICKLY_COMPILED
+from agent_jax.runtime.sharding import make_mesh, row_shards
+from agent_jax.train.optimizer import make_optimizer
+from agent_jax.train.sharding_report import bytes_by_part
+from agent_jax.train.state import TrainState, abstract_state, state_shardings
+from agent_jax.train.step import make_train_step
 
 REMATERIALISATION = "Involuntary full rematerialization"
 # Of TF_CPP_MIN_LOG_LEVEL: XLA says such things as warnings, which are hidden from 2 on.

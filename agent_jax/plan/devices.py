@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
-from agent_jax.extras import install
 from agent_jax.plan.gpu_target import has_compiler
 from agent_jax.plan.topology import Topology
+from agent_jax.runtime.extras import install
 
 
 def prepare(topology: Topology) -> tuple[list[Any], str]:

@@ -13,9 +13,9 @@ from agent_jax.plan.compiled import CompiledStep, hidden_warnings
 from agent_jax.plan.roofline import PAPER_FLOPS, Roofline
 from agent_jax.plan.row import PlannedRow
 from agent_jax.plan.topology import Topology
-from agent_jax.sharding import RULES, microbatches_of_step, path_name, row_shards, rule_for
-from agent_jax.sharding_report import bytes_by_part
-from agent_jax.train_state import state_shardings
+from agent_jax.runtime.sharding import RULES, microbatches_of_step, path_name, row_shards, rule_for
+from agent_jax.train.sharding_report import bytes_by_part
+from agent_jax.train.state import state_shardings
 
 GIB, MIB = 2**30, 2**20
 LARGE_ELEMENTS = 65_536  # as in the test of the rules

@@ -1,7 +1,7 @@
 """The rows of a run whose data are not here: their size follows from the config alone, as an upper bound.
 
-Training shortens its rows to what the windows of the data fill (data/packing.py); without them, a row is as long as
-`data.layout.row_size` makes it for the longest windows and texts that the config allows.
+Training shortens its rows to what the windows of the data fill (data/pipeline/packing.py); without them, a row
+is as long as `row_size` makes it for the longest windows and texts that the config allows.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import dataclasses
 from etils import epath
 
 from agent_jax.actions import BABYAI, ActionSpec, BoundSpec, StateSpec
+from agent_jax.actions.declarations import closed, vocabulary_blocks
+from agent_jax.actions.text_tokenizer import ByteTokenizer
+from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.batch import RowSize
 from agent_jax.config import Config, DomainConfig
-from agent_jax.data.domains import Domain
-from agent_jax.data.layout import row_size
+from agent_jax.data.pipeline.domains import Domain
+from agent_jax.data.pipeline.layout import row_size
 from agent_jax.models.agent import training_visual_tokens
-from agent_jax.spec_declarations import closed, vocabulary_blocks
-from agent_jax.text_tokenizer import ByteTokenizer
-from agent_jax.vocabulary import Vocabulary
 
 OPT_TEXT_IDS = 50_265  # of OPT's tokenizer
 

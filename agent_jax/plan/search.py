@@ -23,8 +23,8 @@ from agent_jax.models.agent import abstract_params
 from agent_jax.plan.compiled import CompiledStep, DoesNotFitError
 from agent_jax.plan.roofline import Roofline
 from agent_jax.plan.topology import Topology
-from agent_jax.sharding import AXES, check_divides, make_mesh, tree_shardings
-from agent_jax.sharding_report import bytes_by_part
+from agent_jax.runtime.sharding import AXES, check_divides, make_mesh, tree_shardings
+from agent_jax.train.sharding_report import bytes_by_part
 
 REMAT = ("none", "dots", "full")  # from the most memory to the most work
 COPIES = 4  # of the parameters in float32: themselves, both moments, gradients

@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 
 from agent_jax.client.connection import TOKEN_VARIABLE
-from agent_jax.extras import install
-from agent_jax.interrupts import end_at_once, ignored
+from agent_jax.runtime.extras import install
+from agent_jax.runtime.interrupts import end_at_once, ignored
 from agent_jax.serve.options import ServeOptions, read_token
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -82,8 +82,8 @@ def _serve(options: argparse.Namespace) -> None:
     token = read_token(options.token_file)
 
     from agent_jax.actions import ActionSpec
-    from agent_jax.host_memory import tune_heap
     from agent_jax.policy import Policy
+    from agent_jax.runtime.host_memory import tune_heap
     from agent_jax.serve.handshake import metadata
     from agent_jax.serve.limits import ActionLimits
     from agent_jax.serve.server import Server

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from agent_jax.policy import Prepared
+    from agent_jax.policy.policy import Prepared
 
 _log = logging.getLogger(__name__)
 

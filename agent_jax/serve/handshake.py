@@ -12,7 +12,7 @@ import numpy as np
 import agent_jax
 from agent_jax.actions import ActionSpec, BoundSpec, Choice, StateSpec
 from agent_jax.client.wire import PROTOCOL
-from agent_jax.data.domains import Domain
+from agent_jax.data.pipeline.domains import Domain
 
 
 def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float,

@@ -16,8 +16,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from agent_jax.action_parts import inner
 from agent_jax.actions import TERMINAL_KEY, ActionSpec
+from agent_jax.actions.parts import inner
 from agent_jax.json_files import parse_json
 
 _LARGEST = float(np.finfo(np.float32).max)  # actions are float32

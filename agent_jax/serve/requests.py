@@ -11,8 +11,8 @@ import numpy as np
 
 from agent_jax.client import wire
 from agent_jax.client.pictures import advice, shown
-from agent_jax.data.domains import Domain
-from agent_jax.data.transforms import LONGEST_SIDE
+from agent_jax.data.images import LONGEST_SIDE
+from agent_jax.data.pipeline.domains import Domain
 
 _FIELDS = {"act": {"type", "images", "instruction", "state"}, "reset": {"type"}}
 _LONGEST_TEXT = 10_000  # characters; tokenising more is work that no instruction is worth

@@ -27,7 +27,7 @@ from websockets.http11 import Request, Response
 from agent_jax.client import wire
 from agent_jax.client.connection import TOKEN_VARIABLE
 from agent_jax.policy import Policy
-from agent_jax.processor import cores
+from agent_jax.runtime.processor import cores
 from agent_jax.serve.batching import Batcher, PolicyFailedError
 from agent_jax.serve.figures import Figures
 from agent_jax.serve.limits import ActionLimits, Rate, RefusedActionError

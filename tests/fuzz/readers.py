@@ -21,21 +21,22 @@ import vpt_pairs
 from data_stores import arm_store, babyai_domain, babyai_store
 from etils import epath
 
-from agent_jax import checkpoint_meta, presets
 from agent_jax.actions import LANGUAGE_TABLE, MINECRAFT, ActionSpec
-from agent_jax.checkpoint_meta import DamagedCheckpointError
+from agent_jax.actions.text_tokenizer import load_tokenizer
+from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints import meta as checkpoint_meta
+from agent_jax.checkpoints.meta import DamagedCheckpointError
 from agent_jax.client import wire
-from agent_jax.convert.weights_folder import open_folder
-from agent_jax.data.prepare_config import PrepareConfig, read_prepare_config
-from agent_jax.data.sources import open_source
-from agent_jax.data.store import open_store
-from agent_jax.data.transforms import encode_jpeg, encode_png, prepare_image
+from agent_jax.config import presets
+from agent_jax.convert.huggingface.weights_folder import open_folder
+from agent_jax.data.images import encode_jpeg, encode_png, prepare_image
+from agent_jax.data.prepare.config import PrepareConfig, read_prepare_config
+from agent_jax.data.prepare.sources import open_source
+from agent_jax.data.store.store import open_store
 from agent_jax.json_files import read_json_object
-from agent_jax.metrics import MetricsLog
 from agent_jax.serve.limits import ActionLimits
 from agent_jax.serve.requests import read_request
-from agent_jax.text_tokenizer import load_tokenizer
-from agent_jax.vocabulary import Vocabulary
+from agent_jax.train.metrics import MetricsLog
 
 
 @dataclasses.dataclass(frozen=True)

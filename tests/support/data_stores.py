@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, MINECRAFT, BoundSpec
-from agent_jax.data.domains import Domain
-from agent_jax.data.store import Store
-from agent_jax.data.writer import episode_features, write_store
-from agent_jax.vocabulary import Vocabulary
+from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.data.pipeline.domains import Domain
+from agent_jax.data.store.store import Store
+from agent_jax.data.store.writer import episode_features, write_store
 
 BABYAI_FEATURES = episode_features((16, 16, 3), BABYAI.fields)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from tiny_checkpoints import Made, make_checkpoint
 
+from agent_jax.convert.parity.pytorch import Parity
 from agent_jax.convert.to_pytorch import export
-from agent_jax.convert.torch_parity import Parity
 
 KINDS: dict[str, dict[str, Any]] = {
     # Robot and game, images one by one, the loss as in the paper; the averaged parameters.

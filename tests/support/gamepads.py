@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 from videos import write_video
 
-from agent_jax.vocabulary import BLEEDING_EDGE_BUTTONS
+from agent_jax.actions.vocabulary import BLEEDING_EDGE_BUTTONS
 
 STICKS = ("left_stick_x", "left_stick_y", "right_stick_x", "right_stick_y")
 

@@ -11,13 +11,13 @@ import numpy as np
 import small_runs
 
 from agent_jax.config import DomainConfig
-from agent_jax.data.loader import Loader
+from agent_jax.data.pipeline.loader import Loader
+from agent_jax.data.pipeline.run_data import open_data, with_vocabulary
 from agent_jax.models.agent import abstract_params
-from agent_jax.optimizer import make_optimizer
-from agent_jax.run_data import open_data, with_vocabulary
-from agent_jax.sharding import make_mesh, shard_batch
-from agent_jax.train_state import init_state
-from agent_jax.train_step import StepMetrics, make_train_step
+from agent_jax.runtime.sharding import make_mesh, shard_batch
+from agent_jax.train.optimizer import make_optimizer
+from agent_jax.train.state import init_state
+from agent_jax.train.step import StepMetrics, make_train_step
 
 
 def train_two_steps(store: Path, domain: DomainConfig, blocks: tuple[str, ...] = ("iafm",),

@@ -91,7 +91,7 @@ def script_lines(body: str, count: int, **timeouts: float) -> list[list[str]]:
     """Processes that join and then execute `body`, which sees `distributed` and its number `me`."""
     script = "\n".join([
         "import os, signal, sys, time, jax",
-        "from agent_jax import distributed",
+        "from agent_jax.runtime import distributed",
         "jax.config.update('jax_num_cpu_devices', 2)",
         "values = dict(flag.removeprefix('--').split('=') for flag in sys.argv[1:])",
         "kinds = {'coordinator': str, 'processes': int, 'process': int}",

@@ -8,10 +8,10 @@ from typing import Any
 
 from tiny_checkpoints import Made, make_checkpoint
 
-from agent_jax.data.store import Store
-from agent_jax.data.writer import write_store
+from agent_jax.data.store.store import Store
+from agent_jax.data.store.writer import write_store
 from agent_jax.envs import load
-from agent_jax.envs.worker import demonstrate, demonstration_features
+from agent_jax.envs.workers.demonstration_worker import demonstrate, demonstration_features
 
 SIZE = 28  # pixels; unlike the agent's, so that images are resized on both ways
 

@@ -16,7 +16,7 @@ from data_stores import babyai_domain, language_table_domain
 from packed_rows import random_params
 
 from agent_jax.config import Config, LanguageConfig, MaeConfig, ModelConfig, VisionConfig
-from agent_jax.data.domains import Domain
+from agent_jax.data.pipeline.domains import Domain
 from agent_jax.policy import Policy
 from agent_jax.serve.handshake import metadata
 from agent_jax.serve.limits import ActionLimits

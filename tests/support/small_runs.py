@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from data_stores import babyai_store
 
-from agent_jax import metrics, presets, report
-from agent_jax.config import Config, from_config_dict, to_config_dict
-from agent_jax.train import Run, train
-from agent_jax.train_state import TrainState
+from agent_jax.config import Config, from_config_dict, presets, to_config_dict
+from agent_jax.train import metrics, report
+from agent_jax.train.loop import Run, train
+from agent_jax.train.state import TrainState
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STOPPED_AT = 7

@@ -21,7 +21,8 @@ from agent_jax.actions import (
     BoundSpec,
     StateSpec,
 )
-from agent_jax.checkpoint import Checkpoints
+from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints.checkpoint import Checkpoints
 from agent_jax.config import (
     Config,
     DomainConfig,
@@ -32,10 +33,9 @@ from agent_jax.config import (
     VisionConfig,
     VocabularyConfig,
 )
-from agent_jax.data.domains import Domain
+from agent_jax.data.pipeline.domains import Domain
 from agent_jax.models.agent import Params
-from agent_jax.restart import checkpoint_meta
-from agent_jax.vocabulary import Vocabulary
+from agent_jax.train.restart import checkpoint_meta
 
 # Domains without actions, by their layout.
 LAYOUTS: dict[str, dict[str, Any]] = {"caption": {"layout": "answer", "answer": "answer", "max_answer": 8},
@@ -95,7 +95,7 @@ def make_checkpoint(path: Path, names: Sequence[str] = ("table", "minecraft"), *
     state: dict[str, Any] = {"params": raw}
     average = raw
     if config.optimizer.ema:
-        from agent_jax.optimizer import make_optimizer
+        from agent_jax.train.optimizer import make_optimizer
 
         average = jax.tree.map(lambda leaf: leaf * 1.25, raw)
         # An average begins at what it is given.

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.config import LanguageConfig, MaeConfig
-from agent_jax.convert.architecture import language_config
-from agent_jax.fingerprint import flat
+from agent_jax.convert.huggingface.architecture import language_config
 
 MAE = MaeConfig(width=16, depth=1, heads=2, mlp_width=16)
 SMALL_MAE = [f"--config.model.mae.{name}={value}" for name, value in dataclasses.asdict(MAE).items()

@@ -1,1 +1,0 @@
-"""How a policy acts: observations are prepared, laid out and decoded into actions (see policy.py)."""

@@ -1,0 +1,34 @@
+"""ActionSpecs and StateSpecs of the environments that the paper does not have, for configs: no simulator is imported.
+
+Each spec names a vocabulary block of its own: `config.vocabulary.blocks = ("metaworld",)` makes it of its tokens.
+"""
+
+from __future__ import annotations
+
+from agent_jax.actions import arms
+from agent_jax.actions.controls import Buttons, Camera
+from agent_jax.actions.specs import ActionSpec, Group, StateSpec
+
+# 21 bins as in the paper, in a hand that moves 1 cm a step at most: bins of 1 mm.
+METAWORLD = ActionSpec.from_dict(arms.arm_spec(
+    "metaworld", names=("dx", "dy", "dz", "gripper"), low=-1.0, high=1.0, unit=("cm", "cm", "cm", ""),
+    frame="world; the gripper is a force, 1 closes", count=21))
+# Where the hand can be in all 50 tasks. 101: bins of a centimetre or less, the distance of a step.
+METAWORLD_STATE = StateSpec.from_dict(arms.state_spec(
+    "metaworld", key="state", names=("x", "y", "z", "gripper"), low=(-0.525, 0.348, -0.0525, 0.0),
+    high=(0.525, 1.025, 0.7, 1.0), unit=("m", "m", "m", ""), frame="world; the gripper is open at 1", count=101))
+
+VIZDOOM_BUTTONS = ("forward", "back", "left", "right")  # keys W, S, A, D
+VIZDOOM = ActionSpec(
+    name="vizdoom",
+    block="vizdoom",
+    groups=(Group("STARTACTION", (Buttons("buttons", VIZDOOM_BUTTONS), Camera("camera", low=-30, high=30)),
+                  "ENDOFACTION"),),
+    rate_hz=35 / 4,  # the game's 35 tics a second, 4 of them a step
+    frame="the player's view",
+    absolute=False,
+)
+
+# The same as those of its demonstrations (agent_jax.data.prepare.sources.robomimic.robomimic).
+LIBERO = ActionSpec.from_dict(arms.osc_pose_spec("libero"))
+LIBERO_STATE = StateSpec.from_dict(arms.osc_pose_state("libero"))

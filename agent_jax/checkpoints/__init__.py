@@ -1,0 +1,1 @@
+"""Checkpoints: arrays, meta data, retention, restoring."""

@@ -1,0 +1,85 @@
+"""Restoring a step to act, evaluate or export with: its parameters, without the optimizer or a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from absl import logging
+
+from agent_jax.checkpoints import checkpoint
+from agent_jax.checkpoints.fingerprint import flat
+from agent_jax.config import Config, from_config_dict
+from agent_jax.models.agent import Params, abstract_params
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTaken:
+    """Which step of a run something acts by."""
+
+    directory: Any  # of the checkpoints
+    step: int
+    passed_over: tuple[int, ...] = ()  # damaged newer steps, the newest first
+
+
+@dataclasses.dataclass(frozen=True)
+class ActingCheckpoint:
+    """A step to act, evaluate or export with."""
+
+    taken: StepTaken
+    meta: dict[str, Any]
+    config: Config
+    params: Params
+
+
+def load_to_act(path: Any, step: int | None = None, *, averaged: bool = True) -> ActingCheckpoint:
+    """The newest undamaged step; damaged newer ones are passed over, which one line of the log says.
+
+    Args:
+        path: a workdir, its checkpoints directory, or one step in it.
+        step: this one and no other; by default the one that `path` names, if it names one.
+        averaged: the averaged parameters where the run kept some, or else the last ones.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        DamagedCheckpointError: the step is damaged, or every one.
+        OSError, ValueError: as `checkpoint.restore_parameters`.
+    """
+    directory, named = checkpoint.locate(path)
+    step = named if step is None else step
+
+    def read(step: int) -> ActingCheckpoint:
+        meta = checkpoint.read_meta(directory, step)
+        config = from_config_dict(meta["config"])
+        if averaged:
+            params = restore_acting_parameters(directory, config, step)
+        else:
+            params, _ = checkpoint.restore_parameters(directory, abstract_params(config.model), step=step)
+        return ActingCheckpoint(StepTaken(directory, step), meta, config, params)
+
+    if step is not None:
+        return read(step)
+    found, passed_over = checkpoint.newest_undamaged(directory, read)
+    if not passed_over:
+        return found
+    reasons = "; ".join(" ".join(reason.split()) for reason in passed_over.values())
+    logging.warning("Step %d of %s is taken. Passed over as damaged: %s", found.taken.step, directory, reasons)
+    return dataclasses.replace(found, taken=dataclasses.replace(found.taken, passed_over=tuple(passed_over)))
+
+
+def restore_acting_parameters(directory: Any, config: Config, step: int | None = None) -> Params:
+    """The parameters of a checkpoint to evaluate, act or export with: the averaged ones where the run kept some.
+
+    Raises:
+        FileNotFoundError, DamagedCheckpointError, ValueError: as `checkpoint.restore_parameters`.
+    """
+    shapes = abstract_params(config.model)
+    params, meta = checkpoint.restore_parameters(directory, shapes, step=step)
+    if not meta["ema"]:
+        return params
+    # Frozen parameters have no average.
+    held = {path: leaf for path, leaf in flat(shapes).items() if f"{meta['ema']}/{path}" in meta["fingerprint"]}
+    average, _ = checkpoint.restore_parameters(directory, held, step=meta["step"], subtree=meta["ema"])
+    leaves = [average.get(path, leaf) for path, leaf in flat(params).items()]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)

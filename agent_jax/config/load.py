@@ -1,0 +1,44 @@
+"""Between a config file's ConfigDict and a checked `Config`.
+
+A config file's `get_config()` starts from `to_config_dict(Config())` (configs/default.py) and changes what differs.
+Commands turn the overridden ConfigDict into a `Config` at once with `from_config_dict`; nothing else sees a ConfigDict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from agent_jax.config.checks import validate
+from agent_jax.config.schema import Config
+from agent_jax.fields import build_field
+
+
+def to_config_dict(config: Any) -> ConfigDict:
+    """The ConfigDict of a dataclass, field by field, locked: `get_config()` of a config file starts from it."""
+
+    def convert(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {field.name: convert(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {key: convert(item) for key, item in value.items()}
+        return value
+
+    return ConfigDict(convert(config)).lock()
+
+
+def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
+    """The checked `Config` of a ConfigDict or of a plain (JSON) mapping.
+
+    Raises:
+        ValueError: names the field, what was found and what was expected, for an unknown field (with the nearest known
+            one), a wrong type, or values that contradict each other.
+    """
+    # A config file that could not be read is an object that says so at the first access to an attribute.
+    plain = config if isinstance(config, Mapping) else config.to_dict()
+    made = build_field(Config, plain, "config")
+    validate(made)
+    return made

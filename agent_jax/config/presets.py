@@ -1,0 +1,223 @@
+"""What config files are made of: changes to the default config, applied in order.
+
+    def get_config(variant: str = "") -> ConfigDict:
+        return build(variant, {"": [_main], "smoke": [_main, _smoke]})
+
+A change is a function that sets fields of an unlocked ConfigDict. They live in the package, not in configs/, because a
+config file is executed by its path, from whatever directory, and can import nothing that lies beside it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from agent_jax.actions.arms import arm_spec, state_spec
+from agent_jax.actions.datasets import CALVIN, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, MINECRAFT
+from agent_jax.config.load import from_config_dict, to_config_dict
+from agent_jax.config.schema import Config, DomainConfig
+
+Draft = Any  # an unlocked ConfigDict, whose annotations take every field for a number or a string
+Change = Callable[[Draft], None]
+
+__all__ = ["Change", "Draft", "arm_spec", "build", "clip_l14", "code", "domain", "opt_1_3b", "opt_6_7b", "paper",
+           "paper_augmentation", "pretraining", "simulator_agent", "simulator_smoke", "small_model", "state_spec",
+           "tiny_run"]
+
+
+def build(variant: str, variants: Mapping[str, Sequence[Change]]) -> ConfigDict:
+    """The config of a file's variant: the default one with the variant's changes, checked and locked.
+
+    Args:
+        variant: what stands behind the colon in `--config FILE:VARIANT`; "" where nothing does.
+        variants: the changes of each variant.
+
+    Raises:
+        ValueError: for a variant that the file does not have, with those it has; for values that contradict each other.
+    """
+    if variant not in variants:
+        near = difflib.get_close_matches(variant, variants, n=1)
+        known = ", ".join(name if name else "'' (no colon)" for name in variants)
+        raise ValueError(f"config variant: found {variant!r}, expected one of {known}"
+                         + (f"; did you mean {near[0]!r}?" if near else ""))
+    config: Draft = to_config_dict(Config()).unlock()
+    for change in variants[variant]:
+        change(config)
+    from_config_dict(config)
+    return config.lock()
+
+
+def domain(**fields: Any) -> Draft:
+    """A data set for `config.data.domains`: the default fields with those given here.
+
+    Raises:
+        TypeError: for a field that a domain does not have.
+    """
+    return to_config_dict(DomainConfig(**fields)).unlock()
+
+
+def paper_augmentation(config: Draft) -> None:
+    """Changes of colour of the paper's pre-training; it names none for fine-tuning."""
+    config.data.augmentation.brightness = (0.7, 1.4)
+    config.data.augmentation.saturation = (0.7, 1.4)
+    config.data.augmentation.hue = 0.05
+
+
+def pretraining(config: Draft) -> None:
+    """The paper's pre-training on three of its four data sets (Bleeding Edge is not public), in bfloat16.
+
+    Where the data and OPT's tokenizer lie is left to flags.
+    """
+    config.model.dtype = "bfloat16"
+    config.model.remat = "dots"
+    # All layers one after another: in a scan, writing and reading its stacked arrays is a quarter of what a step moves
+    # through memory, which bounds it. In return it takes a third to a half more memory, and longer to compile.
+    config.model.unroll = 12
+    config.vocabulary.tokenizer = "opt_tokenizer"  # a directory with OPT's vocab.json and merges.txt: pass yours
+    # Weights of 1: plain concatenation, as in the paper. Windows and their number are the paper's.
+    config.data.domains = {
+        "language_table": domain(  # 1,233,659 windows
+            instruction="steps/observation/instruction", action_spec=LANGUAGE_TABLE.to_dict(),
+            state_spec=LANGUAGE_TABLE_STATE.to_dict(), window=4, stride=4,
+        ),
+        "calvin": domain(  # 360,566; the bins of its state follow its statistics, so the data set brings them
+            action_spec=CALVIN.to_dict(), window=4, stride=4
+        ),
+        "minecraft": domain(action_spec=MINECRAFT.to_dict(), window=9, stride=9),  # 525,309
+    }
+    paper_augmentation(config)
+    config.data.workers = 16
+    config.data.prefetch = 8
+    config.train.batch_size = 768  # 192 GPUs of 4, by the paper's compute
+    config.train.steps = 276_000  # 100 epochs of 2,119,534 windows
+    config.train.validate_every = 2_000
+    config.train.validation_batches = 16
+    config.checkpoint.every = 2_000
+
+
+def clip_l14(config: Draft) -> None:
+    """CLIP ViT-L/14 as the encoder: 1 + 256 visual tokens an image, so games are cut into windows of 7 images."""
+    vision = config.model.vision
+    vision.patch_size, vision.width, vision.depth, vision.heads, vision.mlp_width = 14, 1024, 24, 16, 4096
+    config.model.unroll = 1  # twice the layers, and bound by their products
+    games = config.data.domains["minecraft"]
+    games.window = games.stride = 7  # 9 would take 2,600 of OPT's 2,048 positions
+
+
+def opt_1_3b(config: Draft) -> None:
+    """OPT-1.3B as the language model (Zhang et al., 2022, table 1)."""
+    _opt(config, width=2048, depth=24, heads=32)
+
+
+def opt_6_7b(config: Draft) -> None:
+    """OPT-6.7B as the language model (Zhang et al., 2022, table 1)."""
+    _opt(config, width=4096, depth=32, heads=32)
+
+
+def _opt(config: Draft, *, width: int, depth: int, heads: int) -> None:
+    language = config.model.language
+    language.width, language.depth, language.heads, language.mlp_width = width, depth, heads, 4 * width
+
+
+def paper(config: Draft) -> None:
+    """Where paper and authors' code differ, the paper: sin-cos positions, eq. 1 and eq. 5 as they are written."""
+    config.model.vision.positions = "sincos"
+    config.model.visual_tokens = "all"
+    config.loss.form = "eq5"
+
+
+def code(config: Draft) -> None:
+    """Where paper and authors' code differ, the code: CLIP's table, one masked pass, means weighted 2 and 1."""
+    config.model.vision.positions = "clip"
+    config.model.visual_tokens = "visible"
+    config.loss.form = "mean"
+    config.loss.token = 2.0
+    config.loss.mae = 1.0
+
+
+def small_model(config: Draft, *, image_size: int, patch_size: int, width: int, heads: int, vision_depth: int,
+                language_depth: int, positions: int) -> None:
+    """An agent to be trained from scratch on little data: one width throughout, a shallow decoder, no dropout.
+
+    Args:
+        config: changed in place.
+        image_size: pixels.
+        patch_size: pixels.
+        width: of encoder, language model and decoder; MLPs are twice as wide, half of what is usual, for speed.
+        heads: of all three.
+        vision_depth: blocks of the encoder.
+        language_depth: blocks of the language model.
+        positions: the longest row, in slots.
+    """
+    vision, language, mae = config.model.vision, config.model.language, config.model.mae
+    vision.image_size, vision.patch_size = image_size, patch_size
+    for part, depth in ((vision, vision_depth), (language, language_depth), (mae, 1)):
+        part.width, part.heads, part.mlp_width, part.depth = width, heads, 2 * width, depth
+        part.activation = "relu"  # cheaper than GELU on a CPU
+    language.positions = positions
+    language.dropout = 0.0
+
+
+def simulator_agent(config: Draft, environment: str, *, image_size: int) -> None:
+    """What small agents have in common that learn a simulator's tasks on a CPU; comes after `small_model`.
+
+    Args:
+        config: changed in place.
+        environment: of the demonstrations and the closed loop; names the vocabulary block of its actions as well.
+        image_size: pixels of what it shows.
+    """
+    config.vocabulary.tokenizer = "bytes"  # needs no files, and "go to the yellow medikit" is 25 tokens
+    config.vocabulary.blocks = (environment,)
+
+    config.model.mae.width = 32
+    config.model.mae.mlp_width = 64
+    config.model.unroll = 4
+    # So that tokens and positions tell slots apart from the start; OPT's 0.02 is for long pre-training.
+    config.model.language.token_std = 0.5
+    config.model.language.position_std = 0.5
+
+    # Nearly all of what there is to learn is in the few tokens of an action. The others must not drown them.
+    config.loss.token = 1.0
+    config.loss.language = 0.1
+    config.loss.mae = 0.1
+
+    config.data.demonstrations.environment = environment
+    config.data.demonstrations.image_size = image_size
+    config.closed_loop.environment = environment
+
+    config.optimizer.b2 = 0.98
+    config.optimizer.clip_norm = 1.0
+    config.train.batch_size = 16
+    config.train.log_every = 100
+
+
+def simulator_smoke(config: Draft, task: str, *, episodes: int, validation_episodes: int, acting: int) -> None:
+    """All that such an agent's run does, in a few steps and episodes of one task.
+
+    Args:
+        config: changed in place.
+        task: of the environment.
+        episodes: demonstrated for training.
+        validation_episodes: demonstrated for validation.
+        acting: episodes acted at the end.
+    """
+    tiny_run(config, steps=4)
+    config.train.batch_size = 4
+    config.data.demonstrations.episodes = {task: episodes}
+    config.data.demonstrations.validation_episodes = validation_episodes
+    config.data.demonstrations.processes = 1
+    config.closed_loop.episodes = {task: acting}
+
+
+def tiny_run(config: Draft, *, steps: int = 2) -> None:
+    """A model of a few thousand parameters and a run of a few steps: does everything hold together?"""
+    small_model(config, image_size=56, patch_size=14, width=16, heads=2, vision_depth=1, language_depth=1,
+                positions=config.model.language.positions)
+    config.train.steps = steps
+    config.train.log_every = 1
+    config.train.validate_every = 0
+    config.train.validation_batches = 1
+    config.checkpoint.every = 0

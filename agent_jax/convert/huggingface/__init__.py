@@ -1,0 +1,1 @@
+"""CLIP and OPT weights of Hugging Face, loaded into the agent."""

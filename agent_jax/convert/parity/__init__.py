@@ -1,0 +1,1 @@
+"""Comparing the agent with PyTorch, number by number."""

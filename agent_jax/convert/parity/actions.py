@@ -1,0 +1,141 @@
+"""The choices of actions that an exported agent makes, held against ours: teacher-forced, among the legal ids.
+
+Ours come from the whole row at once; PyTorch's from the whole row, and again id by id out of its key-value cache, as
+it acts. Choices are the same wherever our two best logits differ by more than `NEAR`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from agent_jax.convert.parity.tolerance import STACK, Comparison, compare
+from agent_jax.convert.pytorch import torch_agent
+from agent_jax.data.pipeline.domains import Domain
+from agent_jax.data.pipeline.layout import Step, Window, window_need
+
+NEAR = 1e-3  # logits closer than this may be ordered either way
+
+
+@dataclasses.dataclass(frozen=True)
+class Actions:
+    """Choices made twice."""
+
+    compared: int
+    different: int  # although our two best logits differ by more than NEAR
+    near_ties: int  # of the compared: those that do not
+
+    def to_dict(self) -> dict[str, int]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """One id of an action where several are legal."""
+
+    sample: int
+    step: int
+    row: int
+    target: int  # of the row
+    legal_A: np.ndarray
+    teacher: int
+
+
+def compare_actions(ours_BTK: np.ndarray, theirs_BTK: np.ndarray, rows: Sequence[Sequence[Window]],
+                    domains: Mapping[str, Domain], folder: pathlib.Path, agent: torch_agent.Agent
+                    ) -> tuple[Actions, list[Comparison]]:
+    """Compare every choice of every action in the rows.
+
+    Args:
+        ours_BTK: our logits of all targets.
+        theirs_BTK: PyTorch's, of the whole row.
+        rows: samples of each row.
+        domains: by name.
+        folder: the exported one.
+        agent: loaded from it, in f32.
+
+    Returns:
+        The count of choices, and the logits of the cache compared with ours, a row a domain.
+    """
+    compared = different = ties = 0
+    comparisons = []
+    for domain in domains.values():
+        if domain.spec is None:
+            continue
+        samples = [(number, window) for number, (_, window) in enumerate(_places(rows))
+                   if window.domain_index == domain.index]
+        choices = [choice for number, _ in samples for choice in _choices(number, rows, domain)]
+        cached = _cached(folder, agent, domain, samples, choices)
+        if domain.video:  # an image of a clip is encoded with the later ones, which acting has not seen yet
+            last = {number: len(window.steps) - 1 for number, window in samples}
+            kept = [i for i, choice in enumerate(choices) if choice.step == last[choice.sample]]
+            choices, cached = [choices[i] for i in kept], [cached[i] for i in kept]
+        ours = [ours_BTK[choice.row, choice.target, choice.legal_A] for choice in choices]
+        theirs = [theirs_BTK[choice.row, choice.target, choice.legal_A] for choice in choices]
+        for mine, *others in zip(ours, theirs, cached, strict=True):
+            second, best = np.sort(mine)[-2:]
+            for other in others:
+                compared, ties = compared + 1, ties + (best - second <= NEAR)
+                different += bool(best - second > NEAR and np.argmax(mine) != np.argmax(other))
+        if choices:
+            comparisons.append(compare(f"cached logits: {domain.name}", np.concatenate(cached), np.concatenate(ours),
+                                       STACK))
+    return Actions(compared, different, int(ties)), comparisons
+
+
+def _places(rows: Sequence[Sequence[Window]]) -> list[tuple[int, Window]]:
+    """Every sample with its row, in order."""
+    return [(number, window) for number, row in enumerate(rows) for window in row]
+
+
+def _choices(sample: int, rows: Sequence[Sequence[Window]], domain: Domain) -> list[_Choice]:
+    """The choices of one sample, in the order in which they are made."""
+    assert domain.spec is not None
+    automaton, found = domain.spec.automaton, []
+    row, window = _places(rows)[sample]
+    before = [other for other in _places(rows)[:sample] if other[0] == row]
+    target = sum(window_need(other, 1).targets for _, other in before)
+    target += 0 if window.prompt else len(window.text_ids) - 1
+    for number, step in enumerate(window.steps):
+        state = automaton.start
+        for token in step.action_ids.tolist():
+            legal_A = automaton.legal(state)
+            if len(legal_A) > 1:
+                found.append(_Choice(sample, number, row, target, legal_A, token))
+            state, target = automaton.advance(state, token), target + 1
+    return found
+
+
+def _cached(folder: pathlib.Path, agent: torch_agent.Agent, domain: Domain, samples: Sequence[tuple[int, Window]],
+            choices: Sequence[_Choice]) -> list[np.ndarray]:
+    """Logits of the legal ids at each choice, as the PyTorch policy finds them; all samples act together."""
+    policy = torch_agent.Policy(folder, domain=domain.name, agent=agent)
+    found: dict[int, np.ndarray] = {}
+    for number in range(max(len(window.steps) for _, window in samples)):
+        acting = [(sample, window) for sample, window in samples if number < len(window.steps)]
+        steps = [window.steps[number] for _, window in acting]
+        names = [sample for sample, _ in acting]
+        seen = policy.observe([step.frames for step in steps], names, None)
+        now = [(tokens, dataclasses.replace(told, state_ids=step.state_ids.tolist()))
+               for (tokens, told), step in zip(seen, steps, strict=True)]
+        waiting = {sample: [i for i, choice in enumerate(choices) if (choice.sample, choice.step) == (sample, number)]
+                   for sample in names}
+
+        def follow(row: int, logits: Mapping[int, float], names: Sequence[int] = names,
+                   waiting: Mapping[int, list[int]] = waiting) -> int:
+            choice = waiting[names[row]].pop(0)
+            found[choice] = np.array([logits[token] for token in choices[choice].legal_A.tolist()])
+            return choices[choice].teacher
+
+        policy.decode(names, [window.text_ids.tolist() for _, window in acting], now, follow)
+        for sample, (tokens, told), step in zip(names, now, steps, strict=True):
+            policy.remember(sample, tokens, _with_action(told, step))
+    return [found[number] for number in range(len(choices))]
+
+
+def _with_action(told: torch_agent.Step, step: Step) -> torch_agent.Step:
+    return dataclasses.replace(told, action_ids=step.action_ids.tolist())

@@ -1,0 +1,1 @@
+"""The agent in PyTorch: its model, its folder, its tensors."""

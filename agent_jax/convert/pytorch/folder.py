@@ -1,0 +1,135 @@
+"""What an exported folder says beside its tensors: config.json of the two Hugging Face models, tokenizer, agent.json.
+
+Plain JSON throughout: agent.json holds what a checkpoint's meta holds, and each domain's specs once more as tables of
+ids, so that torch_agent.py needs nothing of this package to act.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from agent_jax.actions import BoundSpec
+from agent_jax.actions.text_tokenizer import EOS, SPECIAL_TOKENS, HuggingFaceTokenizer, TextTokenizer
+from agent_jax.config import Config, LanguageConfig, VisionConfig
+from agent_jax.convert.huggingface.architecture import OPT_EPS
+from agent_jax.data.pipeline.domains import Domain
+from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
+
+FORMAT = 1  # of agent.json
+
+
+def vision_json(config: VisionConfig) -> dict[str, Any]:
+    """config.json of CLIPVisionModel."""
+    return {
+        "architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model", "hidden_size": config.width,
+        "intermediate_size": config.mlp_width, "num_hidden_layers": config.depth, "num_attention_heads": config.heads,
+        "num_channels": 3, "image_size": config.image_size, "patch_size": config.patch_size,
+        "hidden_act": config.activation, "layer_norm_eps": config.layer_norm_eps, "attention_dropout": 0.0,
+        "projection_dim": config.width,
+    }
+
+
+def preprocessor_json(config: VisionConfig) -> dict[str, Any]:
+    """preprocessor_config.json: bilinear to the square, without crop."""
+    side = {"height": config.image_size, "width": config.image_size}
+    return {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "size": side,
+            "resample": 2, "do_center_crop": False, "do_rescale": True, "rescale_factor": 1 / 255,
+            "do_normalize": True, "image_mean": list(PIXEL_MEAN), "image_std": list(PIXEL_STD)}
+
+
+def language_json(config: LanguageConfig) -> dict[str, Any]:
+    """config.json of OPTForCausalLM, the vocabulary at its real length.
+
+    Raises:
+        ValueError: a norm's epsilon that OPT's config.json cannot say.
+    """
+    if config.layer_norm_eps != OPT_EPS:
+        raise ValueError(f"config.model.language.layer_norm_eps={config.layer_norm_eps}: OPT of transformers has "
+                         f"{OPT_EPS} and no field for another; such a model cannot be exported")
+    return {
+        "architectures": ["OPTForCausalLM"], "model_type": "opt", "vocab_size": config.vocabulary_size,
+        "hidden_size": config.width, "word_embed_proj_dim": config.width, "ffn_dim": config.mlp_width,
+        "num_hidden_layers": config.depth, "num_attention_heads": config.heads,
+        "activation_function": config.activation, "max_position_embeddings": config.positions,
+        "do_layer_norm_before": True, "enable_bias": True, "layer_norm_elementwise_affine": True,
+        "dropout": config.dropout, "attention_dropout": 0.0, "layerdrop": 0.0, "tie_word_embeddings": True,
+        "bos_token_id": EOS, "eos_token_id": EOS, "pad_token_id": SPECIAL_TOKENS.index("<pad>"),
+    }
+
+
+def tokenizer_json(tokenizer: TextTokenizer) -> str:
+    """tokenizer.json of the `tokenizers` library, which gives the ids that `tokenizer` gives."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer.library_json()
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    # A byte a token: byte-level BPE without a merge. Its letters for the 256 bytes are GPT-2's.
+    letters = _byte_letters()
+    ids = {token: i for i, token in enumerate(SPECIAL_TOKENS)} | {letters[byte]: 4 + byte for byte in range(256)}
+    made = Tokenizer(BPE(vocab=ids, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    return made.to_str(pretty=True)
+
+
+def _byte_letters() -> list[str]:
+    """The letter for each byte in byte-level BPE: itself where it prints, else one from U+0100 on (Radford, 2019)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
+
+
+TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "</s>", "eos_token": "</s>",
+                    "pad_token": "<pad>", "unk_token": "<unk>", "clean_up_tokenization_spaces": False,
+                    "add_prefix_space": False}
+
+
+def preprocessing_json(config: VisionConfig) -> dict[str, Any]:
+    """How an image becomes the encoder's input."""
+    return {"image_size": config.image_size, "resize": "bilinear, antialiased, no crop", "mean": list(PIXEL_MEAN),
+            "std": list(PIXEL_STD)}
+
+
+def acting_json(domain: Domain) -> dict[str, Any]:
+    """What torch_agent.Domain reads of a domain that has actions."""
+    assert domain.spec is not None
+    return {
+        "window": domain.window, "max_text": domain.max_text, "first_position": domain.first_position,
+        "video": domain.video, "image_size": domain.image_size, "cameras": list(domain.camera_names),
+        "actions": spec_json(domain.spec), "state": spec_json(domain.state) if domain.state else None,
+    }
+
+
+def spec_json(bound: BoundSpec) -> dict[str, Any]:
+    """A spec with the ids of its tokens, and its automaton as lists of (ids, states after them)."""
+    spec, vocabulary, automaton = bound.spec, bound.vocabulary, bound.automaton
+    groups = [{"start": vocabulary.id(spec.block, group.start),
+               "parts": [{**plain, "index": part.index, "ids": vocabulary.ids(spec.block, part.tokens).tolist()}
+                         for plain, part in zip(written["parts"], group.parts, strict=True)],
+               "end": vocabulary.id(spec.block, group.end)}
+              for written, group in zip(spec.to_dict()["groups"], spec.groups, strict=True)]
+    ways = []
+    for after_A in automaton.next_QA:
+        legal_A = after_A >= 0
+        ways.append([automaton.ids_A[legal_A].tolist(), after_A[legal_A].tolist()])
+    fields = {key: {"shape": list(shape), "dtype": dtype.name} for key, (shape, dtype) in spec.fields.items()}
+    return {"name": spec.name, "groups": groups, "terminal": bound.terminal_ids().tolist() if spec.terminal else [],
+            "fields": fields, "automaton": {"start": automaton.start, "accept": automaton.accept, "ways": ways}}
+
+
+def agent_json(config: Config, domains: Mapping[str, Domain], source: Mapping[str, Any]) -> str:
+    """agent.json: what the checkpoint's meta holds, and what torch_agent.py reads.
+
+    Args:
+        config: of the run.
+        domains: of the checkpoint, by name.
+        source: where the parameters come from.
+    """
+    content = {"format": FORMAT, "source": dict(source), "preprocessing": preprocessing_json(config.model.vision),
+               "config": dataclasses.asdict(config), "domains": {name: domains[name].to_meta() for name in domains},
+               "acting": {name: acting_json(domain) for name, domain in domains.items() if domain.spec}}
+    return json.dumps(content, indent=1) + "\n"

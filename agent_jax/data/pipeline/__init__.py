@@ -1,0 +1,1 @@
+"""From episodes to batches: windows, packing into rows, mixing of domains, loading."""

@@ -1,0 +1,236 @@
+"""Batches for training, in an order that depends on the seed alone: not on hosts, workers or restarts.
+
+    epoch e: samples (mixture) -> plan of rows (packing) -> rows, decoded and laid out -> global batches
+    process p of P takes the p-th part of each global batch
+
+The position is a count of rows of the whole run, the same for any number of processes. Every batch comes with the
+state that continues after it, so what is prefetched is neither lost nor repeated.
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import grain
+import numpy as np
+from absl import flags
+
+from agent_jax.batch import Batch, RowSize
+from agent_jax.data.pipeline.layout import Row, blank_row, lay_out, stack
+from agent_jax.data.pipeline.mixture import Epoch, epoch_samples
+from agent_jax.data.pipeline.packing import Plan, fitted_size, plan_rows
+from agent_jax.data.pipeline.windows import Windows
+
+# Of the main process, where no workers are. Decoding and resizing let go of the interpreter: on 2 cores two threads
+# gave 3,100 frames/s, one 1,600, two worker processes, which copy each batch, 2,400 (benchmarks/input_pipeline.py).
+_THREADS = 2
+State = dict[str, Any]  # JSON: rows of the run, epoch, row of the epoch, windows of each domain
+
+
+class PackedRows:
+    """The rows of an epoch, in order, each decoded when it is asked for."""
+
+    def __init__(self, windows: Sequence[Windows], size: RowSize, visual_tokens: int, patches: int, seed: int, *,
+                 fit: bool = False):
+        """Of the domains' windows.
+
+        Args:
+            windows: of each domain, by its index.
+            size: of a row.
+            visual_tokens: V, visual tokens of an image as the model hands them over.
+            patches: P, patches of an image.
+            seed: of order and mixture.
+            fit: shorten the rows to what the windows of the first epoch fill.
+
+        Raises:
+            ValueError: no windows at all, or one that does not fit into a row.
+        """
+        if not sum(len(domain) for domain in windows):
+            raise ValueError("data: no windows in any domain, expected at least one")
+        self.counts = [len(domain) for domain in windows]
+        self.windows, self.size, self._seed = tuple(windows), size, seed
+        self._visual_tokens, self._patches = visual_tokens, patches
+        self._first_needs = [domain.needs(visual_tokens) for domain in windows]
+        self._weights = [domain.domain.weight for domain in windows]
+        self._epochs: dict[int, tuple[Epoch, Plan]] = {}
+        if fit:
+            samples = epoch_samples(self.counts, self._weights, 0, seed)
+            largest = np.max([domain.largest(visual_tokens) for domain in windows], axis=0)
+            self.size = fitted_size(self._need(samples), largest, size, visual_tokens, self._alone(samples))
+        self.plan(0)  # what does not fit is refused now, not in a worker
+
+    def plan(self, epoch: int) -> Plan:
+        """The plan of an epoch."""
+        return self._epoch(epoch)[1]
+
+    def fill(self, epoch: int = 0) -> dict[str, float]:
+        """The used share of the rows' images, slots and targets; see `Plan.fill`."""
+        samples, plan = self._epoch(epoch)
+        return plan.fill(self._need(samples), self.size)
+
+    def row(self, epoch: int, number: int) -> Row:
+        """A row, decoded and laid out."""
+        samples, plan = self._epoch(epoch)
+        chosen = [(samples.domain_N[i], int(samples.window_N[i]), int(samples.turn_N[i])) for i in plan.row(number)]
+        read = [self.windows[domain].read(window, turn) for domain, window, turn in chosen]
+        return lay_out(read, self.size, self._visual_tokens, self._patches)
+
+    def unweighted(self) -> PackedRows:
+        """The same with every window exactly once an epoch, whatever the domains' weights in the mixture."""
+        if all(weight == 1 for weight in self._weights):
+            return self
+        other = copy.copy(self)
+        other._weights, other._epochs = [1.0] * len(self._weights), {}
+        return other
+
+    def blank(self) -> Row:
+        """A row without weight."""
+        return blank_row(self.size)
+
+    def _need(self, samples: Epoch) -> np.ndarray:
+        need_N3 = np.zeros((len(samples.domain_N), 3), np.int64)
+        for domain, windows in enumerate(self.windows):
+            mine = samples.domain_N == domain
+            if windows.domain.sampling != "random":
+                need_N3[mine] = self._first_needs[domain][samples.window_N[mine]]
+                continue
+            for turn in np.unique(samples.turn_N[mine]).tolist():
+                now = mine & (samples.turn_N == turn)
+                need_N3[now] = windows.needs(self._visual_tokens, turn)[samples.window_N[now]]
+        return need_N3
+
+    def _alone(self, samples: Epoch) -> np.ndarray:
+        """Which samples have a row for themselves, since a row has one label."""
+        return np.asarray([windows.domain.layout == "label" for windows in self.windows])[samples.domain_N]
+
+    def _epoch(self, epoch: int) -> tuple[Epoch, Plan]:
+        made = self._epochs.get(epoch)
+        if made is None:
+            samples = epoch_samples(self.counts, self._weights, epoch, self._seed)
+            made = samples, plan_rows(self._need(samples), self.size, (self._seed, epoch),
+                                      alone_N=self._alone(samples))
+            # Batches made ahead straddle two epochs at most; three, so that none is made twice.
+            self._epochs = {**dict(list(self._epochs.items())[-2:]), epoch: made}
+        return made  # not from the table: another thread may have replaced it
+
+
+class _Batches:
+    """What grain reads: this process's part of each global batch from a position onwards, without end.
+
+    An element is a whole batch, since grain's bookkeeping costs half as much as reading a row; with it goes the
+    position after it.
+    """
+
+    def __init__(self, rows: PackedRows, batch_size: int, process_index: int, process_count: int, epoch: int, row: int):
+        self._rows, self._batch_size = rows, batch_size
+        self._local, self._process_index = batch_size // process_count, process_index
+        self._first_epoch = epoch
+        self._starts = [-row]  # offset of each epoch's row 0, from the first epoch on
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> Row:
+        first = index * self._batch_size + self._process_index * self._local
+        batch = stack([self._rows.row(*self._locate(offset)) for offset in range(first, first + self._local)])
+        return {**vars(batch), "position": np.asarray(self._locate((index + 1) * self._batch_size))}
+
+    def _locate(self, offset: int) -> tuple[int, int]:
+        """Epoch and row at `offset` rows after the position this began at."""
+        starts = self._starts  # never changed, only replaced: another thread may be reading it
+        while offset >= (end := starts[-1] + len(self._rows.plan(self._first_epoch + len(starts) - 1))):
+            starts = [*starts, end]
+        self._starts = starts
+        number = bisect.bisect_right(starts, offset) - 1
+        return self._first_epoch + number, offset - starts[number]
+
+
+class Loader:
+    """An endless iterator of (Batch, state): this process's part of each global batch, made ahead."""
+
+    def __init__(self, rows: PackedRows, batch_size: int, *, process_index: int = 0, process_count: int = 1,
+                 workers: int = 0, prefetch: int = 4, state: Mapping[str, Any] | None = None):
+        """Begin at `state`, or at the first row.
+
+        Args:
+            rows: of the run.
+            batch_size: rows of a global batch.
+            process_index: number of this process.
+            process_count: processes that share each batch.
+            workers: processes that decode; 0: threads of this one. A program that asks for some needs a
+                `__main__` guard, since they are spawned.
+            prefetch: batches made ahead.
+            state: as handed out with the batch after which to go on, by any number of processes.
+
+        Raises:
+            ValueError: the batch does not divide among the processes, or the state is of other data.
+        """
+        if batch_size % process_count:
+            raise ValueError(f"batch_size={batch_size} rows must divide among {process_count} processes")
+        state = _checked_state(state or {"rows": 0, "epoch": 0, "row": 0, "windows": rows.counts}, rows)
+        self._batch_size, self._counts = batch_size, rows.counts
+        self._rows = state["rows"]
+        source = _Batches(rows, batch_size, process_index, process_count, state["epoch"], state["row"])
+        dataset: Any = grain.MapDataset.source(source)
+        threads = min(1 if workers else _THREADS, prefetch)
+        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=0 if workers else prefetch)
+        dataset = dataset.to_iter_dataset(reading)
+        if workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain reads its flags when it starts workers, also outside absl.app
+            ahead = max(1, -(-prefetch // workers))
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
+            dataset = dataset.mp_prefetch(options)
+        self._iterator = iter(dataset)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[Batch, State]:
+        """The next batch, and the state that continues after it."""
+        fields = dict(next(self._iterator))
+        epoch, row = fields.pop("position").tolist()
+        self._rows += self._batch_size
+        return Batch(**fields), {"rows": self._rows, "epoch": epoch, "row": row, "windows": list(self._counts)}
+
+    def close(self) -> None:
+        """Stop threads and worker processes."""
+        self._iterator.close()
+
+
+def validation_batches(rows: PackedRows, batch_size: int, count: int = 0, *, process_index: int = 0,
+                       process_count: int = 1) -> Iterator[Batch]:
+    """This process's part of the first `count` global batches (0: all) of one pass, in an order that never changes.
+
+    Every window is seen once, whatever its domain's weight in training.
+    The order is shuffled once, by the seed of `rows`, so that the first batches are a fair sample of the split. Rows
+    beyond the last are padding of weight 0: every process gets equally many batches, of the same shapes.
+
+    Raises:
+        ValueError: the batch does not divide among the processes.
+    """
+    if batch_size % process_count:
+        raise ValueError(f"batch_size={batch_size} rows must divide among {process_count} processes")
+    rows = rows.unweighted()
+    total = len(rows.plan(0))
+    batches = -(-total // batch_size)
+    local = batch_size // process_count
+    for batch in range(min(count, batches) if count else batches):
+        first = batch * batch_size + process_index * local
+        yield stack([rows.row(0, number) if number < total else rows.blank() for number in range(first, first + local)])
+
+
+def _checked_state(state: Mapping[str, Any], rows: PackedRows) -> State:
+    missing = [name for name in ("rows", "epoch", "row", "windows") if name not in state]
+    if missing:
+        raise ValueError(f"data state: missing {', '.join(missing)}; found {sorted(state)}. The checkpoint was written "
+                         "by another version")
+    if list(state["windows"]) != rows.counts:
+        raise ValueError(f"data state: the data sets had {list(state['windows'])} windows when it was saved, but have "
+                         f"{rows.counts} now; continue with the data, windows and strides it was trained on, or start "
+                         "a new workdir")
+    return dict(state)

@@ -1,0 +1,1 @@
+"""Other formats converted into a store of episodes."""

@@ -1,0 +1,250 @@
+"""Foreign data into the canonical store: shard by shard, by several processes, again where it was interrupted.
+
+    recordings --by split, in fixed numbers--> shards --processes--> .DIR.partial/ --finish_store--> DIR
+
+What a shard holds depends on the data and the config alone. Beside each finished shard lies its report: the state of
+the files it was made of, what was counted and left out. A command that takes up an interrupted one keeps the shards
+whose files have not changed since, and makes the others anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.actions.declarations import closed
+from agent_jax.data.paths import check_on_disk
+from agent_jax.data.prepare.config import PrepareConfig
+from agent_jax.data.prepare.shard import Counts, spec_bounds, stored_features
+from agent_jax.data.prepare.sources import open_source
+from agent_jax.data.prepare.sources.source import BadDataError, Recording, Source
+from agent_jax.data.prepare.workers import ShardPlan, run_shards
+from agent_jax.data.store.store import Store
+from agent_jax.data.store.writer import begin_store, finish_store, is_split_name, keep_shards, shard_path
+from agent_jax.runtime.directory_lock import DirectoryLock
+
+FORMAT = 2  # of how records are made: raise it where the same data and config come to make others
+_SHARD_BYTES = 64_000_000  # of source files: what a kill may cost, and what one process takes at a time
+_SHARD_RECORDINGS = 500  # at most
+_EARLY = 10_000  # steps after which too many values beyond the bounds end the command, rather than at its end
+_NOT_OF_RECORDS = ("out_of_bounds", "allow_root")  # fields of the config that decide what is refused, not what is made
+_OUTSIDE_QUANTILES = 0.05  # share beyond bounds that are the 1% and 99% quantiles of all data: 2%, but for chance
+_TOLD = 10  # recordings left out that the summary names
+
+OnError = Literal["stop", "skip"]
+
+
+def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, processes: int = 1,
+            on_error: OnError = "stop") -> tuple[Store, dict[str, Any]]:
+    """Make a canonical store of foreign data.
+
+    Args:
+        kind: of the data, a key of `sources.MODULES`.
+        path: its folder or file.
+        directory: where the store is to appear; must not exist.
+        config: what is taken from the data, and how.
+        processes: that read at a time; 1: this one.
+        on_error: what to do at a recording that cannot be read: end, or leave it out and count it.
+
+    Returns:
+        The store, and what was counted: the `summary` of its agent_jax.json.
+
+    Raises:
+        BadDataError: a recording cannot be read, all were left out, or too many values lie beyond their bounds. The
+            shards that are whole are kept for the next attempt.
+        FileExistsError: `directory` exists, or another process is making it.
+        FileNotFoundError, ModuleNotFoundError, ValueError: as `sources.open_source`.
+    """
+    check_on_disk(path, "--path")
+    check_on_disk(directory, "--out")
+    lock = DirectoryLock(directory.parent / f".{directory.name}.lock", str(directory),
+                         "wait for that one to end, or prepare into another folder")
+    with lock:
+        source = open_source(kind, path, config)
+        _check_rate(source)
+        for note in source.schema.notes:  # at once: it may be hours until the summary
+            print(f"prepare: {note}", file=sys.stderr, flush=True)
+        splits = split_recordings(source.recordings(), config.validation)
+        if not splits:
+            raise BadDataError(f"{path}: holds no recordings of kind {kind!r}, expected at least one")
+        made_by = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_OF_RECORDS}
+        metadata = {"action_spec": dict(source.action_spec), "state_spec": dict(source.state_spec),
+                    "rate_hz": source.rate_hz, "cameras": [f"steps/observation/{name}" for name in
+                                                           source.schema.cameras],
+                    "prepared": {"source": kind, "path": str(path.resolve()), "config": made_by, "format": FORMAT,
+                                 "notes": list(source.schema.notes), "defaults": list(source.schema.defaults)}}
+        build = begin_store(directory, metadata)
+        name = config.name or _name_of(path)
+        state_of = _States(source, config)
+        plans = [ShardPlan(kind, str(path), config, str(file), recordings, on_error, state_of(recordings))
+                 for file, recordings in _shards(build, name, splits)]
+        keep_shards(build, [Path(plan.path) for plan in plans])
+        try:
+            total = _write(plans, source, processes, config.out_of_bounds)
+            if not total.records:
+                raise BadDataError(f"{path}: every recording was left out; the first because of "
+                                   f"{total.skipped[0]['why']}")
+        except BadDataError as error:
+            raise BadDataError(f"{error}\nNothing was written to {directory}; the shards that are whole are kept in "
+                               f"{build}, and the same command goes on with them") from error
+        summary = {**dataclasses.asdict(total), "notes": list(source.schema.notes)}
+        store = finish_store(directory, name, stored_features(source.schema, config), summary)
+        for plan in plans:
+            (directory / plan.report.name).unlink(missing_ok=True)
+        return store, summary
+
+
+def summary_lines(store: Store, summary: Mapping[str, Any]) -> list[str]:
+    """What `prepare` made, in words."""
+    sizes = ", ".join(f"{count:,} {split}" for split, count in store.splits.items())
+    lines = [f"prepared: {summary['recordings']:,} recordings, {summary['episodes']:,} episodes, "
+             f"{summary['steps']:,} steps in {summary['records']:,} records ({sizes}): {store.directory}"]
+    lines += [f"  {note}" for note in summary["notes"]]
+    lines += [f"  {count:,} of {summary['recordings']:,} recordings: {note}"
+              for note, count in sorted(summary["oddities"].items())]
+    for place, count in summary["outside"].items():
+        lines.append(f"  {_named(place, store.metadata)}: {count:,} of {summary['steps']:,} values beyond the bounds; "
+                     "training clips them")
+    for split, count in store.splits.items():
+        if not count:
+            lines.append(f"  split {split!r} is empty, for all its recordings were left out; no run can read it")
+    if summary["skipped"]:
+        lines.append(f"  left out: {len(summary['skipped']):,} recordings")
+        lines += [f"    {item['why']}" for item in summary["skipped"][:_TOLD]]
+        more = len(summary["skipped"]) - _TOLD
+        lines += [f"    and {more:,} more, all in agent_jax.json"] if more > 0 else []
+    return lines
+
+
+def split_recordings(recordings: Sequence[Recording], validation: float) -> dict[str, list[Recording]]:
+    """The recordings by split, in their order: the data's own splits, or else a share of them in "test".
+
+    Which recordings are tested follows from their names, so that new ones move none; of two or more, one at least is
+    tested and one trained on.
+
+    Raises:
+        BadDataError: two recordings have one name, or a split one that cannot be read again.
+    """
+    for recording in recordings:
+        if recording.split and not is_split_name(recording.split):
+            raise BadDataError(f"{recording.where}: found the split {recording.split!r}, expected a name of letters, "
+                               "digits, '_' and '-', other than 'all'")
+    names = [recording.name for recording in recordings]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        places = [recording.where for recording in recordings if recording.name == twice]
+        raise BadDataError(f"two recordings are named {twice!r}: {places[0]} and {places[1]}; expected one of each")
+    fraction = {name: int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+                for name in names}
+    free = sorted((recording.name for recording in recordings if not recording.split), key=fraction.__getitem__)
+    tested = sum(fraction[name] < validation for name in free)
+    tested = min(max(tested, 1), len(free) - 1) if validation and len(free) > 1 else 0
+    test = set(free[:tested])
+    splits: dict[str, list[Recording]] = {}
+    for recording in recordings:
+        splits.setdefault(recording.split or ("test" if recording.name in test else "train"), []).append(recording)
+    return dict(sorted(splits.items()))
+
+
+def _write(plans: Sequence[ShardPlan], source: Source, processes: int, limit: float) -> Counts:
+    """What all shards hold, in their order, once all are there."""
+    by_number: dict[int, Counts] = {}
+    so_far = Counts()
+    for number, counts in run_shards(plans, source, processes):
+        by_number[number] = counts
+        so_far.add(counts)
+        if so_far.steps >= _EARLY or len(by_number) == len(plans):
+            _check_bounds(source, so_far, limit)
+    total = Counts()
+    for number in sorted(by_number):
+        total.add(by_number[number])
+    return total
+
+
+def _shards(build: Path, name: str, splits: dict[str, list[Recording]]) -> Iterator[tuple[Path, list[Recording]]]:
+    """Each shard's file and its recordings: of a split, equally many in each."""
+    everything = [recording for recordings in splits.values() for recording in recordings]
+    files = [file for file in {Path(recording.where) for recording in everything if not recording.size}
+             if file.is_file()]
+    total = sum(recording.size for recording in everything) + sum(file.stat().st_size for file in files)
+    mean = total / len(everything)
+    most = int(min(max(_SHARD_BYTES // max(mean, 1), 1), _SHARD_RECORDINGS))
+    for split, recordings in splits.items():
+        count = -(-len(recordings) // most)
+        for index in range(count):
+            part = recordings[index * len(recordings) // count : (index + 1) * len(recordings) // count]
+            yield shard_path(build, name, split, index, count), part
+
+
+def _check_rate(source: Source) -> None:
+    where = "config.action_spec"
+    spec = ActionSpec.from_dict(closed(source.action_spec, None, where)) if source.action_spec else None
+    if spec and spec.rate_hz and source.rate_hz and abs(spec.rate_hz / source.rate_hz - 1) > 0.01:
+        raise ValueError(f"{where}: {spec.name!r} has rate_hz={spec.rate_hz:g}, but the data have "
+                         f"{source.rate_hz:g} steps a second; set config.rate_hz={spec.rate_hz:g} to take every n-th "
+                         "step where the rates divide, or correct the spec")
+
+
+def _check_bounds(source: Source, counts: Counts, limit: float) -> None:
+    """Refuse data that the specs' bounds do not fit."""
+    bounds = spec_bounds(source)
+    for place, count in sorted(counts.outside.items(), key=lambda item: -item[1]):
+        key, _, index = place.rstrip("]").partition("[")
+        field = "action_spec" if key in source.schema.actions else "state_spec"
+        most = max(limit, _OUTSIDE_QUANTILES) if field in source.schema.defaults else limit
+        if count > most * counts.steps:
+            low, high = (float(bound[int(index)] if index else bound) for bound in bounds[key])
+            name = _named(place, {"action_spec": source.action_spec, "state_spec": source.state_spec})
+            raise BadDataError(f"{name}: {count:,} of {counts.steps:,} values ({count / counts.steps:.1%}) lie beyond "
+                               f"the bounds {low:g} to {high:g} of its spec, expected at most {most:.1%}; correct "
+                               "bounds or units in config.action_spec or config.state_spec, or raise "
+                               "config.out_of_bounds to have them clipped")
+
+
+def _named(place: str, metadata: Mapping[str, Any]) -> str:
+    """A place of a spec of the metadata with its name."""
+    for kind in (ActionSpec, StateSpec):
+        field = f"{kind.kind}_spec"
+        if metadata.get(field):
+            named = kind.from_dict(closed(metadata[field], None, field)).named(place)
+            if named != place:
+                return named
+    return place
+
+
+class _States:
+    """What tells whether a shard would be made alike now: a hash of its recordings, their files and the features."""
+
+    def __init__(self, source: Source, config: PrepareConfig):
+        self._source, self._features = source, stored_features(source.schema, config).to_json()
+        self._of_file = functools.lru_cache(2**16)(_state_of)  # tables are asked for again and again, frames once
+
+    def __call__(self, recordings: Sequence[Recording]) -> str:
+        files = {file for recording in recordings for file in self._source.files(recording)}
+        states = [(str(file), self._of_file(file)) for file in sorted(files)]
+        content = [self._features, [dataclasses.asdict(recording) for recording in recordings], states]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _state_of(file: Path) -> tuple[int, int] | None:
+    """Size and time of change; None: it is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _name_of(path: Path) -> str:
+    """A name for the data set: that of the folder, or of the one above where it is a version."""
+    resolved = path.resolve()
+    named = resolved.parent if re.fullmatch(r"\d+(\.\d+)*", resolved.name) else resolved
+    return re.sub(r"\W+", "_", named.stem if named.is_file() else named.name).strip("_").lower() or "data"

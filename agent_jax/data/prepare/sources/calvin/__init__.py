@@ -1,0 +1,1 @@
+"""CALVIN: a folder of .npz files."""

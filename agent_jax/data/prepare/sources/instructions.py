@@ -1,0 +1,62 @@
+"""What the player of a recording was told to do, where the recording itself does not say.
+
+One text for all is `config.instruction_text`; a text for each stands in a table:
+
+    name,instruction
+    episode-17,chop a tree
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent_jax.data.prepare.config import PrepareConfig
+from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.prepare.sources.table import read_table
+
+
+class Instructions:
+    """One text a recording."""
+
+    def __init__(self, root: Path, file: str, config: PrepareConfig):
+        """Of `config.instruction_text`, or of a table.
+
+        Args:
+            root: folder of the data, where a relative `file` is looked for.
+            file: CSV or JSONL with the columns `name` (of the recording) and `config.instruction` or else
+                `instruction`; "": there is none.
+            config: of the command.
+
+        Raises:
+            ValueError: neither is given, or both.
+            BadDataError: the table names a recording twice, or has an empty text; file and line.
+        """
+        if bool(file) == bool(config.instruction_text):
+            raise ValueError(f"instruction: found {'both' if file else 'neither'} of config.instruction_text and "
+                             "config.options.instructions, expected one: a text for all recordings, or a CSV or JSONL "
+                             "file with the columns name and instruction")
+        self._all, self._path = config.instruction_text, root / file
+        self.files = [self._path] if file else []
+        self._texts: dict[str, str] = {}
+        seen: dict[str, str] = {}
+        column = config.instruction or "instruction"
+        for row in read_table(self._path) if file else ():
+            name, text = row.text("name"), row.text(column)
+            if not name or not text:
+                raise BadDataError(f"{row.where}: found {dict(row.values)}, expected a recording's `name` and its "
+                                   f"`{column}`, neither empty")
+            if name in seen:
+                raise BadDataError(f"{row.where}: names the recording {name!r} again, after {seen[name]}")
+            self._texts[name], seen[name] = text, row.where
+
+    def of(self, name: str) -> str:
+        """The text for a recording.
+
+        Raises:
+            BadDataError: there is none.
+        """
+        if self._all:
+            return self._all
+        if name not in self._texts:
+            raise BadDataError(f"{self._path}: has no row for the recording {name!r}; add one, or leave it out")
+        return self._texts[name]

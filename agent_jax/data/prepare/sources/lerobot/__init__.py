@@ -1,0 +1,1 @@
+"""LeRobot: parquet tables and videos."""

@@ -1,0 +1,183 @@
+"""Which frame of a video a row of a LeRobot episode belongs to.
+
+    rows at the times of `fps`       t = 0, 0.1, 0.2 ...        the frame at the row's time (from `from_timestamp` on)
+    rows at times of a clock         t = 0, 0.094, 0.189 ...    in order, if there are as many frames as rows and each
+                                     t = 5.5, 5.61, 5.69 ...    lies within a frame of its row, counted from the first
+
+`config.options.pairing` decides where that does not: "order" pairs the k-th row with the k-th frame whatever their
+times, "time" takes the frame at the row's own time in the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from agent_jax.data.prepare.sources.lerobot.info import CameraFeature
+from agent_jax.data.prepare.sources.lerobot.meta import EpisodeEntry, LeRobotMeta, Video
+from agent_jax.data.prepare.sources.lerobot.parquet import column_numbers
+from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.prepare.sources.video.decode import VideoInfo, read_frames, video_info
+
+PAIRINGS = ("auto", "time", "order")
+_TOLERANCE = 0.25  # of the time between two frames, by which row and frame may differ: joined videos round
+_RATE_TOLERANCE = 0.1  # by which the rate of a clock's times may differ from fps, where no video says more
+_IN_ORDER = ("their times are not those of fps in info.json; rows and frames are paired in order, and fps is taken as "
+             "the rate (config.options.pairing)")
+_BY_TIME = ("their times are not those of fps in info.json; each row has the frame at its own time "
+            "(config.options.pairing)")
+_LEFT_OVER = "frames of videos after the last row of the table are left out"
+
+
+@dataclasses.dataclass(frozen=True)
+class RowTimes:
+    """When the rows of an episode were recorded, and how they find their frames."""
+
+    time_s: np.ndarray  # float64, of each row
+    in_order: bool  # whether they are paired by their places, rather than by their times
+    checked: bool  # whether the times are looked at: in order, of frames within one frame; by time, at the rate of fps
+    notes: tuple[str, ...]
+
+
+def row_times(table: pa.Table, meta: LeRobotMeta, where: str, pairing: str, *, videos: bool) -> RowTimes:
+    """The times of an episode's rows.
+
+    Args:
+        table: of its rows.
+        meta: of the data set.
+        where: file and episode.
+        pairing: of `PAIRINGS`.
+        videos: whether images come of videos.
+
+    Raises:
+        BadDataError: rows are not steps 0, 1, 2 ..., or their times leave open how they are paired.
+    """
+    frame = column_numbers(table, "frame_index", 1, where)[:, 0]
+    time_s = column_numbers(table, "timestamp", 1, where)[:, 0].astype(np.float64)
+    steps = np.arange(len(table))
+    off = np.abs(time_s * meta.rate_hz - steps) > _TOLERANCE
+    wrong = np.flatnonzero(frame != steps)
+
+    def found(row: int) -> str:
+        return (f"{where}, row {row}: is frame {frame[row]} at {time_s[row]:.4f} s, expected frame {row} at "
+                f"{row / meta.rate_hz:.4f} s, as {meta.file} says fps={meta.rate_hz:g}")
+
+    if len(wrong):
+        raise BadDataError(found(int(wrong[0])))
+    if not off.any():
+        return RowTimes(time_s, pairing == "order", pairing != "order", ())
+    if pairing == "order":
+        return RowTimes(time_s, True, False, (_IN_ORDER,))
+    if pairing == "time":
+        return RowTimes(time_s, False, False, (_BY_TIME,))
+    first = int(np.flatnonzero(off)[0])
+    if np.any(np.diff(time_s) <= 0):
+        raise BadDataError(f"{found(first)}. Its times do not grow from row to row; if the k-th row is of the k-th "
+                           "frame, set config.options.pairing=order")
+    lasts_s = time_s[-1] - time_s[0]
+    if not videos and abs(lasts_s * meta.rate_hz - (len(table) - 1)) > max(_RATE_TOLERANCE * (len(table) - 1), 1):
+        raise BadDataError(f"{found(first)}. Its rows follow each other at {(len(table) - 1) / lasts_s:.4g} Hz; "
+                           "correct fps, or set config.options.pairing=order to take fps as their rate all the same")
+    return RowTimes(time_s, True, True, (_IN_ORDER,))
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeVideo:
+    """A camera's video of one episode; it may hold other episodes as well."""
+
+    index: int  # of the episode
+    video: Video
+    info: VideoInfo
+    rate_hz: float  # of info.json
+    where: str  # file and episode
+    meta_file: Path
+
+    @classmethod
+    def open(cls, entry: EpisodeEntry, camera: str, expected: CameraFeature, meta: LeRobotMeta) -> EpisodeVideo:
+        """Open it.
+
+        Raises:
+            BadDataError: it is missing, damaged, or of another size than info.json says.
+        """
+        video = entry.videos[camera]
+        where = f"{video.file}, episode {entry.index}"
+        with _naming_the_episode(entry.index):
+            try:
+                info = video_info(video.file)
+            except FileNotFoundError as error:
+                raise BadDataError(f"{where}: the video of {camera!r} is not there; copy the data again, videos "
+                                   "included, or choose another camera by config.cameras") from error
+        if (info.height, info.width) != (expected.height, expected.width):
+            raise BadDataError(f"{where}: found {info.height}x{info.width} pixels, expected "
+                               f"{expected.height}x{expected.width} as {meta.file} says")
+        return cls(entry.index, video, info, meta.rate_hz, where, meta.file)
+
+    def notes(self, rows: int) -> tuple[str, ...]:
+        """What is done about frames beyond the rows, in a file of its own for each episode."""
+        return (_LEFT_OVER,) if self.video.own and self.info.frames > rows else ()
+
+    def images(self, times: RowTimes, taken: Collection[int]) -> Iterator[np.ndarray]:
+        """The images of the rows that are taken, in order.
+
+        Raises:
+            BadDataError: a row has no frame, or none that is known to be its own.
+        """
+        images = self._in_order(times, taken) if times.in_order else self._by_time(times, taken)
+        with _naming_the_episode(self.index):
+            yield from images
+
+    def _by_time(self, times: RowTimes, taken: Collection[int]) -> Iterator[np.ndarray]:
+        if times.checked and abs(self.info.rate_hz / self.rate_hz - 1) > 0.01:
+            raise BadDataError(f"{self.where}: found {self.info.rate_hz:g} frames a second, expected "
+                               f"fps={self.rate_hz:g} as {self.meta_file} says; if the k-th row is of the k-th frame, "
+                               "set config.options.pairing=order")
+        slack_s = _TOLERANCE / self.rate_hz
+        time_s = times.time_s + self.video.start_s
+        frames = read_frames(self.video.file, start_s=max(self.video.start_s - slack_s, 0.0),
+                             stop_s=time_s[-1] + 2 * slack_s, even=times.checked)
+        for row in taken:
+            row_s = float(time_s[row])
+            frame = next((frame for frame in frames if frame.time_s >= row_s - slack_s), None)
+            if frame is None or frame.time_s > row_s + slack_s:
+                found = "the video ends before it" if frame is None else f"the next is at {frame.time_s:.4f} s"
+                raise BadDataError(f"{self.where}: no frame at {row_s:.4f} s, where the table has a row; {found}")
+            yield frame.image
+
+    def _in_order(self, times: RowTimes, taken: Collection[int]) -> Iterator[np.ndarray]:
+        rows, video = len(times.time_s), self.video
+        count = self.info.frames if video.own else round((video.stop_s - video.start_s) * self.rate_hz)
+        if video.stop_s > 0 and count != rows:
+            raise BadDataError(f"{self.where}: found {count} frames, but {rows} rows in the table, which are paired in "
+                               f"order, since their times are not those of fps={self.rate_hz:g}; expected as many. If "
+                               "each row's time is that of its frame in the file, set config.options.pairing=time")
+        frames = read_frames(video.file, start_s=max(video.start_s - _TOLERANCE / self.rate_hz, 0.0), even=False)
+        first_s = 0.0
+        for row in range(rows):
+            frame = next(frames, None)
+            if frame is None:
+                raise BadDataError(f"{self.where}: the video ends before row {row} of the table, expected {rows} "
+                                   f"frames from {video.start_s:.4f} s on")
+            first_s = frame.time_s if row == 0 else first_s
+            row_s, frame_s = float(times.time_s[row] - times.time_s[0]), frame.time_s - first_s
+            if times.checked and abs(row_s - frame_s) >= 1 / self.rate_hz:
+                raise BadDataError(f"{self.where}: row {row} is {row_s:.4f} s after the first, but the frame in its "
+                                   f"place {frame_s:.4f} s, a frame or more apart; if the k-th row is of the k-th "
+                                   "frame all the same, set config.options.pairing=order")
+            if row in taken:
+                yield frame.image
+
+
+@contextlib.contextmanager
+def _naming_the_episode(index: int) -> Iterator[None]:
+    """What a damaged video raises, as bad data of an episode."""
+    try:
+        yield
+    except BadDataError:
+        raise
+    except ValueError as error:
+        raise BadDataError(f"{error}. It holds episode {index}") from error

@@ -1,0 +1,233 @@
+"""LeRobot data sets of version 2.0, 2.1 and 3.x (github.com/huggingface/lerobot): parquet, mp4 and `meta`.
+
+    meta     features, episodes, tasks, paths       meta.py
+    data     parquet: a row a step                  rows.py
+    videos   mp4, or images within the parquet      frames.py: frame and row are matched
+
+Where the config says nothing, the action is the feature `action` and, if there is one, the state `state` the feature
+`observation.state`; the camera is the only one; the instruction is the row's task. Without `config.action_spec` the
+spec of the actions is made of the data's names and statistics (default_spec.py). Options: pairing
+(frames.py).
+
+    config.cameras.rgb=observation.images.top
+    config.fields.action=action[0:6],gripper    part of a feature, and several joined
+    config.instruction=language_instruction     a feature of texts, or of indices of tasks (instructions.py)
+    config.instruction_text="fold the towel"    in place of all
+    config.rate_hz=10                           of 30: every third step, with the actions of all (sources/resampling.py)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.data.paths import Folder
+from agent_jax.data.prepare.config import PrepareConfig
+from agent_jax.data.prepare.sources.choices import (
+    check_fields,
+    checked_options,
+    chosen_cameras,
+    declared_spec,
+)
+from agent_jax.data.prepare.sources.lerobot.default_spec import DefaultSpec, default_action_spec
+from agent_jax.data.prepare.sources.lerobot.frames import PAIRINGS, EpisodeVideo, row_times
+from agent_jax.data.prepare.sources.lerobot.info import Features
+from agent_jax.data.prepare.sources.lerobot.instructions import InstructionColumn, instruction_column
+from agent_jax.data.prepare.sources.lerobot.meta import EpisodeEntry, LeRobotMeta, read_info, read_meta
+from agent_jax.data.prepare.sources.lerobot.parquet import column_numbers
+from agent_jax.data.prepare.sources.lerobot.rows import EpisodeTables
+from agent_jax.data.prepare.sources.resampling import Resampling, stride_of
+from agent_jax.data.prepare.sources.selection import Selection, select
+from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
+
+_DEFAULTS = {"action": "action", "state": "observation.state"}
+_REWARD, _DONE = "next.reward", "next.done"
+
+
+@dataclasses.dataclass(frozen=True)
+class LeRobotSource:
+    """An opened LeRobot data set."""
+
+    schema: Schema
+    action_spec: Mapping[str, Any]
+    state_spec: Mapping[str, Any]
+    rate_hz: float
+    _path: Path
+    _meta: LeRobotMeta
+    _cameras: Mapping[str, str]
+    _numbers: Mapping[str, Selection]
+    _resampling: Resampling
+    _instruction: InstructionColumn
+    _pairing: str
+    _config: PrepareConfig
+    _tables: EpisodeTables
+
+    def recordings(self) -> list[Recording]:
+        """The episodes, in their order."""
+        return [Recording(f"episode_{entry.index:06d}", str(self._largest_file(entry)), self._split(entry.index),
+                          detail=place) for place, entry in enumerate(self._meta.episodes)]
+
+    def files(self, recording: Recording) -> Iterator[Path]:
+        """The episode's table and videos, the meta data, and images that lie apart, where LeRobot puts them."""
+        entry = self._meta.episodes[recording.detail]
+        yield entry.table
+        yield from (entry.videos[camera].file for camera in self._cameras.values() if camera in entry.videos)
+        yield from (self._path / "images").glob(f"*/episode[_-]{entry.index:06d}/*")
+        yield from self._meta_files
+
+    @functools.cached_property
+    def _folder(self) -> Folder:
+        return Folder(self._path, self._config.allow_root)
+
+    @functools.cached_property
+    def _meta_files(self) -> list[Path]:
+        return [file for file in (self._path / "meta").rglob("*") if file.is_file()]
+
+    def read(self, recording: Recording) -> Iterator[SourceEpisode]:
+        """The episode, cut where the instruction changes.
+
+        Raises:
+            BadDataError: rows are missing or wrong, a video is missing, shorter than its rows or of another rate.
+        """
+        entry = self._meta.episodes[recording.detail]
+        where = f"{entry.table}, episode {entry.index}"
+        table = self._tables.rows(entry)
+        videos = {camera: EpisodeVideo.open(entry, camera, self._meta.features.cameras[camera], self._meta)
+                  for camera in self._cameras.values() if camera in entry.videos}
+        times = row_times(table, self._meta, where, self._pairing, videos=bool(videos))
+        notes = {*times.notes, *(note for video in videos.values() for note in video.notes(len(table)))}
+        taken = range(0, len(table), self._resampling.stride)
+        texts = self._texts(table, where)[:: taken.step]
+        done = _DONE in table.column_names and bool(column_numbers(table, _DONE, 1, where)[-1, 0])
+        images = {name: videos[camera].images(times, taken) if camera in videos else
+                  self._stored_images(camera, table, taken, where) for name, camera in self._cameras.items()}
+        steps = self._steps(table, taken, images, where)
+        start = 0
+        for text, run in itertools.groupby(texts):
+            length = len(list(run))
+            ends = start + length == len(texts)
+            yield SourceEpisode(recording.name, text, itertools.islice(steps, length), start, ends, ends and done,
+                                notes=tuple(sorted(notes)))
+            start += length
+
+    def _largest_file(self, entry: EpisodeEntry) -> Path:
+        videos = [entry.videos[camera].file for camera in self._cameras.values() if camera in entry.videos]
+        return max(videos, key=lambda file: file.stat().st_size if file.is_file() else 0, default=entry.table)
+
+    def _split(self, index: int) -> str:
+        """The data's own split, where they have more than one."""
+        splits = self._meta.splits
+        name = next((name for name, (first, stop) in splits.items() if first <= index < stop), "")
+        return "" if len(splits) < 2 or not name else "train" if name == "train" else "test"
+
+    def _texts(self, table: pa.Table, where: str) -> list[str]:
+        """The instruction of each row."""
+        if self._config.instruction_text:
+            return [self._config.instruction_text] * len(table)
+        return self._instruction.texts(table, self._meta.tasks, where)
+
+    def _steps(self, table: pa.Table, taken: range, images: Mapping[str, Iterator[bytes | np.ndarray]],
+               where: str) -> Iterator[SourceStep]:
+        names = {name for selection in self._numbers.values() for name, _, _ in selection.parts}
+        columns = {name: column_numbers(table, name, self._meta.features.numbers[name][0], where) for name in names}
+        values = {key: selection.values(columns) for key, selection in self._numbers.items()}
+        rewards = column_numbers(table, _REWARD, 1, where)[:, 0] if _REWARD in table.column_names else None
+        for row in taken:
+            group = range(row, min(row + taken.step, len(table)))
+            actions = [{key: values[key][other] for key in self.schema.actions} for other in group]
+            yield SourceStep({name: next(shown) for name, shown in images.items()}, self._resampling.joined(actions),
+                             {key: values[key][row] for key in self.schema.observations},
+                             reward=0.0 if rewards is None else float(rewards[group.start : group.stop].sum()))
+
+    def _stored_images(self, camera: str, table: pa.Table, taken: range, where: str) -> Iterator[bytes]:
+        """A camera's images that lie in the table, of each row that is taken."""
+        return (self._stored_image(table[camera][row], f"{where}, row {row}, {camera!r}") for row in taken)
+
+    def _stored_image(self, value: pa.Scalar, where: str) -> bytes:
+        """The encoded image of a row: its bytes, or those of the file that it names."""
+        try:
+            content = value.as_py()
+        except UnicodeDecodeError as error:
+            raise BadDataError(f"{where}: holds a path that is not UTF-8 ({error})") from error
+        if not isinstance(content, dict) or not isinstance(content.get("bytes"), (bytes, NoneType)):
+            raise BadDataError(f"{where}: found {type(content).__name__}, expected an image: an object of `bytes` and "
+                               "`path`")
+        if content.get("bytes"):
+            return content["bytes"]
+        file = self._folder.file(str(content.get("path") or ""), where)
+        if not file.is_file():
+            raise BadDataError(f"{where}: holds no image, and names the file {content.get('path')!r}, expected the "
+                               "bytes of an image or a file within the data set")
+        return file.read_bytes()
+
+
+def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
+    """The LeRobot data set in a folder that holds `meta` and `data`.
+
+    Raises:
+        ValueError: it is none, or of a version that is not read; the config chooses what is not there; meta data are
+            damaged.
+    """
+    pairing = checked_options(config, {"pairing": PAIRINGS[0]})["pairing"]
+    if pairing not in PAIRINGS:
+        raise ValueError(f"config.options.pairing={pairing!r}: expected one of {', '.join(PAIRINGS)}")
+    info = read_info(path)
+    features = info.features()
+    cameras = chosen_cameras(config, features.cameras, unusable=features.unusable)
+    meta = read_meta(path, info, features, cameras.values())
+    action = declared_spec(ActionSpec, config.action_spec)
+    state = declared_spec(StateSpec, config.state_spec)
+    instruction = instruction_column(path, config, features)
+    actions = _selections(config, features, action, "action")
+    observations = _selections(config, features, state, "state")
+    check_fields(config, actions | observations)
+    stride = stride_of(config, meta.rate_hz)
+    default = DefaultSpec({}, None, ()) if action else default_action_spec(
+        path, info, features, actions["action"], rate_hz=meta.rate_hz / stride,
+        summed=stride > 1 and config.resample_actions == "sum")
+    resampling = Resampling(config, stride, meta.rate_hz, action or default.spec,
+                            absolute=action.absolute if action else default.absolute)
+    schema = Schema({name: (features.cameras[camera].height, features.cameras[camera].width)
+                     for name, camera in cameras.items()}, _shapes(actions, action), _shapes(observations, state),
+                    defaults=("action_spec",) if default.content else (),
+                    notes=(*instruction.notes, *default.notes, *resampling.notes))
+    numbers = {**actions, **observations}
+    chosen = {name for selection in numbers.values() for name, _, _ in selection.parts}
+    columns = sorted({"frame_index", "timestamp", *chosen,
+                      *(camera for camera in cameras.values() if features.cameras[camera].kind == "image"),
+                      *instruction.columns,
+                      *(name for name in (_REWARD, _DONE) if features.numbers.get(name) == (1,))})
+    return LeRobotSource(schema, dict(config.action_spec) or default.content, dict(config.state_spec),
+                         resampling.rate_hz, path, meta, cameras, numbers, resampling, instruction, pairing, config,
+                         EpisodeTables(columns))
+
+
+def _selections(config: PrepareConfig, features: Features, spec: ActionSpec | StateSpec | None,
+                own: str) -> dict[str, Selection]:
+    """What each key of a spec is made of; without one, the key `own`."""
+    if spec:
+        return {key: select(key, config.fields.get(key, _feature(key, features)), features.numbers,
+                            features.unusable, shape)
+                for key, (shape, _) in spec.fields.items()}
+    text = config.fields.get(own, _DEFAULTS[own])
+    if own == "state" and own not in config.fields and len(features.numbers.get(text, ())) != 1:
+        return {}
+    return {own: select(own, text, features.numbers, features.unusable)}
+
+
+def _feature(key: str, features: Features) -> str:
+    return key if key in features.numbers else _DEFAULTS.get(key, key)
+
+
+def _shapes(numbers: Mapping[str, Selection], spec: ActionSpec | StateSpec | None) -> dict[str, Any]:
+    """Shape and dtype of each key."""
+    return {key: spec.fields[key] if spec else (selection.shape, np.float32) for key, selection in numbers.items()}

@@ -1,0 +1,1 @@
+"""RLDS: TFRecord and array_record data sets of tensorflow-datasets."""

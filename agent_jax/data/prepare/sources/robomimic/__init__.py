@@ -1,0 +1,1 @@
+"""robomimic, MimicGen, RoboCasa and LIBERO: HDF5 demonstrations."""

@@ -1,0 +1,1 @@
+"""Videos, with text, with gamepad or keyboard recordings, and DICOM cines."""

@@ -1,0 +1,210 @@
+"""Shards written by one process or several, and the line that says how far they are.
+
+    ShardPlan --write_shard, here or in a spawned process--> shard, and beside it what was counted
+
+Spawned, not forked: libraries that read video and write shards run threads, which a fork does not survive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from agent_jax.data.paths import Folder
+from agent_jax.data.prepare.config import PrepareConfig
+from agent_jax.data.prepare.shard import Counts, RecordMaker, held_until_whole, stored_features
+from agent_jax.data.prepare.sources import open_source
+from agent_jax.data.prepare.sources.source import BadDataError, Recording, Source
+from agent_jax.data.store.writer import ShardWriter
+from agent_jax.json_files import write_json
+
+_QUIET = 10.0  # seconds between lines where nobody watches a terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardPlan:
+    """One shard: what is read, and where it goes. Plain values, to be sent to a process."""
+
+    kind: str
+    source: str  # path of the data
+    config: PrepareConfig
+    path: str  # of the shard
+    recordings: Sequence[Recording]
+    on_error: Literal["stop", "skip"]
+    state: str = ""  # of the files; a shard that was made in another state is made anew
+
+    @property
+    def report(self) -> Path:
+        """The file beside the shard that says of what it was made, and what was counted."""
+        path = Path(self.path)
+        return path.with_name(f".{path.name}.report.json")
+
+    def finished(self) -> Counts | None:
+        """What an earlier attempt counted, if it finished this shard as it is to be now."""
+        if not Path(self.path).is_file():
+            return None
+        report = json.loads(self.report.read_text()) if self.report.is_file() else {}
+        if report.get("state") != self.state:
+            return None
+        counts = Counts(**report["counts"])
+        return None if counts.skipped and self.on_error == "stop" else counts
+
+
+def write_shard(plan: ShardPlan, source: Source, progress: Callable[[int, int], None]) -> Counts:
+    """Write one shard and its report.
+
+    Args:
+        plan: what it holds.
+        source: the opened data.
+        progress: called with the numbers of recordings and of steps since the last call.
+
+    Raises:
+        BadDataError: a recording cannot be read, and `plan.on_error` is "stop".
+    """
+    path = Path(plan.path)
+    maker, counts = RecordMaker(source, plan.config), Counts()
+    given = Path(plan.source)
+    folder = Folder(given if given.is_dir() else given.parent, plan.config.allow_root)
+    path.unlink(missing_ok=True)  # one of another state must not come to lie beside the new report
+    with ShardWriter(path, stored_features(source.schema, plan.config)) as writer:
+        for recording in plan.recordings:
+            own = Counts()
+            records = maker.records(recording, own)
+            try:
+                folder.check_links((file for file in source.files(recording) if file != given), recording.where)
+                for record in held_until_whole(records, path.parent) if plan.on_error == "skip" else records:
+                    writer.write_serialized(record)
+            except BadDataError as error:
+                if plan.on_error == "stop":
+                    raise
+                own = Counts(skipped=[{"recording": recording.name, "where": recording.where, "why": str(error)}])
+            counts.add(own)
+            progress(1, own.steps)
+        # Before the shard: one that is there has its report.
+        write_json(plan.report, {"state": plan.state, "counts": dataclasses.asdict(counts)})
+    return counts
+
+
+def run_shards(plans: Sequence[ShardPlan], source: Source, processes: int) -> Iterator[tuple[int, Counts]]:
+    """Write all shards that are not there; the number of each and what it holds, in the order they are finished.
+
+    Raises:
+        BadDataError: as `write_shard`; the other processes end at their next recording.
+        RuntimeError: a process was killed, as by lack of memory.
+    """
+    with _Progress(sum(len(plan.recordings) for plan in plans)) as progress:
+        waiting = []
+        for number, plan in enumerate(plans):
+            counts = plan.finished()
+            if counts is None:
+                waiting.append((number, plan))
+            else:
+                progress.found(len(plan.recordings))
+                yield number, counts
+        if min(processes, len(waiting)) <= 1:
+            for number, plan in waiting:
+                yield number, write_shard(plan, source, progress.add)
+        else:
+            yield from _in_processes(waiting, processes, progress)
+
+
+def _in_processes(waiting: Sequence[tuple[int, ShardPlan]], processes: int,
+                  progress: _Progress) -> Iterator[tuple[int, Counts]]:
+    spawn = multiprocessing.get_context("spawn")
+    channel, stop = spawn.SimpleQueue(), spawn.Event()
+
+    def listen() -> None:
+        while (message := channel.get()) is not None:
+            progress.add(*message)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    pool = ProcessPoolExecutor(min(processes, len(waiting)), spawn, _begin_worker, (channel, stop))
+    try:
+        running = {pool.submit(_work, plan): number for number, plan in waiting}
+        for future in as_completed(running):
+            yield running[future], future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError("a process that prepared data ended early, perhaps killed for lack of memory; the same "
+                           "command goes on where it ended, with fewer --processes it needs less") from error
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        channel.put(None)
+        listener.join()
+
+
+_worker: dict[str, Any] = {}  # of a worker process: its channel, the event that stops it, the source it has opened
+
+
+def _begin_worker(channel: Any, stop: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which then stops its workers
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)  # a parent that was killed cannot stop us
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    _worker.update(channel=channel, stop=stop)
+
+
+def _work(plan: ShardPlan) -> Counts:
+    if "source" not in _worker:
+        _worker["source"] = open_source(plan.kind, Path(plan.source), plan.config)
+
+    def progress(recordings: int, steps: int) -> None:
+        _worker["channel"].put((recordings, steps))
+        if _worker["stop"].is_set():
+            raise KeyboardInterrupt
+
+    return write_shard(plan, _worker["source"], progress)
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, total: int):
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total, unit="recording", desc="prepare", disable=not self._terminal)
+        self._total, self._done, self._steps, self._found = total, 0, 0, 0
+        self._begun = self._said = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def found(self, recordings: int) -> None:
+        """Count recordings that an earlier attempt has stored."""
+        self._found += recordings
+        self._bar.update(recordings)
+
+    def add(self, recordings: int, steps: int) -> None:
+        """Count recordings that were stored now."""
+        self._done += recordings
+        self._steps += steps
+        now = time.monotonic()
+        rate = f"{self._steps / max(now - self._begun, 1e-9):,.0f} steps/s"
+        self._bar.set_postfix_str(rate, refresh=False)
+        self._bar.update(recordings)
+        if not self._terminal and now - self._said > _QUIET:
+            self._said = now
+            left = (self._total - self._found - self._done) * (now - self._begun) / self._done
+            print(f"prepare: {self._found + self._done:,} of {self._total:,} recordings, {rate}, ETA "
+                  f"{left // 60:.0f}:{left % 60:02.0f}", file=sys.stderr, flush=True)

@@ -1,0 +1,132 @@
+"""What planning needs to know of a split's records, without reading them again: lengths and texts, never an image.
+
+    records --read once--> SplitIndex --> index-KEY.npz in the user's cache
+
+The key follows the files and what was asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from agent_jax.actions import BoundSpec
+from agent_jax.data.store.cache import cached_file, read_cached, write_cached
+from agent_jax.data.store.store import STEPS, Episode, RecordError, Split, Store
+
+_INDEX_FORMAT = 3  # 1 had neither answers, labels nor ids, 2 no numbers of episodes
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitIndex:
+    """Of N records; arrays by step hold the records one after the other."""
+
+    length_N: np.ndarray  # int32: steps of a record
+    ends_N: np.ndarray  # bool: whether the record's last step is the last of its episode
+    episode_N: np.ndarray  # int32: number of the episode that the record is part of
+    text_of_step: np.ndarray  # int32: number in `texts` of each step's instruction
+    texts: tuple[str, ...]  # distinct instructions
+    answer_of_step: np.ndarray  # int32: number in `answers`; empty where none were asked for, as are those below
+    answers: tuple[str, ...]  # distinct answers
+    label_of_step: np.ndarray  # int32: class
+    ids_of_step: np.ndarray  # int32: ids of each step's action
+
+
+def split_index(store: Store, split: str, instruction: str, *, answer: str = "", label: str = "",
+                varying: BoundSpec | None = None) -> SplitIndex:
+    """The index of a split, from the cache if its files have neither changed nor moved.
+
+    Args:
+        store: the data set.
+        split: its split.
+        instruction: path of the instruction's field.
+        answer: path of the answer's field; "": there is none.
+        label: path of the label's field; "": there is none.
+        varying: the spec whose actions are to be counted in ids, where their number varies from step to step.
+
+    Raises:
+        ValueError: a record without steps, or an action that cannot be encoded; names the record.
+    """
+    asked = [instruction, answer, label, varying.spec.fingerprint() if varying else ""]
+    cached = cached_file("index", store, split, _INDEX_FORMAT, *asked)
+    if (saved := read_cached(cached)) is not None:
+        made: dict[str, Any] = {name: _texts(saved[name]) if name in _TEXTS else saved[name] for name in saved}
+        return SplitIndex(**made)
+    paths = {key: store.step_field(key).path for key in varying.spec.fields} if varying else {}
+    index = _scan(store.split(split), instruction, answer, label, varying, paths)
+    plain = vars(index).items()
+    write_cached(cached, {name: np.frombuffer(json.dumps(value).encode(), np.uint8) if name in _TEXTS else value
+                          for name, value in plain})
+    return index
+
+
+_TEXTS = ("texts", "answers")
+
+
+def _texts(codes: np.ndarray) -> tuple[str, ...]:
+    return tuple(json.loads(codes.tobytes().decode()))
+
+
+def _scan(split: Split, instruction: str, answer: str, label: str, varying: BoundSpec | None,
+          paths: dict[str, str]) -> SplitIndex:
+    """Read every record once."""
+    is_last = f"{STEPS}/is_last"
+    texts: dict[str, int] = {}
+    answers: dict[str, int] = {}
+    episodes: dict[bytes, int] = {}
+    ended = 0
+    lengths, ends, episode_of, text_of, answer_of, label_of, ids_of = [], [], [], [], [], [], []
+    for record in range(len(split)):
+        episode = split[record]
+        if not episode.steps:
+            raise ValueError(f"{episode.where}: the record has no steps; expected at least one")
+        lengths.append(episode.steps)
+        # Without the field, every record is taken for a whole episode.
+        last = episode.values(is_last, episode.steps - 1, episode.steps) if is_last in split.fields else [True]
+        # Without names, an episode is what comes up to an end.
+        name = bytes(episode.value("episode_id")) if "episode_id" in split.fields else b"after %d" % ended
+        episode_of.append(episodes.setdefault(name, len(episodes)))
+        ends.append(bool(last[0]))
+        ended += ends[-1]
+        text_of += [texts.setdefault(text, len(texts)) for text in episode.texts(instruction)]
+        if answer:
+            answer_of += [answers.setdefault(text, len(answers)) for text in episode.texts(answer)]
+        if label:
+            label_of += _labels(episode, label, per_step=split.fields[label].per_step)
+        if varying:
+            ids_of += _ids(episode, varying, paths)
+    whole = (np.asarray(numbers, np.int32) for numbers in (text_of, answer_of, label_of, ids_of))
+    text_of_step, answer_of_step, label_of_step, ids_of_step = whole
+    return SplitIndex(np.asarray(lengths, np.int32), np.asarray(ends, bool), np.asarray(episode_of, np.int32),
+                      text_of_step, tuple(texts),
+                      answer_of_step, tuple(answers), label_of_step, ids_of_step)
+
+
+def _labels(episode: Episode, path: str, *, per_step: bool) -> list[int]:
+    """The class at each step."""
+    if per_step:
+        labels = np.ravel(episode.values(path, 0, episode.steps)).tolist()
+        if len(labels) != episode.steps:
+            raise ValueError(f"{episode.where}: {path!r} holds {len(labels)} labels, expected {episode.steps}, one for "
+                             "each step")
+    else:
+        labels = np.ravel(episode.value(path)).tolist() * episode.steps
+    for label in set(labels):
+        if not -(2**31) <= label < 2**31:  # nor NaN
+            raise RecordError(f"{episode.where}: {path!r} is {label}, expected the number of a class")
+    return labels
+
+
+def _ids(episode: Episode, spec: BoundSpec, paths: dict[str, str]) -> list[int]:
+    """How many ids the action of each step has."""
+    values = {key: episode.values(path, 0, episode.steps) for key, path in paths.items()}
+    lengths = []
+    for step in range(episode.steps):
+        try:
+            lengths.append(len(spec.encode({key: values[key][step] for key in values})))
+        except ValueError as error:
+            raise ValueError(f"{episode.where}, step {step}: {error}") from error
+    return lengths

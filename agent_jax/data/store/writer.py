@@ -1,0 +1,266 @@
+"""Writing the canonical store: shard by shard, by one process or several, resumable, visible only when whole.
+
+    begin_store(DIR) -> .DIR.partial/ --ShardWriter, in any process--> shards --finish_store(DIR)--> DIR
+
+A shard is written under a temporary name and renamed. `finish_store` writes dataset_info.json last and renames the
+whole directory. What was interrupted is begun again with the shards that are there.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from agent_jax.data.store.record_serializer import record_serializer
+from agent_jax.data.store.store import METADATA_FILE, STEPS, Store, open_store
+from agent_jax.data.store.tfds_features import read_features
+from agent_jax.json_files import write_json
+
+Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # shape and dtype by key, as ActionSpec.fields gives them
+
+SUMMARY = "summary"  # of agent_jax.json: what was counted while the data were made
+
+# One record a chunk, or random access decompresses its neighbours too. The images are compressed already.
+_OPTIONS = "group_size:1,uncompressed"
+
+
+def episode_features(image_shape: tuple[int, int, int] | Mapping[str, tuple[int, int, int]], actions: Shapes,
+                     observations: Shapes | None = None, encoding: Literal["png", "jpeg"] = "png", *,
+                     answers: bool = False, labels: bool = False) -> tfds.features.FeaturesDict:
+    """The schema of a record: an episode or a segment of one.
+
+    Args:
+        image_shape: height, width, 3 of the camera `rgb`; or those of several cameras, by name.
+        actions: fields of steps/.
+        observations: fields of steps/observation/ beside the images.
+        encoding: of the images; PNG is exact.
+        answers: whether records hold an `answer`, what is to be said after the instruction.
+        labels: whether records hold a class `label`.
+    """
+
+    def arrays(shapes: Shapes) -> dict[str, Any]:
+        tensor = tfds.features.Tensor
+        return {key: tensor(shape=shape, dtype=np.dtype(dtype).type) for key, (shape, dtype) in shapes.items()}
+
+    cameras = image_shape if isinstance(image_shape, Mapping) else {"rgb": image_shape}
+    images = {name: tfds.features.Image(shape=shape, encoding_format=encoding) for name, shape in cameras.items()}
+    return tfds.features.FeaturesDict({
+        "episode_id": tfds.features.Text(),
+        "recording_id": tfds.features.Text(),  # splits are by recording
+        "start": np.int64,  # step of the episode at which this record begins
+        "instruction": tfds.features.Text(),
+        **({"answer": tfds.features.Text()} if answers else {}),
+        **({"label": np.int64} if labels else {}),  # -1: none
+        STEPS: tfds.features.Dataset({
+            "observation": {**images, **arrays(observations or {})},
+            **arrays(actions),
+            "action_weight": np.float32,  # 0: a step not to be imitated; it is laid out as history
+            "reward": np.float32,
+            "is_first": np.bool_,
+            "is_last": np.bool_,
+            "is_terminal": np.bool_,
+        }),
+    })
+
+
+def begin_store(directory: str | os.PathLike[str], metadata: Mapping[str, Any],
+                features: tfds.features.FeaturesDict | None = None) -> Path:
+    """The sibling directory to write shards into.
+
+    Args:
+        directory: where the finished data set is to appear.
+        metadata: JSON, kept in agent_jax.json: `action_spec`, `state_spec`, and how the data is made. Shards of an
+            interrupted attempt are kept only if they were made with equal metadata.
+        features: schema of the records; where it is given, shards of another schema are not kept either.
+
+    Raises:
+        FileExistsError: `directory` exists; nothing is overwritten.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        raise FileExistsError(f"{directory}: exists; expected a new directory for the data set. Remove it to make the "
+                              "data anew")
+    build = _build_directory(directory)
+    own = build / METADATA_FILE
+    if build.exists() and not (_made_alike(own, metadata) and (features is None or _of_schema(build, features))):
+        shutil.rmtree(build)
+    if not own.is_file():
+        build.mkdir(parents=True, exist_ok=True)
+        if features is not None:
+            features.save_config(str(build))
+        write_json(own, metadata)
+    return build
+
+
+def shard_path(directory: Path, name: str, split: str, index: int, count: int) -> Path:
+    """The file of shard `index` of `count`, as TFDS names it.
+
+    Raises:
+        ValueError: a split of that name could not be read again.
+    """
+    if not is_split_name(split):
+        raise ValueError(f"split {split!r}: expected a name of letters, digits, '_' and '-', other than 'all', or it "
+                         "cannot be read again")
+    return directory / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def is_split_name(name: str) -> bool:
+    """Whether TFDS reads a split of that name; "all" is all of them."""
+    return bool(re.fullmatch(r"[\w-]+", name)) and name != "all"
+
+
+def keep_shards(build: Path, shards: Collection[Path]) -> None:
+    """Remove the shards of earlier attempts in `build` that are none of these, and what lies beside them."""
+    names = {shard.name for shard in shards}
+    for file in build.iterdir():
+        shard = re.match(r"\.?(.+\.array_record-\d+-of-\d+)", file.name)
+        if shard and shard[1] not in names:
+            file.unlink()
+
+
+def _made_alike(path: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether the metadata at `path` are these; a summary that was written just before an interruption is no part."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    found.pop(SUMMARY, None)
+    return found == json.loads(json.dumps(metadata))
+
+
+def _of_schema(build: Path, features: tfds.features.FeaturesDict) -> bool:
+    """Whether the features kept in `build` are these."""
+    if not (build / "features.json").is_file():
+        return False
+    return read_features(build).to_json() == features.to_json()
+
+
+class ShardWriter:
+    """Writes one shard; the file appears under its name when the `with` block ends without an error.
+
+    Several processes may write different shards at a time.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], features: tfds.features.FeaturesDict):
+        """Begin the shard at `path`, with records of the schema `features`."""
+        self._path = Path(path)
+        self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        self._serialize = record_serializer(features)
+        self._writer = ArrayRecordWriter(str(self._temporary), _OPTIONS)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a record: its fields nested as in the schema, `steps` a sequence of such mappings.
+
+        Raises:
+            ValueError: a field is missing or has another shape or type; names it.
+        """
+        self._writer.write(self._serialize(record))
+
+    def write_serialized(self, record: bytes) -> None:
+        """Append what `record_serializer` made of a record."""
+        self._writer.write(record)
+
+    def __enter__(self) -> Self:
+        """The writer itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """Rename the shard into place, or drop it after an error."""
+        self._writer.close()
+        if kind is None:
+            self._temporary.rename(self._path)
+        else:
+            self._temporary.unlink()
+
+
+def finish_store(directory: str | os.PathLike[str], name: str, features: tfds.features.FeaturesDict,
+                 summary: Mapping[str, Any] | None = None) -> Store:
+    """Turn the shards written since `begin_store` into the data set at `directory`, in one rename.
+
+    Args:
+        directory: as given to `begin_store`.
+        name: of the data set.
+        features: schema of its records.
+        summary: JSON that is known only now, kept in agent_jax.json as `summary`.
+
+    Raises:
+        ValueError: shards are missing, or there is none.
+    """
+    directory = Path(directory)
+    build = _build_directory(directory)
+    for leftover in build.glob(".*.tmp"):  # of a writer that was killed
+        leftover.unlink()
+    shards: dict[str, list[Path]] = {}
+    for path in sorted(build.glob(f"{glob.escape(name)}-*.array_record-*-of-*")):
+        shards.setdefault(path.name.removeprefix(f"{name}-").split(".array_record-")[0], []).append(path)
+    if not shards:
+        raise ValueError(f"{build}: no shards of {name!r}, expected those of at least one split")
+    splits = []
+    for split, paths in shards.items():
+        count = int(paths[0].name.rsplit("-", 1)[1])
+        expected = [shard_path(build, name, split, index, count) for index in range(count)]
+        if paths != expected:
+            missing = [path.name for path in expected if path not in paths]
+            raise ValueError(f"{build}: split {split!r} has {len(paths)} shards, expected {count}; missing: "
+                             f"{', '.join(missing)}")
+        lengths = []
+        for path in paths:
+            reader = ArrayRecordReader(str(path))
+            lengths.append(str(reader.num_records()))
+            reader.close()
+        size = sum(path.stat().st_size for path in paths)
+        splits.append({"name": split, "shardLengths": lengths, "numBytes": str(size),
+                       "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"})
+    features.save_config(str(build))
+    info = {"name": name, "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
+    if summary is not None:
+        own = build / METADATA_FILE
+        write_json(own, {**json.loads(own.read_text()), SUMMARY: summary})
+    (build / "dataset_info.json").write_text(json.dumps(info, indent=2))
+    build.rename(directory)
+    return open_store(directory)
+
+
+def write_store(directory: str | os.PathLike[str], name: str, features: tfds.features.FeaturesDict,
+                episodes: Mapping[str, Iterable[Mapping[str, Any]]], metadata: Mapping[str, Any]) -> Store:
+    """The whole data set from one process, one shard a split; a split that is finished already is not drawn again.
+
+    What an earlier attempt finished is kept where name, features and metadata are equal: `metadata` must tell how the
+    episodes are made.
+
+    Args:
+        directory: where the data set is to appear.
+        name: of the data set.
+        features: schema of a record.
+        episodes: records by split.
+        metadata: see `begin_store`.
+
+    Raises:
+        FileExistsError: `directory` exists.
+        ValueError: a record does not follow the schema.
+    """
+    build = begin_store(directory, metadata, features)
+    paths = {split: shard_path(build, name, split, 0, 1) for split in episodes}
+    keep_shards(build, list(paths.values()))
+    for split, path in paths.items():
+        if not path.exists():
+            with ShardWriter(path, features) as writer:
+                for record in episodes[split]:
+                    writer.write(record)
+    return finish_store(directory, name, features)
+
+
+def _build_directory(directory: Path) -> Path:
+    return directory.parent / f".{directory.name}.partial"

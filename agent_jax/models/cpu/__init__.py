@@ -1,0 +1,1 @@
+"""Attention and matmuls for CPUs."""

@@ -1,0 +1,154 @@
+"""Images to visual tokens, and rows to actions: what acting does on the device, compiled.
+
+    images --encode--> visual tokens, kept for as long as the step is remembered
+    row of tokens and visual tokens --read--> hidden state of its last slot --ActionLoop--> ids of the action
+
+The whole action is one call. A row is read anew (`decode`), or only what is new of it, after the keys and values of the
+rest: they grow with the row (`decode_after`), or were made by `read_ahead` and are left as they are (`decode`).
+Dimensions: B rows, C slots to be read; see batch.py for others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from agent_jax.config import Config
+from agent_jax.models.agent import Agent, Params
+from agent_jax.models.cached_language import Cache, CachedLanguage, KeysValues, Past
+from agent_jax.policy.constrained_decoder import ActionLoop, HowToChoose, Said
+from agent_jax.policy.decoding_tables import Choices
+from agent_jax.runtime.compiler_options import compiler_options
+
+Tokens = jax.Array  # (cameras * V, D): the visual tokens of one step
+Visual = tuple[tuple[Tokens, ...], ...]  # of each row, the steps to be read
+Kept = tuple[tuple[jax.Array, jax.Array], ...]  # keys and values (N, Z, H) of one episode, layer by layer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What is to be read of each row: slots as in `Batch`, at the front of C places; NumPy arrays."""
+
+    token_BC: Any  # int32; 0 where the slot is visual
+    visual_BC: Any  # int32, into the visual tokens of the row's steps; -1 where the slot is a token
+    position_BC: Any  # int32
+    count_B: Any  # int32: how many slots
+    used_B: Any  # int32: how many were read before
+
+
+class Decoder:
+    """The compiled functions of one model and one automaton; holds no parameters."""
+
+    def __init__(self, config: Config, choices: Choices, *, video: bool):
+        """Of a run's config.
+
+        Args:
+            config: `model.language.vocabulary_size` is set.
+            choices: tables of an automaton that has a choice.
+            video: the images of a row are clips, one a camera.
+        """
+        model = config.model
+        if not video:  # temporal attention is off where an image is a clip of its own, so need not be computed
+            model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, temporal_attention=False))
+        model = dataclasses.replace(model, unroll=0, remat="none")
+        device = jax.local_devices()[0]
+        # The kernels of other platforms have not been tried in acting, whose rows are few.
+        attention = "cpu" if device.platform == "cpu" else "xla"
+        self._agent, self._language = Agent(model, attention), CachedLanguage(model, attention)
+        self._say = ActionLoop(self._language, choices)
+        options = compiler_options(device, model.dtype, layers=model.language.depth)
+        jit: Any = functools.partial(jax.jit, compiler_options=options)
+        self.encode = jit(self._encode, static_argnames="steps")
+        self.decode = jit(self._decode)
+        self.read_ahead = jit(self._read_ahead, static_argnames="slots")
+        self.decode_after = jit(self._decode_after, donate_argnames="kept")
+
+    def blank_cache(self, slots: int) -> Kept:
+        """Keys and values of nothing, for an episode of up to `slots` slots."""
+        return _split(self._language.blank(1, slots))[0]
+
+    def _encode(self, params: Params, frames_BFHWC: jax.Array, clip_BF: jax.Array, steps: int) -> Visual:
+        """Projected visual tokens by row and step, of images in the order of steps, then cameras."""
+        tokens: Any = self._agent.apply({"params": params}, frames_BFHWC, clip_BF, method="encode")
+        rows, _, _, width = tokens.shape
+        split = tokens.reshape(rows, steps, -1, width)
+        return tuple(tuple(split[row, step] for step in range(steps)) for row in range(rows))
+
+    def _decode(self, params: Params, visual: Visual, rows: Rows, how: HowToChoose, kept: tuple[Kept, ...] = ()
+                ) -> Said:
+        """Read rows, or what is new of them after `kept`, and say their actions."""
+        return self._read_and_say(params, visual, rows, how, kept)[0]
+
+    def _read_ahead(self, params: Params, visual: Visual, rows: Rows, slots: int) -> tuple[Kept, ...]:
+        """Read rows up to where what is seen next will follow: their keys and values, in caches of so many slots."""
+        language = params["language"]
+        read = self._language.keys_values(language, self._embedded(language, visual, rows), rows.position_BC)
+        more = slots - rows.token_BC.shape[1]
+        return _split(jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, more), (0, 0))), read))
+
+    def _decode_after(self, params: Params, visual: Visual, rows: Rows, how: HowToChoose, kept: tuple[Kept, ...]
+                      ) -> tuple[Said, tuple[Kept, ...]]:
+        """The same; returns the caches with what was read now as well."""
+        said, new = self._read_and_say(params, visual, rows, how, kept)
+
+        def grown(row: int) -> Kept:
+            return jax.tree.map(lambda whole_NZH, part_NCH: _written(whole_NZH, part_NCH, rows.used_B[row]),
+                                kept[row], _split(new)[row])
+
+        return said, tuple(grown(row) for row in range(len(kept)))
+
+    def _read_and_say(self, params: Params, visual: Visual, rows: Rows, how: HowToChoose, kept: tuple[Kept, ...]
+                      ) -> tuple[Said, Cache]:
+        """Actions, and keys and values of what was read now."""
+        language, past = params["language"], ()
+        if kept:
+            cache = _stacked(kept)
+            slot_1Z = jnp.arange(cache[0].k_BNZH.shape[2])[None]
+            past = (Past(cache, slot_1Z < rows.used_B[:, None]),)
+        hidden_BD, new = self._language.read(language, self._embedded(language, visual, rows), rows.position_BC,
+                                             jnp.maximum(rows.count_B - 1, 0), past)
+        new_BZ = jnp.arange(rows.token_BC.shape[1])[None] < rows.count_B[:, None]
+        return self._say(language, hidden_BD, (*past, Past(new, new_BZ)), _after(rows), how), new
+
+    def _embedded(self, language: Any, visual: Visual, rows: Rows) -> jax.Array:
+        """x_BCD: the tokens and visual tokens of rows."""
+        visual_BGD = jnp.stack([jnp.concatenate(steps) for steps in visual])
+        index_BC = jnp.clip(rows.visual_BC, 0, visual_BGD.shape[1] - 1)
+        visual_BCD = jnp.take_along_axis(visual_BGD, index_BC[..., None], axis=1)
+        return jnp.where((rows.visual_BC >= 0)[..., None], visual_BCD, self._language.embed(language, rows.token_BC))
+
+
+def _stacked(kept: tuple[Kept, ...]) -> Cache:
+    """Caches of one episode each, as rows."""
+    return tuple(KeysValues(*map(jnp.stack, zip(*layer, strict=True))) for layer in zip(*kept, strict=True))
+
+
+def _split(cache: Cache) -> tuple[Kept, ...]:
+    """The reverse."""
+    rows = range(len(cache[0].k_BNZH))
+    return tuple(tuple((layer.k_BNZH[row], layer.v_BNZH[row]) for layer in cache) for row in rows)
+
+
+def _written(whole_NZH: jax.Array, part_NCH: jax.Array, used: jax.Array) -> jax.Array:
+    """Keys or values with a chunk written behind the first `used`; of the chunk's filling, what has no room is dropped.
+
+    XLA shifts an update that reaches beyond the end, so that it would overwrite slots read before. Here the update
+    begins there itself, with what these slots hold.
+    """
+    slots = part_NCH.shape[1]
+    start = jnp.minimum(used, whole_NZH.shape[1] - slots)
+    there_NCH = jax.lax.dynamic_slice_in_dim(whole_NZH, start, slots, axis=1)
+    is_there_C = jnp.arange(slots) < used - start
+    update_NCH = jnp.where(is_there_C[:, None], there_NCH, jnp.roll(part_NCH, used - start, axis=1))
+    return jax.lax.dynamic_update_slice_in_dim(whole_NZH, update_NCH, start, axis=1)
+
+
+def _after(rows: Rows) -> jax.Array:
+    """Position after the last slot of each row."""
+    last_B1 = jnp.maximum(rows.count_B - 1, 0)[:, None]
+    return jnp.take_along_axis(rows.position_BC, last_B1, axis=1)[:, 0] + 1

@@ -1,0 +1,157 @@
+"""What is remembered of an episode, and the row that it makes: the layout of training, cut where the action begins.
+
+    text   step   step   step now
+    [b w]  [v a]  [v a]  [v a        sliding: the last M - 1 steps and now, read anew at every step;
+     ahead ----------->  new ->               or all but what is new as soon as the action before it is known
+     used ------------>  new ->      flushed: only what is new is read; after `flush_every` steps, nothing is left
+
+Slots and steps come in a few sizes (`Sizes`), so that short histories are cheap and little is compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from agent_jax.batch import RowSize
+from agent_jax.data.pipeline.domains import Domain
+from agent_jax.data.pipeline.layout import Step, Window, lay_out_prefix, row_size, window_need
+from agent_jax.policy.observation import NO_IDS, Prepared
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Seen:
+    """A step that was acted on."""
+
+    frames: tuple[np.ndarray, ...]  # empty where `tokens` are all that is needed of them
+    tokens: Any  # visual tokens of its images (cameras * V, D), on the device; None in a video model
+    state_ids: np.ndarray
+    action_ids: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Episode:
+    """Of one environment; replaced as a whole when a step has succeeded, so that a failed one leaves no trace."""
+
+    number: int = 0  # episodes begun under its id before this one
+    time: int = 0  # steps acted
+    text_ids: np.ndarray = dataclasses.field(default_factory=lambda: NO_IDS)
+    steps: tuple[Seen, ...] = ()  # that the next row may begin with
+    kept: Any = None  # keys and values of the row so far (flushed history), or of what the next one begins with (ahead)
+    used: int = 0  # how many slots they hold
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """What is to be read of an episode for its next action."""
+
+    past: tuple[Seen, ...]  # before the step of now
+    first: int  # number of the first step whose images are read: 0, or that of now
+    used: int  # slots read before
+    token_C: np.ndarray
+    visual_C: np.ndarray
+    position_C: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        """How many steps are read, that of now included."""
+        return len(self.past) + 1 - self.first
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The lengths that chunks are filled up to: (steps, slots), ascending."""
+
+    chunks: tuple[tuple[int, int], ...]
+    row: RowSize  # of whole rows, with images of one pixel: they are laid out elsewhere
+    cache: int  # slots of an episode's keys and values
+
+    @classmethod
+    def of(cls, domain: Domain, visual_tokens: int, positions: int, *, ahead: bool = False) -> Sizes:
+        """Of a domain, in a model of V visual tokens an image and so many positions.
+
+        Args:
+            domain: in which is acted.
+            visual_tokens: V.
+            positions: of the model.
+            ahead: caches hold what is read ahead, all but the newest step of a window; else rows that grow.
+
+        Raises:
+            ValueError: a full window does not fit into the positions.
+        """
+        row = row_size([domain], visual_tokens, domain.images, positions)
+        step = len(domain.cameras) * visual_tokens + domain.state_length + domain.action_length
+        before = {domain.window - 1} if ahead else set()
+        steps = sorted({domain.window, *before, *(2**n for n in range(domain.window.bit_length()))})
+        chunks = [(n, min(_eight(domain.max_text + n * step), row.slots)) for n in steps]
+        new = _eight(step)  # the rest of an action, images, state, and what opens every action
+        if new < chunks[0][1]:
+            chunks.insert(0, (1, new))
+        cache = dict(chunks)[domain.window - 1] if ahead else row.slots
+        return cls(tuple(chunks), dataclasses.replace(row, image_size=1), cache)
+
+    def fit(self, chunk: Chunk) -> tuple[int, int]:
+        """The least (steps, slots) that hold a chunk."""
+        return next(size for size in self.chunks if size[0] >= chunk.steps and size[1] >= len(chunk.token_C))
+
+
+def next_chunk(domain: Domain, sizes: Sizes, visual_tokens: int, episode: Episode, seen: Prepared,
+               first_ids: np.ndarray, most_steps: int, *, flushed: bool) -> Chunk:
+    """The chunk to be read for the next action of an episode.
+
+    Args:
+        domain: in which is acted.
+        sizes: of its rows.
+        visual_tokens: V.
+        episode: so far.
+        seen: now.
+        first_ids: ids that open every action.
+        most_steps: of a row.
+        flushed: the row begins anew when it is full, or the text has changed; else it slides.
+    """
+    past, used = episode.steps, episode.used
+    changed = not np.array_equal(episode.text_ids, seen.text_ids)
+    if flushed and (len(past) >= most_steps or changed):
+        past, used = (), 0
+    elif not flushed:
+        past, used = past[len(past) - most_steps + 1 :] if len(past) >= most_steps else past, 0 if changed else used
+    now = Step(_pixels(domain), seen.state_ids, first_ids)
+    token_C, visual_C, position_C = _laid_out(domain, sizes, visual_tokens, seen.text_ids, past, now)
+    first, visual_C = len(past) if used else 0, visual_C[used:]
+    visual_C = np.where(visual_C >= 0, visual_C - first * len(domain.cameras) * visual_tokens, -1)
+    return Chunk(past, first, used, token_C[used:], visual_C, position_C[used:])
+
+
+def chunk_ahead(domain: Domain, sizes: Sizes, visual_tokens: int, episode: Episode) -> Chunk:
+    """What the row of the next action begins with if it slides and the instruction stays: text and remembered steps.
+
+    Args:
+        domain: in which is acted.
+        sizes: of its rows.
+        visual_tokens: V.
+        episode: of at least one step; its last one stands where that of now does in other chunks.
+    """
+    return Chunk(episode.steps[:-1], 0, 0, *_laid_out(domain, sizes, visual_tokens, episode.text_ids, episode.steps))
+
+
+def _laid_out(domain: Domain, sizes: Sizes, visual_tokens: int, text_ids: np.ndarray, past: tuple[Seen, ...],
+              *now: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """token_C, visual_C and position_C of a row, as in training."""
+    steps = [Step(_pixels(domain), step.state_ids, step.action_ids) for step in past]
+    window = Window(domain.index, text_ids, (*steps, *now), seed=0, video=domain.video,
+                    first_position=domain.first_position)
+    row = lay_out_prefix(window, sizes.row, visual_tokens, patches=visual_tokens - 1)
+    slots = window_need(window, visual_tokens).slots
+    return row["token_BS"][:slots], row["visual_BS"][:slots], row["position_BS"][:slots]
+
+
+def _pixels(domain: Domain) -> tuple[np.ndarray, ...]:
+    """In the place of a step's images, which are encoded elsewhere."""
+    return (np.zeros((1, 1, 3), np.uint8),) * len(domain.cameras)
+
+
+def _eight(slots: int) -> int:
+    """Rounded up to a multiple of 8, as rows are."""
+    return -(-slots // 8) * 8

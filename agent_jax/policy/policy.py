@@ -1,0 +1,349 @@
+"""A trained agent that acts: a checkpoint in, actions in the environment's own units out.
+
+    policy = Policy.load("runs/babyai")
+    policy.reset([0, 1])
+    actions = policy.act(images, ["go to the red ball", "go to a key"], [0, 1])    # [{"action": 2}, {"action": 0}]
+
+Where a domain has several cameras, `images` holds a mapping (or a tuple in their order) an environment:
+
+    policy.act([{"rgb_static": image, "rgb_gripper": other}], ["open the drawer"], [0])
+
+What the agent sees is laid out by the same code as in training: instruction, then the last M steps, the newest without
+its action. Each id of the action is among those that the ActionSpec's automaton allows, so an action always decodes.
+
+    observation -prepare-> images, ids -encode-> visual tokens -row of the episode-> read, say -> ids -> action
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints.restore import ActingCheckpoint, StepTaken, load_to_act
+from agent_jax.client.pictures import is_image
+from agent_jax.config import Config
+from agent_jax.data.pipeline.domains import Domain
+from agent_jax.models.agent import Params
+from agent_jax.policy.batched_decoder import Answer, Reader, Turn
+from agent_jax.policy.decoding_tables import Choices
+from agent_jax.policy.history import Episode, Seen, Sizes, chunk_ahead, next_chunk
+from agent_jax.policy.observation import Images, Prepared, prepare
+from agent_jax.policy.parameters import acting_params
+from agent_jax.runtime.compile_notice import announce_compilations
+
+__all__ = ["Images", "Policy", "Prepared"]
+
+History = Literal["sliding", "flushed"]
+
+
+class Policy:
+    """Acts in any number of environments at once; each has its own history, known by its id.
+
+    `prepare` may run in any thread; all else is for one caller at a time. A call that fails changes no episode.
+    """
+
+    def __init__(self, config: Config, params: Params, domain: Domain, *, temperature: float = 0.0, seed: int = 0,
+                 history: History = "sliding", flush_every: int = 0, ahead: bool = False):
+        """Of a model and the domain it is to act in.
+
+        Args:
+            config: of the run; `model.language.vocabulary_size` is set.
+            params: its parameters.
+            domain: ActionSpec, vocabulary, window and preprocessing.
+            temperature: of sampling among the legal ids; 0: the best one.
+            seed: of sampling; what is drawn depends on it, the environment's id, its episode and step alone.
+            history: "sliding": the last M steps are seen, as in training. "flushed": all since the last flush, as in
+                the paper's rollout code; only what is new is read, so a step costs a fraction.
+            flush_every: steps between flushes; 0: the domain's window. Flushed history only.
+            ahead: sliding history only: after an action, begin at once to read what the next row begins with, while
+                the caller executes it. The next action then needs what is new alone; the work is the same in all.
+                Without effect for windows of one step, and for clips in a model with temporal attention.
+
+        Raises:
+            ValueError: a negative or infinite temperature, a window beyond the model's positions, a domain without
+                actions, an unknown history, or a flush later than the window, where positions were not trained.
+        """
+        if domain.spec is None:
+            raise ValueError(f"domain {domain.name!r} has the layout {domain.layout!r}, which predicts no actions: "
+                             "there is nothing to act with; name a domain of the layout 'actions'")
+        _check_temperature(temperature)
+        if history not in ("sliding", "flushed"):
+            raise ValueError(f"history={history!r}: expected 'sliding' or 'flushed'")
+        if flush_every and history == "sliding":
+            raise ValueError(f"flush_every={flush_every} is of history='flushed', but found history='sliding'")
+        if ahead and history == "flushed":
+            raise ValueError("ahead is of history='sliding', but found history='flushed', which reads nothing twice")
+        if not 0 <= flush_every <= domain.window:
+            raise ValueError(f"flush_every={flush_every}: domain {domain.name!r} was trained on windows of "
+                             f"{domain.window} steps, later positions were not; expected 1 to {domain.window}")
+        self.domain, self.temperature, self.history = domain, temperature, history
+        self.flush_every = (flush_every or domain.window) if history == "flushed" else 0
+        self.taken: StepTaken | None = None  # the step of a checkpoint that was loaded
+        self.last_ids: dict[Any, np.ndarray] = {}  # of the last step's actions, by env_id
+        self._last_logits: dict[Any, np.ndarray] = {}  # of their choices
+        self.params, self._dtype = acting_params(params, config.model.dtype), config.model.dtype
+        self._spec, self._visual_tokens = domain.spec, 1 + config.model.vision.patches
+        self._choices = Choices.of(domain.spec.automaton)
+        if not self._choices.most:
+            raise ValueError(f"domain {domain.name!r}: its ActionSpec has one action only, so there is nothing to "
+                             "choose; act without a policy")
+        video = domain.video and config.model.vision.temporal_attention  # each image changes the encoding of its clip
+        self._grows = history == "flushed" and not video
+        self._ahead = ahead and not video and domain.window > 1
+        self._sizes = Sizes.of(domain, self._visual_tokens, config.model.language.positions, ahead=self._ahead)
+        self._reader = Reader(config, domain, self._choices, self._sizes, grows=self._grows, ahead=self._ahead)
+        self._episodes: dict[Any, Episode] = {}
+        self._seed = seed
+        announce_compilations()  # the first action takes as long as they do
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, domain: str = "", step: int | None = None, temperature: float = 0.0,
+             seed: int = 0, history: History = "sliding", flush_every: int = 0, ahead: bool = False) -> Self:
+        """The policy of a checkpoint, by its averaged parameters where the run kept some.
+
+        Args:
+            path: a workdir, its checkpoints directory, or one step in it.
+            domain: the domain to act in; may be empty if the run had one.
+            step: by default the one `path` names, or the newest undamaged one.
+            temperature: as above.
+            seed: as above.
+            history: as above.
+            flush_every: as above.
+            ahead: as above.
+
+        Raises:
+            FileNotFoundError: no checkpoint there.
+            DamagedCheckpointError: the named step is damaged, or every one. Without a name, damaged newer steps are
+                passed over: `policy.taken` says which step was taken and which were not, and so does the log.
+            ValueError: no such domain, or several and none named.
+        """
+        return cls.of(load_to_act(path, step), domain=domain, temperature=temperature, seed=seed, history=history,
+                      flush_every=flush_every, ahead=ahead)
+
+    @classmethod
+    def of(cls, loaded: ActingCheckpoint, *, domain: str = "", temperature: float = 0.0, seed: int = 0,
+           history: History = "sliding", flush_every: int = 0, ahead: bool = False) -> Self:
+        """The policy of a step that has been read; arguments and errors as `load`."""
+        vocabulary = Vocabulary.from_json(loaded.meta["vocabulary"])
+        found = _chosen(loaded.meta["domains"], domain, loaded.taken.directory)
+        policy = cls(loaded.config, loaded.params, Domain.from_meta(found, vocabulary), temperature=temperature,
+                     seed=seed, history=history, flush_every=flush_every, ahead=ahead)
+        policy.taken = loaded.taken
+        return policy
+
+    def with_temperature(self, temperature: float, seed: int = 0) -> Policy:
+        """The same parameters, acting otherwise; histories are not shared.
+
+        Raises:
+            ValueError: a negative or infinite temperature.
+        """
+        _check_temperature(temperature)
+        other = object.__new__(type(self))
+        other.__dict__ |= self.__dict__ | {"temperature": temperature, "_seed": seed, "_episodes": {}, "last_ids": {},
+                                            "_last_logits": {}}
+        return other
+
+    def with_params(self, params: Params) -> Policy:
+        """Other parameters of the same shapes, acting alike with what is compiled already; histories are not shared."""
+        other = self.with_temperature(self.temperature, self._seed)
+        other.params = acting_params(params, self._dtype)
+        return other
+
+    def reset(self, env_ids: Sequence[Any]) -> None:
+        """Begin new episodes: forget what was seen under these ids."""
+        _check_ids("reset", env_ids)
+        for env_id in env_ids:
+            old = self._episodes.get(env_id)
+            self._episodes[env_id] = Episode(number=old.number + (old.time > 0) if old else 0)
+
+    def forget(self, env_ids: Sequence[Any]) -> None:
+        """Drop all memory of these ids; unknown ones are passed over."""
+        _check_ids("forget", env_ids)
+        for env_id in env_ids:
+            self._episodes.pop(env_id, None)
+            self.last_ids.pop(env_id, None)
+            self._last_logits.pop(env_id, None)
+
+    def probability(self, env_id: Any) -> float:
+        """How probable the last action of an environment was: the product over its choices among legal ids.
+
+        By the model's own logits, whatever the temperature of sampling.
+
+        Raises:
+            KeyError: the environment has had no action.
+        """
+        logits_JA, columns_J = self._last_logits[env_id], self._choices.columns(self.last_ids[env_id])
+        odds = 1.0
+        for logits_A, column in zip(logits_JA, columns_J, strict=True):
+            if column >= 0:  # a shorter action has fewer choices
+                odds *= float(1 / np.exp(logits_A.astype(np.float64) - logits_A[column]).sum())
+        return odds
+
+    def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
+        """Compile everything that acting in batches of up to these sizes will need, histories of any length mixed."""
+        self._reader.warm_up(self.params, max(batch_sizes))
+
+    def prepare(self, images: Images, instruction: str, state: Mapping[str, Any] | None = None) -> Prepared:
+        """One observation of one environment, checked and ready; needs no device and may run in any thread.
+
+        Args:
+            images: an image uint8 (height, width, 3), or a mapping or tuple of the cameras'; resized as in training.
+            instruction: the text.
+            state: the StateSpec's values; needed if the domain has one.
+
+        Raises:
+            ValueError: says in words what is wrong.
+        """
+        return prepare(self.domain, images, instruction, state)
+
+    def step(self, prepared: Sequence[Prepared], env_ids: Sequence[Any]) -> list[dict[str, Any]]:
+        """The next action of each episode, which is taken to be executed.
+
+        Args:
+            prepared: n observations.
+            env_ids: n different ids, in any order; unknown ones begin an episode.
+
+        Returns:
+            n mappings of the ActionSpec's values, in the environment's units.
+
+        Raises:
+            ValueError: sequences of unequal length, an id twice, or logits that are NaN.
+        """
+        answers = self._answer(prepared, env_ids, None)
+        return [self._spec.decode(answer.ids) for answer in answers]
+
+    def follow(self, prepared: Sequence[Prepared], env_ids: Sequence[Any], action_ids: Sequence[np.ndarray]
+               ) -> list[np.ndarray]:
+        """A step with given actions: what the policy would have said of each id, after the given ones before it.
+
+        Args:
+            prepared: n observations.
+            env_ids: n different ids.
+            action_ids: n whole actions as ids, which become history.
+
+        Returns:
+            n arrays f32 (choices, A) over `domain.spec.automaton.ids_A`: the logits of each choice among several legal
+            ids, -inf where an id is illegal.
+
+        Raises:
+            ValueError: as `step`; or an action that the automaton does not accept.
+        """
+        if len(action_ids) != len(env_ids):
+            raise ValueError(f"follow: found {len(action_ids)} actions and {len(env_ids)} env_ids, expected one each")
+        answers = self._answer(prepared, env_ids, action_ids)
+        return [answer.logits_JA[np.isfinite(answer.logits_JA).any(axis=1)] for answer in answers]
+
+    def act(self, images: Sequence[Images] | np.ndarray, instructions: Sequence[str], env_ids: Sequence[Any],
+            states: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+        """`prepare`, then `step`.
+
+        Args:
+            images: n uint8 images (height, width, 3), what is seen now: arrays of NumPy, jax or torch, or RGB pictures
+                of Pillow. With several cameras, n mappings of them by `domain.camera_names`, or n tuples in that order.
+            instructions: n texts.
+            env_ids: n different ids, in any order; unknown ones begin an episode.
+            states: n mappings of the StateSpec's values; needed if the domain has one.
+
+        Returns:
+            n mappings of the ActionSpec's values, in the environment's units.
+
+        Raises:
+            ValueError: sequences of unequal length, an id twice, or an observation that is not as expected.
+        """
+        _check_ids("act", env_ids)
+        given: dict[str, Any] = {"image": images, "instruction": instructions, "state": states}
+        for name, found in given.items():
+            one = isinstance(found, (str, Mapping)) or not (found is None or hasattr(found, "__len__"))
+            if one or (name == "image" and is_image(images) and getattr(images, "ndim", 3) == 3):
+                raise ValueError(f"act: found one {name}, a {type(found).__name__}, expected a sequence with one of "
+                                 "each environment: act([image], [instruction], [env_id]), and [state] where there is "
+                                 "one")
+        n = len(env_ids)
+        if not len(images) == len(instructions) == n or (states is not None and len(states) != n):
+            raise ValueError(f"act: found {len(images)} images, {len(instructions)} instructions and {n} env_ids"
+                             f"{'' if states is None else f' and {len(states)} states'}, expected one each")
+        return self.step([self.prepare(images[i], instructions[i], None if states is None else states[i])
+                          for i in range(n)], env_ids)
+
+    def _answer(self, prepared: Sequence[Prepared], env_ids: Sequence[Any], taught: Sequence[np.ndarray] | None
+                ) -> list[Answer]:
+        """Answers of all environments, remembered."""
+        if len(prepared) != len(env_ids):
+            raise ValueError(f"act: found {len(prepared)} observations and {len(env_ids)} env_ids, expected one each")
+        if len(set(env_ids)) != len(env_ids):
+            raise ValueError(f"act: env_ids={list(env_ids)} hold an id twice")
+        episodes = [self._episodes.get(env_id, Episode()) for env_id in env_ids]
+        turns = [self._turn(env_id, episode, seen, None if taught is None else taught[i])
+                 for i, (env_id, episode, seen) in enumerate(zip(env_ids, episodes, prepared, strict=True))]
+        for env_id, episode in zip(env_ids, episodes, strict=True):
+            if self._grows and episode.kept is not None:  # given away with the turn: if it fails, all is read anew
+                self._episodes[env_id] = dataclasses.replace(episode, kept=None, used=0)
+        answers = self._reader.answer(self.params, turns)
+        unsound = [env_id for env_id, answer in zip(env_ids, answers, strict=True) if not answer.sound]
+        if unsound:
+            raise ValueError(f"act: the model's logits for env_ids={unsound} are NaN or infinite, expected finite "
+                             "numbers: its parameters are damaged or their training diverged; load another step")
+        after = [self._remembered(*one) for one in zip(episodes, turns, answers, strict=True)]
+        for env_id, episode, answer in zip(env_ids, self._read_ahead(after), answers, strict=True):
+            self._episodes[env_id] = episode
+            self.last_ids[env_id], self._last_logits[env_id] = answer.ids, answer.logits_JA
+        return answers
+
+    def _read_ahead(self, episodes: Sequence[Episode]) -> Sequence[Episode]:
+        """The episodes, with what their next rows begin with being read."""
+        if not self._ahead:
+            return episodes
+        chunks = [chunk_ahead(self.domain, self._sizes, self._visual_tokens, episode) for episode in episodes]
+        tokens = [[step.tokens for step in episode.steps] for episode in episodes]
+        return [dataclasses.replace(episode, kept=kept, used=len(chunk.token_C)) for episode, chunk, kept in
+                zip(episodes, chunks, self._reader.read_ahead(self.params, chunks, tokens), strict=True)]
+
+    def _turn(self, env_id: Any, episode: Episode, seen: Prepared, taught: np.ndarray | None) -> Turn:
+        """What an environment asks."""
+        chunk = next_chunk(self.domain, self._sizes, self._visual_tokens, episode, seen, self._choices.first_ids,
+                           self.flush_every or self.domain.window, flushed=self.history == "flushed")
+        kept = (episode.kept or self._reader.blank_cache()) if self._grows else episode.kept if chunk.used else None
+        noise_JA = None
+        if self.temperature:  # Gumbel-max (Gumbel, 1954): logits / temperature + noise, times temperature
+            rng = np.random.default_rng([self._seed, zlib.crc32(repr(env_id).encode()), episode.number, episode.time])
+            noise_JA = self.temperature * rng.gumbel(size=(self._choices.most, len(self._spec.automaton.ids_A)))
+        return Turn(seen, chunk, noise_JA, self._choices.columns(taught), kept)
+
+    def _remembered(self, episode: Episode, turn: Turn, answer: Answer) -> Episode:
+        """The episode after a step."""
+        chunk, seen = turn.chunk, turn.seen
+        step = Seen(seen.frames if self._reader.clips else (), answer.tokens, seen.state_ids, answer.ids)
+        steps = (*chunk.past, step)
+        if self.history == "sliding":
+            steps = steps[len(steps) - self.domain.window + 1 :] if len(steps) >= self.domain.window else steps
+        used = chunk.used + len(chunk.token_C) if self._grows else 0
+        return Episode(episode.number, episode.time + 1, seen.text_ids, steps, answer.kept, used)
+
+
+def _check_ids(call: str, env_ids: Any) -> None:
+    """Refuse one id in place of a sequence: a text is a sequence, too, of its letters."""
+    if isinstance(env_ids, (str, bytes)) or not isinstance(env_ids, Iterable):
+        arguments = "[image], [instruction], " if call == "act" else ""
+        raise ValueError(f"{call}: found env_ids={env_ids!r}, expected a sequence of ids, one of each environment: "
+                         f"{call}({arguments}[{env_ids!r}])")
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature={temperature} must be 0 (greedy) or positive, and finite")
+
+
+def _chosen(domains: Mapping[str, Any], name: str, directory: Any) -> Mapping[str, Any]:
+    """The meta of the domain to act in."""
+    if not name and len(domains) == 1:
+        return next(iter(domains.values()))
+    if name not in domains:
+        raise ValueError(f"domain={name!r}: {directory} was trained on {', '.join(sorted(domains))}; name one of them")
+    return domains[name]

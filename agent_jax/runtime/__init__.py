@@ -1,0 +1,1 @@
+"""What lies between a program and its machine: processes, devices, compilers, locks, stop signals."""

@@ -1,0 +1,161 @@
+"""AdamW with linear warm-up, cosine decay, clipping, freezing by path, and averaged parameters.
+
+The parameters are split by path into trained and frozen ones; only the trained ones have optimizer state:
+
+    trained   clip by their global norm -> Adam -> weight decay (kernels and token table) -> - rate -> [average]
+    frozen    an update of exactly zero
+
+Everything is a `optax.GradientTransformation` over the whole parameter tree, so the train state stays
+(step, params, opt_state).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from agent_jax.config import OptimizerConfig
+from agent_jax.runtime.sharding import path_name
+
+# No weight decay: biases, the scales of norms, single learned tokens, and embeddings of position. The token table,
+# which is also the output projection, decays like the kernels.
+NO_DECAY = re.compile(r"(?:^|/)(?:bias|scale|class_embedding|mask_token|position_embedding)$")
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:
+    """The learning rate by update, counted from 0, of a run of `steps`.
+
+    Rises linearly to `learning_rate`, first update included, over the share `warmup` of the steps; then falls along
+    half a cosine (Loshchilov & Hutter, 2017, eq. 5, without restarts) to `end_learning_rate` at the last update.
+    """
+    warm = min(round(config.warmup * steps), steps - 1)
+
+    def rate(count: Any) -> jax.Array:
+        rising = (count + 1) / max(warm, 1)
+        fraction = jnp.clip((count + 1 - warm) / (steps - warm), 0.0, 1.0)
+        falling = 0.5 * (1.0 + jnp.cos(math.pi * fraction))
+        falling = config.end_learning_rate + (config.learning_rate - config.end_learning_rate) * falling
+        return jnp.where(count < warm, config.learning_rate * rising, falling)
+
+    return rate
+
+
+def trained_mask(params: Any, freeze: tuple[str, ...]) -> Any:
+    """True for each parameter that is trained: whose path no pattern of `freeze` matches from end to end.
+
+    Args:
+        params: arrays or `jax.ShapeDtypeStruct`s.
+        freeze: regular expressions, e.g. `"vision/.*"`.
+
+    Raises:
+        ValueError: for a pattern that is no regular expression or matches no path (with the nearest ones), or if
+            nothing is left to train.
+    """
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    compiled = []
+    for i, pattern in enumerate(freeze):
+        field = f"config.optimizer.freeze[{i}]={pattern!r}"
+        try:
+            compiled.append(re.compile(pattern))
+        except re.error as error:
+            raise ValueError(f"{field} is not a regular expression: {error}") from error
+        if not any(compiled[-1].fullmatch(path) for path in paths):
+            known = {"/".join(names[:depth]) for names in (path.split("/") for path in paths) for depth in range(1, 9)}
+            near = difflib.get_close_matches(pattern, sorted(known), n=3, cutoff=0.3)
+            near = near or sorted({path.split("/")[0] for path in paths})
+            raise ValueError(f"{field} matches no parameter path from end to end; near it: {', '.join(near)} "
+                             f"(a whole part is frozen by 'part/.*')")
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, _: not any(pattern.fullmatch(path_name(path)) for pattern in compiled), params)
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError(f"config.optimizer.freeze={freeze!r} freezes every parameter; nothing is left to train")
+    return mask
+
+
+def decay_mask(params: Any) -> Any:
+    """True for each parameter that weight decay shrinks: all but those whose path `NO_DECAY` matches."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: not NO_DECAY.search(path_name(path)), params)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.GradientTransformation:
+    """The optimizer of a run of `steps`.
+
+    Args:
+        config: rates, decay, clipping, freezing, averaging.
+        steps: updates of the whole run: the schedule ends there.
+        params: arrays or `jax.ShapeDtypeStruct`s; only paths are read.
+
+    Raises:
+        ValueError: as `trained_mask`.
+    """
+    chain = [clip_by_norm(config.clip_norm)] if config.clip_norm > 0 else []
+    chain.append(optax.adamw(learning_rate_schedule(config, steps), b1=config.b1, b2=config.b2,
+                             weight_decay=config.weight_decay, mask=decay_mask))
+    if config.ema > 0:
+        chain.append(average_parameters(config.ema))
+    labels = jax.tree.map(lambda trained: "trained" if trained else "frozen", trained_mask(params, config.freeze))
+    return optax.partition({"trained": optax.chain(*chain), "frozen": optax.set_to_zero()}, labels)
+
+
+def clip_by_norm(most: float) -> optax.GradientTransformation:
+    """Scale all gradients by the one factor that brings their joint norm down to `most`, if it is above.
+
+    As `optax.clip_by_global_norm`, whose quotient of every gradient and the norm is an array of its own to XLA:CPU, to
+    be written and read twice: 4 of the 15 times that an update goes through memory of the size of the parameters. A
+    factor is fused into what comes next.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm < most, 1.0, most / norm)
+        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+class AverageState(NamedTuple):
+    """The averaged parameters; frozen ones are not held."""
+
+    seen: Any  # int32 scalar, updates so far
+    average: Any
+
+
+def average_parameters(decay: float) -> optax.GradientTransformation:
+    """Track the exponential average of the parameters, bias-corrected; updates pass unchanged. Last in a chain.
+
+    The average after t updates is `sum_i decay^(t-i) p_i / sum_i decay^(t-i)`, i = 1..t (Kingma & Ba, 2015, section 3,
+    of parameters rather than gradients), kept in the corrected form, so that it can be read at any moment: a plain mean
+    of the first few. Before the first update it is the initial values, which leave no trace afterwards.
+    """
+
+    def init(params: Any) -> AverageState:
+        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
+        if params is None:
+            raise ValueError("average_parameters needs the parameters: optimizer.update(gradients, state, params)")
+        count: Any = optax.safe_increment(state.seen)
+        share = (1.0 - decay) / -jnp.expm1(count * math.log(decay))  # of the newest; 1 at first, 1 - decay at last
+        average = jax.tree.map(lambda mean, p, u: mean + (share * (p + u - mean)).astype(mean.dtype),
+                               state.average, params, updates)
+        return updates, AverageState(count, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged_params(opt_state: Any, params: Any) -> Any:
+    """The averaged parameters held in `opt_state`; the live ones where they are frozen or nothing is averaged."""
+    held = [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, AverageState))
+            if isinstance(leaf, AverageState)]
+    if not held:
+        return params
+    return jax.tree.map(lambda mean, live: live if isinstance(mean, optax.MaskedNode) else mean,
+                        held[0].average, params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))

@@ -1,0 +1,129 @@
+"""What a run leaves for a reader: pictures, a rollout to watch, and report.json with every figure it printed.
+
+report.json: {"closed_loop": {TASK: {POLICY: {"success", "episodes", "ci95", "mean_steps", "lost", "per_episode":
+[{"seed", "success", "steps", "instruction"}]}}}, "losses": {...}, "steps", "parameters", "seconds": {PHASE: ...},
+"seconds_to_first_step", "data_wait_share", "peak_rss_bytes", "machine": {...}, "config", ...}
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from agent_jax import __version__
+from agent_jax.batch import Batch
+from agent_jax.config import Config, ModelConfig
+from agent_jax.evaluate.closed_loop import Report, closed_loop
+from agent_jax.evaluate.in_training import acting_domain, simulator_image_size
+from agent_jax.evaluate.rollout_video import write_recording
+from agent_jax.evaluate.rollouts import Recording
+from agent_jax.json_files import write_json
+from agent_jax.models.agent import Agent, Params
+from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
+from agent_jax.policy import Policy
+from agent_jax.runtime.distributed import leads, progress
+from agent_jax.runtime.processor import cores, processor_name
+from agent_jax.runtime.sharding import on_host
+from agent_jax.train.phases import Phases
+from agent_jax.train.reconstruction import write_reconstruction
+from agent_jax.train.state import VALIDATION_KEY, purpose_key
+from agent_jax.train.step import MASK_KEY, row_keys
+
+PICTURED_IMAGES = 6
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process or of one of its ended children, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB on Linux
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+@functools.cache
+def _masked_and_predicted(model: ModelConfig, seed: int) -> Any:
+    """The program params, rows -> hidden patches, what is predicted for them; of a run, so that it compiles once."""
+    def masked_and_predicted(params: Params, rows: Batch) -> tuple[jax.Array, jax.Array]:
+        keys_B = row_keys(purpose_key(seed, VALIDATION_KEY), rows.seed_B, MASK_KEY)
+        output: Any = Agent(model).apply({"params": params}, rows, mask_keys_B=keys_B)
+        return output.mask.hide_BFI, output.predicted_BFIX
+    return jax.jit(masked_and_predicted)
+
+
+def write_picture(path: Path, config: Config, params: Params, rows: Batch) -> None:
+    """PNG of the first images of some rows: input, masked input, reconstruction.
+
+    All processes compute it together, and process 0 writes it.
+
+    Args:
+        path: of the PNG; its directory is made.
+        config: of the run.
+        params: of the agent.
+        rows: on the host, laid out for all visual tokens.
+    """
+    output = on_host(_masked_and_predicted(config.model, config.seed)(params, rows))
+    if not leads():
+        return
+    shown = np.flatnonzero(np.asarray(rows.clip_BF).reshape(-1) >= 0)[:PICTURED_IMAGES]
+    flat = lambda array: np.asarray(array).reshape(-1, *array.shape[2:])[shown]  # noqa: E731
+    hidden_FI, painted_FIX = (flat(part) for part in output)
+    hidden_FP = np.zeros((len(shown), config.model.vision.patches), bool)
+    painted_FPX = np.zeros((*hidden_FP.shape, painted_FIX.shape[-1]), np.float32)
+    np.put_along_axis(hidden_FP, hidden_FI, True, axis=1)
+    np.put_along_axis(painted_FPX, hidden_FI[..., None], painted_FIX, axis=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_reconstruction(path, flat(rows.frames_BFHWC), hidden_FP, painted_FPX, mean=PIXEL_MEAN, std=PIXEL_STD)
+
+
+def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path) -> Report:
+    """Load the last checkpoint as a user would, act on the tasks of `config.closed_loop`, and write rollouts.
+
+    Args:
+        config: of the run.
+        workdir: holds the checkpoints.
+        directory: gets the rollouts, in `rollouts/`.
+
+    Returns:
+        The report of the tasks: {TASK: {POLICY: figures}}.
+    """
+    greedy = Policy.load(workdir, domain=acting_domain(config), step=config.train.steps)
+    sampled = greedy.with_temperature(config.closed_loop.temperature, seed=config.seed)
+
+    def say(line: str) -> None:
+        print(line)
+        progress("acting in the simulator")
+
+    def watch(recording: Recording) -> None:
+        write_recording(directory / "rollouts", recording)
+
+    image_size = simulator_image_size(config, config.closed_loop.environment)
+    return closed_loop(config.closed_loop, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
+                       image_size=image_size, watch=watch if config.closed_loop.video else None,
+                       per_episode=True, say=say)
+
+
+def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) -> None:
+    """Write the figures with time, memory and machine, to each path in one rename."""
+    content = {
+        **figures,
+        **phases.to_json(),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "command": " ".join(sys.argv),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {"cpu": processor_name(), "cores": cores(),
+                    "devices": [device.device_kind for device in jax.devices()],
+                    "python": platform.python_version(),
+                    "agent_jax": __version__,
+                    **{package: version(package) for package in ("jax", "flax", "optax")}},
+    }
+    for path in paths:
+        write_json(path, content)

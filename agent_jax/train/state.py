@@ -1,0 +1,91 @@
+"""The train state: what changes from step to step, and how it comes to live on the mesh.
+
+It is made without ever being whole in one place:
+
+    shapes (eval_shape)  ->  shardings (by path, runtime/sharding.py)  ->  jax.jit(create, out_shardings)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from agent_jax.config import Config
+from agent_jax.models.agent import Params, abstract_params, init_params
+from agent_jax.runtime.compiler_options import QUICKLY_COMPILED, compiler_options
+from agent_jax.runtime.sharding import tree_shardings
+
+# Every random number of a run follows from config.seed: fold_in(key(seed), purpose), then what the purpose adds.
+INIT_KEY, STEP_KEY, VALIDATION_KEY = range(3)
+
+# Drawing a small model's parameters takes milliseconds, compiling the program for it seconds. Not optimised, that of
+# configs/babyai.py takes 4.8 s of the processor to compile instead of 9.0, and draws five times slower: 10 million
+# parameters in 1 s instead of 0.2. (AMD EPYC, 2026-11-26; values differ by 3e-7 at most.)
+_SMALL_PARAMETERS = 10_000_000
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Model and optimizer are closed over; this is all that a checkpoint must hold of them."""
+
+    step: Any  # int32 scalar: optimizer updates done
+    params: Params
+    opt_state: Any
+
+
+def purpose_key(seed: int, purpose: int) -> jax.Array:
+    """The key of one purpose of a run: `INIT_KEY`, `STEP_KEY` or `VALIDATION_KEY`."""
+    return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def abstract_state(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation) -> TrainState:
+    """A TrainState of `jax.ShapeDtypeStruct`s that carry their shardings; nothing is computed.
+
+    Raises:
+        ValueError: if an array does not divide over the mesh.
+    """
+    shapes = jax.eval_shape(lambda params: _create(params, optimizer), abstract_params(config.model))
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                        shapes, tree_shardings(mesh, shapes))
+
+
+def state_shardings(state: TrainState) -> TrainState:
+    """The sharding of each leaf of an abstract or a real state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def init_state(
+    config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, params: Params | None = None
+) -> TrainState:
+    """The state before the first step, each array made on the devices where it lives.
+
+    Args:
+        config: its seed decides the fresh parameters, whatever the mesh.
+        mesh: of `make_mesh`.
+        optimizer: of `make_optimizer`.
+        params: parameters to start from, complete, on the host or on the mesh; they are not changed. None: fresh ones.
+
+    Returns:
+        step 0, the parameters, and the optimizer's initial state for them.
+    """
+    shapes = abstract_state(config, mesh, optimizer)
+    shardings = state_shardings(shapes)
+    if params is None:
+        fresh = lambda: _create(init_params(config.model, purpose_key(config.seed, INIT_KEY)), optimizer)  # noqa: E731
+        small = sum(leaf.size for leaf in jax.tree.leaves(shapes.params)) < _SMALL_PARAMETERS
+        device = mesh.devices.flat[0]
+        quickly = small and device.platform == "cpu"
+        options = QUICKLY_COMPILED if quickly else compiler_options(device, config.model.dtype)
+        return jax.jit(fresh, out_shardings=shardings, compiler_options=options)()
+    placed = jax.device_put(params, shardings.params)
+    return jax.jit(lambda params: _create(params, optimizer), out_shardings=shardings)(placed)
+
+
+def _create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))

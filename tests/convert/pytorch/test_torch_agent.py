@@ -1,0 +1,356 @@
+"""The one PyTorch file: it acts as ours acts, says actions as ours says them, trains, and needs no JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from exported_agents import exported, images
+from hypothesis import given
+from hypothesis import strategies as st
+from small_runs import listing
+from tiny_checkpoints import SPECS, make_domain
+
+from agent_jax.actions import ActionSpec, BoundSpec
+from agent_jax.actions.arms import arm_spec
+from agent_jax.actions.vocabulary import Block, ByteTokenizer, Vocabulary
+from agent_jax.batch import RowSize
+from agent_jax.convert.parity.pytorch import as_mask, as_torch
+from agent_jax.convert.parity.rows import parity_rows
+from agent_jax.convert.pytorch import torch_agent
+from agent_jax.convert.pytorch.folder import spec_json
+from agent_jax.convert.pytorch.tensors import in_module, to_tensors
+from agent_jax.data.pipeline import layout
+from agent_jax.models.agent import Agent
+from agent_jax.models.losses import loss_sums, loss_weights, total
+from agent_jax.models.mae import random_mask
+from agent_jax.models.vision import patchify
+from agent_jax.policy import Policy
+
+VOCABULARY = Vocabulary.build("bytes", ("iafm", "babyai"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp()
+
+
+def bound_specs() -> dict[str, BoundSpec]:
+    found = {}
+    for name, (spec, state) in SPECS.items():
+        found[f"{name} actions"] = BoundSpec(spec, VOCABULARY)
+        if state is not None:
+            found[f"{name} state"] = BoundSpec(state, VOCABULARY)
+    # Bounds that no float32 holds exactly, of which some round up and some down.
+    arm = ActionSpec.from_dict(arm_spec("arm", names=("pan", "lift", "gripper"), low=(-0.7, -0.1, 0.0),
+                                        high=(0.7, 0.1, 100.0)))
+    found["arm actions"] = BoundSpec(arm, Vocabulary(ByteTokenizer(), (Block("arm", arm.tokens()),)))
+    return found
+
+
+BOUND = bound_specs()
+CODECS = {name: torch_agent.Codec(json.loads(json.dumps(spec_json(bound)))) for name, bound in BOUND.items()}
+
+
+def random_values(bound: BoundSpec, random: np.random.Generator) -> dict[str, Any]:
+    """In and out of bounds; buttons down or up; choices among what there is; now and then neutral."""
+    values: dict[str, Any] = {}
+    for key, (shape, dtype) in bound.spec.fields.items():
+        low, high = bound.spec.bounds(key)
+        if dtype == np.bool_ or dtype.kind == "i":
+            values[key] = random.integers(low.astype(int), high.astype(int), shape, endpoint=True).astype(dtype)
+        else:
+            values[key] = np.float32(low + (high - low) * random.uniform(-0.2, 1.2, shape))
+            if random.random() < 0.2:
+                values[key] = np.zeros(shape, np.float32)
+    return values
+
+
+@pytest.mark.parametrize("name", BOUND)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_values_become_the_same_ids_and_ids_the_same_values(name: str, seed: int):
+    bound, codec = BOUND[name], CODECS[name]
+    values = random_values(bound, np.random.default_rng(seed))
+    ids = bound.encode(values).tolist()
+    assert codec.encode(values) == ids
+    assert codec.encode(bound.decode(ids)) == ids
+    expected, found = bound.decode(ids), codec.decode(ids)
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        assert found[key].dtype == array.dtype
+        np.testing.assert_array_equal(found[key], array)
+
+
+def test_the_end_of_an_episode_is_said_alike():
+    bound, codec = BOUND["table actions"], CODECS["table actions"]
+    assert codec.encode({"terminal": True}) == bound.terminal_ids().tolist()
+    assert codec.decode(bound.terminal_ids().tolist())["terminal"]
+
+
+def test_values_that_no_token_says_are_refused():
+    codec = CODECS["table actions"]
+    with pytest.raises(ValueError, match="action: found nan"):
+        codec.encode({"action": [np.nan, 0.0]})
+    with pytest.raises(ValueError, match=r"action is missing or not of shape \(2,\)"):
+        codec.encode({"action": [0.0]})
+    with pytest.raises(ValueError, match="action: found 99"):
+        CODECS["babyai actions"].encode({"action": 99})
+
+
+STATE = {"effector_target_translation": np.float32([0.3, 0.1]), "effector_translation": np.float32([0.2, 0.0])}
+
+
+@pytest.mark.parametrize(("kind", "name"), [
+    ("images", "table"), ("clips", "edge"), pytest.param("images", "minecraft", marks=pytest.mark.slow)])
+def test_the_policies_choose_the_same_actions_over_whole_episodes(base: Path, kind: str, name: str):
+    made, folder, _ = exported(base, kind)
+    ours, theirs = Policy.load(made.path, domain=name), torch_agent.Policy(folder, domain=name)
+    texts = ["go", "take blue"]
+    episodes = [0, 1]
+    for step in range(5):  # beyond the window of 3
+        if step == 3:
+            for policy in (ours, theirs):
+                policy.reset([1])
+        seen = images(made, 2, seed=step)
+        states = [STATE, STATE] if made.domains[name].state else None
+        order = [0, 1] if step % 2 else [1, 0]
+        arguments = [seen[i] for i in order], [texts[i] for i in order], [episodes[i] for i in order]
+        for mine, other in zip(ours.act(*arguments, states), theirs.act(*arguments, states), strict=True):
+            assert mine.keys() == other.keys()
+            for key in mine:
+                np.testing.assert_array_equal(mine[key], other[key])
+
+
+def test_sampling_draws_in_proportion_to_the_softmax():
+    policy = object.__new__(torch_agent.Policy)
+    policy.temperature, policy._random = 2.0, np.random.default_rng(0)
+    logits = {5: 0.0, 7: 2.0 * np.log(3.0)}
+    drawn = [policy._choose(logits) for _ in range(4000)]
+    assert abs(drawn.count(7) / 4000 - 0.75) < 0.03
+    policy.temperature = 0.0
+    assert policy._choose(logits) == 7
+
+
+def test_an_observation_of_another_form_is_refused(base: Path):
+    made, folder, _ = exported(base, "clips")
+    policy = torch_agent.Policy(folder)
+    [seen] = images(made, 1)
+    with pytest.raises(ValueError, match="found 1 images, expected one of each camera: left, right"):
+        policy.act([seen[:1]], ["go"], [0])
+    named = policy.act([{"right": seen[1], "left": seen[0]}], ["go"], ["named"])
+    in_order = policy.act([seen], ["go"], ["in order"])
+    assert str(named) == str(in_order)
+    with pytest.raises(ValueError, match="expected images uint8"):
+        policy.act([[image.astype(np.float32) for image in seen]], ["go"], [0])
+    with pytest.raises(ValueError, match="has 40 tokens, expected at most 12"):
+        policy.act([seen], ["x" * 39], [0])
+    with pytest.raises(ValueError, match="domain 'nothing': .* has edge; name one"):
+        torch_agent.Policy(folder, domain="nothing")
+
+
+def test_what_is_not_said_once_for_every_environment_is_refused_as_by_ours(base: Path):
+    made, folder, _ = exported(base, "images")
+    size = made.config.model.vision.image_size
+    image = np.zeros((size, size, 3), np.uint8)
+    table = torch_agent.Policy(folder, domain="table")
+    assert table.domain.state is not None
+    state = table.domain.state.decode(table.domain.state.first())
+    for policy in (table, Policy.load(made.path, domain="table")):
+        with pytest.raises(ValueError, match="domain 'table' needs a state for each environment"):
+            policy.act([image], ["go"], [0])
+        with pytest.raises(ValueError, match=r"env_ids=\[0, 0\] hold an id twice"):
+            policy.act([image, image], ["go", "go"], [0, 0], [state, state])
+        with pytest.raises(ValueError, match="found 2 images, 2 instructions.* 2 env_ids and 1 states"):
+            policy.act([image, image], ["go", "go"], [0, 1], [state])
+        assert policy.act([], [], [], []) == []
+    for policy in (torch_agent.Policy(folder, domain="minecraft"), Policy.load(made.path, domain="minecraft")):
+        with pytest.raises(ValueError, match="domain 'minecraft' has no state for each environment"):
+            policy.act([image], ["go"], [0], [state])
+
+
+def test_parameters_that_diverged_choose_nothing(base: Path):
+    made, folder, _ = exported(base, "clips")
+    policy = torch_agent.Policy(folder)
+    torch.nn.init.constant_(policy.agent.language.final_layer_norm.bias, torch.nan)
+    with pytest.raises(ValueError, match="the logits are NaN or infinite"):
+        policy.act(images(made, 1), ["go"], [0])
+
+
+@pytest.mark.parametrize(("name", "fields"), [("table", {}), ("edge", {"video": True, "fixed_positions": True,
+                                                                       "cameras": ("a", "b")})])
+def test_rows_are_laid_out_alike(base: Path, name: str, fields: dict[str, Any]):
+    domain = make_domain(name, 0, VOCABULARY, **fields)
+    random = np.random.default_rng(0)
+    windows, samples = [], []
+    for count in (3, 1):
+        text = np.asarray([2, *random.integers(4, 200, 3 + count)], np.int32)
+        steps, told = [], []
+        for _ in range(count):
+            seen = tuple(random.integers(0, 256, (24, 24, 3), np.uint8) for _ in domain.cameras)
+            assert domain.spec is not None
+            state = domain.state.encode(STATE) if domain.state else np.zeros(0, np.int32)
+            action = domain.spec.encode(random_values(domain.spec, random))
+            steps.append(layout.Step(seen, state, action))
+            told.append(torch_agent.Step(seen, state.tolist(), action.tolist()))
+        windows.append(layout.Window(0, text, tuple(steps), 0, video=domain.video,
+                                     first_position=domain.first_position))
+        samples.append((text.tolist(), told))
+    needs = [layout.window_need(window, 10) for window in windows]
+    size = RowSize(*(max(getattr(need, field) for need in needs) for field in ("frames",)), 24,
+                   *(max(getattr(need, field) for need in needs) for field in ("slots", "targets")))
+    expected = layout.stack([layout.lay_out([window], size, 10, 9) for window in windows])
+    codec = CODECS[f"{name} actions"]
+    spoken = torch_agent.Domain(name, 3, 12, domain.first_position, domain.video, 24, domain.camera_names, codec, None,
+                                None)  # pyright: ignore[reportArgumentType]
+    for field, tensor in torch_agent.lay_out(spoken, samples, 9).items():
+        np.testing.assert_array_equal(tensor.numpy(), getattr(expected, field), err_msg=field)
+
+
+@pytest.mark.parametrize("kind", ["images", "clips"])  # both sides of the third are compared in f32, as it is exported
+def test_in_float64_losses_and_gradients_agree_to_nine_digits(base: Path, kind: str):
+    """The exactness behind the tolerances in float32."""
+    made, folder, _ = exported(base, kind)
+    model = dataclasses.replace(made.config.model, dtype="float64")
+    rows, batch = parity_rows(model, made.vocabulary, made.domains, 1 + model.vision.patches)
+    assert len(rows) == len(made.domains)
+    exact = jax.tree.map(lambda leaf: leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf, batch)
+    with jax.enable_x64():
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), made.average)
+        keys_B = jax.vmap(jax.random.key)(jnp.asarray(batch.seed_B))
+        mask = random_mask(keys_B, jnp.asarray(batch.clip_BF), model.vision.patches, model.mae.mask_ratio)
+
+        def loss(params: Any) -> jax.Array:
+            output: Any = Agent(model).apply({"params": params}, exact, mask_keys_B=keys_B)
+            weights = loss_weights(exact, len(made.domains), output.mask.hide_BFI.shape[-1])
+            return total(loss_sums(output, exact, len(made.domains)), weights, made.config.loss)
+
+        value, gradients = jax.jit(jax.value_and_grad(loss))(params)
+        named = in_module(dict(to_tensors(jax.tree.map(np.asarray, gradients), model)))
+    agent = torch_agent.Agent.load(folder, torch.float64)
+    agent.mae.positions = agent.mae.positions.double()
+    pixels = torch.from_numpy(np.array(patchify(jnp.asarray(batch.frames_BFHWC), model.vision.patch_size))).double()
+    tensors = {name: tensor.double() if tensor.dtype == torch.float32 else tensor
+               for name, tensor in as_torch(batch).items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(agent, "patchify", lambda _: pixels)  # in f32 in both, where one may multiply and add at once
+        output = agent(tensors, as_mask(mask))
+        found = torch_agent.losses(output, tensors, agent.config["loss"])["total"]
+    found.backward()
+    np.testing.assert_allclose(found.item(), float(value), rtol=1e-9)
+    compared = 0
+    for name, parameter in agent.named_parameters():
+        if parameter.grad is not None:
+            scale = max(np.abs(named[name]).max(), 1e-3)
+            np.testing.assert_allclose(parameter.grad.numpy() / scale, named[name] / scale, atol=1e-9, err_msg=name)
+            compared += 1
+    assert compared > 90
+
+
+def test_it_learns_a_batch_by_heart(base: Path):
+    made, folder, _ = exported(base, "images")
+    agent = torch_agent.Agent.load(folder)
+    torch.manual_seed(0)
+    _, batch = parity_rows(made.config.model, made.vocabulary, made.domains, 1 + made.config.model.vision.patches)
+    tensors, settings = as_torch(batch), {**agent.config["loss"], "form": "mean"}
+    optimizer = torch.optim.AdamW(torch_agent.parameter_groups(agent, 0.05), lr=3e-3)
+    agent.train()
+    found = []
+    for _ in range(40):
+        mask = torch_agent.random_mask(tensors["clip_BF"], made.config.model.vision.patches, 0.75)
+        step = torch_agent.losses(agent(tensors, mask), tensors, settings)
+        optimizer.zero_grad()
+        step["total"].backward()
+        optimizer.step()
+        found.append({name: value.item() for name, value in step.items()})
+    for name in ("language", "action", "mae"):
+        assert found[-1][name] < 0.5 * found[0][name], name
+    fixed = agent.vision.embeddings.position_embedding.weight
+    assert fixed.grad is None
+
+
+def test_masks_hide_the_wanted_share_and_are_tubes_in_a_clip():
+    clip_BF = torch.tensor([[0, 0, 1, -1], [0, 1, 2, 3]])
+    mask = torch_agent.random_mask(clip_BF, 16, 0.75, torch.Generator().manual_seed(0))
+    assert mask.keep_BFJ.shape == (2, 4, 4)
+    both = torch.cat([mask.keep_BFJ, mask.hide_BFI], dim=-1)
+    assert torch.equal(both.sort(dim=-1)[0], torch.arange(16).expand(2, 4, 16))
+    assert torch.equal(both.gather(-1, mask.restore_BFP), torch.arange(16).expand(2, 4, 16))
+    assert torch.equal(mask.keep_BFJ[0, 0], mask.keep_BFJ[0, 1])
+    assert not torch.equal(mask.keep_BFJ[1, 0], mask.keep_BFJ[1, 1])
+
+
+def decays(agent: Any) -> set[str]:
+    names = {id(parameter): name for name, parameter in agent.named_parameters()}
+    [shrinking] = [group for group in torch_agent.parameter_groups(agent, 0.1) if group["weight_decay"]]
+    return {names[id(parameter)] for parameter in shrinking["params"]}
+
+
+def test_the_same_tensors_decay_as_in_ours(base: Path):
+    from agent_jax.train.optimizer import decay_mask
+
+    made, folder, _ = exported(base, "clips")
+    shrinks = jax.tree.map(lambda leaf, decay: np.full(leaf.shape, decay), made.raw, decay_mask(made.raw))
+    tensors = in_module(dict(to_tensors(shrinks, made.config.model)))
+    expected = {name for name, tensor in tensors.items() if tensor.all()}
+    assert decays(torch_agent.Agent.load(folder)) == expected
+
+
+def test_visible_tokens_need_a_mask(base: Path):
+    _, folder, _ = exported(base, "images")
+    with pytest.raises(ValueError, match='visual_tokens="visible" needs a mask'):
+        torch_agent.Agent.load(folder)({}, None, "visible")
+
+
+def test_a_trained_agent_is_saved_beside_what_it_came_from(base: Path, tmp_path: Path):
+    _, folder, _ = exported(base, "images")
+    agent = torch_agent.Agent.load(folder)
+    with torch.no_grad():
+        agent.connector.bias += 1.0
+    agent.save(tmp_path / "tuned", folder)
+    again = torch_agent.Agent.load(tmp_path / "tuned")
+    for name, parameter in agent.state_dict().items():
+        assert torch.equal(parameter, again.state_dict()[name]), name
+    assert not (tmp_path / "tuned/parity.json").exists()
+    assert not (tmp_path / "tuned/README.md").exists()  # it tells of that parity
+    before = listing(tmp_path)
+    with pytest.raises(FileExistsError, match="tuned exists already"):
+        agent.save(tmp_path / "tuned", folder)
+    assert listing(tmp_path) == before
+
+
+def test_the_file_runs_alone_without_jax_and_without_this_package(base: Path, tmp_path: Path):
+    _, folder, _ = exported(base, "clips")
+    shutil.copytree(folder, tmp_path / "there")
+    code = ("import sys\n"
+            "for name in ('jax', 'flax', 'agent_jax', 'transformers', 'orbax'): sys.modules[name] = None\n"
+            f"sys.argv = ['torch_agent.py', {str(tmp_path / 'there')!r}]\n"
+            "import runpy; runpy.run_path(sys.argv[1] + '/torch_agent.py', run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False,
+                          cwd=tmp_path, env={"PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "edge: an action [{'buttons'" in done.stdout
+    assert done.stdout.count("edge: losses") == 2
+
+
+def test_a_folder_whose_tensors_do_not_fit_is_refused(base: Path, tmp_path: Path):
+    _, folder, _ = exported(base, "images")
+    shutil.copytree(folder, tmp_path / "other")
+    path = tmp_path / "other/agent.json"
+    content = json.loads(path.read_text())
+    content["config"]["model"]["mae"]["depth"] = 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"its tensors are not those that agent.json describes(.|\n)*mae.layers.1"):
+        torch_agent.Agent.load(tmp_path / "other")
+
+

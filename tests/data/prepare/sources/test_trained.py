@@ -1,0 +1,45 @@
+"""Two steps of training on what `prepare` makes of videos: the games, and texts of clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cines import grey_cine
+from gamepads import write_play
+from prepared_runs import train_two_steps
+from videos import write_video
+from vpt_pairs import tick, write_pair
+
+from agent_jax.config import DomainConfig
+from agent_jax.data.prepare.config import PrepareConfig
+from agent_jax.data.prepare.prepare import prepare
+
+
+def prepared(kind: str, raw: Path, out: Path, **config) -> Path:
+    store, _ = prepare(kind, raw, out, PrepareConfig(**{"image_size": 16, "window": 2, "validation": 0.5, **config}))
+    return Path(store.directory)
+
+
+def test_minecraft_is_trained_on(tmp_path):
+    for name in "ab":
+        write_pair(tmp_path / "raw", name, [tick(t, keys=["w", "a"], dx=10 * t) for t in range(8)])
+    store = prepared("vpt", tmp_path / "raw", tmp_path / "store", instruction_text="chop")
+    train_two_steps(store, DomainConfig(window=2, stride=2, max_text=16))
+
+
+def test_gamepad_play_is_trained_on(tmp_path):
+    for name in "ab":
+        write_play(tmp_path / "raw", name)
+    store = prepared("gamepad", tmp_path / "raw", tmp_path / "store", instruction_text="win")
+    train_two_steps(store, DomainConfig(window=2, stride=2, max_text=16))
+
+
+@pytest.mark.parametrize("layout", ["answer", pytest.param("label", marks=pytest.mark.slow)])
+def test_videos_with_text_are_trained_on(tmp_path, layout):
+    write_video(tmp_path / "a.mp4", 8)
+    grey_cine(tmp_path / "b.dcm", frames=8)
+    (tmp_path / "texts.csv").write_text("file,caption,label\na.mp4,a dog,0\nb.dcm,a heart,1\n")
+    store = prepared("video_text", tmp_path / "texts.csv", tmp_path / "store")
+    domain = DomainConfig(layout=layout, window=2, stride=2, max_text=16, max_answer=16, video=True)
+    train_two_steps(store, domain, classes=2 if layout == "label" else 0)

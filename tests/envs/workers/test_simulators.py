@@ -1,0 +1,93 @@
+"""Simulators in worker processes: the same answers, and what is left when a worker dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent_jax.config import ClosedLoopConfig
+from agent_jax.envs.workers.simulator_pool import Seen
+from agent_jax.envs.workers.simulators import Command, Died, Interrupted, Simulators
+from agent_jax.evaluate.rollouts import run_policy
+
+pytest.importorskip("minigrid")
+
+SEED = ClosedLoopConfig().seed
+
+
+def begin(place: int, task: str = "GoToLocal") -> Command:
+    return Command("begin", {"place": place, "task": task, "seed": SEED + place})
+
+
+def step(place: int, action: int) -> Command:
+    return Command("step", {"place": place}, {"action": np.int64(action)})
+
+
+def test_workers_answer_as_this_process_would() -> None:
+    with Simulators("babyai", 14) as here, Simulators("babyai", 14, processes=2, keys=("rgb",)) as workers:
+        for commands in ({place: begin(place) for place in range(3)}, {place: step(place, 2) for place in (0, 2)}):
+            ours, theirs = here.exchange(commands), workers.exchange(commands)
+            assert list(ours) == list(theirs) == list(commands)
+            for place in commands:
+                mine, other = ours[place], theirs[place]
+                assert isinstance(mine, Seen)
+                assert isinstance(other, Seen)
+                assert (mine.instruction, mine.steps, mine.over, mine.success) == (
+                    other.instruction, other.steps, other.over, other.success)
+                np.testing.assert_array_equal(mine.observation["rgb"], other.observation["rgb"])
+                assert other.observation["rgb"].shape == (14, 14, 3)
+
+
+def test_a_worker_that_dies_takes_one_episode_and_is_replaced(capfd: pytest.CaptureFixture[str]) -> None:
+    with Simulators("babyai", 14, processes=2) as workers:
+        workers.exchange({place: begin(place) for place in range(4)})
+        # No such action: the simulator raises in the worker of places 1 and 3.
+        answers = workers.exchange({0: step(0, 2), 1: step(1, 2), 2: step(2, 2), 3: step(3, 99)})
+        assert isinstance(answers[0], Seen)
+        assert isinstance(answers[2], Seen)
+        assert answers[3] == Died("exit code 1")
+        assert answers[1] == Interrupted()  # it was in the same process
+        again = workers.exchange({0: step(0, 2), 1: begin(1)})
+        assert isinstance(again[0], Seen)
+        assert again[0].steps == 2
+        assert isinstance(again[1], Seen)
+    assert "ValueError" in capfd.readouterr().err  # the worker's own message
+
+
+def test_a_killed_worker_is_reported_with_the_seed_and_the_others_go_on() -> None:
+    class Killer:
+        """Kills one worker in its third call."""
+
+        def __init__(self, workers: Simulators) -> None:
+            self.workers, self.calls, self.begun = workers, 0, []
+
+        def reset(self, env_ids: Any) -> None:
+            self.begun += env_ids
+
+        def act(self, images: Any, instructions: Any, env_ids: Any, states: Any = None) -> list[dict[str, Any]]:
+            self.calls += 1
+            if self.calls == 3:
+                process = self.workers._workers[1].process
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+            return [{"action": np.int64(6)} for _ in env_ids]
+
+    with Simulators("babyai", 14, processes=2) as workers:
+        policy = Killer(workers)
+        result = run_policy(policy, workers, "GoToObj", range(SEED, SEED + 6), concurrent=4)
+    assert [(lost.seed, lost.reason) for lost in result.lost] == [(SEED + 1, "signal 9")]
+    assert result.seeds == (SEED, *range(SEED + 2, SEED + 6))
+    assert (result.steps == 64).all()
+    assert policy.begun.count(3) == 2  # it was in the same process, and began anew
+
+
+def test_a_worker_that_never_gets_ready_and_a_negative_number_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"'babyai': a simulator process ended before it was ready \(exit code 1\)"):
+        Simulators("babyai", processes=1)
+    with pytest.raises(ValueError, match="processes=-1"):
+        Simulators("babyai", processes=-1)

@@ -1,0 +1,82 @@
+"""Acting in the course of a run: logged, and nothing learnt otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import Trained, differing, open_run, small_config, store_directory, straight_run, trained
+
+from agent_jax.config import ClosedLoopConfig, Config, DomainConfig
+from agent_jax.evaluate.closed_loop import closed_loop
+from agent_jax.evaluate.in_training import acting_domain
+from agent_jax.policy import Policy
+from agent_jax.train import report
+from agent_jax.train.loop import finish
+
+pytest.importorskip("minigrid")
+
+TASKS = {"GoToObj": 2}
+LONGEST = 28  # room for GoToObj's instructions; rows are as long as their texts, so it changes nothing else
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(scope="module")
+def acted(base: Path) -> Trained:
+    changes = {"closed_loop.environment": "babyai", "closed_loop.episodes": TASKS, "closed_loop.every": 10,
+               "closed_loop.processes": 1, "data.domains.tiles.max_text": LONGEST}
+    return trained(small_config(store_directory(base), **changes), base / "in_training")
+
+
+def test_a_run_learns_the_same_to_the_bit_whether_it_acts_or_not(base: Path, acted: Trained) -> None:
+    assert list(differing(acted.state, straight_run(base).state)) == []
+
+
+def test_what_the_parameters_of_a_step_do_is_in_the_log(base: Path, acted: Trained) -> None:
+    lines = [json.loads(line) for line in (acted.workdir / "metrics.jsonl").read_text().splitlines()]
+    (line,) = [line for line in lines if line["split"] == "closed_loop"]
+    assert line["step"] == 10
+    policy = Policy.load(acted.workdir, step=10)
+    config = ClosedLoopConfig(environment="babyai", episodes=TASKS)
+    expected = closed_loop(config, {"greedy": policy}, domain=policy.domain, baselines=False, say=lambda line: None)
+    assert line["success"] == expected
+
+
+def test_the_report_is_written_though_the_evaluation_at_the_end_fails(
+        acted: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ValueError("the instruction has 99 tokens")
+
+    monkeypatch.setattr(report, "act_in_simulator", fail)
+    assert acted.validation is not None
+    assert "failed: the instruction has 99 tokens" in finish(acted.run, acted.validation, tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert (written["closed_loop"], written["losses"]["total"]) == ({}, acted.validation.loss)
+
+
+def test_an_instruction_that_is_too_long_is_refused_before_the_first_step(base: Path) -> None:
+    changes = {"closed_loop.environment": "babyai", "closed_loop.episodes": TASKS, "closed_loop.every": 10}
+    with pytest.raises(ValueError, match=r"the instruction 'go to .*' has \d+ tokens with </s>, expected at most"):
+        open_run(small_config(store_directory(base), **changes), base / "too_long")
+
+
+def test_of_several_domains_the_one_of_the_environment_acts() -> None:
+    def config(**domains: str) -> Config:
+        made = Config(closed_loop=ClosedLoopConfig(environment="babyai"))
+        entries = {name: DomainConfig(path=path) for name, path in domains.items()}
+        demonstrations = dataclasses.replace(made.data.demonstrations, environment="babyai")
+        data = dataclasses.replace(made.data, domains=entries, demonstrations=demonstrations)
+        return dataclasses.replace(made, data=data)
+
+    assert acting_domain(config(table="/x")) == ""
+    assert acting_domain(config(table="/x", babyai="/y")) == "babyai"
+    assert acting_domain(config(table="/x", tiles="")) == "tiles"
+    with pytest.raises(ValueError, match="of the domains other, table none has its name"):
+        acting_domain(config(table="/x", other="/y"))

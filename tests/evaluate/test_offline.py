@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from data_stores import clip_domain, clip_store
+from packed_rows import random_params
+from small_runs import Trained as Run
+from small_runs import copied, flip_a_bit, straight_run
+from tiny_checkpoints import tiny_config
+
+from agent_jax.data.pipeline.layout import lay_out, stack
+from agent_jax.evaluate.__main__ import main
+from agent_jax.evaluate.action_accuracy import ActionAccuracy, BinError
+from agent_jax.evaluate.checkpoints import Trained, data_paths
+from agent_jax.evaluate.offline import Classes, Scores, Tokens, evaluate_offline, format_scores, forwards
+from agent_jax.models.agent import Agent
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return straight_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def trained(straight: Run) -> Trained:
+    return Trained.load(straight.workdir)
+
+
+@pytest.fixture(scope="module")
+def scores(trained: Trained) -> Scores:
+    return evaluate_offline(trained, trained.params(), trained.domain())
+
+
+def test_accuracy_and_perplexity_are_those_of_the_runs_own_validation(straight: Run, scores: Scores) -> None:
+    assert straight.validation is not None
+    losses = straight.validation.losses
+    assert (scores.domain, scores.split, scores.windows) == ("tiles", "test", 5)  # 3 and 5 steps in windows of 2
+    for kind, found, count in (("action", scores.action, 3 * 8), ("language", scores.language, None)):
+        assert found is not None
+        assert found.accuracy == pytest.approx(losses[f"{kind}_accuracy"], abs=1e-6)
+        assert found.perplexity == pytest.approx(math.exp(losses[kind]), rel=1e-4)
+        assert count is None or found.count == count
+    assert scores.classes is None
+
+
+def test_at_most_so_many_rows_are_read_as_are_asked_for(trained: Trained) -> None:
+    domain, params = trained.domain(), trained.params()
+    rows = trained.rows(domain, trained.open_store(domain), "train")
+    assert len(rows.plan(0)) > 3
+    whole = next(iter(forwards(trained.config.model, params, rows)))
+    ((batch, output),) = forwards(trained.config.model, params, rows, 3)
+    for found, expected in ((batch.target_BT, whole[0].target_BT), (output.nll_BT, whole[1].nll_BT)):
+        np.testing.assert_array_equal(found, expected[:3])
+
+
+def test_bleu_is_that_of_each_windows_best_ids(trained: Trained, scores: Scores) -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    domain, params = trained.domain(), trained.params()
+    rows = trained.rows(domain, trained.open_store(domain), "test")
+    patches, said, meant = trained.config.model.vision.patches, [], []
+    laid = [lay_out((rows.windows[0].read(number, 0),), rows.size, 1 + patches, patches)
+            for number in range(rows.counts[0])]
+    batch = stack(laid)
+    output: Any = jax.jit(Agent(trained.config.model).apply)({"params": params}, batch)
+    for row, best_T in enumerate(np.argmax(np.asarray(output.logits_BTK), axis=-1)):
+        places = np.flatnonzero(batch.action_weight_BT[row])
+        said.append(" ".join(map(str, best_T[places])))
+        meant.append(" ".join(map(str, batch.target_BT[row, places])))
+    expected = sacrebleu.corpus_bleu(said, [meant], tokenize="none", force=True).score
+    assert scores.bleu4 == pytest.approx(expected)
+    assert 0 < expected < 100
+
+
+@pytest.mark.parametrize("always", [0, 2])
+def test_class_accuracy_stands_beside_that_of_the_most_frequent_training_class(tmp_path: Path, always: int) -> None:
+    domain = clip_domain("label")
+    config = tiny_config(domain.vocabulary, ["clips"], classes=3, image_size=16)
+    params = random_params(config.model)
+    params["classifier"]["bias"] = 1e6 * jax.nn.one_hot(always, 3)
+    store = clip_store(tmp_path / "clips")  # labels 2, 0, 2 in training, 2 in the test split
+    trained = Trained(tmp_path, 0, config, {"clips": domain})
+    found = evaluate_offline(trained, params, domain, data=str(store.directory))
+    assert found.classes == Classes(2, float(always == 2), 1.0)
+    assert found.action is None
+    assert found.bleu4 is None
+
+
+def test_the_table_shows_what_there_is() -> None:
+    one = Scores("tiles", "test", 1234, Tokens(10, 0.5, 2.0), 12.34, None, None)
+    two = Scores("ward", "val", 5, None, None, None, Classes(5, 0.8, 0.6))
+    errors = (BinError("shoulder_pan", "deg", 3.14159, 4), BinError("action[1]", "", 0.5, 4))
+    one = dataclasses.replace(one, choices=ActionAccuracy(8, 0.5, 4, 0.25, errors))
+    lines = format_scores([one, two]).splitlines()
+    assert lines[2].split() == ["tiles", "test", "1,234", "50.00%", "25.00%", "2.000", "12.3", "-", "-", "-", "-"]
+    assert lines[3].split() == ["ward", "val", "5", "-", "-", "-", "-", "-", "-", "80.00%", "60.00%"]
+    assert lines[4:] == ["tiles: mean absolute error shoulder_pan 3.14 deg, action[1] 0.5"]
+
+
+def test_data_sets_are_named_by_domain(trained: Trained, tmp_path: Path) -> None:
+    assert data_paths(["/x"], trained.domains) == data_paths(["tiles=/x"], trained.domains) == {"tiles": "/x"}
+    with pytest.raises(ValueError, match=r"--data table=/x: expected NAME=DIR with one of the domains tiles"):
+        data_paths(["table=/x"], trained.domains)
+    with pytest.raises(ValueError, match="domain='table': .* was trained on tiles"):
+        trained.domain("table")
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        Trained.load(tmp_path)
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        evaluate_offline(trained, trained.params(), trained.domain(), split="dev")
+
+
+def test_the_figures_name_the_step_that_was_taken_and_the_damaged_ones_passed_over(straight: Run, tmp_path: Path):
+    workdir = copied(straight.workdir, tmp_path / "run")
+    flip_a_bit(workdir / "checkpoints" / "20")
+    assert main(["offline", "--checkpoint", str(workdir), "--rows", "1", "--json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["step"], found["damaged_steps_passed_over"]) == (10, [20])

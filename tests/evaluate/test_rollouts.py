@@ -1,0 +1,159 @@
+"""Episodes of policies, baselines and recorded actions, on the real BabyAI."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent_jax.config import ClosedLoopConfig
+from agent_jax.envs import Action, load
+from agent_jax.envs.workers.simulators import Command, Simulators
+from agent_jax.evaluate.rollouts import Sees, TaskResult, run_baseline, run_policy, run_whole
+
+pytest.importorskip("minigrid")
+
+babyai = load("babyai")
+SEED = ClosedLoopConfig().seed
+SEEDS = range(SEED, SEED + 8)
+Call = tuple[list[np.ndarray], list[str], list[int]]
+
+
+class Scripted:
+    """Walks by what it sees: forward where its picture's sum is even, else left; keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.begun: list[int] = []
+        self.forgotten: list[int] = []
+
+    def reset(self, env_ids: Sequence[int]) -> None:
+        self.begun += env_ids
+
+    def forget(self, env_ids: Sequence[int]) -> None:
+        self.forgotten += env_ids
+
+    def act(self, images: Sequence[Mapping[str, np.ndarray]], instructions: Sequence[str], env_ids: Sequence[int],
+            states: Any = None) -> list[Action]:
+        assert states is None
+        self.calls.append(([image["rgb"].copy() for image in images], list(instructions), list(env_ids)))
+        return [{"action": np.int64(choose(image["rgb"]))} for image in images]
+
+
+def choose(image: np.ndarray) -> int:
+    return 2 if int(image.sum()) % 2 else 0
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Simulators]:
+    with Simulators("babyai") as simulators:
+        yield simulators
+
+
+@pytest.fixture(scope="module")
+def seen(here: Simulators) -> tuple[Scripted, TaskResult]:
+    policy = Scripted()
+    return policy, run_policy(policy, here, "GoToLocal", SEEDS, name="scripted", record=2,
+                              action_name=babyai.action_name, concurrent=3)
+
+
+@functools.cache
+def by_hand(seed: int) -> tuple[bool, list[np.ndarray], str]:
+    environment = babyai.make("GoToLocal")
+    observation, info = environment.reset(seed=seed)
+    pictures, over = [observation["rgb"]], False
+    while not over:
+        observation, _, terminated, truncated, info = environment.step({"action": choose(pictures[-1])})
+        pictures.append(observation["rgb"])
+        over = terminated or truncated
+    return info["success"], pictures, environment.instruction
+
+
+def test_success_steps_and_pictures_are_those_of_each_episode_alone(seen: tuple[Scripted, TaskResult]) -> None:
+    policy, result = seen
+    assert result.seeds == tuple(SEEDS)
+    shown: dict[int, list[np.ndarray]] = {}
+    for images, instructions, env_ids in policy.calls:
+        assert len(images) == len(instructions) == len(env_ids) <= 3
+        for image, instruction, i in zip(images, instructions, env_ids, strict=True):
+            shown.setdefault(i, []).append(image)
+            assert instruction == by_hand(SEED + i)[2]
+    for i, seed in enumerate(SEEDS):
+        success, pictures, _ = by_hand(seed)
+        assert (result.success[i], result.steps[i]) == (success, len(pictures) - 1)
+        np.testing.assert_array_equal(shown[i], pictures[:-1])
+
+
+def test_an_episode_begins_where_another_one_ends_and_is_forgotten(seen: tuple[Scripted, TaskResult]) -> None:
+    policy, result = seen
+    assert policy.begun == list(range(8))
+    assert sorted(policy.forgotten) == list(range(8))
+    assert policy.calls[0][2] == [0, 1, 2]
+    assert sum(len(ids) for _, _, ids in policy.calls) == result.steps.sum()
+    alive = [len(ids) for _, _, ids in policy.calls]
+    assert alive.index(2) >= len(alive) - max(result.steps)  # full until there is nobody to take a place
+
+
+def test_recordings_hold_every_picture_and_action_of_the_first_episodes(seen: tuple[Scripted, TaskResult]) -> None:
+    _, result = seen
+    assert [recording.seed for recording in result.recordings] == [SEED, SEED + 1]  # none succeeds
+    for recording in result.recordings:
+        success, pictures, instruction = by_hand(recording.seed)
+        np.testing.assert_array_equal(recording.frames, pictures)
+        assert (recording.success, recording.policy) == (success, "scripted")
+        assert recording.instructions == (instruction,) * len(pictures)
+        named = {0: "left", 2: "forward"}
+        assert recording.actions == tuple(named[choose(picture)] for picture in pictures[:-1])
+
+
+def test_outcomes_say_which_episode_ended_how(seen: tuple[Scripted, TaskResult]) -> None:
+    _, result = seen
+    for seed, outcome in zip(SEEDS, result.outcomes, strict=True):
+        success, pictures, instruction = by_hand(seed)
+        assert (outcome.seed, outcome.success, outcome.steps, outcome.instruction) == (
+            seed, success, len(pictures) - 1, instruction)
+
+
+def test_the_expert_solves_every_episode_and_random_actions_depend_on_their_own_episode_alone(here: Simulators) -> None:
+    expert = run_baseline(here, "GoToObj", SEEDS, "bot", 0)
+    assert expert.success.all()
+    few, many, other = (run_baseline(here, "GoToObj", range(SEED, SEED + n), "random_moves", seed)
+                        for n, seed in ((3, 0), (6, 0), (6, 1)))
+    np.testing.assert_array_equal(few.steps, many.steps[:3])
+    assert (other.steps != many.steps).any()
+    assert (few.steps >= expert.steps[:3]).all()
+
+
+def test_an_action_that_says_that_the_episode_is_over_ends_it_as_it_stands(here: Simulators) -> None:
+    class Quitter(Scripted):
+        def act(self, images: Any, instructions: Any, env_ids: Any, states: Any = None) -> list[Action]:
+            return [{"terminal": np.array(True)} for _ in env_ids]
+
+    result = run_policy(Quitter(), here, "GoToObj", SEEDS[:2], record=1, action_name=babyai.action_name)
+    assert (result.steps == 1).all()
+    assert not result.success.any()
+    assert result.recordings[0].actions == ("terminal",)
+
+
+def test_replayed_actions_end_with_the_last_of_them(here: Simulators) -> None:
+    commands = [Command("replay", {"task": "GoToObj", "seed": SEED}, {"action": np.full(count, 0)}) for count in (1, 5)]
+    result = run_whole(here, "GoToObj", [SEED, SEED], commands)
+    assert result.steps.tolist() == [1, 5]
+    assert not result.success.any()
+
+
+def test_policies_that_answer_too_little_and_no_episodes_are_refused(here: Simulators) -> None:
+    class Mute(Scripted):
+        def act(self, images: Any, instructions: Any, env_ids: Any, states: Any = None) -> list[Action]:
+            return super().act(images, instructions, env_ids)[1:]
+
+    with pytest.raises(ValueError, match="policy 'mute': found 1 actions for 2 episodes"):
+        run_policy(Mute(), here, "GoToObj", SEEDS[:2], name="mute")
+    with pytest.raises(ValueError, match="'GoToObj': found 0 episodes"):
+        run_policy(Scripted(), here, "GoToObj", [], sees=Sees())
+    for concurrent in (0, -1):
+        with pytest.raises(ValueError, match=f"concurrent={concurrent}: expected at least 1 episode"):
+            run_policy(Scripted(), here, "GoToObj", SEEDS[:2], concurrent=concurrent)

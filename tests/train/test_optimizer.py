@@ -1,0 +1,151 @@
+"""The optimizer, against plain NumPy."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agent_jax.config import LanguageConfig, ModelConfig, OptimizerConfig, VisionConfig
+from agent_jax.models.agent import init_params
+from agent_jax.runtime.sharding import path_name
+from agent_jax.train.optimizer import averaged_params, decay_mask, learning_rate_schedule, make_optimizer, trained_mask
+
+CONFIG = OptimizerConfig(learning_rate=0.1, end_learning_rate=0.01, warmup=0.2, weight_decay=0.5, clip_norm=0.0)
+
+
+def tree(seed, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)  # noqa: E731
+    return {"vision": {"up": {"kernel": draw(3, 2), "bias": draw(2)}}, "language": {"token_embedding": draw(4, 2)}}
+
+
+def run(config, steps, params, gradients):
+    """Parameters after each update, and the last state of the optimizer."""
+    optimizer = make_optimizer(config, steps, params)
+    update, state, history = jax.jit(optimizer.update), optimizer.init(params), []
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        history.append(params)
+    return history, state
+
+
+def test_the_rate_rises_from_the_first_update_and_falls_to_the_end_rate_at_the_last():
+    rate = learning_rate_schedule(CONFIG, 100)
+    values = np.asarray([rate(count) for count in range(100)])
+    np.testing.assert_allclose(values[:20], 0.1 * np.arange(1, 21) / 20, rtol=1e-6)
+    falling = 0.01 + 0.09 * 0.5 * (1 + np.cos(math.pi * np.arange(1, 81) / 80))
+    np.testing.assert_allclose(values[20:], falling, rtol=1e-5)
+    assert values[-1] == pytest.approx(0.01)
+    assert float(rate(1000)) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.0, 1), (0.0, 10), (0.99, 3), (0.02, 10)])
+def test_the_rate_is_positive_and_finite_in_the_shortest_runs(warmup, steps):
+    rate = learning_rate_schedule(dataclasses.replace(CONFIG, warmup=warmup), steps)
+    assert all(0.0099 < float(rate(count)) < 0.1001 for count in range(steps))
+
+
+def test_updates_equal_adamw_computed_by_hand():
+    with jax.enable_x64(True):  # in f32, 1 - b2^t alone is wrong by 1e-5
+        params, gradients = tree(0, jnp.float64), [tree(seed, jnp.float64) for seed in (1, 2, 3)]
+        history, _ = run(CONFIG, 10, params, gradients)
+        rates = [float(learning_rate_schedule(CONFIG, 10)(jnp.asarray(t, jnp.int32))) for t in range(3)]
+    for part, name, decay in (("up", "kernel", 0.5), ("up", "bias", 0.0)):
+        p = np.asarray(params["vision"][part][name])
+        m = v = np.zeros_like(p)
+        for t, gradient in enumerate(gradients):
+            g = np.asarray(gradient["vision"][part][name])
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            step = (m / (1 - 0.9 ** (t + 1))) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+            p = p - rates[t] * (step + decay * p)
+            np.testing.assert_allclose(history[t]["vision"][part][name], p, rtol=1e-9)
+
+
+def test_only_kernels_and_the_token_table_decay():
+    config = ModelConfig(vision=VisionConfig(positions="clip", temporal_attention=True),
+                         language=LanguageConfig(vocabulary_size=51_578))
+    mask = decay_mask(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+    ends = {True: set(), False: set()}
+    for path, decays in jax.tree_util.tree_leaves_with_path(mask):
+        ends[decays].add(path_name(path).split("/")[-1])
+    assert ends[True] == {"kernel", "token_embedding"}
+    assert ends[False] == {"bias", "scale", "class_embedding", "mask_token", "position_embedding"}
+
+
+def test_clipping_scales_the_whole_gradient_to_the_norm():
+    # Adam is blind to scale, except through eps: two steps of very different norm tell whether they were clipped.
+    clipped = dataclasses.replace(CONFIG, clip_norm=1.0, weight_decay=0.0)
+    norm = lambda gradient: math.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradient)))  # noqa: E731
+    large = jax.tree.map(lambda leaf: 1e3 * leaf, tree(1))
+    unit = jax.tree.map(lambda leaf: leaf / norm(large), large)
+    small = jax.tree.map(lambda leaf: 0.5 * leaf / norm(tree(2)), tree(2))
+    left, _ = run(clipped, 10, tree(0), [large, small])
+    right, _ = run(clipped, 10, tree(0), [unit, small])
+    off, _ = run(dataclasses.replace(clipped, clip_norm=0.0), 10, tree(0), [large, small])
+    for a, b, c in zip(*(jax.tree.leaves(history[-1]) for history in (left, right, off)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert not np.allclose(a, c, rtol=1e-3)
+
+
+def test_frozen_parameters_stay_bitwise_and_have_no_moments():
+    config = dataclasses.replace(CONFIG, freeze=("vision/.*",), ema=0.9, clip_norm=1.0)
+    history, state = run(config, 10, tree(0), [tree(1), tree(2)])
+    for before, after in zip(jax.tree.leaves(tree(0)["vision"]), jax.tree.leaves(history[-1]["vision"]), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert not np.array_equal(tree(0)["language"]["token_embedding"], history[-1]["language"]["token_embedding"])
+    held = [path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if leaf.ndim]
+    assert len(held) == 3  # two moments and the average
+    assert all(path.endswith("language/token_embedding") for path in held)
+
+
+def test_what_is_frozen_does_not_count_in_the_clipped_norm():
+    config = dataclasses.replace(CONFIG, freeze=("vision/.*",), clip_norm=1.0)
+    loud = tree(1) | {"vision": jax.tree.map(lambda leaf: 1e6 * leaf, tree(1)["vision"])}
+    quiet, _ = run(config, 10, tree(0), [tree(1), tree(2)])
+    other, _ = run(config, 10, tree(0), [loud, tree(2)])
+    np.testing.assert_array_equal(quiet[-1]["language"]["token_embedding"], other[-1]["language"]["token_embedding"])
+
+
+@pytest.mark.parametrize(("freeze", "message"), [
+    (("visoin/.*",), r"config.optimizer.freeze\[0\]='visoin/.\*' matches no parameter path.*near it: vision"),
+    (("vision/.*", "token_embedding"), r"freeze\[1\]='token_embedding' matches no.*language/token_embedding"),
+    (("vision", ), r"matches no parameter path.*frozen by 'part/\.\*'"),
+    (("vision/(",), r"freeze\[0\]='vision/\(' is not a regular expression"),
+    ((".*",), r"freezes every parameter"),
+])
+def test_a_pattern_that_cannot_be_meant_is_refused(freeze, message):
+    with pytest.raises(ValueError, match=message):
+        trained_mask(tree(0), freeze)
+
+
+def test_the_average_is_the_bias_corrected_exponential_mean_of_the_parameters():
+    config = dataclasses.replace(CONFIG, ema=0.9)
+    history, state = run(config, 10, tree(0), [tree(seed) for seed in (1, 2, 3)])
+    weights = 0.9 ** np.arange(2, -1, -1)
+    for got, *seen in zip(*map(jax.tree.leaves, (averaged_params(state, history[-1]), *history)), strict=True):
+        expected = sum(w * np.asarray(p, np.float64) for w, p in zip(weights, seen, strict=True)) / weights.sum()
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_average_of_a_frozen_parameter_is_the_live_one():
+    config = dataclasses.replace(CONFIG, freeze=("vision/.*",), ema=0.9)
+    history, state = run(config, 10, tree(0), [tree(1), tree(2)])
+    averaged = averaged_params(state, history[-1])
+    assert averaged["vision"]["up"]["kernel"] is history[-1]["vision"]["up"]["kernel"]
+    assert not np.array_equal(averaged["language"]["token_embedding"], history[-1]["language"]["token_embedding"])
+
+
+def test_without_averaging_the_live_parameters_are_returned():
+    history, state = run(CONFIG, 10, tree(0), [tree(1)])
+    assert averaged_params(state, history[-1]) is history[-1]
+
+
+def test_averaging_does_not_change_the_training():
+    plain, _ = run(CONFIG, 10, tree(0), [tree(1), tree(2)])
+    averaged, _ = run(dataclasses.replace(CONFIG, ema=0.9), 10, tree(0), [tree(1), tree(2)])
+    for a, b in zip(jax.tree.leaves(plain[-1]), jax.tree.leaves(averaged[-1]), strict=True):
+        np.testing.assert_array_equal(a, b)
