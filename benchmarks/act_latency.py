@@ -58,7 +58,7 @@ from agent_jax.data.pipeline.layout import Step, Window
 from agent_jax.json_files import json_path
 from agent_jax.models.agent import init_params
 from agent_jax.policy import Policy
-from agent_jax.policy.decoding_tables import Choices
+from agent_jax.policy.decoding_tables import DecodingTables
 from agent_jax.policy.observation import prepare
 from agent_jax.policy.uncached import Uncached
 from agent_jax.runtime.host_memory import tune_heap
@@ -105,7 +105,7 @@ def uncached(path: Path, domain: Domain, texts: Sequence[str], *, every: bool) -
     config = from_config_dict(meta["config"])
     params = restore_acting_parameters(directory, config, meta["step"])
     assert domain.spec is not None
-    reference, choices = Uncached(config, domain), Choices.of(domain.spec.automaton)
+    reference, choices = Uncached(config, domain), DecodingTables.of(domain.spec.automaton)
     automaton = choices.automaton
     past: list[tuple[Step, ...]] = [()] * len(texts)
 

@@ -30,7 +30,7 @@ from machine import describe, write_json
 
 from agent_jax.batch import Batch, RowSize
 from agent_jax.config import Config, from_config_dict, presets, to_config_dict
-from agent_jax.data.pipeline.layout import Step, Window, lay_out, stack, window_need
+from agent_jax.data.pipeline.layout import Step, Window, lay_out, stack, window_usage
 from agent_jax.json_files import json_path
 from agent_jax.models.agent import abstract_params, training_visual_tokens
 from agent_jax.plan.flops import operations, total_flops
@@ -112,7 +112,7 @@ def rows(sizes: Sizes, config: Config) -> Batch:
                       for _ in range(sizes.window))
         return Window(0, ids(sizes.text), steps, seed=int(random.integers(2**31)))
 
-    need = window_need(sample(), visual_tokens)
+    need = window_usage(sample(), visual_tokens)
     size = RowSize(sizes.samples * need.frames, sizes.image_size, -(-sizes.samples * need.slots // 8) * 8,
                    sizes.samples * need.targets)
     return stack([lay_out([sample() for _ in range(sizes.samples)], size, visual_tokens, patches)

@@ -32,7 +32,7 @@ from agent_jax.config import (
     to_config_dict,
 )
 from agent_jax.convert.huggingface.load import config_from_huggingface, pretrained_params, pretrained_report
-from agent_jax.convert.huggingface.load_report import Report
+from agent_jax.convert.huggingface.load_report import LoadReport
 from agent_jax.convert.huggingface.tokenizer_places import tokenizer_of
 from agent_jax.convert.huggingface.weights_folder import config_path
 
@@ -64,7 +64,7 @@ def config_of(vision: str, language: str, overrides: Sequence[str] = ()) -> Conf
     return from_config_dict(holder.value)
 
 
-def dry_run(config: Config, out: str | pathlib.Path | None = None) -> Report:
+def dry_run(config: Config, out: str | pathlib.Path | None = None) -> LoadReport:
     """What `write_checkpoint` would do, and its refusals, from headers alone; nothing is written.
 
     Args:
@@ -79,7 +79,7 @@ def dry_run(config: Config, out: str | pathlib.Path | None = None) -> Report:
     return pretrained_report(*_with_vocabulary(config))
 
 
-def write_checkpoint(config: Config, out: str | pathlib.Path) -> Report:
+def write_checkpoint(config: Config, out: str | pathlib.Path) -> LoadReport:
     """Port the weights of `config.init.pretrained` and write step 0 of a new checkpoint directory.
 
     Args:

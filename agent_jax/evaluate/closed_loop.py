@@ -15,7 +15,15 @@ from agent_jax.data.pipeline.domains import Domain
 from agent_jax.envs import EnvironmentModule, load
 from agent_jax.envs.workers.simulator_pool import EXPERT
 from agent_jax.envs.workers.simulators import Simulators
-from agent_jax.evaluate.rollouts import CONCURRENT, Policy, Recording, Sees, TaskResult, run_baseline, run_policy
+from agent_jax.evaluate.rollouts import (
+    CONCURRENT,
+    ActingPolicy,
+    RolloutRecording,
+    Sees,
+    TaskResult,
+    run_baseline,
+    run_policy,
+)
 from agent_jax.evaluate.statistics import chain_summary, success_summary
 from agent_jax.text_table import ruled
 
@@ -27,8 +35,8 @@ Report = dict[str, dict[str, dict[str, Any]]]
 TRACED = 100
 
 
-def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, Policy], *, domain: Domain | None = None,
-                image_size: int = 0, record: int = 1, watch: Callable[[Recording], None] | None = None,
+def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], *, domain: Domain | None = None,
+                image_size: int = 0, record: int = 1, watch: Callable[[RolloutRecording], None] | None = None,
                 baselines: bool = True, per_episode: bool = False, traced: int = 0, concurrent: int = CONCURRENT,
                 say: Callable[[str], None] = print) -> Report:
     """Evaluate policies, the environment's random baselines and its expert ("bot") on every task of the config.

@@ -25,7 +25,7 @@ from agent_jax.evaluate.offline import evaluate_offline, format_scores
 from agent_jax.evaluate.replay_actions import format_replayed, gathered_from, recorded_episodes, replay_actions
 from agent_jax.evaluate.replay_frames import replay_frames
 from agent_jax.evaluate.rollout_video import Format, check_format, usual_format, write_recording
-from agent_jax.evaluate.rollouts import Recording
+from agent_jax.evaluate.rollouts import RolloutRecording
 from agent_jax.json_files import write_json
 from agent_jax.runtime.extras import install
 from agent_jax.runtime.host_memory import tune_heap
@@ -130,7 +130,7 @@ class _Videos:
         check_format(self._kind)
         self._directory.mkdir(parents=True, exist_ok=True)
 
-    def write(self, recording: Recording) -> None:
+    def write(self, recording: RolloutRecording) -> None:
         """Write the video of an episode."""
         try:
             _say(f"video: {write_recording(self._directory, recording, kind=self._kind, with_seed=True)}")

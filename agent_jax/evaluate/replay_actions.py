@@ -24,7 +24,7 @@ from agent_jax.text_table import ruled
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorded:
+class RecordedActions:
     """One recorded episode: only solved ones are stored."""
 
     task: str
@@ -45,7 +45,7 @@ class ReplayedTask:
     lost: tuple[Lost, ...]  # whose process died
 
 
-def recorded_episodes(store: Store, domain: Domain, split: str, most: int = 0) -> list[Recorded]:
+def recorded_episodes(store: Store, domain: Domain, split: str, most: int = 0) -> list[RecordedActions]:
     """Whole episodes with their task and seed.
 
     Args:
@@ -76,7 +76,7 @@ def gathered_from(store: Store) -> str:
     return name if name in NAMES else ""
 
 
-def _read(episode: Episode, paths: dict[str, str]) -> Recorded:
+def _read(episode: Episode, paths: dict[str, str]) -> RecordedActions:
     name = bytes(episode.value("episode_id")).decode("utf-8")
     task, _, seed = name.rpartition("/")
     if not task or not seed.isdecimal():
@@ -85,12 +85,12 @@ def _read(episode: Episode, paths: dict[str, str]) -> Recorded:
     if int(np.ravel(episode.value("start"))[0]):
         raise ValueError(f"{episode.where}: begins in the middle of an episode; expected whole ones")
     actions = {key: np.asarray(episode.values(path, 0, episode.steps)) for key, path in paths.items()}
-    return Recorded(task, int(seed), actions, episode.steps)
+    return RecordedActions(task, int(seed), actions, episode.steps)
 
 
-def replay_actions(simulators: Simulators, episodes: list[Recorded], domain: Domain) -> list[ReplayedTask]:
+def replay_actions(simulators: Simulators, episodes: list[RecordedActions], domain: Domain) -> list[ReplayedTask]:
     """Execute the episodes twice, raw and after encode-decode, task by task."""
-    by_task: dict[str, list[Recorded]] = defaultdict(list)
+    by_task: dict[str, list[RecordedActions]] = defaultdict(list)
     for episode in episodes:
         by_task[episode.task].append(episode)
     found = []

@@ -32,7 +32,7 @@ _LONG = 60  # steps from which on an episode is shown faster, all of it in about
 Format = Literal["gif", "mp4"]
 
 
-class Recorded(Protocol):
+class RecordedRollout(Protocol):
     """An episode to look at, e.g. `evaluate.rollouts.Recording`."""
 
     @property
@@ -95,7 +95,7 @@ def check_format(kind: Format) -> None:
                                   name="av")
 
 
-def write_recording(directory: str | os.PathLike[str], recording: Recorded, *, kind: Format = "gif",
+def write_recording(directory: str | os.PathLike[str], recording: RecordedRollout, *, kind: Format = "gif",
                     with_seed: bool = False) -> Path:
     """Write TASK-POLICY-OUTCOME.gif, or TASK-POLICY-SEED-OUTCOME.mp4, into a directory, which is made.
 

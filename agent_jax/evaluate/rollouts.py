@@ -21,13 +21,13 @@ import numpy as np
 from agent_jax.actions.specs import TERMINAL_KEY
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.envs import Action
-from agent_jax.envs.workers.simulator_pool import Seen
+from agent_jax.envs.workers.simulator_pool import EpisodeStatus
 from agent_jax.envs.workers.simulators import Command, Died, Interrupted, Simulators
 
 CONCURRENT = 32  # the largest batch that a policy is compiled for
 
 
-class Policy(Protocol):
+class ActingPolicy(Protocol):
     """What chooses actions, for many episodes at a time. `env_ids` name the episodes, from `reset` to their end."""
 
     def reset(self, env_ids: Sequence[Any]) -> None:
@@ -66,7 +66,7 @@ class Weighing(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recording:
+class RolloutRecording:
     """One episode to look at: `view.rollout` draws it."""
 
     task: str
@@ -79,7 +79,7 @@ class Recording:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class EpisodeOutcome:
     """What came of one episode, by which it can be found and begun again."""
 
     seed: int
@@ -117,8 +117,8 @@ class TaskResult:
     success: np.ndarray  # bool, one an episode
     steps: np.ndarray  # int64, one an episode
     lost: tuple[Lost, ...] = ()
-    outcomes: tuple[Outcome, ...] = ()  # one an episode
-    recordings: tuple[Recording, ...] = ()  # failures first
+    outcomes: tuple[EpisodeOutcome, ...] = ()  # one an episode
+    recordings: tuple[RolloutRecording, ...] = ()  # failures first
     seconds: float = 0.0  # of all episodes
     policy_seconds: float = 0.0  # of which in the policy
     completed: np.ndarray | None = None  # int64, one an episode: instructions of its chain that were carried out
@@ -143,8 +143,8 @@ class Sees:
         return (*self.cameras, *self.state)
 
 
-def run_policy(policy: Policy, simulators: Simulators, task: str, seeds: Sequence[int], *, sees: Sees | None = None,
-               name: str = "", record: int = 0, trace: bool = False, action_name: Callable[[Action], str] = str,
+def run_policy(policy: ActingPolicy, simulators: Simulators, task: str, seeds: Sequence[int], *,
+               sees: Sees | None = None, name: str = "", record: int = 0, trace: bool = False, action_name: Callable[[Action], str] = str,
                concurrent: int = CONCURRENT) -> TaskResult:
     """Run a policy through the episodes of `seeds`.
 
@@ -179,14 +179,14 @@ def run_policy(policy: Policy, simulators: Simulators, task: str, seeds: Sequenc
 class _Rollouts:
     """The state of `run_policy`: which episode is in which place, and what it shows."""
 
-    def __init__(self, policy: Policy, task: str, seeds: Sequence[int], sees: Sees, name: str, record: int,
+    def __init__(self, policy: ActingPolicy, task: str, seeds: Sequence[int], sees: Sees, name: str, record: int,
                  action_name: Callable[[Action], str], *, trace: bool) -> None:
         self._policy, self._task, self._seeds, self._sees = policy, task, seeds, sees
         self._name, self._record, self._action_name, self._trace = name, record, action_name, trace
         self._waiting = collections.deque(range(len(seeds)))
         self._episode: dict[int, int] = {}  # by place
-        self._seen: dict[int, Seen] = {}  # by place
-        self._ended: dict[int, Seen] = {}  # by episode
+        self._seen: dict[int, EpisodeStatus] = {}  # by place
+        self._ended: dict[int, EpisodeStatus] = {}  # by episode
         self._lost: dict[int, str] = {}  # by episode
         # By episode. Which of them fail is known at their ends, so frames of all that run are kept, compressed.
         self._frames: dict[int, list[bytes]] = {}
@@ -231,7 +231,7 @@ class _Rollouts:
         interrupted = []
         for place, answer in answers.items():
             episode = self._episode[place]
-            if isinstance(answer, Seen):
+            if isinstance(answer, EpisodeStatus):
                 if answer.steps and answer.instruction != self._seen[place].instruction:
                     self._policy.reset([episode])  # what was done for another instruction is no part of this one
                 self._seen[place] = answer
@@ -279,7 +279,7 @@ class _Rollouts:
     def result(self, seconds: float) -> TaskResult:
         """What came of all episodes."""
         recordings = tuple(
-            Recording(self._task, self._name, self._seeds[i], tuple(self._instructions[i]),
+            RolloutRecording(self._task, self._name, self._seeds[i], tuple(self._instructions[i]),
                       np.stack([np.frombuffer(zlib.decompress(frame), np.uint8).reshape(self._shape)
                                 for frame in self._frames[i]]),
                       tuple(self._actions[i]), self._ended[i].success)
@@ -308,11 +308,11 @@ def _as_json(action: Action) -> dict[str, Any]:
 def run_whole(simulators: Simulators, task: str, seeds: Sequence[int], commands: Sequence[Command]) -> TaskResult:
     """Run episodes that need no policy here: one command ("play" or "replay") of each seed."""
     begun = time.perf_counter()
-    ended: dict[int, Seen] = {}
+    ended: dict[int, EpisodeStatus] = {}
     lost: dict[int, str] = {}
     while missing := [i for i in range(len(commands)) if i not in ended and i not in lost]:
         for number, answer in simulators.exchange({i: commands[i] for i in missing}).items():
-            if isinstance(answer, Seen):
+            if isinstance(answer, EpisodeStatus):
                 ended[number] = answer
             elif isinstance(answer, Died):
                 lost[number] = answer.reason
@@ -334,12 +334,12 @@ def run_baseline(simulators: Simulators, task: str, seeds: Sequence[int], who: s
         for i, episode_seed in enumerate(seeds)])
 
 
-def _result(task: str, seeds: Sequence[int], ended: Mapping[int, Seen], lost: Mapping[int, str]) -> TaskResult:
+def _result(task: str, seeds: Sequence[int], ended: Mapping[int, EpisodeStatus], lost: Mapping[int, str]) -> TaskResult:
     order = sorted(ended)
     result = TaskResult(task, tuple(seeds[i] for i in order), np.array([ended[i].success for i in order], bool),
                         np.array([ended[i].steps for i in order], np.int64),
                         tuple(Lost(seeds[i], lost[i]) for i in sorted(lost)),
-                        tuple(Outcome(seeds[i], ended[i].success, ended[i].steps, ended[i].instruction)
+                        tuple(EpisodeOutcome(seeds[i], ended[i].success, ended[i].steps, ended[i].instruction)
                               for i in order))
     chains = [chain for i in order if (chain := ended[i].chain)]
     if not chains:

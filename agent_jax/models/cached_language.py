@@ -27,20 +27,20 @@ from agent_jax.models.transformer import BlockConfig, Dense, LayerNorm, Mlp
 SHORT = 8  # slots of a chunk whose last layer is computed like the others: there is little to save
 
 
-class KeysValues(NamedTuple):
+class LayerCache(NamedTuple):
     """Of one layer, in the compute dtype."""
 
     k_BNZH: jax.Array
     v_BNZH: jax.Array
 
 
-Cache = tuple[KeysValues, ...]  # of all layers, the first one first
+KVCache = tuple[LayerCache, ...]  # of all layers, the first one first
 
 
-class Past(NamedTuple):
+class VisibleCache(NamedTuple):
     """What was read before, and which slots of it each row sees."""
 
-    cached: Cache
+    cached: KVCache
     visible_BZ: jax.Array
 
 
@@ -54,11 +54,11 @@ class CachedLanguage:
         self._config = c
         self._block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self._dtype)
 
-    def blank(self, rows: int, slots: int) -> Cache:
+    def blank(self, rows: int, slots: int) -> KVCache:
         """A cache of zeros with Z = `slots`."""
         c = self._config
         shape = (rows, c.heads, slots, c.width // c.heads)
-        return tuple(KeysValues(jnp.zeros(shape, self._dtype), jnp.zeros(shape, self._dtype)) for _ in range(c.depth))
+        return tuple(LayerCache(jnp.zeros(shape, self._dtype), jnp.zeros(shape, self._dtype)) for _ in range(c.depth))
 
     def embed(self, params: Mapping[str, Any], token_BC: jax.Array) -> jax.Array:
         """Token embeddings (B, C, D)."""
@@ -71,7 +71,7 @@ class CachedLanguage:
         return jnp.einsum("BD,AD->BA", hidden_BD, table_AD, preferred_element_type=f32)
 
     def read(self, params: Mapping[str, Any], x_BCD: jax.Array, position_BC: jax.Array, last_B: jax.Array,
-             past: Sequence[Past] = ()) -> tuple[jax.Array, Cache]:
+             past: Sequence[VisibleCache] = ()) -> tuple[jax.Array, KVCache]:
         """Read a chunk.
 
         Args:
@@ -99,7 +99,7 @@ class CachedLanguage:
         hidden_BD = self._norm(params["final_norm"], x_B1D)[:, 0]
         return hidden_BD, (*early, _heads_first(k, v))
 
-    def keys_values(self, params: Mapping[str, Any], x_BCD: jax.Array, position_BC: jax.Array) -> Cache:
+    def keys_values(self, params: Mapping[str, Any], x_BCD: jax.Array, position_BC: jax.Array) -> KVCache:
         """Read a chunk that begins its rows and after which nothing is said yet: of the last layer, no more is needed.
 
         Args:
@@ -120,8 +120,8 @@ class CachedLanguage:
         place = jnp.take(params["position_embedding"], position_BC + POSITION_OFFSET, axis=0, mode="clip")
         return x_BCD + place.astype(self._dtype)
 
-    def _through(self, params: Mapping[str, Any], x: jax.Array, layers: int, past: Sequence[Past]
-                 ) -> tuple[jax.Array, Cache]:
+    def _through(self, params: Mapping[str, Any], x: jax.Array, layers: int, past: Sequence[VisibleCache]
+                 ) -> tuple[jax.Array, KVCache]:
         """x (B, C, D) after the first layers, and their keys and values."""
         new = []
         for number in range(layers):
@@ -160,10 +160,10 @@ def _layer(params: Mapping[str, Any], number: int) -> Mapping[str, Any]:
     return params[f"block_{number}"]
 
 
-def _seen(past: Sequence[Past], number: int) -> list[tuple[KeysValues, jax.Array]]:
+def _seen(past: Sequence[VisibleCache], number: int) -> list[tuple[LayerCache, jax.Array]]:
     """What one layer sees of what was read before."""
     return [(part.cached[number], part.visible_BZ) for part in past]
 
 
-def _heads_first(k_BCNH: jax.Array, v_BCNH: jax.Array) -> KeysValues:
-    return KeysValues(k_BCNH.transpose(0, 2, 1, 3), v_BCNH.transpose(0, 2, 1, 3))
+def _heads_first(k_BCNH: jax.Array, v_BCNH: jax.Array) -> LayerCache:
+    return LayerCache(k_BCNH.transpose(0, 2, 1, 3), v_BCNH.transpose(0, 2, 1, 3))

@@ -144,7 +144,7 @@ def drop(x: jax.Array, rate: float, keys_B: jax.Array | None, purpose: jax.Array
     return jnp.where(draw(keys_B), x / (1.0 - rate), 0)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """One pre-LayerNorm block, in the form that `nn.scan` wants: (carry, inputs) -> (carry, output)."""
 
     config: BlockConfig
@@ -204,9 +204,9 @@ def run_blocks(
         x after the last block, and the outputs of all blocks (L, ...) if `collect`, else None.
     """
     chex.assert_axis_dimension(x, -1, config.width)
-    block: Any = Block
+    block: Any = TransformerBlock
     if config.remat != "none":
-        block = nn.remat(Block, prevent_cse=False, policy=POLICIES[config.remat])
+        block = nn.remat(TransformerBlock, prevent_cse=False, policy=POLICIES[config.remat])
     if not config.unroll:
         outputs = []
         for number in range(depth):

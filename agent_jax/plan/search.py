@@ -50,7 +50,7 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class MeshOutcome:
     """What became of a candidate; the figures are those of a step that fits."""
 
     candidate: Candidate
@@ -74,7 +74,7 @@ def mesh_shapes(devices: int, slices: int = 1) -> list[tuple[int, ...]]:
 
 
 def search(config: Config, topology: Topology, devices: Sequence[Any], batch_sizes: Sequence[int], evaluate: Evaluate,
-           seconds: float) -> Iterator[Outcome]:
+           seconds: float) -> Iterator[MeshOutcome]:
     """Try candidates, and tell each outcome when it is known.
 
     Args:
@@ -97,7 +97,7 @@ def search(config: Config, topology: Topology, devices: Sequence[Any], batch_siz
         while accumulation is not None:
             candidate = Candidate(shape, remat, batch, accumulation)
             if time.monotonic() > end:
-                yield Outcome(candidate, f"no time left for this and up to {len(ways) - number - 1} more")
+                yield MeshOutcome(candidate, f"no time left for this and up to {len(ways) - number - 1} more")
                 return
             outcome = _try(candidate, config, params, topology, devices, evaluate)
             yield outcome
@@ -108,12 +108,12 @@ def search(config: Config, topology: Topology, devices: Sequence[Any], batch_siz
             accumulation = None if fits or (batch, shape) in done else _next(batch, shape, needed)
 
 
-def fastest(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def fastest(outcomes: Sequence[MeshOutcome]) -> list[MeshOutcome]:
     """Those that fit, most frames a second first."""
     return sorted((outcome for outcome in outcomes if outcome.said == "fits"), key=lambda one: -one.frames_per_second)
 
 
-def outcome_line(outcome: Outcome) -> str:
+def outcome_line(outcome: MeshOutcome) -> str:
     """One line of the table."""
     one = outcome.candidate
     shape = "x".join(map(str, one.mesh))
@@ -137,7 +137,7 @@ def _next(batch: int, shape: tuple[int, ...], at_least: int) -> int | None:
 
 
 def _try(candidate: Candidate, config: Config, params: Any, topology: Topology, devices: Sequence[Any],
-         evaluate: Evaluate) -> Outcome:
+         evaluate: Evaluate) -> MeshOutcome:
     config = candidate.of(config)
     hbm = topology.chip.hbm_bytes
     try:
@@ -146,18 +146,19 @@ def _try(candidate: Candidate, config: Config, params: Any, topology: Topology, 
         state = COPIES * sum(part.bytes_per_device for part in bytes_by_part(params, tree_shardings(mesh, params)))
     except ValueError as error:
         reason = next(line.strip() for line in reversed(str(error).splitlines()))
-        return Outcome(candidate, f"does not divide: {reason}")
+        return MeshOutcome(candidate, f"does not divide: {reason}")
     if state > hbm:
-        return Outcome(candidate, f"state alone needs {state / 2**30:.1f} GiB of {hbm / 2**30:.1f}", state)
+        return MeshOutcome(candidate, f"state alone needs {state / 2**30:.1f} GiB of {hbm / 2**30:.1f}", state)
     begun = time.monotonic()
     try:
         step, roof = evaluate(config)
     except DoesNotFitError as error:
-        return Outcome(candidate, f"does not fit: {error} (compiled {time.monotonic() - begun:.0f} s)", error.needed)
+        return MeshOutcome(candidate, f"does not fit: {error} (compiled {time.monotonic() - begun:.0f} s)",
+                           error.needed)
     finally:
         jax.clear_caches()  # traced steps are large, and none is used again
     total = step.memory.total
     if total > hbm:
-        return Outcome(candidate, f"does not fit: needs {total / 2**30:.1f} GiB of {hbm / 2**30:.1f}", total)
-    return Outcome(candidate, "fits", total, roof.at_peak.step_seconds, roof.at_peak.frames_per_second, roof.bound_by,
-                   step.compile_seconds)
+        return MeshOutcome(candidate, f"does not fit: needs {total / 2**30:.1f} GiB of {hbm / 2**30:.1f}", total)
+    return MeshOutcome(candidate, "fits", total, roof.at_peak.step_seconds, roof.at_peak.frames_per_second,
+                       roof.bound_by, step.compile_seconds)

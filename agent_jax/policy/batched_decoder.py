@@ -19,17 +19,17 @@ from agent_jax.batch import PADDING_CLIP
 from agent_jax.config import Config
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.models.agent import Params
-from agent_jax.policy.constrained_decoder import HowToChoose
+from agent_jax.policy.constrained_decoder import Sampling
 from agent_jax.policy.decoder import Decoder, Rows
-from agent_jax.policy.decoding_tables import Choices
-from agent_jax.policy.history import Chunk, Seen, Sizes
+from agent_jax.policy.decoding_tables import DecodingTables
+from agent_jax.policy.history import Chunk, ChunkSizes, HistoryStep
 from agent_jax.policy.observation import NO_IDS, Prepared
 
 BUCKETS = (1, 2, 4, 8, 16, 32)  # rows that calls are compiled for
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Turn:
+class Request:
     """What one environment asks."""
 
     seen: Prepared
@@ -40,7 +40,7 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Answer:
+class Response:
     """What it is told."""
 
     ids: np.ndarray  # int32
@@ -50,10 +50,11 @@ class Answer:
     kept: Any
 
 
-class Reader:
+class BatchedDecoder:
     """Reads and says, for one domain of one model."""
 
-    def __init__(self, config: Config, domain: Domain, choices: Choices, sizes: Sizes, *, grows: bool, ahead: bool):
+    def __init__(self, config: Config, domain: Domain, choices: DecodingTables, sizes: ChunkSizes, *,
+                 grows: bool, ahead: bool):
         """Of a run's config.
 
         Args:
@@ -72,7 +73,7 @@ class Reader:
                                 jnp.dtype(config.model.dtype))
         self._spare: list[Any] = []  # caches for the rows that fill up a bucket; those of `ahead` are one
 
-    def answer(self, params: Params, turns: Sequence[Turn]) -> list[Answer]:
+    def answer(self, params: Params, turns: Sequence[Request]) -> list[Response]:
         """The answers, in the order of the turns; returns when they are computed."""
         visual = self._encode_clips(params, turns) if self.clips else self._encode_images(params, turns)
         waiting: list[tuple[Sequence[int], Any, Sequence[Any]]] = []
@@ -81,12 +82,12 @@ class Reader:
         for part, rows in (one for group in groups for one in split(group)):
             size = max(self._sizes.fit(turns[number].chunk) for number in part)
             waiting.append((part, *self._say(params, turns, visual, part, rows, size)))
-        answers: dict[int, Answer] = {}
+        answers: dict[int, Response] = {}
         for part, said, kept in waiting:
             ids_BI, length_B, logits_BJA, sound_B = jax.device_get(said)
             for row, number in enumerate(part):
                 tokens = None if self.clips else visual[number][-1]
-                answers[number] = Answer(ids_BI[row, : length_B[row]], logits_BJA[row], bool(sound_B[row]), tokens,
+                answers[number] = Response(ids_BI[row, : length_B[row]], logits_BJA[row], bool(sound_B[row]), tokens,
                                          kept[row] if kept else None)
         return [answers[number] for number in range(len(turns))]
 
@@ -107,7 +108,7 @@ class Reader:
         """Compile, and run once, whatever up to `most` turns can need."""
         domain, vision = self._domain, (self._domain.image_size,) * 2
         frames = (np.zeros((*vision, 3), np.uint8),) * len(domain.cameras)
-        past = Seen(frames, self._blank, NO_IDS, NO_IDS)
+        past = HistoryStep(frames, self._blank, NO_IDS, NO_IDS)
         largest = next((size for size in BUCKETS if size >= most), BUCKETS[-1])
         for number, (steps, slots) in enumerate(self._sizes.chunks):
             ids_C = np.zeros(slots, np.int32)
@@ -115,7 +116,7 @@ class Reader:
             for rows in BUCKETS[: BUCKETS.index(largest) + 1]:
                 # What follows on rows read ahead is always the least chunk.
                 for cached in (True,) if self._grows else (False, True) if self._ahead and not number else (False,):
-                    self.answer(params, [Turn(Prepared(frames, NO_IDS, NO_IDS), chunk, None,
+                    self.answer(params, [Request(Prepared(frames, NO_IDS, NO_IDS), chunk, None,
                                               self._choices.columns(None), self.blank_cache() if cached else None)
                                          for _ in range(rows)])
                 if self._ahead and slots <= self._sizes.cache:
@@ -125,7 +126,7 @@ class Reader:
         """Keys and values of an episode that begins."""
         return self._decoder.blank_cache(self._sizes.cache)
 
-    def _encode_images(self, params: Params, turns: Sequence[Turn]) -> list[tuple[Any, ...]]:
+    def _encode_images(self, params: Params, turns: Sequence[Request]) -> list[tuple[Any, ...]]:
         """Visual tokens of the steps that each turn reads."""
         found: list[tuple[Any, ...]] = []
         for part, rows in split(turns):
@@ -136,7 +137,7 @@ class Reader:
                       for turn, new in zip(part, made, strict=False)]
         return found
 
-    def _encode_clips(self, params: Params, turns: Sequence[Turn]) -> list[tuple[Any, ...]]:
+    def _encode_clips(self, params: Params, turns: Sequence[Request]) -> list[tuple[Any, ...]]:
         """The same of a video model, in which every image changes the encoding of those before it."""
         found: list[tuple[Any, ...]] = []
         for part, rows in split(turns):
@@ -145,7 +146,7 @@ class Reader:
             found += self._encoded(params, np.stack(frames), np.stack(clips), rows, steps=steps)[: len(part)]
         return found
 
-    def _clip(self, turn: Turn, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    def _clip(self, turn: Request, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Images of all steps of a turn, and their clips, filled up to `steps`."""
         cameras = len(self._domain.cameras)
         images = [image for step in (*turn.chunk.past, turn.seen) for image in step.frames]
@@ -160,7 +161,7 @@ class Reader:
         clips = np.concatenate([clips, np.broadcast_to(clips[:1], (rows, clips.shape[1]))])[:rows]
         return self._decoder.encode(params, frames, clips.astype(np.int32), steps=steps)
 
-    def _say(self, params: Params, turns: Sequence[Turn], visual: Sequence[tuple[Any, ...]], part: Sequence[int],
+    def _say(self, params: Params, turns: Sequence[Request], visual: Sequence[tuple[Any, ...]], part: Sequence[int],
              rows: int, size: tuple[int, int]) -> tuple[Any, Sequence[Any]]:
         """One device call for some turns of one size."""
         steps, slots = size
@@ -171,7 +172,7 @@ class Reader:
             if (noise_JA := turns[number].noise_JA) is not None:
                 noise_BJA[row] = noise_JA
         taught_BJ = filled([turns[number].taught_J for number in part], (rows, self._choices.most), -1)
-        how = HowToChoose(noise_BJA, taught_BJ)
+        how = Sampling(noise_BJA, taught_BJ)
         kept = tuple(turns[number].kept for number in part)
         if kept[0] is None:  # then none of this part has any
             return self._decoder.decode(params, tokens, laid, how), ()

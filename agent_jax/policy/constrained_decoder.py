@@ -17,20 +17,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from agent_jax.models.cached_language import Cache, CachedLanguage, Past
-from agent_jax.policy.decoding_tables import Choices
+from agent_jax.models.cached_language import CachedLanguage, KVCache, VisibleCache
+from agent_jax.policy.decoding_tables import DecodingTables
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class HowToChoose:
+class Sampling:
     """How the ids of each row are chosen; NumPy arrays."""
 
     noise_BJA: Any  # f32, added to the logits: 0, or temperature times Gumbel's noise, which samples
     taught_BJ: Any  # int32: columns of A to be taken; -1: the best
 
 
-class Said(NamedTuple):
+class DecodedActions(NamedTuple):
     """Actions, not yet known to be sound."""
 
     ids_BI: jax.Array  # int32
@@ -42,20 +42,20 @@ class Said(NamedTuple):
 class _State(NamedTuple):
     """What is carried from choice to choice."""
 
-    said: Said
+    said: DecodedActions
     state_B: jax.Array  # of the automaton
     choice: jax.Array  # number of the next choice
-    recent: Cache  # W columns a choice
+    recent: KVCache  # W columns a choice
     real_BZ: jax.Array  # which of these columns a row has
     token_BW: jax.Array  # to be read now
     read_B: jax.Array  # how many of them; 0: the row's action is complete
     position_B: jax.Array  # of the first of them
 
 
-class ActionLoop:
+class ConstrainedDecoder:
     """Says actions of one automaton with one model."""
 
-    def __init__(self, language: CachedLanguage, choices: Choices):
+    def __init__(self, language: CachedLanguage, choices: DecodingTables):
         """Of a model and the tables of an automaton that has a choice."""
         self._language, self._choices = language, choices
         automaton = choices.automaton
@@ -63,8 +63,8 @@ class ActionLoop:
         self._next_QA, self._forced_QR, self._count_Q, self._after_Q = (jnp.asarray(table) for table in (
             automaton.next_QA, choices.forced_QR, choices.count_Q, choices.after_Q))
 
-    def __call__(self, params: Any, hidden_BD: jax.Array, past: Sequence[Past], position_B: jax.Array,
-                 how: HowToChoose) -> Said:
+    def __call__(self, params: Any, hidden_BD: jax.Array, past: Sequence[VisibleCache], position_B: jax.Array,
+                 how: Sampling) -> DecodedActions:
         """The actions of rows that were read up to their first choice.
 
         Args:
@@ -77,7 +77,7 @@ class ActionLoop:
         automaton, tables, B = self._choices.automaton, self._choices, len(hidden_BD)
         first, W, J = tables.first_ids, tables.chunk, tables.most
         ids_BI = jnp.zeros((B, automaton.max_length), jnp.int32).at[:, : len(first)].set(jnp.asarray(first)[None])
-        blank = Said(ids_BI, jnp.full((B,), len(first), jnp.int32),
+        blank = DecodedActions(ids_BI, jnp.full((B,), len(first), jnp.int32),
                      jnp.full((B, J, len(automaton.ids_A)), -jnp.inf, jnp.float32), jnp.ones((B,), bool))
         start = _State(blank, jnp.full((B,), tables.first_state, jnp.int32), jnp.zeros((), jnp.int32),
                        self._language.blank(B, (J - 1) * W), jnp.zeros((B, (J - 1) * W), bool),
@@ -88,19 +88,19 @@ class ActionLoop:
                                        lambda s: self._choose(params, *self._read(params, s, past), how), state)
         return state.said
 
-    def _read(self, params: Any, s: _State, past: Sequence[Past]) -> tuple[_State, jax.Array]:
+    def _read(self, params: Any, s: _State, past: Sequence[VisibleCache]) -> tuple[_State, jax.Array]:
         """Read the ids that were chosen last."""
         place_1W = jnp.arange(s.token_BW.shape[1])[None]
         hidden_BD, new = self._language.read(
             params, self._language.embed(params, s.token_BW), s.position_B[:, None] + place_1W,
-            jnp.maximum(s.read_B - 1, 0), (*past, Past(s.recent, s.real_BZ)))
+            jnp.maximum(s.read_B - 1, 0), (*past, VisibleCache(s.recent, s.real_BZ)))
         column = (s.choice - 1) * s.token_BW.shape[1]
         recent = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, column, axis=2),
                               s.recent, new)
         real_BZ = jax.lax.dynamic_update_slice_in_dim(s.real_BZ, place_1W < s.read_B[:, None], column, axis=1)
         return s._replace(recent=recent, real_BZ=real_BZ, position_B=s.position_B + s.read_B), hidden_BD
 
-    def _choose(self, params: Any, s: _State, hidden_BD: jax.Array, how: HowToChoose) -> _State:
+    def _choose(self, params: Any, s: _State, hidden_BD: jax.Array, how: Sampling) -> _State:
         """Each row that is not complete takes a legal id and the forced ones after it."""
         accept, W, B = self._choices.automaton.accept, s.token_BW.shape[1], len(hidden_BD)
         open_B = s.state_B != accept
@@ -123,7 +123,7 @@ class ActionLoop:
         place_BE = jnp.where(new_BE, said.length_B[:, None] + place_1E, I)  # beyond the end: dropped
         state_B = jnp.where(open_B, self._after_Q[entered_B], s.state_B)
         heard_BA = jnp.where(legal_BA, logits_BA, -jnp.inf)
-        said = Said(said.ids_BI.at[jnp.arange(B)[:, None], place_BE].set(token_BE, mode="drop"),
+        said = DecodedActions(said.ids_BI.at[jnp.arange(B)[:, None], place_BE].set(token_BE, mode="drop"),
                     said.length_B + jnp.where(open_B, 1 + forced_B, 0),
                     jax.lax.dynamic_update_slice_in_dim(said.logits_BJA, heard_BA[:, None], s.choice, axis=1),
                     said.sound_B & sound_B)

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 
 from agent_jax.config import Config
 from agent_jax.models.agent import Agent, Params
-from agent_jax.models.cached_language import Cache, CachedLanguage, KeysValues, Past
-from agent_jax.policy.constrained_decoder import ActionLoop, HowToChoose, Said
-from agent_jax.policy.decoding_tables import Choices
+from agent_jax.models.cached_language import CachedLanguage, KVCache, LayerCache, VisibleCache
+from agent_jax.policy.constrained_decoder import ConstrainedDecoder, DecodedActions, Sampling
+from agent_jax.policy.decoding_tables import DecodingTables
 from agent_jax.runtime.compiler_options import compiler_options
 
 Tokens = jax.Array  # (cameras * V, D): the visual tokens of one step
@@ -44,7 +44,7 @@ class Rows:
 class Decoder:
     """The compiled functions of one model and one automaton; holds no parameters."""
 
-    def __init__(self, config: Config, choices: Choices, *, video: bool):
+    def __init__(self, config: Config, choices: DecodingTables, *, video: bool):
         """Of a run's config.
 
         Args:
@@ -60,7 +60,7 @@ class Decoder:
         # The kernels of other platforms have not been tried in acting, whose rows are few.
         attention = "cpu" if device.platform == "cpu" else "xla"
         self._agent, self._language = Agent(model, attention), CachedLanguage(model, attention)
-        self._say = ActionLoop(self._language, choices)
+        self._say = ConstrainedDecoder(self._language, choices)
         options = compiler_options(device, model.dtype, layers=model.language.depth)
         jit: Any = functools.partial(jax.jit, compiler_options=options)
         self.encode = jit(self._encode, static_argnames="steps")
@@ -79,8 +79,8 @@ class Decoder:
         split = tokens.reshape(rows, steps, -1, width)
         return tuple(tuple(split[row, step] for step in range(steps)) for row in range(rows))
 
-    def _decode(self, params: Params, visual: Visual, rows: Rows, how: HowToChoose, kept: tuple[Kept, ...] = ()
-                ) -> Said:
+    def _decode(self, params: Params, visual: Visual, rows: Rows, how: Sampling, kept: tuple[Kept, ...] = ()
+                ) -> DecodedActions:
         """Read rows, or what is new of them after `kept`, and say their actions."""
         return self._read_and_say(params, visual, rows, how, kept)[0]
 
@@ -91,8 +91,8 @@ class Decoder:
         more = slots - rows.token_BC.shape[1]
         return _split(jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, more), (0, 0))), read))
 
-    def _decode_after(self, params: Params, visual: Visual, rows: Rows, how: HowToChoose, kept: tuple[Kept, ...]
-                      ) -> tuple[Said, tuple[Kept, ...]]:
+    def _decode_after(self, params: Params, visual: Visual, rows: Rows, how: Sampling, kept: tuple[Kept, ...]
+                      ) -> tuple[DecodedActions, tuple[Kept, ...]]:
         """The same; returns the caches with what was read now as well."""
         said, new = self._read_and_say(params, visual, rows, how, kept)
 
@@ -102,18 +102,18 @@ class Decoder:
 
         return said, tuple(grown(row) for row in range(len(kept)))
 
-    def _read_and_say(self, params: Params, visual: Visual, rows: Rows, how: HowToChoose, kept: tuple[Kept, ...]
-                      ) -> tuple[Said, Cache]:
+    def _read_and_say(self, params: Params, visual: Visual, rows: Rows, how: Sampling, kept: tuple[Kept, ...]
+                      ) -> tuple[DecodedActions, KVCache]:
         """Actions, and keys and values of what was read now."""
         language, past = params["language"], ()
         if kept:
             cache = _stacked(kept)
             slot_1Z = jnp.arange(cache[0].k_BNZH.shape[2])[None]
-            past = (Past(cache, slot_1Z < rows.used_B[:, None]),)
+            past = (VisibleCache(cache, slot_1Z < rows.used_B[:, None]),)
         hidden_BD, new = self._language.read(language, self._embedded(language, visual, rows), rows.position_BC,
                                              jnp.maximum(rows.count_B - 1, 0), past)
         new_BZ = jnp.arange(rows.token_BC.shape[1])[None] < rows.count_B[:, None]
-        return self._say(language, hidden_BD, (*past, Past(new, new_BZ)), _after(rows), how), new
+        return self._say(language, hidden_BD, (*past, VisibleCache(new, new_BZ)), _after(rows), how), new
 
     def _embedded(self, language: Any, visual: Visual, rows: Rows) -> jax.Array:
         """x_BCD: the tokens and visual tokens of rows."""
@@ -123,12 +123,12 @@ class Decoder:
         return jnp.where((rows.visual_BC >= 0)[..., None], visual_BCD, self._language.embed(language, rows.token_BC))
 
 
-def _stacked(kept: tuple[Kept, ...]) -> Cache:
+def _stacked(kept: tuple[Kept, ...]) -> KVCache:
     """Caches of one episode each, as rows."""
-    return tuple(KeysValues(*map(jnp.stack, zip(*layer, strict=True))) for layer in zip(*kept, strict=True))
+    return tuple(LayerCache(*map(jnp.stack, zip(*layer, strict=True))) for layer in zip(*kept, strict=True))
 
 
-def _split(cache: Cache) -> tuple[Kept, ...]:
+def _split(cache: KVCache) -> tuple[Kept, ...]:
     """The reverse."""
     rows = range(len(cache[0].k_BNZH))
     return tuple(tuple((layer.k_BNZH[row], layer.v_BNZH[row]) for layer in cache) for row in rows)

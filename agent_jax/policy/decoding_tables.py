@@ -16,7 +16,7 @@ from agent_jax.actions.automaton import Automaton
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Choices:
+class DecodingTables:
     """Tables over the states of an automaton, which is acyclic and whose transitions go upwards."""
 
     automaton: Automaton
@@ -57,7 +57,7 @@ class Choices:
         return columns_J
 
     @classmethod
-    def of(cls, automaton: Automaton) -> Choices:
+    def of(cls, automaton: Automaton) -> DecodingTables:
         """The tables of an automaton."""
         runs: dict[int, tuple[list[int], int]] = {}  # by state: forced ids, and the state after them
         most: dict[int, int] = {}  # by state: choices on the longest way from it

@@ -5,7 +5,7 @@
      ahead ----------->  new ->               or all but what is new as soon as the action before it is known
      used ------------>  new ->      flushed: only what is new is read; after `flush_every` steps, nothing is left
 
-Slots and steps come in a few sizes (`Sizes`), so that short histories are cheap and little is compiled.
+Slots and steps come in a few sizes (`ChunkSizes`), so that short histories are cheap and little is compiled.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 
 from agent_jax.batch import RowSize
 from agent_jax.data.pipeline.domains import Domain
-from agent_jax.data.pipeline.layout import Step, Window, lay_out_prefix, row_size, window_need
+from agent_jax.data.pipeline.layout import Step, Window, lay_out_prefix, row_size, window_usage
 from agent_jax.policy.observation import NO_IDS, Prepared
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Seen:
+class HistoryStep:
     """A step that was acted on."""
 
     frames: tuple[np.ndarray, ...]  # empty where `tokens` are all that is needed of them
@@ -32,13 +32,13 @@ class Seen:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Episode:
+class EpisodeHistory:
     """Of one environment; replaced as a whole when a step has succeeded, so that a failed one leaves no trace."""
 
     number: int = 0  # episodes begun under its id before this one
     time: int = 0  # steps acted
     text_ids: np.ndarray = dataclasses.field(default_factory=lambda: NO_IDS)
-    steps: tuple[Seen, ...] = ()  # that the next row may begin with
+    steps: tuple[HistoryStep, ...] = ()  # that the next row may begin with
     kept: Any = None  # keys and values of the row so far (flushed history), or of what the next one begins with (ahead)
     used: int = 0  # how many slots they hold
 
@@ -47,7 +47,7 @@ class Episode:
 class Chunk:
     """What is to be read of an episode for its next action."""
 
-    past: tuple[Seen, ...]  # before the step of now
+    past: tuple[HistoryStep, ...]  # before the step of now
     first: int  # number of the first step whose images are read: 0, or that of now
     used: int  # slots read before
     token_C: np.ndarray
@@ -61,7 +61,7 @@ class Chunk:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class ChunkSizes:
     """The lengths that chunks are filled up to: (steps, slots), ascending."""
 
     chunks: tuple[tuple[int, int], ...]
@@ -69,7 +69,7 @@ class Sizes:
     cache: int  # slots of an episode's keys and values
 
     @classmethod
-    def of(cls, domain: Domain, visual_tokens: int, positions: int, *, ahead: bool = False) -> Sizes:
+    def of(cls, domain: Domain, visual_tokens: int, positions: int, *, ahead: bool = False) -> ChunkSizes:
         """Of a domain, in a model of V visual tokens an image and so many positions.
 
         Args:
@@ -97,7 +97,7 @@ class Sizes:
         return next(size for size in self.chunks if size[0] >= chunk.steps and size[1] >= len(chunk.token_C))
 
 
-def next_chunk(domain: Domain, sizes: Sizes, visual_tokens: int, episode: Episode, seen: Prepared,
+def next_chunk(domain: Domain, sizes: ChunkSizes, visual_tokens: int, episode: EpisodeHistory, seen: Prepared,
                first_ids: np.ndarray, most_steps: int, *, flushed: bool) -> Chunk:
     """The chunk to be read for the next action of an episode.
 
@@ -124,7 +124,7 @@ def next_chunk(domain: Domain, sizes: Sizes, visual_tokens: int, episode: Episod
     return Chunk(past, first, used, token_C[used:], visual_C, position_C[used:])
 
 
-def chunk_ahead(domain: Domain, sizes: Sizes, visual_tokens: int, episode: Episode) -> Chunk:
+def chunk_ahead(domain: Domain, sizes: ChunkSizes, visual_tokens: int, episode: EpisodeHistory) -> Chunk:
     """What the row of the next action begins with if it slides and the instruction stays: text and remembered steps.
 
     Args:
@@ -136,14 +136,14 @@ def chunk_ahead(domain: Domain, sizes: Sizes, visual_tokens: int, episode: Episo
     return Chunk(episode.steps[:-1], 0, 0, *_laid_out(domain, sizes, visual_tokens, episode.text_ids, episode.steps))
 
 
-def _laid_out(domain: Domain, sizes: Sizes, visual_tokens: int, text_ids: np.ndarray, past: tuple[Seen, ...],
-              *now: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _laid_out(domain: Domain, sizes: ChunkSizes, visual_tokens: int, text_ids: np.ndarray,
+              past: tuple[HistoryStep, ...], *now: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """token_C, visual_C and position_C of a row, as in training."""
     steps = [Step(_pixels(domain), step.state_ids, step.action_ids) for step in past]
     window = Window(domain.index, text_ids, (*steps, *now), seed=0, video=domain.video,
                     first_position=domain.first_position)
     row = lay_out_prefix(window, sizes.row, visual_tokens, patches=visual_tokens - 1)
-    slots = window_need(window, visual_tokens).slots
+    slots = window_usage(window, visual_tokens).slots
     return row["token_BS"][:slots], row["visual_BS"][:slots], row["position_BS"][:slots]
 
 

@@ -31,9 +31,9 @@ from agent_jax.client.pictures import is_image
 from agent_jax.config import Config
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.models.agent import Params
-from agent_jax.policy.batched_decoder import Answer, Reader, Turn
-from agent_jax.policy.decoding_tables import Choices
-from agent_jax.policy.history import Episode, Seen, Sizes, chunk_ahead, next_chunk
+from agent_jax.policy.batched_decoder import BatchedDecoder, Request, Response
+from agent_jax.policy.decoding_tables import DecodingTables
+from agent_jax.policy.history import ChunkSizes, EpisodeHistory, HistoryStep, chunk_ahead, next_chunk
 from agent_jax.policy.observation import Images, Prepared, prepare
 from agent_jax.policy.parameters import acting_params
 from agent_jax.runtime.compile_notice import announce_compilations
@@ -90,16 +90,16 @@ class Policy:
         self._last_logits: dict[Any, np.ndarray] = {}  # of their choices
         self.params, self._dtype = acting_params(params, config.model.dtype), config.model.dtype
         self._spec, self._visual_tokens = domain.spec, 1 + config.model.vision.patches
-        self._choices = Choices.of(domain.spec.automaton)
+        self._choices = DecodingTables.of(domain.spec.automaton)
         if not self._choices.most:
             raise ValueError(f"domain {domain.name!r}: its ActionSpec has one action only, so there is nothing to "
                              "choose; act without a policy")
         video = domain.video and config.model.vision.temporal_attention  # each image changes the encoding of its clip
         self._grows = history == "flushed" and not video
         self._ahead = ahead and not video and domain.window > 1
-        self._sizes = Sizes.of(domain, self._visual_tokens, config.model.language.positions, ahead=self._ahead)
-        self._reader = Reader(config, domain, self._choices, self._sizes, grows=self._grows, ahead=self._ahead)
-        self._episodes: dict[Any, Episode] = {}
+        self._sizes = ChunkSizes.of(domain, self._visual_tokens, config.model.language.positions, ahead=self._ahead)
+        self._reader = BatchedDecoder(config, domain, self._choices, self._sizes, grows=self._grows, ahead=self._ahead)
+        self._episodes: dict[Any, EpisodeHistory] = {}
         self._seed = seed
         announce_compilations()  # the first action takes as long as they do
 
@@ -161,7 +161,7 @@ class Policy:
         _check_ids("reset", env_ids)
         for env_id in env_ids:
             old = self._episodes.get(env_id)
-            self._episodes[env_id] = Episode(number=old.number + (old.time > 0) if old else 0)
+            self._episodes[env_id] = EpisodeHistory(number=old.number + (old.time > 0) if old else 0)
 
     def forget(self, env_ids: Sequence[Any]) -> None:
         """Drop all memory of these ids; unknown ones are passed over."""
@@ -273,13 +273,13 @@ class Policy:
                           for i in range(n)], env_ids)
 
     def _answer(self, prepared: Sequence[Prepared], env_ids: Sequence[Any], taught: Sequence[np.ndarray] | None
-                ) -> list[Answer]:
+                ) -> list[Response]:
         """Answers of all environments, remembered."""
         if len(prepared) != len(env_ids):
             raise ValueError(f"act: found {len(prepared)} observations and {len(env_ids)} env_ids, expected one each")
         if len(set(env_ids)) != len(env_ids):
             raise ValueError(f"act: env_ids={list(env_ids)} hold an id twice")
-        episodes = [self._episodes.get(env_id, Episode()) for env_id in env_ids]
+        episodes = [self._episodes.get(env_id, EpisodeHistory()) for env_id in env_ids]
         turns = [self._turn(env_id, episode, seen, None if taught is None else taught[i])
                  for i, (env_id, episode, seen) in enumerate(zip(env_ids, episodes, prepared, strict=True))]
         for env_id, episode in zip(env_ids, episodes, strict=True):
@@ -296,7 +296,7 @@ class Policy:
             self.last_ids[env_id], self._last_logits[env_id] = answer.ids, answer.logits_JA
         return answers
 
-    def _read_ahead(self, episodes: Sequence[Episode]) -> Sequence[Episode]:
+    def _read_ahead(self, episodes: Sequence[EpisodeHistory]) -> Sequence[EpisodeHistory]:
         """The episodes, with what their next rows begin with being read."""
         if not self._ahead:
             return episodes
@@ -305,7 +305,7 @@ class Policy:
         return [dataclasses.replace(episode, kept=kept, used=len(chunk.token_C)) for episode, chunk, kept in
                 zip(episodes, chunks, self._reader.read_ahead(self.params, chunks, tokens), strict=True)]
 
-    def _turn(self, env_id: Any, episode: Episode, seen: Prepared, taught: np.ndarray | None) -> Turn:
+    def _turn(self, env_id: Any, episode: EpisodeHistory, seen: Prepared, taught: np.ndarray | None) -> Request:
         """What an environment asks."""
         chunk = next_chunk(self.domain, self._sizes, self._visual_tokens, episode, seen, self._choices.first_ids,
                            self.flush_every or self.domain.window, flushed=self.history == "flushed")
@@ -314,17 +314,17 @@ class Policy:
         if self.temperature:  # Gumbel-max (Gumbel, 1954): logits / temperature + noise, times temperature
             rng = np.random.default_rng([self._seed, zlib.crc32(repr(env_id).encode()), episode.number, episode.time])
             noise_JA = self.temperature * rng.gumbel(size=(self._choices.most, len(self._spec.automaton.ids_A)))
-        return Turn(seen, chunk, noise_JA, self._choices.columns(taught), kept)
+        return Request(seen, chunk, noise_JA, self._choices.columns(taught), kept)
 
-    def _remembered(self, episode: Episode, turn: Turn, answer: Answer) -> Episode:
+    def _remembered(self, episode: EpisodeHistory, turn: Request, answer: Response) -> EpisodeHistory:
         """The episode after a step."""
         chunk, seen = turn.chunk, turn.seen
-        step = Seen(seen.frames if self._reader.clips else (), answer.tokens, seen.state_ids, answer.ids)
+        step = HistoryStep(seen.frames if self._reader.clips else (), answer.tokens, seen.state_ids, answer.ids)
         steps = (*chunk.past, step)
         if self.history == "sliding":
             steps = steps[len(steps) - self.domain.window + 1 :] if len(steps) >= self.domain.window else steps
         used = chunk.used + len(chunk.token_C) if self._grows else 0
-        return Episode(episode.number, episode.time + 1, seen.text_ids, steps, answer.kept, used)
+        return EpisodeHistory(episode.number, episode.time + 1, seen.text_ids, steps, answer.kept, used)
 
 
 def _check_ids(call: str, env_ids: Any) -> None:

@@ -39,7 +39,7 @@ class PolicyFailedError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class ServedAction:
     """An action, and what it took."""
 
     action: dict[str, Any]
@@ -52,7 +52,7 @@ class Answer:
 class _Request:
     prepared: Prepared
     env_id: Any
-    answer: asyncio.Future[Answer]
+    answer: asyncio.Future[ServedAction]
     asked: float
 
 
@@ -75,7 +75,7 @@ class Batcher:
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "policy")
 
-    async def act(self, prepared: Prepared, env_id: Any) -> Answer:
+    async def act(self, prepared: Prepared, env_id: Any) -> ServedAction:
         """The next action of one robot, which has no other request under way.
 
         Raises:
@@ -129,7 +129,7 @@ class Batcher:
         policy_s = time.perf_counter() - begun
         for request, action in zip(requests, found, strict=True):
             if not request.answer.done():
-                request.answer.set_result(Answer(action, begun - request.asked, policy_s, len(requests)))
+                request.answer.set_result(ServedAction(action, begun - request.asked, policy_s, len(requests)))
 
     async def _failed(self, requests: list[_Request], error: BaseException) -> None:
         """Who caused it is told; the others of the batch are asked for again, alone."""

@@ -27,7 +27,7 @@ from agent_jax.config import Config, ModelConfig
 from agent_jax.evaluate.closed_loop import Report, closed_loop
 from agent_jax.evaluate.in_training import acting_domain, simulator_image_size
 from agent_jax.evaluate.rollout_video import write_recording
-from agent_jax.evaluate.rollouts import Recording
+from agent_jax.evaluate.rollouts import RolloutRecording
 from agent_jax.json_files import write_json
 from agent_jax.models.agent import Agent, Params
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
@@ -102,7 +102,7 @@ def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path
         print(line)
         progress("acting in the simulator")
 
-    def watch(recording: Recording) -> None:
+    def watch(recording: RolloutRecording) -> None:
         write_recording(directory / "rollouts", recording)
 
     image_size = simulator_image_size(config, config.closed_loop.environment)

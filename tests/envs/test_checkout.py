@@ -20,7 +20,7 @@ from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.store.store import open_store
 from agent_jax.envs import collect, load
 from agent_jax.envs.workers.demonstration_worker import demonstrate, episode_seed
-from agent_jax.envs.workers.simulator_pool import Stage
+from agent_jax.envs.workers.simulator_pool import SimulatorPool
 from agent_jax.evaluate.closed_loop import check_domain, closed_loop
 
 FILES = {"language_table": LANGUAGE_TABLE, "calvin": CALVIN, "libero": LIBERO}
@@ -240,7 +240,7 @@ def test_a_process_has_one_calvin_which_is_closed_once(found: Any) -> None:
 
 def test_a_stage_ends_a_calvin_before_it_makes_another_one(found: Any) -> None:
     found("calvin")
-    stage = Stage("calvin")
+    stage = SimulatorPool("calvin")
     stage.begin(0, "Chains", 0)
     environment: Any = stage._environments[0][1]
     assert stage.play("First", 1, "random", [0]).over

@@ -24,7 +24,7 @@ from agent_jax.evaluate.__main__ import main
 from agent_jax.evaluate.checkpoints import Trained
 from agent_jax.evaluate.closed_loop import closed_loop
 from agent_jax.evaluate.replay_actions import gathered_from
-from agent_jax.evaluate.rollouts import Recording
+from agent_jax.evaluate.rollouts import RolloutRecording
 
 DOTS = Path(dot_world.__file__)
 PUSHT = DOTS.parent.parent.parent / "examples" / "pusht.py"
@@ -67,7 +67,7 @@ def test_a_module_a_file_and_a_class_are_the_same_environment(reference: str) ->
 @pytest.mark.parametrize("processes", [0, 1])
 def test_policies_experts_and_random_actions_act_in_it(processes: int) -> None:
     config = ClosedLoopConfig(environment=str(DOTS), episodes={"reach": 8}, processes=processes)
-    recordings: list[Recording] = []
+    recordings: list[RolloutRecording] = []
     report = closed_loop(config, {"greedy": Right()}, record=7, watch=recordings.append, concurrent=3,
                          per_episode=True, say=lambda line: None)["reach"]
     begun = [np.random.default_rng(config.seed + i).choice(5, 2, replace=False) for i in range(8)]

@@ -10,7 +10,7 @@ from data_stores import CAMERAS, babyai_domain, language_table_domain
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.envs import Action, load
 from agent_jax.evaluate.closed_loop import check_domain, closed_loop, format_table, without_episodes
-from agent_jax.evaluate.rollouts import Recording
+from agent_jax.evaluate.rollouts import RolloutRecording
 
 pytest.importorskip("minigrid")
 
@@ -53,7 +53,7 @@ def test_recordings_are_handed_over_when_their_task_is_done_and_no_baseline_is_r
     config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 3, "GoToLocal": 1})
     heard: list[Any] = []
     report = closed_loop(config, {"greedy": Idle()}, record=2, baselines=False, say=heard.append, watch=heard.append)
-    assert [one.task if isinstance(one, Recording) else one[:20] for one in heard[:-1]] == [
+    assert [one.task if isinstance(one, RolloutRecording) else one[:20] for one in heard[:-1]] == [
         "GoToObj", "GoToObj", "closed loop: GoToObj", "GoToLocal", "closed loop: GoToLoc"]
     assert set(report["GoToObj"]) == {"greedy"}
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from agent_jax.evaluate.rollout_video import Rollout, draw_rollout, write_gif, write_mp4, write_recording
-from agent_jax.evaluate.rollouts import Recording
+from agent_jax.evaluate.rollouts import RolloutRecording
 
 ACTIONS = ("left", "forward", "forward")
 INSTRUCTION = "go to the red ball, then put the yellow box next to the purple key on your left"
@@ -99,7 +99,7 @@ def test_an_mp4_shows_the_same_pictures_for_as_long(tmp_path: Path) -> None:
 
 
 def test_a_recording_is_written_under_a_name_that_tells_task_policy_and_seed(tmp_path: Path) -> None:
-    recording = Recording("suite/open", "greedy", 7, (INSTRUCTION,) * 4, episode(), ACTIONS, success=False)
+    recording = RolloutRecording("suite/open", "greedy", 7, (INSTRUCTION,) * 4, episode(), ACTIONS, success=False)
     assert write_recording(tmp_path / "deep", recording).name == "suite_open-greedy-failure.gif"
     assert write_recording(tmp_path / "deep", recording, with_seed=True).name == "suite_open-greedy-7-failure.gif"
     assert len(list((tmp_path / "deep").iterdir())) == 2

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from packed_rows import TINY, random_params
 
-from agent_jax.models.cached_language import CachedLanguage, Past
+from agent_jax.models.cached_language import CachedLanguage, VisibleCache
 from agent_jax.models.language import LanguageModel
 from agent_jax.models.transformer import layers_apart
 
@@ -38,7 +38,7 @@ def test_a_row_read_in_chunks_gives_the_hidden_states_of_the_whole(depth: int, c
         if not past:  # what comes after the chunk need not be known
             ahead = jax.jit(cached.keys_values)(apart, chunk, position)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), ahead, new)
-        past.append(Past(new, np.broadcast_to(np.arange(end - first + 4) < end - first, (2, end - first + 4))))
+        past.append(VisibleCache(new, np.broadcast_to(np.arange(end - first + 4) < end - first, (2, end - first + 4))))
         first = end
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from agent_jax.config import MeshConfig
 from agent_jax.models.attention import causal_segment_mask
-from agent_jax.models.transformer import Block, BlockConfig, layers_apart, run_blocks
+from agent_jax.models.transformer import BlockConfig, TransformerBlock, layers_apart, run_blocks
 from agent_jax.runtime.sharding import AXES, make_mesh, replicated
 
 CONFIG = BlockConfig(width=16, heads=2, mlp_width=24, activation="gelu", layer_norm_eps=1e-5,
@@ -56,7 +56,8 @@ def test_the_scan_over_layers_equals_a_plain_loop(dropout):
     x, mask, keys = inputs()
     params, keys = random_params(), keys if dropout else None
     out, states = jax.jit(Stack(CONFIG).apply)({"params": params}, x, mask, keys)
-    block = jax.jit(lambda params, x, layer: Block(CONFIG).apply({"params": params}, x, layer, mask, keys)[0])
+    one = TransformerBlock(CONFIG)
+    block = jax.jit(lambda params, x, layer: one.apply({"params": params}, x, layer, mask, keys)[0])
     expected = []
     for layer in range(DEPTH):
         mine = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])

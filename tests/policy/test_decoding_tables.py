@@ -7,7 +7,7 @@ import pytest
 from data_stores import babyai_domain
 
 from agent_jax.actions import BABYAI, BLEEDING_EDGE, CALVIN, LANGUAGE_TABLE, MINECRAFT, ActionSpec, BoundSpec
-from agent_jax.policy.decoding_tables import Choices
+from agent_jax.policy.decoding_tables import DecodingTables
 
 SPECS = {"babyai": BABYAI, "table": LANGUAGE_TABLE, "calvin": CALVIN, "minecraft": MINECRAFT, "edge": BLEEDING_EDGE}
 
@@ -15,7 +15,7 @@ SPECS = {"babyai": BABYAI, "table": LANGUAGE_TABLE, "calvin": CALVIN, "minecraft
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 def test_choices_and_the_ids_forced_after_them_make_up_every_action(spec: ActionSpec):
     automaton = BoundSpec(spec, babyai_domain().vocabulary).automaton
-    choices, rng = Choices.of(automaton), np.random.default_rng(0)
+    choices, rng = DecodingTables.of(automaton), np.random.default_rng(0)
     most = 0
     for _ in range(100):
         ids, state, chosen = choices.first_ids.tolist(), choices.first_state, []
@@ -36,6 +36,6 @@ def test_choices_and_the_ids_forced_after_them_make_up_every_action(spec: Action
 
 
 def test_an_action_that_is_not_complete_is_refused():
-    choices = Choices.of(BoundSpec(BABYAI, babyai_domain().vocabulary).automaton)
+    choices = DecodingTables.of(BoundSpec(BABYAI, babyai_domain().vocabulary).automaton)
     with pytest.raises(ValueError, match=r"found the action ids .* expected a complete legal action"):
         choices.columns(choices.first_ids)

@@ -9,26 +9,26 @@ from data_stores import CAMERAS, language_table_domain
 
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Step, Window, lay_out_prefix, row_size
-from agent_jax.policy.history import Episode, Seen, Sizes, chunk_ahead, next_chunk
+from agent_jax.policy.history import ChunkSizes, EpisodeHistory, HistoryStep, chunk_ahead, next_chunk
 from agent_jax.policy.observation import Prepared
 
 V = 5
 PIXEL = np.zeros((1, 1, 3), np.uint8)
 
 
-def episode_of(domain: Domain, steps: int) -> tuple[Episode, Prepared]:
+def episode_of(domain: Domain, steps: int) -> tuple[EpisodeHistory, Prepared]:
     """An episode of so many steps, and what is seen now."""
     assert domain.spec is not None
     assert domain.state is not None
     state_ids = domain.state.encode({key: np.zeros(2, np.float32) for key in domain.state.spec.fields})
     action_ids = domain.spec.encode({"action": np.zeros(2, np.float32)})
     seen = Prepared((PIXEL,) * len(domain.cameras), domain.text_ids("go there"), state_ids)
-    return Episode(text_ids=seen.text_ids, steps=(Seen((), None, state_ids, action_ids),) * steps), seen
+    return EpisodeHistory(text_ids=seen.text_ids, steps=(HistoryStep((), None, state_ids, action_ids),) * steps), seen
 
 
 def test_what_is_new_follows_what_was_read_before_as_in_the_whole_row():
     domain = language_table_domain(max_text=16, cameras=CAMERAS, fixed_positions=True)
-    sizes, first_ids = Sizes.of(domain, V, 256), np.asarray([7], np.int32)
+    sizes, first_ids = ChunkSizes.of(domain, V, 256), np.asarray([7], np.int32)
     episode, seen = episode_of(domain, 3)
     whole = next_chunk(domain, sizes, V, episode, seen, first_ids, 4, flushed=True)
     steps = [Step(seen.frames, step.state_ids, step.action_ids) for step in episode.steps]
@@ -53,7 +53,7 @@ def test_what_is_new_follows_what_was_read_before_as_in_the_whole_row():
 
 def test_a_sliding_row_forgets_its_oldest_step_and_a_full_flushed_one_all():
     domain = language_table_domain(max_text=16)
-    sizes, (episode, seen) = Sizes.of(domain, V, 256), episode_of(domain, 4)
+    sizes, (episode, seen) = ChunkSizes.of(domain, V, 256), episode_of(domain, 4)
     first_ids = np.asarray([7], np.int32)
     sliding = next_chunk(domain, sizes, V, episode, seen, first_ids, 4, flushed=False)
     flushed = next_chunk(domain, sizes, V, episode, seen, first_ids, 4, flushed=True)
@@ -66,7 +66,7 @@ def test_a_sliding_row_forgets_its_oldest_step_and_a_full_flushed_one_all():
 def test_every_history_fits_a_size_and_the_cache_holds_what_is_written():
     for window in range(1, 10):
         domain = language_table_domain(max_text=16, window=window)
-        sizes, first_ids = Sizes.of(domain, V, 512), np.asarray([7], np.int32)
+        sizes, first_ids = ChunkSizes.of(domain, V, 512), np.asarray([7], np.int32)
         used = 0
         for steps in range(window):
             episode, seen = episode_of(domain, steps)
@@ -82,7 +82,7 @@ def test_every_history_fits_a_size_and_the_cache_holds_what_is_written():
 def test_what_is_read_ahead_is_what_the_next_sliding_row_begins_with():
     for window in range(2, 7):
         domain = language_table_domain(max_text=16, cameras=CAMERAS, window=window, fixed_positions=True)
-        sizes, first_ids = Sizes.of(domain, V, 512, ahead=True), np.asarray([7], np.int32)
+        sizes, first_ids = ChunkSizes.of(domain, V, 512, ahead=True), np.asarray([7], np.int32)
         for steps in range(1, window):
             episode, seen = episode_of(domain, steps)
             ahead = chunk_ahead(domain, sizes, V, episode)

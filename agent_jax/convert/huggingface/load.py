@@ -18,8 +18,8 @@ from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.checkpoints.fingerprint import flat, nested
 from agent_jax.config import Config, LanguageConfig, ModelConfig, VisionConfig
 from agent_jax.convert.huggingface.architecture import config_from_huggingface
-from agent_jax.convert.huggingface.load_report import Account, Item, Report
-from agent_jax.convert.huggingface.plan import OPT_HEAD, Plan, model_shapes, plan_language, plan_vision
+from agent_jax.convert.huggingface.load_report import Item, LoadReport, TowerReport
+from agent_jax.convert.huggingface.plan import OPT_HEAD, LoadPlan, model_shapes, plan_language, plan_vision
 from agent_jax.convert.huggingface.port import check_tied, extended_table, filled
 from agent_jax.convert.huggingface.positions import resized_positions
 from agent_jax.convert.huggingface.weights_folder import open_folder
@@ -33,7 +33,7 @@ Tree = dict[str, Any]  # nested dict of f32 NumPy arrays
 
 def load_vision(
     directory: str | pathlib.Path, config: VisionConfig, *, interpolate_positions: bool = False
-) -> tuple[Tree, Account]:
+) -> tuple[Tree, TowerReport]:
     """The `vision` parameters of a CLIP: of the vision tower alone, or of the whole CLIP.
 
     Args:
@@ -55,7 +55,8 @@ def load_vision(
     return _vision(directory, model, interpolate_positions=interpolate_positions)
 
 
-def _vision(directory: str | pathlib.Path, model: ModelConfig, *, interpolate_positions: bool) -> tuple[Tree, Account]:
+def _vision(directory: str | pathlib.Path, model: ModelConfig, *,
+            interpolate_positions: bool) -> tuple[Tree, TowerReport]:
     """`load_vision` for a whole model, whose shapes are worked out once for all its parts."""
     with open_folder(directory) as folder:
         plan = plan_vision(folder, model, interpolate_positions=interpolate_positions)
@@ -69,7 +70,7 @@ def _vision(directory: str | pathlib.Path, model: ModelConfig, *, interpolate_po
 
 def load_language(
     directory: str | pathlib.Path, config: LanguageConfig, text_rows: int, seed: int = 0
-) -> tuple[Tree, Account]:
+) -> tuple[Tree, TowerReport]:
     """The `language` parameters of an OPT, its token table cut to the tokenizer and extended for our blocks.
 
     Args:
@@ -90,7 +91,7 @@ def load_language(
     return _language(directory, ModelConfig(language=config), text_rows, seed)
 
 
-def _language(directory: str | pathlib.Path, model: ModelConfig, text_rows: int, seed: int) -> tuple[Tree, Account]:
+def _language(directory: str | pathlib.Path, model: ModelConfig, text_rows: int, seed: int) -> tuple[Tree, TowerReport]:
     """`load_language` for a whole model."""
     config = model.language
     with open_folder(directory) as folder:
@@ -104,13 +105,13 @@ def _language(directory: str | pathlib.Path, model: ModelConfig, text_rows: int,
         return nested(leaves), plan.account
 
 
-def _filled(plan: Plan) -> dict[str, np.ndarray]:
+def _filled(plan: LoadPlan) -> dict[str, np.ndarray]:
     """The leaves that follow from a rule alone."""
     return {rule.target: filled(plan.folder, rule, names, plan.targets[rule.target])
             for rule, names in plan.sources.items() if rule.target not in plan.special}
 
 
-def pretrained_report(config: Config, vocabulary: Vocabulary) -> Report:
+def pretrained_report(config: Config, vocabulary: Vocabulary) -> LoadReport:
     """What `pretrained_params` would do, and its refusals, from headers alone: of values, nothing is known."""
     _check_vocabulary(config, vocabulary)
     pretrained, accounts = config.init.pretrained, []
@@ -125,7 +126,7 @@ def pretrained_report(config: Config, vocabulary: Vocabulary) -> Report:
     return _report(config, accounts)
 
 
-def pretrained_params(config: Config, vocabulary: Vocabulary, key: jax.Array) -> tuple[Params, Report]:
+def pretrained_params(config: Config, vocabulary: Vocabulary, key: jax.Array) -> tuple[Params, LoadReport]:
     """Parameters that start from `config.init.pretrained`, the rest fresh.
 
     Args:
@@ -168,12 +169,12 @@ def _check_vocabulary(config: Config, vocabulary: Vocabulary) -> None:
                          f"vocabulary has {vocabulary.size} ids")
 
 
-def _report(config: Config, accounts: list[Account]) -> Report:
+def _report(config: Config, accounts: list[TowerReport]) -> LoadReport:
     """The accounts, and the leaves of the parts that no folder fills."""
     reasons = {part: f"config.init.pretrained.{part} is empty" for part in ("vision", "language")}
     reasons |= {"connector": "CLIP and OPT have no connector", "mae": "CLIP and OPT have no MAE decoder",
                 "classifier": "CLIP and OPT have no class head"}
     parts = {account.part for account in accounts}
-    return Report(tuple(accounts), {path: Item(shape, reasons[path.split("/")[0]])
+    return LoadReport(tuple(accounts), {path: Item(shape, reasons[path.split("/")[0]])
                                     for path, shape in model_shapes(config.model).items()
                                     if path.split("/")[0] not in parts})

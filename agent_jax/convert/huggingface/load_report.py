@@ -29,7 +29,7 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
-class Account:
+class TowerReport:
     """One folder's tensors and one part's parameters. `str()` prints it."""
 
     part: str  # vision or language
@@ -57,10 +57,10 @@ class Account:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class LoadReport:
     """All folders, and the parameters that came from none. `str()` prints it."""
 
-    accounts: tuple[Account, ...]
+    accounts: tuple[TowerReport, ...]
     fresh: Mapping[str, Item]
 
     def __str__(self) -> str:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from agent_jax.convert.huggingface.load_report import Account, Item, Report, Shape, grouped
+from agent_jax.convert.huggingface.load_report import Item, LoadReport, Shape, TowerReport, grouped
 from agent_jax.text_table import aligned
 
 HEADINGS = ("tensor", "parameter", "shape", "operation")
 
 
-def mapping_table(report: Report) -> str:
+def mapping_table(report: LoadReport) -> str:
     """Every parameter with the tensors that fill it, one line for all layers; what is left out and fresh; totals."""
     lines = []
     for account in report.accounts:
@@ -30,7 +30,7 @@ def mapping_table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def to_json(report: LoadReport) -> dict[str, Any]:
     """The same as plain JSON values, with every tensor by its own name."""
     return {
         "parts": [{
@@ -44,7 +44,7 @@ def to_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _rows(account: Account) -> list[tuple[str, str, str, str]]:
+def _rows(account: TowerReport) -> list[tuple[str, str, str, str]]:
     rows = []
     for path, leaf in account.ported.items():
         first, *others = leaf.sources
@@ -65,7 +65,7 @@ def _items(items: Any) -> list[dict[str, Any]]:
     return [{"name": name, "shape": list(item.shape), "reason": item.reason} for name, item in items.items()]
 
 
-def _totals(report: Report) -> dict[str, int]:
+def _totals(report: LoadReport) -> dict[str, int]:
     def values(items: list[Item]) -> int:
         return sum(math.prod(item.shape) for item in items)
 

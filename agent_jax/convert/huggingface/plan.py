@@ -23,7 +23,7 @@ from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.config import ModelConfig
 from agent_jax.convert.huggingface import open_clip
 from agent_jax.convert.huggingface.architecture import check_language, check_vision
-from agent_jax.convert.huggingface.load_report import Account, Item, Ported, Shape
+from agent_jax.convert.huggingface.load_report import Item, Ported, Shape, TowerReport
 from agent_jax.convert.huggingface.port import Sources, check_tensors, in_short, sources_of
 from agent_jax.convert.huggingface.weights_folder import WeightsFolder, config_path
 from agent_jax.convert.mapping import CLIP, CLIP_POSITIONS, OPT, OPT_TOKENS
@@ -43,7 +43,7 @@ OPERATIONS = {"copy": "copy", "dense": "transpose", "conv": "conv to rows of pix
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """One part of the parameters: which tensors fill which of its leaves, and how."""
 
     part: str  # vision or language
@@ -55,7 +55,7 @@ class Plan:
     special: Mapping[str, str]  # operation by target, where it is none of the rule's form
 
     @property
-    def account(self) -> Account:
+    def account(self) -> TowerReport:
         """Everything in print; an item without values is not worth a line."""
         ported = {}
         for rule, layers in self.sources.items():
@@ -64,10 +64,10 @@ class Plan:
             leaf = Ported(self.targets[rule.target], tensors, in_short(rule, layers), operation)
             ported[f"{self.part}/{rule.target}"] = leaf
         fresh = {f"{self.part}/{path}": item for path, item in self.fresh.items() if math.prod(item.shape)}
-        return Account(self.part, str(self.folder.path), self.folder.source, ported, fresh, self.left_out)
+        return TowerReport(self.part, str(self.folder.path), self.folder.source, ported, fresh, self.left_out)
 
 
-def plan_vision(folder: WeightsFolder, model: ModelConfig, *, interpolate_positions: bool = False) -> Plan:
+def plan_vision(folder: WeightsFolder, model: ModelConfig, *, interpolate_positions: bool = False) -> LoadPlan:
     """How a CLIP fills `vision` of a model; see `huggingface.load_vision`, whose errors these are."""
     config = model.vision
     theirs = check_vision(config, folder.path, interpolate_positions=interpolate_positions)
@@ -96,10 +96,10 @@ def plan_vision(folder: WeightsFolder, model: ModelConfig, *, interpolate_positi
             old, new = (part.image_size // part.patch_size for part in (theirs, config))
             special[CLIP_POSITIONS.target] = f"keep CLS, resize {old} x {old} to {new} x {new} (bicubic)"
     check_tensors(folder, sources, targets, fresh, left_out, shapes)
-    return Plan("vision", folder, sources, targets, fresh, left_out, special)
+    return LoadPlan("vision", folder, sources, targets, fresh, left_out, special)
 
 
-def plan_language(folder: WeightsFolder, model: ModelConfig, text_rows: int, seed: int) -> Plan:
+def plan_language(folder: WeightsFolder, model: ModelConfig, text_rows: int, seed: int) -> LoadPlan:
     """How an OPT fills `language` of a model; see `huggingface.load_language`, whose errors these are."""
     config = model.language
     check_language(config, folder.path)
@@ -124,7 +124,7 @@ def plan_language(folder: WeightsFolder, model: ModelConfig, text_rows: int, see
         beyond = (rows - text_rows, config.width)
         left_out[f"{table}[{text_rows}:{rows}]"] = Item(beyond, "rows beyond the tokenizer's ids")
     special = {OPT_TOKENS.target: f"copy {text_rows:,} rows, extend to {config.vocabulary_rows:,}"}
-    return Plan("language", folder, sources, targets, fresh, left_out, special)
+    return LoadPlan("language", folder, sources, targets, fresh, left_out, special)
 
 
 def _beside_the_tower(name: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from agent_jax.convert.parity.tolerance import STACK, Comparison, compare
 from agent_jax.convert.pytorch import torch_agent
 from agent_jax.data.pipeline.domains import Domain
-from agent_jax.data.pipeline.layout import Step, Window, window_need
+from agent_jax.data.pipeline.layout import Step, Window, window_usage
 
 NEAR = 1e-3  # logits closer than this may be ordered either way
 
@@ -98,7 +98,7 @@ def _choices(sample: int, rows: Sequence[Sequence[Window]], domain: Domain) -> l
     automaton, found = domain.spec.automaton, []
     row, window = _places(rows)[sample]
     before = [other for other in _places(rows)[:sample] if other[0] == row]
-    target = sum(window_need(other, 1).targets for _, other in before)
+    target = sum(window_usage(other, 1).targets for _, other in before)
     target += 0 if window.prompt else len(window.text_ids) - 1
     for number, step in enumerate(window.steps):
         state = automaton.start

@@ -27,7 +27,7 @@ from agent_jax.convert.parity.tolerance import BLOCK, STACK, Comparison, compare
 from agent_jax.json_files import write_json
 from agent_jax.models.attention import attend, attend_causally
 from agent_jax.models.language import LanguageModel
-from agent_jax.models.transformer import Block, BlockConfig
+from agent_jax.models.transformer import BlockConfig, TransformerBlock
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD, VisionEncoder, patchify
 
 SEED = 0
@@ -201,7 +201,7 @@ def _block_rows(part: str, config: VisionConfig | LanguageConfig, stacked: dict[
     """Every block alone, on the input that the torch model's had; causal if there are segments."""
     sizes = BlockConfig(config.width, config.heads, config.mlp_width, config.activation, config.layer_norm_eps,
                         jnp.dtype("float32"))
-    block = Block(sizes, attend if segment_BS is None else attend_causally)
+    block = TransformerBlock(sizes, attend if segment_BS is None else attend_causally)
     run = jax.jit(lambda params, x: block.apply({"params": params}, x, jnp.int32(0), segment_BS, None)[0])
     rows = []
     for layer, (x, expected) in enumerate(itertools.pairwise(states)):

@@ -16,7 +16,7 @@ from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.batch import Batch, RowSize
 from agent_jax.config import ModelConfig
 from agent_jax.data.pipeline.domains import Domain
-from agent_jax.data.pipeline.layout import Step, Window, lay_out, stack, window_need
+from agent_jax.data.pipeline.layout import Step, Window, lay_out, stack, window_usage
 
 SEED = 0
 WORDS = (3, 8)  # ids of an instruction, at least and at most: what acts together differs in length
@@ -41,7 +41,7 @@ def parity_rows(model: ModelConfig, vocabulary: Vocabulary, domains: Mapping[str
     wanted = [[(first, 2), (first, 1)] if packed else [(first, 2)], *([(domain, 2)] for domain in rest)]
     rows = [[_sample(random, domain, steps, size, vocabulary, model.classes) for domain, steps in row]
             for row in wanted]
-    needs = [[window_need(window, visual_tokens) for window in row] for row in rows]
+    needs = [[window_usage(window, visual_tokens) for window in row] for row in rows]
     frames, slots, targets = (max(sum(getattr(need, name) for need in row) for row in needs)
                               for name in ("frames", "slots", "targets"))
     row_size = RowSize(frames, size, slots, targets)

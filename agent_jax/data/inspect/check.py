@@ -19,7 +19,7 @@ from agent_jax.config import DomainConfig
 from agent_jax.data.image_files import read_header
 from agent_jax.data.images import prepare_image
 from agent_jax.data.inspect.config import complete, specs_of
-from agent_jax.data.inspect.report import Seen, figures_of, lines_of, problems_of
+from agent_jax.data.inspect.report import DataSummary, figures_of, lines_of, problems_of
 from agent_jax.data.inspect.rows import first_rows
 from agent_jax.data.pipeline.domain_specs import DomainSpecs
 from agent_jax.data.store.store import Episode, Store, open_store
@@ -58,7 +58,7 @@ def check(path: Path, config: DomainConfig, *, images: bool = False) -> CheckRep
     found, no_specs = _specs(config, store)
     specs = found.specs if found else []
     keys = [key for spec in specs for key in spec.fields] or _number_keys(store)
-    seen = Seen()
+    seen = DataSummary()
     for split in (name for name, count in store.splits.items() if count):
         for where, episode in _records(store, split, seen):
             try:
@@ -88,7 +88,7 @@ def _number_keys(store: Store) -> list[str]:
             and np.prod(field.shape) <= 32 and path.removeprefix("steps/") not in ("reward", "discount")]
 
 
-def _records(store: Store, split: str, seen: Seen) -> Iterator[tuple[str, Episode]]:
+def _records(store: Store, split: str, seen: DataSummary) -> Iterator[tuple[str, Episode]]:
     """The records that can be read; the others are noted."""
     source = store.split(split)
     for number in range(len(source)):
@@ -99,8 +99,8 @@ def _records(store: Store, split: str, seen: Seen) -> Iterator[tuple[str, Episod
             seen.damage.append(_placed(where, error))
 
 
-def _look(episode: Episode, where: str, split: str, config: DomainConfig, keys: list[str], store: Store, seen: Seen, *,
-          images: bool) -> None:
+def _look(episode: Episode, where: str, split: str, config: DomainConfig, keys: list[str], store: Store,
+          seen: DataSummary, *, images: bool) -> None:
     """Add what a record holds; raises ValueError for what is wrong with it."""
     seen.records[split] += 1
     if not episode.steps:

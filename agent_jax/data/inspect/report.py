@@ -23,7 +23,7 @@ _OUTSIDE = 0.01  # share of a number's values that may lie beyond its bounds, as
 
 
 @dataclasses.dataclass
-class Seen:
+class DataSummary:
     """What the pass gathers of all splits."""
 
     records: Counter[str] = dataclasses.field(default_factory=Counter)  # by split
@@ -43,7 +43,8 @@ class Seen:
         return Counter(text for _, text in self.told)
 
 
-def problems_of(store: Store, found: DomainSpecs | None, values: Mapping[str, np.ndarray], seen: Seen) -> list[str]:
+def problems_of(store: Store, found: DomainSpecs | None, values: Mapping[str, np.ndarray],
+                seen: DataSummary) -> list[str]:
     """What is wrong, in words."""
     problems = seen.damage[:_NAMED]
     if len(seen.damage) > _NAMED:
@@ -116,7 +117,8 @@ def _similar(texts: Counter[str]) -> list[list[str]]:
 
 
 def lines_of(store: Store, config: DomainConfig, specs: Sequence[ActionSpec | StateSpec],
-             values: Mapping[str, np.ndarray], seen: Seen) -> list[str]:
+             values: Mapping[str, np.ndarray],
+                seen: DataSummary) -> list[str]:
     """What there is, for the terminal."""
     size = sum(file.stat().st_size for name, count in store.splits.items() if count for file in store.files(name))
     episodes = Counter(name.partition("/")[0] for name in seen.lengths)
@@ -164,8 +166,8 @@ def _without_specs(store: Store, config: DomainConfig) -> str:
     return "no ActionSpec: give one by --config, or prepare the data with one"
 
 
-def figures_of(store: Store, specs: Sequence[ActionSpec | StateSpec], values: Mapping[str, np.ndarray], seen: Seen,
-               problems: Sequence[str]) -> dict[str, Any]:
+def figures_of(store: Store, specs: Sequence[ActionSpec | StateSpec], values: Mapping[str, np.ndarray],
+               seen: DataSummary, problems: Sequence[str]) -> dict[str, Any]:
     """The same as JSON."""
     lengths = list(seen.lengths.values())
     numbers = {}

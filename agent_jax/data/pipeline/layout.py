@@ -58,7 +58,7 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
-class Need:
+class RowUsage:
     """Places of a row that a window takes."""
 
     frames: int
@@ -66,7 +66,7 @@ class Need:
     targets: int
 
 
-def window_need(window: Window, visual_tokens: int) -> Need:
+def window_usage(window: Window, visual_tokens: int) -> RowUsage:
     """What `window` takes of a row."""
     frames = sum(len(step.frames) for step in window.steps)
     visual = frames * visual_tokens
@@ -75,7 +75,8 @@ def window_need(window: Window, visual_tokens: int) -> Need:
     actions = sum(len(step.action_ids) for step in window.steps)
     states = sum(len(step.state_ids) for step in window.steps)
     text, answer = len(window.text_ids), len(window.answer_ids)
-    return Need(frames, text + visual + states + actions + answer, (text - 1) * (not window.prompt) + actions + answer)
+    return RowUsage(frames, text + visual + states + actions + answer,
+                    (text - 1) * (not window.prompt) + actions + answer)
 
 
 def lay_out(windows: Sequence[Window], size: RowSize, visual_tokens: int, patches: int) -> Row:
@@ -101,7 +102,7 @@ def lay_out(windows: Sequence[Window], size: RowSize, visual_tokens: int, patche
     if len(windows) > 1 and any(window.label >= 0 for window in windows):
         raise ValueError(f"row: found {len(windows)} windows with labels {[window.label for window in windows]}; a row "
                          "has one label, expected a window with a label alone")
-    needs = [window_need(window, visual_tokens) for window in windows]
+    needs = [window_usage(window, visual_tokens) for window in windows]
     for name, field in (("frames", "F"), ("slots", "S"), ("targets", "T")):
         needed = [getattr(need, name) for need in needs]
         if sum(needed) > getattr(size, name):
@@ -132,7 +133,7 @@ def lay_out_prefix(window: Window, size: RowSize, visual_tokens: int, patches: i
     blank = blank_row(size)
     for name in ("slot_BT", "target_BT", "language_weight_BT", "action_weight_BT", "choice_BT"):
         row[name] = blank[name]
-    row["slot_BT"][0] = window_need(window, visual_tokens).slots - 1
+    row["slot_BT"][0] = window_usage(window, visual_tokens).slots - 1
     return row
 
 
@@ -205,7 +206,7 @@ def _blank_fields(size: RowSize) -> Row:
     return {name: getattr(batch, name)[0] for name in names}
 
 
-def _lay_out_window(row: Row, window: Window, need: Need, visual_tokens: int, patches: int, segment: int,
+def _lay_out_window(row: Row, window: Window, need: RowUsage, visual_tokens: int, patches: int, segment: int,
                     frame: int, slot: int, target: int) -> None:
     """Write one window into the row, from the given first image, slot and target."""
     slots, frames = slice(slot, slot + need.slots), slice(frame, frame + need.frames)

@@ -22,7 +22,7 @@ from absl import flags
 from agent_jax.batch import Batch, RowSize
 from agent_jax.data.pipeline.layout import Row, blank_row, lay_out, stack
 from agent_jax.data.pipeline.mixture import Epoch, epoch_samples
-from agent_jax.data.pipeline.packing import Plan, fitted_size, plan_rows
+from agent_jax.data.pipeline.packing import PackingPlan, fitted_size, plan_rows
 from agent_jax.data.pipeline.windows import Windows
 
 # Of the main process, where no workers are. Decoding and resizing let go of the interpreter: on 2 cores two threads
@@ -56,19 +56,19 @@ class PackedRows:
         self._visual_tokens, self._patches = visual_tokens, patches
         self._first_needs = [domain.needs(visual_tokens) for domain in windows]
         self._weights = [domain.domain.weight for domain in windows]
-        self._epochs: dict[int, tuple[Epoch, Plan]] = {}
+        self._epochs: dict[int, tuple[Epoch, PackingPlan]] = {}
         if fit:
             samples = epoch_samples(self.counts, self._weights, 0, seed)
             largest = np.max([domain.largest(visual_tokens) for domain in windows], axis=0)
             self.size = fitted_size(self._need(samples), largest, size, visual_tokens, self._alone(samples))
         self.plan(0)  # what does not fit is refused now, not in a worker
 
-    def plan(self, epoch: int) -> Plan:
+    def plan(self, epoch: int) -> PackingPlan:
         """The plan of an epoch."""
         return self._epoch(epoch)[1]
 
     def fill(self, epoch: int = 0) -> dict[str, float]:
-        """The used share of the rows' images, slots and targets; see `Plan.fill`."""
+        """The used share of the rows' images, slots and targets; see `PackingPlan.fill`."""
         samples, plan = self._epoch(epoch)
         return plan.fill(self._need(samples), self.size)
 
@@ -107,7 +107,7 @@ class PackedRows:
         """Which samples have a row for themselves, since a row has one label."""
         return np.asarray([windows.domain.layout == "label" for windows in self.windows])[samples.domain_N]
 
-    def _epoch(self, epoch: int) -> tuple[Epoch, Plan]:
+    def _epoch(self, epoch: int) -> tuple[Epoch, PackingPlan]:
         made = self._epochs.get(epoch)
         if made is None:
             samples = epoch_samples(self.counts, self._weights, epoch, self._seed)

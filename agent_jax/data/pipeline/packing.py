@@ -27,7 +27,7 @@ _TARGETS_QUANTILE = 0.99  # of the rows: the last hundredth would lengthen the l
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PackingPlan:
     """Rows of windows. `windows[offsets[r] : offsets[r + 1]]` are those of row r."""
 
     offsets: np.ndarray  # int64 (rows + 1)
@@ -49,7 +49,7 @@ class Plan:
 
 
 def plan_rows(need_N3: np.ndarray, size: RowSize, seed: int | Sequence[int], open_rows: int = OPEN_ROWS,
-              alone_N: np.ndarray | None = None) -> Plan:
+              alone_N: np.ndarray | None = None) -> PackingPlan:
     """Every window once, in rows that hold them.
 
     Args:
@@ -81,7 +81,7 @@ def plan_rows(need_N3: np.ndarray, size: RowSize, seed: int | Sequence[int], ope
     by_row = np.argsort(row_of, kind="stable")
     counts = np.bincount(row_of, minlength=len(order))
     offsets = np.concatenate([[0], np.cumsum(counts[counts > 0])])
-    return Plan(offsets, order[by_row])
+    return PackingPlan(offsets, order[by_row])
 
 
 def fitted_size(need_N3: np.ndarray, largest: np.ndarray, size: RowSize, visual_tokens: int,

@@ -21,7 +21,7 @@ EXPERT = "bot"  # name of the environment's expert among the baselines
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class EpisodeStatus:
     """What an episode shows after its reset or a step."""
 
     observation: Mapping[str, np.ndarray]  # images and state by key; {} at the end of a whole episode
@@ -32,7 +32,7 @@ class Seen:
     chain: tuple[int, int] | None = None  # instructions carried out, and of how many; None: the episode has one
 
 
-class Stage:
+class SimulatorPool:
     """Environments of one module, each in a place of its own; made when a task is first begun there, and kept."""
 
     def __init__(self, environment: str, image_size: int = 0, keys: Sequence[str] = ()) -> None:
@@ -49,9 +49,9 @@ class Stage:
         self.module = load(environment)
         self._image_size, self._keys = image_size, tuple(keys)
         self._environments: dict[int, tuple[str, Environment]] = {}
-        self._last: dict[int, Seen] = {}
+        self._last: dict[int, EpisodeStatus] = {}
 
-    def begin(self, place: int, task: str, seed: int) -> Seen:
+    def begin(self, place: int, task: str, seed: int) -> EpisodeStatus:
         """Begin the episode of a seed; whatever ran in this place is over."""
         found = self._environments.get(place)
         if found is None or found[0] != task:
@@ -62,7 +62,7 @@ class Stage:
         observation, info = found[1].reset(seed=seed)
         return self._seen(place, observation, info, steps=0, over=False)
 
-    def step(self, place: int, action: Action) -> Seen:
+    def step(self, place: int, action: Action) -> EpisodeStatus:
         """Take one action in a place; one that says that the episode is over ends it as it stands."""
         last = self._last[place]
         if action.get(TERMINAL_KEY, False):
@@ -70,7 +70,7 @@ class Stage:
         observation, _, terminated, truncated, info = self._environments[place][1].step(action)
         return self._seen(place, observation, info, steps=last.steps + 1, over=terminated or truncated)
 
-    def play(self, task: str, seed: int, who: str, stream: Sequence[int]) -> Seen:
+    def play(self, task: str, seed: int, who: str, stream: Sequence[int]) -> EpisodeStatus:
         """A whole episode of a baseline.
 
         Args:
@@ -90,7 +90,7 @@ class Stage:
             seen = self.step(_WHOLE, act())
         return dataclasses.replace(seen, observation={})
 
-    def replay(self, task: str, seed: int, actions: Mapping[str, np.ndarray]) -> Seen:
+    def replay(self, task: str, seed: int, actions: Mapping[str, np.ndarray]) -> EpisodeStatus:
         """A whole episode of given actions, each key of which has a row a step; ends with them, or earlier."""
         seen = self.begin(_WHOLE, task, seed)
         for row in range(len(next(iter(actions.values())))):
@@ -106,12 +106,13 @@ class Stage:
         self._environments = {}
 
     def _seen(self, place: int, observation: Mapping[str, Any], info: Mapping[str, Any], *, steps: int, over: bool
-              ) -> Seen:
+              ) -> EpisodeStatus:
         kept = {key: np.asarray(value) for key, value in observation.items() if not self._keys or key in self._keys}
         instruction = self._environments[place][1].instruction
         several = info.get("instructions", 1) > 1
         chain = (int(info["completed"]), int(info["instructions"])) if several else None
-        self._last[place] = Seen(kept, instruction, steps, over=bool(over), success=bool(info["success"]), chain=chain)
+        self._last[place] = EpisodeStatus(kept, instruction, steps, over=bool(over),
+                                          success=bool(info["success"]), chain=chain)
         return self._last[place]
 
 

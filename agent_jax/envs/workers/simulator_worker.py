@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from agent_jax.envs.workers.messages import receive, send
-from agent_jax.envs.workers.simulator_pool import Seen, Stage
+from agent_jax.envs.workers.simulator_pool import EpisodeStatus, SimulatorPool
 
 
-def execute(stage: Stage, command: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Seen:
+def execute(stage: SimulatorPool, command: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> EpisodeStatus:
     """Carry out one command: {"do": name of a method of Stage, ... its arguments}; arrays are the action or actions."""
     arguments = {name: value for name, value in command.items() if name != "do"}
     if command["do"] == "begin":
@@ -38,7 +38,7 @@ def execute(stage: Stage, command: Mapping[str, Any], arrays: Mapping[str, np.nd
 def serve(commands: BinaryIO, answers: BinaryIO) -> None:
     """Answer until the caller is gone. The first message says which simulators; its answer, that they are there."""
     (opening, _) = receive(commands)
-    stage = Stage(opening["environment"], opening["image_size"], opening["keys"])
+    stage = SimulatorPool(opening["environment"], opening["image_size"], opening["keys"])
     send(answers, {"ready": stage.module.version()})
     while True:
         try:

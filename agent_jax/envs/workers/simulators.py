@@ -23,13 +23,13 @@ import numpy as np
 
 import agent_jax
 from agent_jax.envs.workers.messages import receive, send
-from agent_jax.envs.workers.simulator_pool import Seen, Stage
+from agent_jax.envs.workers.simulator_pool import EpisodeStatus, SimulatorPool
 from agent_jax.envs.workers.simulator_worker import execute
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What a simulator is to do: a method of `Stage`, its plain arguments, and an action or actions."""
+    """What a simulator is to do: a method of `SimulatorPool`, its plain arguments, and an action or actions."""
 
     do: str
     arguments: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Interrupted:
     """The worker ended at another command; this episode was lost with it, and may be begun anew."""
 
 
-Answer = Seen | Died | Interrupted
+Answer = EpisodeStatus | Died | Interrupted
 
 
 class Simulators:
@@ -70,7 +70,7 @@ class Simulators:
         if processes < 0:
             raise ValueError(f"processes={processes} must be at least 0 (0: the simulators run in this process)")
         self._opening = {"environment": environment, "image_size": image_size, "keys": list(keys)}
-        self._local = None if processes else Stage(environment, image_size, keys)
+        self._local = None if processes else SimulatorPool(environment, image_size, keys)
         self._workers: list[_Worker] = []
         self._pool = ThreadPoolExecutor(max(1, processes))
         try:
@@ -110,7 +110,8 @@ class Simulators:
             reason = worker.end()
             died = next(number for number in commands if number not in answers)
             # What had ended before holds; every other episode was in the dead process.
-            kept = {number: answer for number, answer in answers.items() if isinstance(answer, Seen) and answer.over}
+            kept = {number: answer for number, answer in answers.items()
+                    if isinstance(answer, EpisodeStatus) and answer.over}
             answers = {number: kept.get(number, Interrupted()) for number in commands} | {died: Died(reason)}
             self._workers[index] = _Worker(self._opening)
             self._workers[index].wait_until_ready()
@@ -165,11 +166,11 @@ class _Worker:
         fields = {"commands": [_plain(command) for command in commands]}
         send(self._commands, fields, arrays)  # pyright: ignore[reportArgumentType]
 
-    def answer(self) -> Seen:
+    def answer(self) -> EpisodeStatus:
         """The next answer."""
         fields, observation = receive(self._answers)  # pyright: ignore[reportArgumentType]
         chain = fields.pop("chain")
-        return Seen(observation, **fields, chain=tuple(chain) if chain else None)
+        return EpisodeStatus(observation, **fields, chain=tuple(chain) if chain else None)
 
     def end(self) -> str:
         """End the process if it has not ended; says how it ended."""

@@ -205,7 +205,7 @@ def test_rows_are_laid_out_alike(base: Path, name: str, fields: dict[str, Any]):
         windows.append(layout.Window(0, text, tuple(steps), 0, video=domain.video,
                                      first_position=domain.first_position))
         samples.append((text.tolist(), told))
-    needs = [layout.window_need(window, 10) for window in windows]
+    needs = [layout.window_usage(window, 10) for window in windows]
     size = RowSize(*(max(getattr(need, field) for need in needs) for field in ("frames",)), 24,
                    *(max(getattr(need, field) for need in needs) for field in ("slots", "targets")))
     expected = layout.stack([layout.lay_out([window], size, 10, 9) for window in windows])

@@ -15,7 +15,7 @@ from agent_jax.data.pipeline.layout import (
     lay_out_prefix,
     row_size,
     stack,
-    window_need,
+    window_usage,
 )
 
 V, P = 3, 4  # visual tokens and patches of an image
@@ -118,7 +118,7 @@ def test_a_video_clip_says_its_class_token_once():
 @pytest.mark.parametrize("video", [False, True])
 def test_the_need_of_a_window_is_what_it_takes(video):
     window = dataclasses.replace(TWO_STEPS, video=video)
-    need = window_need(window, V)
+    need = window_usage(window, V)
     row = lay_out([window], SIZE, V, P)
     assert need.slots == (row["segment_BS"] > 0).sum()
     assert need.frames == (row["clip_BF"] >= 0).sum()

@@ -23,7 +23,7 @@ from data_stores import (
 from agent_jax.actions import MINECRAFT
 from agent_jax.batch import RowSize
 from agent_jax.data.images import prepare_image
-from agent_jax.data.pipeline.layout import lay_out, window_need
+from agent_jax.data.pipeline.layout import lay_out, window_usage
 from agent_jax.data.pipeline.windows import Windows, window_seed
 from agent_jax.data.store import split_index as split_index_module
 from agent_jax.data.store.split_index import split_index
@@ -121,7 +121,7 @@ def test_the_plan_counts_what_the_windows_take(tmp_path, kind, sampling):
     for turn in (0, 5):
         for number, need in enumerate(windows.needs(5, turn).tolist()):
             window = windows.read(number, turn)
-            found = window_need(window, 5)
+            found = window_usage(window, 5)
             assert need == [found.frames, found.slots, found.targets]
             assert (need <= largest).all()
             lay_out([window], RowSize(need[0], 16, need[1], need[2]), 5, 4)

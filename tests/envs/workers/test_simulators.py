@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agent_jax.config import ClosedLoopConfig
-from agent_jax.envs.workers.simulator_pool import Seen
+from agent_jax.envs.workers.simulator_pool import EpisodeStatus
 from agent_jax.envs.workers.simulators import Command, Died, Interrupted, Simulators
 from agent_jax.evaluate.rollouts import run_policy
 
@@ -34,8 +34,8 @@ def test_workers_answer_as_this_process_would() -> None:
             assert list(ours) == list(theirs) == list(commands)
             for place in commands:
                 mine, other = ours[place], theirs[place]
-                assert isinstance(mine, Seen)
-                assert isinstance(other, Seen)
+                assert isinstance(mine, EpisodeStatus)
+                assert isinstance(other, EpisodeStatus)
                 assert (mine.instruction, mine.steps, mine.over, mine.success) == (
                     other.instruction, other.steps, other.over, other.success)
                 np.testing.assert_array_equal(mine.observation["rgb"], other.observation["rgb"])
@@ -47,14 +47,14 @@ def test_a_worker_that_dies_takes_one_episode_and_is_replaced(capfd: pytest.Capt
         workers.exchange({place: begin(place) for place in range(4)})
         # No such action: the simulator raises in the worker of places 1 and 3.
         answers = workers.exchange({0: step(0, 2), 1: step(1, 2), 2: step(2, 2), 3: step(3, 99)})
-        assert isinstance(answers[0], Seen)
-        assert isinstance(answers[2], Seen)
+        assert isinstance(answers[0], EpisodeStatus)
+        assert isinstance(answers[2], EpisodeStatus)
         assert answers[3] == Died("exit code 1")
         assert answers[1] == Interrupted()  # it was in the same process
         again = workers.exchange({0: step(0, 2), 1: begin(1)})
-        assert isinstance(again[0], Seen)
+        assert isinstance(again[0], EpisodeStatus)
         assert again[0].steps == 2
-        assert isinstance(again[1], Seen)
+        assert isinstance(again[1], EpisodeStatus)
     assert "ValueError" in capfd.readouterr().err  # the worker's own message
 
 

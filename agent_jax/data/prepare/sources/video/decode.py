@@ -25,7 +25,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 
 from agent_jax.data.limits import MAX_READ_VARIABLE, check_unpacked, max_extra_bytes
-from agent_jax.data.prepare.sources.video.display_matrix import Turn, turn_of
+from agent_jax.data.prepare.sources.video.display_matrix import Rotation, turn_of
 from agent_jax.data.prepare.sources.video.mp4_tables import check_tables
 
 # What may be opened: FFmpeg would take a text file for pictures of its letters, and a playlist may name other files.
@@ -115,7 +115,7 @@ class _Reader:
         if not self.path.stat().st_size:
             raise ValueError(f"{path}: found 0 bytes, expected a video")
         check_tables(self.path)
-        self.turn: Turn | None = None  # of the first frame that was decoded
+        self.turn: Rotation | None = None  # of the first frame that was decoded
         self._max_pixels = (self.path.stat().st_size + max_extra_bytes()) // _BYTES_A_PIXEL
         # Of a size that only the pictures themselves state. Twice, since FFmpeg adds a border to them.
         limit = {"max_pixels": str(min(2 * self._max_pixels, 2**31 - 1))}
@@ -245,7 +245,7 @@ class _Reader:
             raise ValueError(f"{self.path}, {place}: is damaged; copy the video anew or leave it out")
         matrix = frame.side_data.get("DISPLAYMATRIX")
         try:
-            turn = turn_of(bytes(matrix)) if matrix is not None else Turn()
+            turn = turn_of(bytes(matrix)) if matrix is not None else Rotation()
         except ValueError as error:
             raise ValueError(f"{self.path}, {place}: {error}; write it upright with ffmpeg -i IN -c:v libx264 OUT.mp4, "
                              "which turns the pixels") from error

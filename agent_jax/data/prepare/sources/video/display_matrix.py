@@ -17,7 +17,7 @@ _SMALL = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
+class Rotation:
     """What makes a picture upright: first its rows become columns, then rows and columns are reversed."""
 
     transposed: bool = False
@@ -35,7 +35,7 @@ class Turn:
         return np.ascontiguousarray(image)
 
 
-def turn_of(matrix: bytes) -> Turn:
+def turn_of(matrix: bytes) -> Rotation:
     """The turn of a display matrix: 9 int32 in the machine's order, as FFmpeg gives it (a b u, c d v, x y w).
 
     Raises:
@@ -45,11 +45,11 @@ def turn_of(matrix: bytes) -> Turn:
         raise ValueError(f"found a display matrix of {len(matrix)} bytes, expected 36")
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(np.int64).tolist()
     if not any((a, b, c, d)):
-        return Turn()  # players pass over a matrix of zeros
+        return Rotation()  # players pass over a matrix of zeros
     straight, crossed = min(abs(a), abs(d)), min(abs(b), abs(c))
     if max(abs(b), abs(c)) < _SMALL * straight:
-        return Turn(reverse_rows=d < 0, reverse_columns=a < 0)
+        return Rotation(reverse_rows=d < 0, reverse_columns=a < 0)
     if max(abs(a), abs(d)) < _SMALL * crossed:
-        return Turn(transposed=True, reverse_rows=b < 0, reverse_columns=c < 0)
+        return Rotation(transposed=True, reverse_rows=b < 0, reverse_columns=c < 0)
     numbers = ", ".join(f"{value / 65536:.3g}" for value in (a, b, c, d))
     raise ValueError(f"found the display matrix ({numbers}), expected quarter turns and mirrorings")
