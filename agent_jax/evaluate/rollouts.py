@@ -144,8 +144,8 @@ class Sees:
 
 
 def run_policy(policy: ActingPolicy, simulators: Simulators, task: str, seeds: Sequence[int], *,
-               sees: Sees | None = None, name: str = "", record: int = 0, trace: bool = False, action_name: Callable[[Action], str] = str,
-               concurrent: int = CONCURRENT) -> TaskResult:
+               sees: Sees | None = None, name: str = "", record: int = 0, trace: bool = False,
+               action_name: Callable[[Action], str] = str, concurrent: int = CONCURRENT) -> TaskResult:
     """Run a policy through the episodes of `seeds`.
 
     Args:
