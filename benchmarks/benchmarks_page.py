@@ -1,4 +1,4 @@
-"""The page docs/benchmarks.md: what was run where, and of each benchmark what it printed, its tables and its plot."""
+"""The page benchmarks/results/MACHINE/benchmarks.md: machine, then output, tables and plot of each benchmark."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLES = ("seconds", "all_seconds")  # lists of single measurements: nothing to
 HEAD = """# Benchmarks
 
 Written by `python benchmarks/run_all.py`; do not edit. The figures are also in [benchmarks.json](benchmarks.json). On
-another machine, `python benchmarks/run_all.py --out DIR --beside docs/benchmarks.json` sets its figures beside these.
+another machine, add `--beside FILE`, where FILE is this machine's `benchmarks.json`, to print both machines' figures.
 """
 
 
@@ -78,7 +78,7 @@ def numbers(figures: Any, path: str = "") -> dict[str, float]:
 
 
 def write_plots(runs: Runs, directory: Path) -> dict[str, str]:
-    """Draw what can be drawn; returns the path of each plot from beside `directory`, or why there is none."""
+    """Draw what can be drawn; returns the file name of each plot, or why there is none."""
     drawn: dict[str, str] = {}
     for name, run in runs.items():
         if run["status"] != "ok" or name not in PLOTS:
@@ -88,7 +88,7 @@ def write_plots(runs: Runs, directory: Path) -> dict[str, str]:
 
             directory.mkdir(parents=True, exist_ok=True)
             save(directory / f"{name}.svg", **PLOTS[name](run["figures"]))
-            drawn[name] = f"{directory.name}/{name}.svg"
+            drawn[name] = f"{name}.svg"
         except ModuleNotFoundError as error:
             drawn[name] = f"{error.name} is not installed (`{install('benchmarks')}`)"
         except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -9,7 +9,7 @@ The ways take turns, `--rounds` times, and the best round of each counts: other 
 Rates "a core" are by processor time, so they hardly depend on what else the machine does.
 
 Then the memory of our loader over an epoch of a set that is larger than what the process may allocate, and what a chip
-would need. docs/data.md has what was measured.
+would need. benchmarks/results/ has what was measured.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from agent_jax import json_files
 from agent_jax.runtime.processor import cores, instructions, processor_name
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch", "transformers", "tensorflow")
+VENDORS = ("amd", "genuine", "intel", "r", "tm", "cpu", "virtual", "processor")  # words before the family's name
 
 
 def describe(*, accelerators: bool = True) -> dict[str, Any]:
@@ -33,6 +35,16 @@ def describe(*, accelerators: bool = True) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions()},
     }
     return {**found, "accelerators": _accelerators()} if accelerators else found
+
+
+def family(processor: str = "") -> str:
+    """The processor's family as the name of a folder: "epyc" of "AMD EPYC 7B13", "xeon" of "Intel(R) Xeon(R) ...".
+
+    Args:
+        processor: its name; empty: that of this machine.
+    """
+    words = re.findall(r"[a-z0-9]+", (processor or processor_name()).lower())
+    return next((word for word in words if word not in VENDORS), "machine")
 
 
 def write_json(path: Path, machine: dict[str, Any], figures: dict[str, Any]) -> None:

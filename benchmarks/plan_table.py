@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md, from the JSON files that `python -m agent_jax.plan ... --json FILE` wrote.
+"""The tables of benchmarks/results/plans.md, from the JSON files that `python -m agent_jax.plan ... --json FILE` wrote.
 
 python benchmarks/plan_table.py FILE ... [--json FILE]
 """

@@ -1,10 +1,12 @@
 """Every benchmark, one after another, each in a process of its own; what they say goes into one page and one JSON file.
 
-    python benchmarks/run_all.py [--quick] [--only NAME ...] [--out docs] [--data DIR] [--beside FILE.json]
+    python benchmarks/run_all.py [--quick] [--only NAME ...] [--out DIR] [--data DIR] [--beside FILE.json]
 
     OUT/benchmarks.md      machine, versions, date, and of each benchmark its command, tables, plots
     OUT/benchmarks.json    the same figures: {"runs": {NAME: {"status", "command", "machine", "figures", ...}}}
-    OUT/benchmarks/*.svg   plots, where the extra "benchmarks" (matplotlib) is installed
+    OUT/*.svg              plots, where the extra "benchmarks" (matplotlib) is installed
+
+OUT is benchmarks/results/MACHINE by default, MACHINE the family of the processor (epyc, xeon, ...).
 
 Both files are written anew after each benchmark; those that are not run now keep what OUT/benchmarks.json has of them.
 One that fails, or whose packages or inputs are absent, is said to, with what it had printed, and the others go on.
@@ -34,7 +36,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks_page import page, write_plots
-from machine import describe
+from machine import describe, family
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -216,7 +218,7 @@ def write(out: Path, runs: dict[str, Any], beside: dict[str, Any] | None) -> Non
     """Both files, each in one rename."""
     out.mkdir(parents=True, exist_ok=True)
     contents = {"benchmarks.json": json.dumps({"runs": runs}, indent=1) + "\n",
-                "benchmarks.md": page(runs, write_plots(runs, out / "benchmarks"), beside)}
+                "benchmarks.md": page(runs, write_plots(runs, out), beside)}
     for name, content in contents.items():
         partial = out / f".{name}.partial"
         partial.write_text(content, encoding="utf-8")
@@ -243,11 +245,13 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Sequence[Benchmark]
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME",
                         help=f"of {', '.join(names)}")
-    parser.add_argument("--out", type=Path, help="directory of page, JSON and plots; docs, or runs/benchmarks if quick")
+    parser.add_argument("--out", type=Path,
+                        help="directory of page, JSON and plots; default: benchmarks/results/MACHINE, with --quick "
+                             "runs/benchmarks")
     parser.add_argument("--data", type=Path, default=language_table(), help="directory of a Language-Table set")
     parser.add_argument("--beside", type=Path, help="benchmarks.json of another machine, for a table of both")
     options = parser.parse_args(arguments)
-    out = options.out or (ROOT / "runs" / "benchmarks" if options.quick else ROOT / "docs")
+    out = options.out or (ROOT / "runs" / "benchmarks" if options.quick else HERE / "results" / family())
     try:
         runs = read_runs(out / "benchmarks.json") if (out / "benchmarks.json").is_file() else {}
         beside = read_runs(options.beside) if options.beside else None

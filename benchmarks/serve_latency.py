@@ -5,7 +5,7 @@
 
 A server of its own (`python -m agent_jax.serve`) on this machine, and 1, 4 and 16 robots that see noise and ask as fast
 as they are answered; then, with the server gone, `Policy.act` on as many observations in one call. What the robots do
-costs time on the same cores. docs/serving.md has what was measured.
+costs time on the same cores. benchmarks/results/ has what was measured.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ eight each, as many as there are (parameters are gathered inside a node, gradien
 Planned (`python -m agent_jax.plan`, by XLA's compiler for an H100, 2026-11-28; no GPU has run it), 768 rows of 9 images
 a step: 249,108,480 parameters, 2,293 TFLOP; 32 microbatches on one H100, 4 on eight. The paper's 1.6e20 operations are
 112 GPU-hours at 40% of the H100's peak, an assumption. Of 74.5 GiB a GPU, and at least, by the roofline (more in
-docs/scaling.md):
+benchmarks/results/plans.md):
 
     :one            38.8 GiB    3.23 s a step     2,141 frames/s    72% MFU    63 GPU-hours    bound by HBM
     :node           45.7        0.43             16,192             68         66              HBM

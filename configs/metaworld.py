@@ -3,7 +3,7 @@
     python -m agent_jax.train --config configs/metaworld.py
 
 On 2 cores of an AMD EPYC, shared with many other programs (2026-11-23), the job took about 50 minutes. Greedy
-success of 50 episodes: button-press-topdown 98%, door-open 100%; random actions 0% and 0%. docs/environments.md has the
+success of 50 episodes: button-press-topdown 98%, door-open 100%; random actions 0% and 0%. benchmarks/results/ has the
 table.
 
 Variants: `:smoke` goes through everything in a few steps, and learns nothing.

@@ -14,8 +14,8 @@ Planned (`python benchmarks/plan_counts.py`, 2026-11-28), 768 rows of 9 images a
 TFLOP, and parameters, moments and gradients of 1.39 GiB a chip; in 16 microbatches on v4-8, 4 on v4-32, 1 on v4-128.
 The paper's 1.6e20 operations are 404 chip-hours at 40% of the peak, an assumption. In rows of 7 images, on v4-128:
 `:opt-1.3b` 1,660,141,900 parameters, 16,227 TFLOP, 3.09 GiB a chip; `:opt-6.7b` 7,007,643,980, 67,754, 4.88 GiB.
-By the TPU's compiler, of 32 GiB a chip, and at least, by the roofline (docs/scaling.md has more, and v4-8 and v4-128 in
-a scan, as they were before):
+By the TPU's compiler, of 32 GiB a chip, and at least, by the roofline (more in
+benchmarks/results/plans.md):
 
     v4-32               26.2 GiB    0.90 s a step     7,652 frames/s    58% MFU    280 chip-hours    bound by HBM
     v4-128, opt-1.3b    20.1        1.09              4,921             84         191               products

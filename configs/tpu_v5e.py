@@ -10,7 +10,7 @@ The same command on every host. The global batch is the same on every slice (`co
 Planned (`python benchmarks/plan_counts.py`, 2026-11-26) on v5e-16, 768 rows of 9 images a step: 249,108,480 parameters,
 2,293 TFLOP in 8 microbatches; parameters, moments and gradients of 1.39 GiB a chip. The paper's 1.6e20 operations are
 564 chip-hours at 40% of the peak, an assumption. By the TPU's compiler v5e-16 needs 8.3 of its 16 GiB, and 1.21 s a
-step at least, bound by HBM: 5,694 frames a second, 60% MFU, 376 chip-hours (docs/scaling.md).
+step at least, bound by HBM: 5,694 frames a second, 60% MFU, 376 chip-hours (benchmarks/results/plans.md).
 """
 
 from ml_collections import ConfigDict

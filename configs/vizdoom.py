@@ -4,7 +4,7 @@
 
 On 2 cores of an AMD EPYC, shared with many other programs: about 50 minutes and 1.9 GiB. Success on GoTo1 99.0% greedy
 of 100 episodes (random 12%), on GoTo2 50.5% greedy and 51.0% sampled of 200 (random 7%, random walk 10%): it walks to
-objects, but hardly tells the two apart (2026-11-23; docs/environments.md has the table).
+objects, but hardly tells the two apart (2026-11-23; benchmarks/results/ has the table).
 
 Variants: `:smoke` goes through everything in a few steps, and learns nothing.
 """

@@ -4,7 +4,8 @@
 
     python -m agent_jax.train --config examples/pusht_config.py
 
-With recordings of people for the published task, prepared by `python -m agent_jax.data prepare` (docs/environments.md):
+With recordings of people for the published task, prepared by `python -m agent_jax.data prepare`
+(docs/guides/environments.md):
 
     python -m agent_jax.train --config examples/pusht_config.py:push --config.data.domains.pusht.path=DIR
 """

@@ -15,9 +15,9 @@ def kernel_on(device: Any, model: ModelConfig) -> str:
     """The kernel that `config.model.attention` stands for on a device: `auto` is the best that is known of.
 
     On TPU that is splash: by its compiler a step of configs/tpu_v4.py moves a fifth less through memory, which is what
-    bounds it (docs/scaling.md); no TPU has run it. On an NVIDIA GPU it is cuDNN's where that can be: with it a step of
-    the full model took 113 ms on an H200, with XLA's 129. On a CPU it is ours for CPUs, with which a
-    step in bfloat16 takes a seventh to a quarter less time than with XLA's in f32 (docs/performance.md).
+    bounds it (docs/large_runs/plan.md); no TPU has run it. On an NVIDIA GPU it is cuDNN's where that can be: with it a
+    step of the full model took 113 ms on an H200, with XLA's 129. On a CPU it is ours for CPUs, with which a
+    step in bfloat16 takes a seventh to a quarter less time than with XLA's in f32 (docs/design/performance.md).
 
     Args:
         device: a `jax.Device`, or what has its `platform`.

@@ -100,7 +100,7 @@ def _prepare_help() -> str:
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         text = f"--config.{field.name} (default {json.dumps(default)}): {field_comments(PrepareConfig)[field.name]}"
         fields.append(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False))
-    return "\n".join(["sources (docs/data_sources.md has their options):", *sources, "", "fields:", *fields])
+    return "\n".join(["sources (docs/guides/data_sources.md has their options):", *sources, "", "fields:", *fields])
 
 
 def _prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:

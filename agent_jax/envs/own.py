@@ -57,7 +57,7 @@ def _file(reference: str, path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise FileNotFoundError(f"environment {reference!r}: {path} is no file; expected a Python file that has an "
-                                "environment (docs/environments.md)")
+                                "environment (docs/guides/environments.md)")
     # Its own name, so that a file called like a package (gym_pusht.py) is not taken for it, nor the other way around.
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:

@@ -55,8 +55,8 @@ class OwnModule:
         self._reference, self._module, self._holder = reference, module, holder
         missing = [f"{name} ({what})" for name, what in _NEEDED.items() if self._found(name) is _MISSING]
         if missing:
-            raise ValueError(f"environment {reference!r} lacks {', '.join(missing)}; docs/environments.md has the "
-                             "interface and an example")
+            raise ValueError(f"environment {reference!r} lacks {', '.join(missing)}; docs/guides/environments.md has "
+                             "the interface and an example")
         self.NAME: str = self._of("NAME", _snake(holder.__name__ if holder else Path(str(module.__file__)).stem), str)
         self.ACTION_SPEC: ActionSpec = self._of("ACTION_SPEC", None, ActionSpec)
         self.STATE_SPEC: StateSpec | None = self._of("STATE_SPEC", None, StateSpec)

@@ -22,7 +22,7 @@ images, 2026-11-26, XLA's defaults had not compiled the step of the full model a
 product they compile and time several programs of Triton's. Without these (fusions by XLA's own code, products by
 cuBLAS) it took one minute beside five other compilations. "Dynamic-slice fusion" lets cuBLAS write into the stacked
 arrays of a scan, but where the product is read elsewhere too it is computed twice: 8 of the 110 ms of a step, by XLA's
-profiler (docs/performance.md). What a step takes without it has not been measured.
+profiler (docs/design/performance.md). What a step takes without it has not been measured.
 """
 
 from __future__ import annotations

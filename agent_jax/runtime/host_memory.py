@@ -8,7 +8,7 @@ step needs the same memory again.
 
 A step of the full model goes through gigabytes; with pages of 4 KiB the processor looks up their addresses over and
 over, and how long that takes depends on which ones the kernel had free. In huge ones, of 2 MiB, a step in bf16 takes
-0.83 to 0.90 of the time (docs/performance.md). NumPy asks for them for its own large arrays, too.
+0.83 to 0.90 of the time (docs/design/performance.md). NumPy asks for them for its own large arrays, too.
 
 XLA's compiler leaves tens of thousands of free pieces behind. glibc keeps those of 1 KiB and more in lists in order of
 size, walks through them for every block it gives out, and each piece it looks at is a line of memory that no cache

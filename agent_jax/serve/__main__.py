@@ -1,7 +1,7 @@
 """`python -m agent_jax.serve --checkpoint DIR`: a trained agent behind a websocket, for robots and simulators.
 
 Says "ready" once it has compiled all that acting needs; until then /healthz answers 503. Ends on SIGTERM or Ctrl-C when
-the requests under way are answered. The other end is `agent_jax.client`; docs/serving.md has both.
+the requests under way are answered. The other end is `agent_jax.client`; docs/guides/serving.md has both.
 """
 
 from __future__ import annotations

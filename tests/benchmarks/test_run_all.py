@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import run_all  # of benchmarks/
 from benchmarks_page import write_plots
+from machine import family
 
 SCRIPT = """
 import json, sys
@@ -63,12 +64,12 @@ def test_what_fails_or_is_absent_is_said_and_the_others_are_on_the_page(
     text = (out / "benchmarks.md").read_text()
     printed = "```\none line\n```\n\n| size | seconds |\n|---|---|\n| 1 | 2 |\n"
     for expected in (printed, "it went wrong", "no_such_package", "lonely.py is not in this checkout", "needs --data",
-                     "no figures to go by", "![scaling_curves](benchmarks/scaling_curves.svg)"):
+                     "no figures to go by", "![scaling_curves](scaling_curves.svg)"):
         assert expected in text, expected
     before, broken = text.split("## broken")
     assert "progress bar" not in before
     assert printed in broken.split("## lonely")[0]  # what it printed before it failed
-    assert "<svg" in (out / "benchmarks" / "scaling_curves.svg").read_text()
+    assert "<svg" in (out / "scaling_curves.svg").read_text()
     assert f"broken: failed: {tmp_path}/benchmarks/broken.py --fail: exit status 1" in capsys.readouterr().out
 
 
@@ -105,6 +106,13 @@ def test_a_file_of_other_content_is_refused_before_anything_runs(fakes: tuple[An
     assert ended.value.code == 2
     assert "expected a benchmarks.json of run_all.py" in capsys.readouterr().err
     assert not (tmp_path / "docs").exists()
+
+
+@pytest.mark.parametrize(("processor", "expected"), [
+    ("AMD EPYC", "epyc"), ("AMD EPYC 7B13 64-Core Processor", "epyc"), ("Intel(R) Xeon(R) Platinum 8481C CPU", "xeon"),
+    ("aarch64", "aarch64"), ("  ", "machine")])
+def test_results_go_to_a_folder_named_after_the_processors_family(processor: str, expected: str):
+    assert family(processor) == expected
 
 
 def test_a_bar_shows_its_value_without_a_power_of_ten(tmp_path: Path):
