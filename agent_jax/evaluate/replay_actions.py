@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from agent_jax.data.pipeline.domains import Domain
-from agent_jax.data.store.store import Episode, Store
+from agent_jax.data.store.episode import Episode
+from agent_jax.data.store.store import Store
 from agent_jax.envs import NAMES
 from agent_jax.envs.workers.simulators import Command, Simulators
 from agent_jax.evaluate.rollouts import Lost, run_whole

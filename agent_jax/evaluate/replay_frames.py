@@ -23,7 +23,9 @@ from agent_jax.data.images import prepare_image
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Step, Window, lay_out, row_size, stack
 from agent_jax.data.pipeline.windows import Windows
-from agent_jax.data.store.store import Episode, Split, Store
+from agent_jax.data.store.episode import Episode
+from agent_jax.data.store.split import Split
+from agent_jax.data.store.store import Store
 from agent_jax.evaluate.action_accuracy import ActionAccuracy, ActionScores, best_legal
 from agent_jax.evaluate.checkpoints import Trained
 from agent_jax.models.agent import Agent, Params

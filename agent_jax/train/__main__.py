@@ -13,7 +13,7 @@ from absl import app, flags, logging
 
 from agent_jax.checkpoints.meta import DamagedCheckpointError
 from agent_jax.config import from_config_dict
-from agent_jax.data.store.store import RecordError
+from agent_jax.data.store.episode import RecordError
 from agent_jax.json_files import check_json_path
 from agent_jax.runtime import command_line, distributed
 from agent_jax.runtime.command_line import config_name, define_cluster, define_config, parse_flags, refuse

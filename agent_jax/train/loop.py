@@ -26,7 +26,7 @@ from agent_jax.checkpoints.checkpoint import Checkpoints
 from agent_jax.config import Config
 from agent_jax.data.pipeline.loader import Loader
 from agent_jax.data.pipeline.run_data import RunData, open_data, with_vocabulary
-from agent_jax.data.store.store import RecordError
+from agent_jax.data.store.episode import RecordError
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.evaluate.closed_loop import without_episodes
 from agent_jax.evaluate.in_training import InTraining

@@ -22,7 +22,8 @@ from agent_jax.data.inspect.config import complete, specs_of
 from agent_jax.data.inspect.report import DataSummary, figures_of, lines_of, problems_of
 from agent_jax.data.inspect.rows import first_rows
 from agent_jax.data.pipeline.domain_specs import DomainSpecs
-from agent_jax.data.store.store import Episode, Store, open_store
+from agent_jax.data.store.episode import Episode
+from agent_jax.data.store.store import Store, open_store
 
 _UNREADABLE = (ValueError, IndexError, RuntimeError, OSError)  # of protobuf, and of array_record
 _MOST_NUMBERS = 2**24  # of a key: kept for the histograms, 64 MiB; of what is beyond, only the records are checked

@@ -24,7 +24,8 @@ from agent_jax.actions.vocabulary import Block, Vocabulary
 from agent_jax.config import DomainConfig
 from agent_jax.data.images import prepare_image
 from agent_jax.data.inspect.config import complete, specs_of
-from agent_jax.data.store.store import Episode, Store, open_store
+from agent_jax.data.store.episode import Episode
+from agent_jax.data.store.store import Store, open_store
 
 _SIDE = 160  # pixels of the longer side of a frame on the sheet
 _GAP, _LINE, _FONT_SIZE = 8, 17, 13

@@ -17,7 +17,8 @@ from agent_jax.config import DomainConfig
 from agent_jax.data.pipeline.domain_specs import DomainSpecs, find_specs
 
 if TYPE_CHECKING:
-    from agent_jax.data.store.store import Field, Store
+    from agent_jax.data.store.schema import Field
+    from agent_jax.data.store.store import Store
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,11 @@ import numpy as np
 from agent_jax.data.images import prepare_image
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Step, Window
+from agent_jax.data.store.episode import REPAIR, Episode, RecordError
+from agent_jax.data.store.schema import STEPS
+from agent_jax.data.store.split import Split
 from agent_jax.data.store.split_index import split_index
-from agent_jax.data.store.store import REPAIR, STEPS, Episode, RecordError, Split, Store
+from agent_jax.data.store.store import Store
 
 _KEPT_TURNS = 3  # batches made ahead straddle two epochs at most, and a domain of small weight two turns
 

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from agent_jax.data.images import encode_jpeg, encode_png
-from agent_jax.data.store.store import STEPS, Example, Field, features_fields
+from agent_jax.data.store.episode import Example
+from agent_jax.data.store.schema import STEPS, Field, features_fields
 
 
 def record_serializer(features: tfds.features.FeaturesDict) -> Callable[[Mapping[str, Any]], bytes]:

@@ -15,7 +15,10 @@ import numpy as np
 
 from agent_jax.actions import BoundSpec
 from agent_jax.data.store.cache import cached_file, read_cached, write_cached
-from agent_jax.data.store.store import STEPS, Episode, RecordError, Split, Store
+from agent_jax.data.store.episode import Episode, RecordError
+from agent_jax.data.store.schema import STEPS
+from agent_jax.data.store.split import Split
+from agent_jax.data.store.store import Store
 
 _INDEX_FORMAT = 3  # 1 had neither answers, labels nor ids, 2 no numbers of episodes
 

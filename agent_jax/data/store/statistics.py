@@ -21,7 +21,8 @@ import numpy as np
 from agent_jax.data.store.cache import cached_file, read_cached, write_cached
 
 if TYPE_CHECKING:
-    from agent_jax.data.store.store import Field, Store
+    from agent_jax.data.store.schema import Field
+    from agent_jax.data.store.store import Store
 
 KEPT_VALUES = 2**26  # numbers kept in memory of all keys together: 256 MiB of float32
 QUANTILES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.25, 0.5, 0.75, 0.95, 0.98, 0.99, 0.995, 0.999)

@@ -23,7 +23,8 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from agent_jax.data.store.record_serializer import record_serializer
-from agent_jax.data.store.store import METADATA_FILE, STEPS, Store, open_store
+from agent_jax.data.store.schema import STEPS
+from agent_jax.data.store.store import METADATA_FILE, Store, open_store
 from agent_jax.data.store.tfds_features import read_features
 from agent_jax.json_files import write_json
 

@@ -22,7 +22,7 @@ from agent_jax.batch import Batch
 from agent_jax.data.pipeline.layout import row_size
 from agent_jax.data.pipeline.loader import Loader, PackedRows, validation_batches
 from agent_jax.data.pipeline.windows import Windows
-from agent_jax.data.store.store import RecordError
+from agent_jax.data.store.episode import RecordError
 
 V, P = 5, 4
 LENGTHS = (6, 1, 4, 5, 9, 2, 7, 3, 8, 4, 1, 5)
@@ -276,6 +276,6 @@ def test_a_damaged_record_is_named_by_file_and_number_by_threads_and_by_workers(
     shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     rows = PackedRows([windows], row_size([windows.domain], V, frames_per_row=4), V, P, 0)
     loader = Loader(rows, 3, workers=workers, prefetch=2)
-    with pytest.raises(RecordError, match=rf"{shard}, split 'train', record 4: cannot be read .*Copy the file anew"):
+    with pytest.raises(RecordError, match=rf"{shard}, split 'train', record 4: cannot be read .*Copy the file"):
         take(loader, 20)
     loader.close()

@@ -26,8 +26,9 @@ from agent_jax.data.images import prepare_image
 from agent_jax.data.pipeline.layout import lay_out, window_usage
 from agent_jax.data.pipeline.windows import Windows, window_seed
 from agent_jax.data.store import split_index as split_index_module
+from agent_jax.data.store.episode import Episode, RecordError
 from agent_jax.data.store.split_index import split_index
-from agent_jax.data.store.store import Episode, RecordError, open_store
+from agent_jax.data.store.store import open_store
 from agent_jax.data.store.writer import episode_features, write_store
 
 

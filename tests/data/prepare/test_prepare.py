@@ -30,7 +30,8 @@ from agent_jax.data.prepare.shard import Counts, RecordMaker, held_until_whole, 
 from agent_jax.data.prepare.sources import DESCRIPTIONS, MODULES
 from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.prepare.workers import ShardPlan, write_shard
-from agent_jax.data.store.store import Example, open_store
+from agent_jax.data.store.episode import Example
+from agent_jax.data.store.store import open_store
 from agent_jax.data.store.writer import ShardWriter, begin_store, finish_store, shard_path
 from agent_jax.fields import field_comments
 from agent_jax.runtime.directory_lock import DirectoryLock

@@ -11,8 +11,10 @@ import pytest
 from data_stores import arm_store, babyai_store
 
 from agent_jax.data.store import statistics as normalisation
+from agent_jax.data.store.schema import Field
+from agent_jax.data.store.split import Split
 from agent_jax.data.store.statistics import SplitNumbers, _Values, field_statistics
-from agent_jax.data.store.store import Field, Split, Store, open_store
+from agent_jax.data.store.store import Store, open_store
 
 RNG = np.random.default_rng(0)
 EPISODES = [RNG.normal((1e4, 0.1), (1.0, 0.02), (length, 2)).astype(np.float32) for length in (7, 1, 40, 12)]

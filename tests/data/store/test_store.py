@@ -13,10 +13,12 @@ from data_stores import BABYAI_FEATURES, babyai_episodes, babyai_store, language
 
 from agent_jax.data.__main__ import main
 from agent_jax.data.images import encode_png
+from agent_jax.data.store.episode import Episode, Example, RecordError
 from agent_jax.data.store.record_serializer import record_serializer
+from agent_jax.data.store.schema import Field
 from agent_jax.data.store.split_index import _labels
 from agent_jax.data.store.statistics import field_statistics
-from agent_jax.data.store.store import Episode, Example, Field, RecordError, open_store
+from agent_jax.data.store.store import open_store
 from agent_jax.data.store.writer import ShardWriter, begin_store, finish_store, shard_path, write_store
 
 
@@ -294,7 +296,7 @@ def with_more_weights(record: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda record: record[: len(record) // 2], r"bytes that are no tf.train.Example .*Copy the file anew"),
+    (lambda record: record[: len(record) // 2], r"bytes that are no tf.train.Example .*Copy the file"),
     (lambda record: b"\xff" * 9, "9 bytes that are no tf.train.Example"),
     (lambda record: b"", "the record lacks 'steps/action'"),
     (without_action, "'steps/action' holds a bytes_list, but features.json declares array"),

@@ -12,7 +12,8 @@ from data_stores import BABYAI_FEATURES, babyai_store
 from rlds_sets import bridge_features, bridge_set
 
 from agent_jax.data.__main__ import main
-from agent_jax.data.store.store import features_fields, open_store
+from agent_jax.data.store.schema import features_fields
+from agent_jax.data.store.store import open_store
 from agent_jax.data.store.tfds_features import read_features
 
 F = tfds.features

@@ -12,7 +12,8 @@ import numpy as np
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.choices import check_fields
-from agent_jax.data.store.store import Field, split_paths
+from agent_jax.data.store.episode import split_paths
+from agent_jax.data.store.schema import Field
 
 Numbers = dict[str, tuple[tuple[int, ...], np.dtype[Any], tuple[str, ...]]]  # shape, dtype and fields, by key
 
