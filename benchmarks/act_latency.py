@@ -16,7 +16,7 @@
 All compute in the checkpoint's dtype, and take turns, an action each, on the same observations, after their windows are
 full. Medians of all turns: `action` until the action is there; `step` until nothing is being computed any more, which
 is longer with `ahead` alone: a robot that moves for the difference waits for `action`, one that asks at once for
-`step`; `processor` seconds of the step, which hardly depend on what else the machine does. Results: benchmarks/results/.
+`step`; `processor` seconds of the step, which depend little on the load of the machine. Results: benchmarks/results/.
 """
 
 from __future__ import annotations

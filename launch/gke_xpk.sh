@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Slices of Cloud TPU in Google Kubernetes Engine, by XPK (pip install xpk; it wants gcloud and kubectl).
-# CLUSTER, NAME, TYPE, SLICES, ZONE and PROJECT say what. DRY_RUN=1 prints the commands instead of running them.
+# Slices of Cloud TPU in Google Kubernetes Engine, with XPK (pip install xpk; it needs gcloud and kubectl).
+# Set CLUSTER, NAME, TYPE, SLICES, ZONE and PROJECT. DRY_RUN=1 prints the commands instead of running them.
 #
 #   export CLUSTER=agents NAME=agent TYPE=v4-32 SLICES=2 ZONE=us-central2-b PROJECT=my-project
-#   launch/gke_xpk.sh create                                   # the cluster, of spot machines with SPOT=1
+#   launch/gke_xpk.sh create                                   # the cluster; SPOT=1: spot machines
 #   launch/gke_xpk.sh run --config configs/tpu_v4.py --workdir gs://BUCKET/RUN --config.mesh.replica=2 ...
-#   launch/gke_xpk.sh logs                                     # follows those of the first host, which alone prints
-#   launch/gke_xpk.sh stop                                     # saves a step, and ends
+#   launch/gke_xpk.sh logs                                     # follows the log of the first host
+#   launch/gke_xpk.sh stop                                     # saves a checkpoint and ends
 #   launch/gke_xpk.sh delete                                   # the cluster
 #
-# The code travels in an image that XPK makes. GKE starts a failed or preempted job set again, on the same workdir;
-# status 2, yours to mend, ends it.
+# XPK builds an image with the code. GKE restarts a failed or preempted job set on the same workdir; status 2 (a user
+# error) ends it.
 set -euo pipefail
 
 : "${CLUSTER:?set CLUSTER}" "${ZONE:?set ZONE, such as us-central2-b}" "${PROJECT:?set PROJECT}"
@@ -37,10 +37,10 @@ create)
 run)
   shift
   size && job
-  image="$(mktemp -d)" # without the virtual environment and the runs that may lie in the checkout
+  image="$(mktemp -d)" # a copy of the checkout without .venv and runs
   trap 'rm -rf "$image"' EXIT
   act cp -R "$checkout"/{agent_jax,configs,setup.py,pyproject.toml,README.md} "$image"
-  # 75: the run ended because a host did; 1: any other failure. XPK restarts after those of signals by itself.
+  # 75: a host was lost; 1: any other failure. XPK itself restarts after exit codes of signals.
   act xpk workload create "${where[@]}" "${sized[@]}" --workload "$NAME" \
     --base-docker-image "${BASE:-python:3.12}" --script-dir "$image" \
     --max-restarts "${RESTARTS:-100}" --restart-on-exit-codes 1,75 --termination-grace-period-seconds 180 \

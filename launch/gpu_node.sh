@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One machine with NVIDIA GPUs: one process computes on all of them.
+# One machine with NVIDIA GPUs: one process uses all of them.
 #
 #   launch/gpu_node.sh install                                             # .venv, with JAX for CUDA
 #   launch/gpu_node.sh run --config configs/gpu.py:node --workdir runs/gpu ...
 #
-# `run` starts again after a failure, on the same workdir. Detached from the terminal, and followed:
+# `run` restarts after a failure, on the same workdir. To detach it from the terminal and follow the log:
 #
 #   nohup launch/gpu_node.sh run ... >run.log 2>&1 &   tail -F run.log
 set -euo pipefail
@@ -19,7 +19,7 @@ install)
   ;;
 run)
   shift
-  # JAX takes three quarters of the memory at the start; there is nobody else on these GPUs.
+  # JAX reserves 75% of the memory at the start; no other process uses these GPUs.
   export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
   exec "$checkout/launch/restart.sh" "$venv/bin/python" -m agent_jax.train --config.mesh.platform=gpu --processes=1 "$@"
   ;;

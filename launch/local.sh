@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One run in several processes on this machine, which meet on a free port of the loopback device.
+# One run in several processes on this machine. They connect through a free port of the loopback device.
 #
 #   launch/local.sh 2 --config configs/tpu_v4.py:smoke --workdir runs/smoke
 #
-# The devices of config.mesh are shared out evenly. Only process 0 prints. PYTHON chooses the interpreter. Restarted as
-# a whole: launch/restart.sh launch/local.sh 2 ... The status is that of the first process that failed, or 0.
+# The devices of config.mesh are divided evenly. Only process 0 prints. PYTHON chooses the interpreter. To restart all
+# processes after a failure: launch/restart.sh launch/local.sh 2 ... Exit status: 0, or the first failed process's.
 set -uo pipefail
 
 processes="${1:-}"
@@ -27,7 +27,7 @@ status=0
 for pid in "${pids[@]}"; do
   wait "$pid"
   ended=$?
-  while kill -0 "$pid" 2>/dev/null; do # a signal has cut the waiting short
+  while kill -0 "$pid" 2>/dev/null; do # a signal interrupted the wait
     wait "$pid"
     ended=$?
   done

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# A bucket of Google Cloud Storage as a directory of this machine, by gcsfuse, for data sets: array_record reads files
-# only.
+# Mount a Google Cloud Storage bucket as a directory with gcsfuse. Data sets need it: array_record reads files only.
 #
 #   launch/mount_bucket.sh BUCKET /mnt/data           then --config.data.domains.NAME.path=/mnt/data/...
 #
-# Reads are of one record at a time, in random order, so what has been read is kept in CACHE (50,000 MiB below /tmp).
+# Training reads single records in random order, so gcsfuse caches what was read in CACHE (up to 50,000 MiB in /tmp).
 set -euo pipefail
 
 if (($# != 2)); then

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A command again and again until it ends well; a training goes on from the last step that it saved.
+# Restart a command until it succeeds; a training run resumes from its last checkpoint.
 #
 #   launch/restart.sh python -m agent_jax.train --config configs/babyai.py --workdir runs/babyai
 #
-# Status 0 (done, or saved on SIGTERM) and 2 (something for you to mend) end it, and so do RESTARTS failures (100).
-# SIGTERM and SIGINT are handed on as SIGTERM, and end it with the command.
+# It stops at status 0 (done, or saved on SIGTERM), at status 2 (a user error) and after RESTARTS (100) failures.
+# SIGTERM and SIGINT are passed on as SIGTERM; it stops when the command has ended.
 set -uo pipefail
 
 if (($# == 0)); then
@@ -23,7 +23,7 @@ for ((failures = 0; ; failures++)); do
   child=$!
   wait "$child"
   status=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal has cut the waiting short
+  while kill -0 "$child" 2>/dev/null; do # a signal interrupted the wait
     wait "$child"
     status=$?
   done

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A slice of Cloud TPU by gcloud, of one host or many. NAME, ZONE and TYPE say which; RUNTIME, SPOT=1 and BUCKET
-# may be set. DRY_RUN=1 prints the commands instead of running them.
+# A slice of Cloud TPU with gcloud, on one host or many. Set NAME, ZONE and TYPE; RUNTIME, SPOT=1 and BUCKET are
+# optional. DRY_RUN=1 prints the commands instead of running them.
 #
 #   export NAME=agent ZONE=us-central2-b TYPE=v4-32
 #   launch/tpu_pod.sh create
 #   launch/tpu_pod.sh install                                  # this checkout and its virtual environment, on all hosts
 #   launch/tpu_pod.sh run --config configs/tpu_v4.py --workdir gs://BUCKET/RUN ...         # on all hosts, detached
-#   launch/tpu_pod.sh logs                                     # follows those of host 0, which alone prints
-#   launch/tpu_pod.sh stop                                     # saves a step, and ends
+#   launch/tpu_pod.sh logs                                     # follows the log of host 0; the others print nothing
+#   launch/tpu_pod.sh stop                                     # saves a checkpoint and ends
 #   launch/tpu_pod.sh delete
 #
-# `run` starts again after a failure. A slice that was preempted is gone: create, install, run with the same workdir.
+# `run` restarts after a failure. A preempted slice is gone: create, install and run again with the same workdir.
 set -euo pipefail
 
 : "${NAME:?set NAME, of the slice}" "${ZONE:?set ZONE, such as us-central2-b}"
@@ -36,7 +36,7 @@ create)
 install)
   act tar -czf "$archive" -C "$checkout" --exclude='./.*' --exclude=./runs --exclude=./data .
   act "${tpu[@]}" scp "$archive" "$NAME:agent_jax.tar.gz" --zone "$ZONE" --worker all
-  # The image's own Python may be too old: uv brings one.
+  # The image's Python may be too old: uv installs one.
   on all 'set -e; rm -rf agent_jax; mkdir agent_jax; tar -xzf agent_jax.tar.gz -C agent_jax
     PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv
     python3 -m uv venv -q --clear --python 3.12 venv
