@@ -1,171 +1,105 @@
-"""The one reader of pickles: opcodes acted out by a machine of our own, which executes nothing and has bounds.
+"""A restricted unpickler: plain data alone, nothing is imported or executed, and time and memory are bounded.
 
-    bytes --pickletools.genops (which only takes them apart)--> opcode, argument --> PickleMachine: stack, memo
-                                                                    its subclass: what a global, a call, a state means
+    opcode   one of `OPCODES`, and at most `max_opcodes` of them
+    global   a name from the allow-list `functions`, kept as a name
+    REDUCE   calls what the allow-list holds for that name, a function of the reader and not of the file
+    BUILD    `build`, which never sets attributes
+    key      of a dict, or member of a set: a plain value, for hashing a tuple of tuples can take 2^40 steps; few of
+             them are numbers, whose hashes a file can make collide
 
-A pickle is a program: unpickling runs whatever function it names, and the memo of Python's own machine grows to the
-place that four bytes of a file name. Here the memo is a dict, every opcode counts, and a global is what the subclass
-makes of its name. Containers are shared as in the file and never copied. Keys and members of sets are plain values, for
-a tuple of tuples can take 2^40 steps to hash, and few of them are numbers, whose hashes a file can make collide.
+It restricts the unpickler that is written in Python, because its memo is a dict. The memo of the C unpickler is an
+array, which grows to whatever index four bytes of a file name.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 import pickletools
-from collections.abc import Callable
-from typing import Any
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 # An empty set takes one byte of a file and 216 of memory, the most of all opcodes.
 BYTES_AN_OPCODE = 216
 PLAIN_KEYS = (str, bytes, int, float, bool, type(None))
 MAX_NUMBER_KEYS = 10_000  # keys and members of sets that are numbers, in a whole pickle
+OPCODES = (
+    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
+    "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "BINSTRING", "SHORT_BINSTRING", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "EMPTY_TUPLE", "TUPLE", "TUPLE1",
+    "TUPLE2", "TUPLE3", "FROZENSET", "SETITEM", "SETITEMS", "APPEND", "APPENDS", "ADDITEMS", "BINPUT", "LONG_BINPUT",
+    "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "BINPERSID", "REDUCE", "BUILD",
+)
 
 
 class RefusedPickleError(ValueError):
-    """The pickle is damaged, or holds what its reader does not take; the text says what, the reader adds the file."""
+    """The pickle is damaged, or holds what its reader does not take; the reader adds the name of the file."""
 
 
-class _Mark:
-    """Where the items of a tuple, list or dict begin on the stack."""
+@dataclasses.dataclass(frozen=True)
+class Global:
+    """The name of a global in a pickle: MODULE.NAME."""
 
-
-MARK = _Mark()
+    name: str
 
 
 class Unfinished:
-    """What a subclass puts where an object will be once its state is known."""
+    """A placeholder for an object whose state follows; `build` returns the object."""
 
     place: int | None = None  # in the memo
 
 
-class PickleMachine:
-    """Stack and memo, and what the opcodes do to them; a subclass decides on globals, calls and states."""
+class PlainUnpickler(pickle._Unpickler):
+    """Reads one pickle of plain data; a subclass defines `build` and `persistent_load`."""
 
-    def __init__(self, max_opcodes: int, keys: tuple[type, ...] = PLAIN_KEYS):
-        """A machine for one pickle.
+    stack: list[Any]
+    metastack: list[list[Any]]  # the stacks below the marks
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, file: Any, functions: Mapping[str, Callable[..., Any] | None], max_opcodes: int,
+                 keys: tuple[type, ...] = PLAIN_KEYS):
+        """Prepare to read a pickle.
 
         Args:
+            file: has `read` and `readline`, which read no further than its end.
+            functions: what REDUCE calls for each name that the pickle may use; None: the name may only be mentioned.
             max_opcodes: a pickle of more is refused; bounds time, and memory at `BYTES_AN_OPCODE` each.
             keys: types that a key of a dict may have.
         """
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-        self._max_opcodes, self._keys, self._number_keys = max_opcodes, keys, 0
+        super().__init__(file, encoding="latin-1")
+        self.memo: dict[int, Any] = _Memo()
+        self._functions, self._max_opcodes, self._opcodes = functions, max_opcodes, 0
+        self._keys, self._number_keys = keys, 0
 
-    def run(self, content: Any) -> Any:
-        """The object that the pickle describes.
-
-        Args:
-            content: bytes, or an object with `read`, `readline` and `tell` that reads no further than its end.
+    def load(self) -> Any:
+        """The object that the pickle describes; containers are shared as in the file.
 
         Raises:
-            RefusedPickleError: it is damaged, has an opcode or too many that plain data do not need, or the subclass
-                refuses what it names.
+            RefusedPickleError: it is damaged, has an opcode or too many that plain data do not need, or names what the
+                allow-list does not hold.
         """
         try:
-            for number, (opcode, argument, position) in enumerate(pickletools.genops(content)):
-                if number >= self._max_opcodes:
-                    raise RefusedPickleError(f"its pickle has more than {self._max_opcodes:,} opcodes, the most that "
-                                             "is read")
-                if opcode.name not in _ACTIONS:
-                    raise RefusedPickleError(f"its pickle has the opcode {opcode.name} at byte {position}, which "
-                                             "plain data do not need")
-                _ACTIONS[opcode.name](self, argument)
+            return super().load()
         except RefusedPickleError:
             raise
-        except (ValueError, LookupError, TypeError, OverflowError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, EOFError, struct.error,
+                pickle.UnpicklingError) as error:
             raise RefusedPickleError(f"its pickle is damaged ({type(error).__name__})") from error
-        if len(self.stack) != 1 or self.stack[0] is MARK:
-            raise RefusedPickleError(f"its pickle is damaged ({len(self.stack)} objects at its end, expected one)")
-        return self.stack.pop()
 
-    def find_global(self, name: str) -> Any:
-        """What stands for MODULE.NAME; nothing may be imported."""
-        raise NotImplementedError
-
-    def reduce(self, function: Any, arguments: Any) -> Any:
-        """What pickle would get by calling `function`."""
-        raise NotImplementedError
+    def find_class(self, module: str, name: str) -> Global:
+        """The name, if the allow-list holds it."""
+        found = f"{module}.{name}"
+        if found not in self._functions:
+            raise RefusedPickleError(f"its pickle asks for {found[:200]!r}, expected plain data; nothing was executed")
+        return Global(found)
 
     def build(self, target: Any, state: Any) -> Any:
-        """What stands on the stack once pickle would have set the state of `target`."""
-        raise NotImplementedError
-
-    def persistent_id(self, value: Any) -> Any:
-        """What a persistent id stands for."""
-        raise RefusedPickleError(f"its pickle refers to an object outside it by a {kind_of(value)}")
-
-    def push(self, value: Any) -> None:
-        """Put a value on the stack."""
-        self.stack.append(value)
-
-    def pop(self) -> Any:
-        """The topmost value, which must be none of the marks."""
-        value = self.stack.pop()
-        if value is MARK:
-            raise RefusedPickleError("its pickle is damaged (a mark where a value should be)")
-        return value
-
-    def pop_to_mark(self) -> list[Any]:
-        """The values above the last mark, in their order."""
-        items: list[Any] = []
-        while (item := self.stack.pop()) is not MARK:
-            items.append(item)
-        return items[::-1]
-
-    def push_tuple(self, length: int) -> None:
-        """Make a tuple of the topmost values."""
-        self.push(tuple([self.pop() for _ in range(length)][::-1]))
-
-    def set_items(self, items: list[Any]) -> None:
-        """Keys and values in turn, into the dict below them."""
-        target = self.stack[-1]
-        if not isinstance(target, dict) or len(items) % 2:
-            raise RefusedPickleError(f"its pickle sets items of a {kind_of(target)}")
-        self.check_keys(items[::2], "a dict", self._keys)
-        target.update(zip(items[::2], items[1::2], strict=True))
-
-    def append(self, items: list[Any]) -> None:
-        """Values into the list below them."""
-        target = self.stack[-1]
-        if not isinstance(target, list):
-            raise RefusedPickleError(f"its pickle appends to a {kind_of(target)}")
-        target.extend(items)
-
-    def add(self, items: list[Any]) -> None:
-        """Values into the set below them."""
-        target = self.stack[-1]
-        if not isinstance(target, set):
-            raise RefusedPickleError(f"its pickle adds to a {kind_of(target)}")
-        self.check_keys(items, "a set")
-        target.update(items)
-
-    def put(self, place: int | None) -> None:
-        """Remember the topmost value; None: at the next place."""
-        place = len(self.memo) if place is None else place
-        self.memo[place] = self.stack[-1]
-        if isinstance(self.stack[-1], Unfinished):
-            self.stack[-1].place = place
-
-    def stack_global(self) -> None:
-        """A global whose module and name lie on the stack."""
-        name, module = self.pop(), self.pop()
-        if not (isinstance(name, str) and isinstance(module, str)):
-            raise RefusedPickleError("its pickle asks for a global whose name is no text")
-        self.push(self.find_global(f"{module}.{name}"))
-
-    def call(self) -> None:
-        """REDUCE: a function and the tuple of its arguments become its result."""
-        arguments, function = self.pop(), self.pop()
-        self.push(self.reduce(function, arguments))
-
-    def set_state(self) -> None:
-        """BUILD: the result takes the place of the target, in the memo as well."""
-        state, target = self.pop(), self.pop()
-        built = self.build(target, state)
-        if isinstance(target, Unfinished) and target.place is not None and self.memo.get(target.place) is target:
-            self.memo[target.place] = built
-        self.push(built)
+        """The object that replaces `target` once it has its state."""
+        del state
+        raise RefusedPickleError(f"its pickle sets the state of a {kind_of(target)}")
 
     def check_keys(self, keys: list[Any], what: str, kinds: tuple[type, ...] = PLAIN_KEYS) -> list[Any]:
         """The keys, or members of a set, all of which can be hashed at once.
@@ -182,42 +116,86 @@ class PickleMachine:
             raise RefusedPickleError(f"its pickle has more than {MAX_NUMBER_KEYS:,} numbers as keys or in sets")
         return keys
 
+    def count_opcode(self) -> None:
+        """Count an opcode before it is carried out."""
+        self._opcodes += 1
+        if self._opcodes > self._max_opcodes:
+            raise RefusedPickleError(f"its pickle has more than {self._max_opcodes:,} opcodes, the most that is read")
+
+    def _stop(self) -> None:
+        if len(self.stack) != 1 or self.metastack:
+            raise RefusedPickleError(f"its pickle is damaged ({len(self.stack)} objects at its end, expected one)")
+        pickle._Unpickler.dispatch[pickle.STOP[0]](cast(Any, self))
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict) or len(items) % 2:
+            raise RefusedPickleError(f"its pickle sets items of a {kind_of(target)}")
+        self.check_keys(items[::2], "a dict", self._keys)
+        target.update(zip(items[::2], items[1::2], strict=True))
+
+    def _add_items(self) -> None:
+        items = self.check_keys(self.pop_mark(), "a set")
+        if not isinstance(self.stack[-1], set):
+            raise RefusedPickleError(f"its pickle adds to a {kind_of(self.stack[-1])}")
+        self.stack[-1].update(items)
+
+    def _reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack[-1]
+        call = self._functions[function.name] if isinstance(function, Global) else None
+        try:
+            if call is None or type(arguments) is not tuple:
+                raise TypeError("no call of plain data")
+            self.stack[-1] = call(*arguments)
+        except TypeError as error:
+            raise RefusedPickleError(f"its pickle calls {kind_of(function)} with arguments that its library never "
+                                     "writes") from error
+
+    def _build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        self.stack[-1] = built = self.build(target, state)
+        if isinstance(target, Unfinished) and target.place is not None and self.memo.get(target.place) is target:
+            self.memo[target.place] = built
+
 
 def kind_of(value: Any) -> str:
     """The name of its type, never the value itself: a small pickle can describe one that prints without end."""
-    return str(getattr(value, "pickle_name", type(value).__name__))[:200]
+    return (value.name if isinstance(value, Global) else type(value).__name__)[:200]
 
 
-_Action = Callable[[PickleMachine, Any], None]
+class _Memo(dict[int, Any]):
+    def __setitem__(self, place: int, value: Any) -> None:
+        super().__setitem__(place, value)
+        if isinstance(value, Unfinished):
+            value.place = place
 
-_ACTIONS: dict[str, _Action] = {
-    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda machine, _: None),
-    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BININT", "BININT1", "BININT2", "LONG1",
-                     "BINFLOAT", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"),
-                    lambda machine, value: machine.push(value)),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), lambda machine, place: machine.put(place)),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda machine, place: machine.push(machine.memo[place])),
-    "MARK": lambda machine, _: machine.push(MARK),
-    "NONE": lambda machine, _: machine.push(None),
-    "NEWTRUE": lambda machine, _: machine.push(True),
-    "NEWFALSE": lambda machine, _: machine.push(False),
-    "EMPTY_DICT": lambda machine, _: machine.push({}),
-    "EMPTY_LIST": lambda machine, _: machine.push([]),
-    "EMPTY_SET": lambda machine, _: machine.push(set()),
-    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
-    "TUPLE1": lambda machine, _: machine.push_tuple(1),
-    "TUPLE2": lambda machine, _: machine.push_tuple(2),
-    "TUPLE3": lambda machine, _: machine.push_tuple(3),
-    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
-    "FROZENSET": lambda machine, _: machine.push(frozenset(machine.check_keys(machine.pop_to_mark(), "a set"))),
-    "SETITEM": lambda machine, _: machine.set_items([machine.pop(), machine.pop()][::-1]),
-    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
-    "APPEND": lambda machine, _: machine.append([machine.pop()]),
-    "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
-    "ADDITEMS": lambda machine, _: machine.add(machine.pop_to_mark()),
-    "GLOBAL": lambda machine, argument: machine.push(machine.find_global(argument.replace(" ", ".", 1))),
-    "STACK_GLOBAL": lambda machine, _: machine.stack_global(),
-    "BINPERSID": lambda machine, _: machine.push(machine.persistent_id(machine.pop())),
-    "REDUCE": lambda machine, _: machine.call(),
-    "BUILD": lambda machine, _: machine.set_state(),
+
+_Handler = Callable[[Any], Any]
+
+
+class _Dispatch(dict[int, _Handler]):
+    def __missing__(self, code: int) -> _Handler:
+        name = next((opcode.name for opcode in pickletools.opcodes if opcode.code == chr(code)), code)
+        raise RefusedPickleError(f"its pickle has the opcode {name}, which plain data do not need")
+
+
+def _counted(handler: _Handler) -> _Handler:
+    def run(reader: PlainUnpickler) -> None:
+        reader.count_opcode()
+        handler(reader)
+
+    return run
+
+
+_OWN: dict[str, _Handler] = {
+    "FRAME": lambda reader: reader.read(8),  # its length; pickle would copy the frame as a whole
+    "STOP": PlainUnpickler._stop,
+    "SETITEM": lambda reader: reader._set_items([reader.stack.pop(-2), reader.stack.pop()]),
+    "SETITEMS": lambda reader: reader._set_items(reader.pop_mark()),
+    "ADDITEMS": PlainUnpickler._add_items,
+    "FROZENSET": lambda reader: reader.append(frozenset(reader.check_keys(reader.pop_mark(), "a set"))),
+    "REDUCE": PlainUnpickler._reduce,
+    "BUILD": PlainUnpickler._build,
 }
+PlainUnpickler.dispatch = _Dispatch({code: _counted(_OWN.get(name) or pickle._Unpickler.dispatch[code])
+                                     for name in OPCODES for code in getattr(pickle, name)})

@@ -86,7 +86,7 @@ ALLOWED = {
         "agent_jax.fields",
         "agent_jax.runtime.command_line",
     ],
-    "pickle": [],
+    "pickle": ["agent_jax.plain_pickle"],
     # Not dependencies, or not safe: nowhere.
     "tensorflow": [],
     "matplotlib": [],

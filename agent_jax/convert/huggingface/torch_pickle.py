@@ -1,21 +1,20 @@
-"""What a PyTorch file's pickle says of its tensors, read without executing it.
+"""The tensors that a PyTorch file's pickle describes, read without executing it.
 
-    opcodes, acted out by plain_pickle.py -> torch's names, which mean something here -> name -> TensorHeader
-
-No module is imported and nothing is called by a name from the file: a global is a name until it is held against
-GLOBALS, REDUCE knows three of them, BUILD none but OrderedDict. Everything else is refused by its name.
+plain_pickle.py reads it, with the names of torch that `_FUNCTIONS` holds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
+from collections.abc import Callable
 from typing import Any
 
-from agent_jax.plain_pickle import PickleMachine, RefusedPickleError, kind_of
+from agent_jax.plain_pickle import Global, PlainUnpickler, RefusedPickleError, kind_of
 
 __all__ = ["RefusedPickleError", "Storage", "TensorHeader", "read_tensors"]
 
-MAX_OPCODES = 500_000  # 30 a tensor: 16,000 tensors; a pickle that says more than that is no state dict
+MAX_OPCODES = 500_000  # 30 a tensor, so 16,000 tensors
 MAX_AXES = 8
 
 # Storage classes of torch: dtype as safetensors names it, bytes of a value.
@@ -24,9 +23,6 @@ STORAGES = {
     "LongStorage": ("I64", 8), "IntStorage": ("I32", 4), "ShortStorage": ("I16", 2), "CharStorage": ("I8", 1),
     "ByteStorage": ("U8", 1), "BoolStorage": ("BOOL", 1),
 }
-ORDERED_DICT = "collections.OrderedDict"
-REBUILD_TENSOR, REBUILD_PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
-GLOBALS = {ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, *(f"torch.{name}" for name in STORAGES)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +49,6 @@ class TensorHeader:
     strides: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Global:
-    name: str
-
-    @property
-    def pickle_name(self) -> str:
-        """How errors name it."""
-        return self.name
-
-
 def read_tensors(content: bytes) -> dict[str, TensorHeader]:
     """The tensors of a state dict, in its order; of a training checkpoint, those of its `state_dict`.
 
@@ -72,7 +58,7 @@ def read_tensors(content: bytes) -> dict[str, TensorHeader]:
     Raises:
         RefusedPickleError: anything but a flat dict from names to tensors, alone or under `state_dict`.
     """
-    tensors = _Machine().run(content)
+    tensors = _StateDictUnpickler(content).load()
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
         tensors = tensors["state_dict"]
     if not isinstance(tensors, dict):
@@ -85,44 +71,21 @@ def read_tensors(content: bytes) -> dict[str, TensorHeader]:
     return tensors
 
 
-class _Machine(PickleMachine):
-    """What torch's names mean to us."""
+class _StateDictUnpickler(PlainUnpickler):
+    """Reads a state dict, or a training checkpoint, whose optimizer numbers its parameters."""
 
-    def __init__(self) -> None:
-        super().__init__(MAX_OPCODES, keys=(str, int))  # an optimizer numbers its parameters
+    def __init__(self, content: bytes):
+        super().__init__(io.BytesIO(content), _FUNCTIONS, MAX_OPCODES, keys=(str, int))
         self.storages: dict[str, Storage] = {}
 
-    def find_global(self, name: str) -> _Global:
-        if name not in GLOBALS:
-            raise RefusedPickleError(f"its pickle asks for {name[:200]!r}, which is no tensor; only tensors are read, "
-                                     "and nothing is executed")
-        return _Global(name)
-
-    def reduce(self, function: Any, arguments: Any) -> Any:
-        """One of three things that are known to be harmless."""
-        name = function.name if isinstance(function, _Global) else ""
-        if name == ORDERED_DICT and arguments == ():
-            return {}
-        if name == REBUILD_TENSOR and isinstance(arguments, tuple) and len(arguments) in (6, 7):
-            return _tensor(*arguments[:4])
-        if name == REBUILD_PARAMETER and isinstance(arguments, tuple) and len(arguments) == 3:
-            if not isinstance(arguments[0], TensorHeader):
-                raise RefusedPickleError(f"its pickle makes a parameter of a {kind_of(arguments[0])}")
-            return arguments[0]
-        raise RefusedPickleError(f"its pickle calls {name or kind_of(function)} with arguments that torch.save never "
-                                 "writes")
-
     def build(self, target: Any, state: Any) -> Any:
-        """The attributes of an OrderedDict, which hold versions of modules; nothing is set."""
-        del state
-        if not isinstance(target, dict):
-            raise RefusedPickleError(f"its pickle sets the state of a {kind_of(target)}")
-        return target
+        """An OrderedDict as it is: its attributes hold versions of modules."""
+        return target if isinstance(target, dict) else super().build(target, state)
 
-    def persistent_id(self, value: Any) -> Storage:
-        """("storage", class, key, device, number of values)."""
-        match value:
-            case ("storage", _Global(name=name), str(key), str(), int(values)) if (
+    def persistent_load(self, pid: Any) -> Storage:
+        """The storage that ("storage", class, key, device, number of values) names."""
+        match pid:
+            case ("storage", Global(name=name), str(key), str(), int(values)) if (
                     name.removeprefix("torch.") in STORAGES and type(values) is int and values >= 0):
                 storage = Storage(key, STORAGES[name.removeprefix("torch.")][0], values)
             case _:
@@ -132,8 +95,10 @@ class _Machine(PickleMachine):
         return storage
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TensorHeader:
-    """A tensor that lies within its storage."""
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any,
+            metadata: Any = None) -> TensorHeader:
+    """torch._utils._rebuild_tensor_v2: a tensor that lies within its storage."""
+    del requires_grad, hooks, metadata
     if not (isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)):
         raise RefusedPickleError("its pickle describes a tensor by something else than a storage and whole numbers")
     if len(shape) != len(strides) or len(shape) > MAX_AXES:  # before they are looked at: many may share long ones
@@ -146,3 +111,16 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TensorHeader
                                  f"reaches to value {last:,} of storage {storage.key[:100]!r}, which has "
                                  f"{storage.values:,}")
     return TensorHeader(storage, offset, shape, strides)
+
+
+def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> TensorHeader:
+    """torch._utils._rebuild_parameter: the tensor itself."""
+    del requires_grad, hooks
+    if not isinstance(tensor, TensorHeader):
+        raise RefusedPickleError(f"its pickle makes a parameter of a {kind_of(tensor)}")
+    return tensor
+
+
+_FUNCTIONS: dict[str, Callable[..., Any] | None] = {
+    **dict.fromkeys((f"torch.{name}" for name in STORAGES), None), "collections.OrderedDict": lambda: {},
+    "torch._utils._rebuild_tensor_v2": _tensor, "torch._utils._rebuild_parameter": _parameter}

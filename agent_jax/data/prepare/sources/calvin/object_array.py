@@ -2,15 +2,14 @@ r"""Reading a `.npy` file that holds a pickled object, as data alone: nothing in
 
     \x93NUMPY | version | header {'descr': '|O', 'shape': ()} | pickle of an array of objects
 
-The opcodes are acted out by plain_pickle.py; the names below are all that NumPy writes for arrays and numbers, and any
-other is refused. So dicts, lists, tuples, sets, texts, numbers and arrays of them are read. Memory is bounded by
-limits.py: three quarters of its bound for the objects, by the number of opcodes, and one for what is copied out of the
-file, for a file can name the same bytes many times.
+plain_pickle.py reads it, with the names that NumPy writes for arrays and numbers. So dicts, lists, tuples, sets, texts,
+numbers and arrays of them are read, and any other name is refused. Memory is bounded by limits.py: three quarters of
+its bound for the objects, by the number of opcodes, and one for what is copied out of the file, for a file can name the
+same bytes many times.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import mmap
 import re
@@ -22,7 +21,7 @@ import numpy as np
 from agent_jax.data.limits import MAX_READ_VARIABLE, check_unpacked, max_extra_bytes
 from agent_jax.data.prepare.sources.calvin.npy_file import HEADER_ERRORS, read_header
 from agent_jax.data.prepare.sources.source import BadDataError
-from agent_jax.plain_pickle import BYTES_AN_OPCODE, PickleMachine, RefusedPickleError, Unfinished, kind_of
+from agent_jax.plain_pickle import BYTES_AN_OPCODE, PlainUnpickler, RefusedPickleError, Unfinished, kind_of
 
 _PLAIN_TYPE = re.compile(r"[<>=|]?([biufUS]\d+|O8?|\?)")
 _LONGEST_TYPE = 16  # characters
@@ -30,9 +29,9 @@ _MOST_AXES = 32
 
 
 class _Dtype:
-    """What a pickled numpy.dtype says."""
+    """A pickled numpy.dtype."""
 
-    def __init__(self, text: Any):
+    def __init__(self, text: Any, *_: Any):
         if not isinstance(text, str) or len(text) > _LONGEST_TYPE or not _PLAIN_TYPE.fullmatch(text):
             found = repr(text) if isinstance(text, str) and len(text) <= _LONGEST_TYPE else kind_of(text)
             raise RefusedPickleError(f"an array of type {found}, expected plain numbers, texts or objects")
@@ -56,57 +55,36 @@ class _Dtype:
 
 
 class _Array(Unfinished):
-    """A numpy.ndarray of which the state is to come."""
+    """A numpy.ndarray whose state follows."""
+
+    def __init__(self, *_: Any):
+        pass
 
 
-# What NumPy's own names stand for, before NumPy 2 and since.
-_NAMES = {"numpy.dtype": "dtype", "numpy.ndarray": "ndarray", "builtins.set": "set", "builtins.frozenset": "set",
-          "__builtin__.set": "set"}
-for _package in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    _NAMES |= {f"{_package}._reconstruct": "reconstruct", f"{_package}.scalar": "scalar"}
+class _ArrayUnpickler(PlainUnpickler):
+    """Reads plain data and NumPy's arrays and scalars."""
 
-
-@dataclasses.dataclass(frozen=True)
-class _Name:
-    """One of the values of _NAMES."""
-
-    text: str
-
-
-class _Machine(PickleMachine):
-    """What NumPy's names mean to us."""
-
-    def __init__(self, where: str, packed: int):
-        super().__init__(max_extra_bytes() * 3 // 4 // BYTES_AN_OPCODE)
+    def __init__(self, file: Any, where: str, packed: int):
+        functions = {"numpy.dtype": _Dtype, "numpy.ndarray": None, "builtins.set": self._set,
+                     "builtins.frozenset": self._set, "__builtin__.set": self._set}
+        for package in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before NumPy 2 and since
+            functions |= {f"{package}._reconstruct": _Array, f"{package}.scalar": self._scalar}
+        super().__init__(file, functions, max_extra_bytes() * 3 // 4 // BYTES_AN_OPCODE)
         self._where, self._packed, self._copied = where, packed, 0
-
-    def find_global(self, name: str) -> _Name:
-        if name not in _NAMES:
-            raise RefusedPickleError(f"it names {name[:200]}, which is neither a plain value nor an array")
-        return _Name(_NAMES[name])
-
-    def reduce(self, function: Any, arguments: Any) -> Any:
-        name = function.text if isinstance(function, _Name) else ""
-        if not isinstance(arguments, tuple) or not name or (name != "reconstruct" and not arguments):
-            raise RefusedPickleError(f"it calls a {kind_of(function)} with a {kind_of(arguments)}")
-        if name == "reconstruct":
-            return _Array()
-        if name == "dtype":
-            return _Dtype(arguments[0])
-        if name == "scalar" and len(arguments) == 2:
-            return self._scalar(*arguments)
-        if name == "set" and isinstance(arguments[0], list):
-            self._copies(BYTES_AN_OPCODE + 64 * len(arguments[0]))
-            return set(self.check_keys(arguments[0], "a set"))
-        raise RefusedPickleError(f"it calls {name} with arguments that NumPy never writes")
 
     def build(self, target: Any, state: Any) -> Any:
         if isinstance(target, _Array):
             return self._array(state)
-        if isinstance(target, _Dtype):
-            target.set_state(state)
-            return target
-        raise RefusedPickleError(f"it sets the state of a {kind_of(target)}")
+        if not isinstance(target, _Dtype):
+            return super().build(target, state)
+        target.set_state(state)
+        return target
+
+    def _set(self, items: Any) -> set[Any]:
+        if not isinstance(items, list):
+            raise RefusedPickleError(f"a set of a {kind_of(items)}, expected a list")
+        self._copies(BYTES_AN_OPCODE + 64 * len(items))
+        return set(self.check_keys(items, "a set"))
 
     def _scalar(self, described: Any, content: Any) -> Any:
         if not isinstance(described, _Dtype) or described.dtype.kind == "O":
@@ -136,7 +114,7 @@ class _Machine(PickleMachine):
         return flat.reshape(shape, order=order)
 
     def _copies(self, size: int) -> None:
-        """Count bytes that are taken beside those of the file."""
+        """Count bytes that are taken in addition to those of the file."""
         self._copied += size
         check_unpacked(4 * self._copied, self._packed, f"{self._where}, its arrays")
 
@@ -148,19 +126,19 @@ def read_object_array(path: Path) -> Any:
         path: a .npy file of a 0-dimensional array of type object.
 
     Returns:
-        A dict, list or whatever it is, of plain values and arrays. What the file names twice is one object.
+        The object, of plain values and arrays. What the file names twice is one object.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BadDataError: it is no such file, it is damaged, it takes more memory than limits.py allows, or it holds
-            something that is neither a plain value nor an array; names it.
+        BadDataError: it is damaged or no such file, it takes more memory than limits.py allows, or it holds something
+            that is neither a plain value nor an array; names it.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             _, _, dtype = read_header(content)
             if not dtype.hasobject:
                 raise RefusedPickleError(f"an array of type {dtype}, expected a saved Python object")
-            array = _Machine(str(path), len(content)).run(content)
+            array = _ArrayUnpickler(content, str(path), len(content)).load()
             if not isinstance(array, np.ndarray) or array.shape != ():
                 raise RefusedPickleError("more than one object, expected one")
             return array.item()

@@ -61,7 +61,7 @@ class Harmful:
 
 def test_what_would_call_something_is_refused_by_name_and_not_called(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.npy", {"language": Harmful(tmp_path / "made")})
-    with pytest.raises(BadDataError, match=r"a\.npy: .*names posix\.mkdir"):
+    with pytest.raises(BadDataError, match=r"a\.npy: .*asks for 'posix\.mkdir'"):
         read_object_array(path)
     assert not (tmp_path / "made").exists()
     assert np.load(path, allow_pickle=True) is not None  # the file does what it is said to do
@@ -76,7 +76,7 @@ def test_a_pickle_cannot_change_the_reader_itself(tmp_path: Path) -> None:
     for name in ("numpy\ndtype", "numpy\nndarray", f"{core}\n_reconstruct", f"{core}\nscalar"):
         # GLOBAL name; the state (None, {"left": 1}), which means setattr(name, "left", 1); BUILD; STOP
         (tmp_path / "a.npy").write_bytes(header + f"c{name}\n".encode() + b"N}X\x04\x00\x00\x00leftK\x01s\x86b.")
-        with pytest.raises(BadDataError, match="sets the state of a _Name"):
+        with pytest.raises(BadDataError, match="sets the state of a numpy"):
             read_object_array(tmp_path / "a.npy")
 
 
