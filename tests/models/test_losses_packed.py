@@ -49,7 +49,8 @@ def sums_and_weights(windows, *, packed):
     rows = PackedRows(windows, size, V, PATCHES, 0)
     if not packed:
         samples, _ = rows._epochs[0]
-        rows._epochs[0] = samples, plan_rows(rows._need(samples), size, 0, alone_N=np.ones(len(samples.domain_N), bool))
+        rows._epochs[0] = samples, plan_rows(
+            rows._usage(samples), size, 0, exclusive_N=np.ones(len(samples.domain_N), bool))
     laid_out = [rows.row(0, number) for number in range(len(rows.plan(0)))]
     laid_out += [rows.blank()] * (-len(laid_out) % ROWS)
     params = random_params(config)

@@ -1,10 +1,10 @@
-"""Batches for training, in an order that depends on the seed alone: not on hosts, workers or restarts.
+"""Batches for training, in an order that depends on the seed alone, not on hosts, workers or restarts.
 
     epoch e: samples (mixture) -> plan of rows (packing) -> rows, decoded and laid out -> global batches
     process p of P takes the p-th part of each global batch
 
-The position is a count of rows of the whole run, the same for any number of processes. Every batch comes with the
-state that continues after it, so what is prefetched is neither lost nor repeated.
+The position in the data is a count of rows of the whole run, the same for any number of processes. Every batch comes
+with the state that continues after it, so that a restart neither loses nor repeats prefetched batches.
 """
 
 from __future__ import annotations
@@ -25,43 +25,42 @@ from agent_jax.data.pipeline.mixture import Epoch, epoch_samples
 from agent_jax.data.pipeline.packing import PackingPlan, fitted_size, plan_rows
 from agent_jax.data.pipeline.windows import Windows
 
-# Of the main process, where no workers are. Decoding and resizing let go of the interpreter: on 2 cores two threads
-# gave 3,100 frames/s, one 1,600, two worker processes, which copy each batch, 2,400 (benchmarks/input_pipeline.py).
+# Without worker processes. Decoding and resizing release the interpreter lock, and threads copy no batch.
 _THREADS = 2
 State = dict[str, Any]  # JSON: rows of the run, epoch, row of the epoch, windows of each domain
 
 
 class PackedRows:
-    """The rows of an epoch, in order, each decoded when it is asked for."""
+    """The rows of each epoch, in order; a row is decoded on request."""
 
     def __init__(self, windows: Sequence[Windows], size: RowSize, visual_tokens: int, patches: int, seed: int, *,
                  fit: bool = False):
-        """Of the domains' windows.
+        """Plan the first epoch.
 
         Args:
             windows: of each domain, by its index.
             size: of a row.
-            visual_tokens: V, visual tokens of an image as the model hands them over.
+            visual_tokens: V, visual tokens of an image in the language model's row.
             patches: P, patches of an image.
             seed: of order and mixture.
             fit: shorten the rows to what the windows of the first epoch fill.
 
         Raises:
-            ValueError: no windows at all, or one that does not fit into a row.
+            ValueError: there are no windows, or one does not fit into a row.
         """
         if not sum(len(domain) for domain in windows):
             raise ValueError("data: no windows in any domain, expected at least one")
         self.counts = [len(domain) for domain in windows]
         self.windows, self.size, self._seed = tuple(windows), size, seed
         self._visual_tokens, self._patches = visual_tokens, patches
-        self._first_needs = [domain.needs(visual_tokens) for domain in windows]
+        self._first_usage = [domain.usage(visual_tokens) for domain in windows]
         self._weights = [domain.domain.weight for domain in windows]
         self._epochs: dict[int, tuple[Epoch, PackingPlan]] = {}
         if fit:
             samples = epoch_samples(self.counts, self._weights, 0, seed)
-            largest = np.max([domain.largest(visual_tokens) for domain in windows], axis=0)
-            self.size = fitted_size(self._need(samples), largest, size, visual_tokens, self._alone(samples))
-        self.plan(0)  # what does not fit is refused now, not in a worker
+            largest = np.max([domain.largest_usage(visual_tokens) for domain in windows], axis=0)
+            self.size = fitted_size(self._usage(samples), largest, size, visual_tokens, self._exclusive(samples))
+        self.plan(0)  # raise here, not in a worker
 
     def plan(self, epoch: int) -> PackingPlan:
         """The plan of an epoch."""
@@ -70,17 +69,17 @@ class PackedRows:
     def fill(self, epoch: int = 0) -> dict[str, float]:
         """The used share of the rows' images, slots and targets; see `PackingPlan.fill`."""
         samples, plan = self._epoch(epoch)
-        return plan.fill(self._need(samples), self.size)
+        return plan.fill(self._usage(samples), self.size)
 
     def row(self, epoch: int, number: int) -> Row:
         """A row, decoded and laid out."""
         samples, plan = self._epoch(epoch)
-        chosen = [(samples.domain_N[i], int(samples.window_N[i]), int(samples.turn_N[i])) for i in plan.row(number)]
-        read = [self.windows[domain].read(window, turn) for domain, window, turn in chosen]
-        return lay_out(read, self.size, self._visual_tokens, self._patches)
+        windows = [self.windows[samples.domain_N[i]].read(int(samples.window_N[i]), int(samples.domain_epoch_N[i]))
+                   for i in plan.row(number)]
+        return lay_out(windows, self.size, self._visual_tokens, self._patches)
 
     def unweighted(self) -> PackedRows:
-        """The same with every window exactly once an epoch, whatever the domains' weights in the mixture."""
+        """The same rows with every window once an epoch, regardless of the domains' weights."""
         if all(weight == 1 for weight in self._weights):
             return self
         other = copy.copy(self)
@@ -91,38 +90,39 @@ class PackedRows:
         """A row without weight."""
         return blank_row(self.size)
 
-    def _need(self, samples: Epoch) -> np.ndarray:
-        need_N3 = np.zeros((len(samples.domain_N), 3), np.int64)
+    def _usage(self, samples: Epoch) -> np.ndarray:
+        """int64 (samples, 3): images, slots and targets of each."""
+        usage_N3 = np.zeros((len(samples.domain_N), 3), np.int64)
         for domain, windows in enumerate(self.windows):
-            mine = samples.domain_N == domain
+            of_domain = samples.domain_N == domain
             if windows.domain.sampling != "random":
-                need_N3[mine] = self._first_needs[domain][samples.window_N[mine]]
+                usage_N3[of_domain] = self._first_usage[domain][samples.window_N[of_domain]]
                 continue
-            for turn in np.unique(samples.turn_N[mine]).tolist():
-                now = mine & (samples.turn_N == turn)
-                need_N3[now] = windows.needs(self._visual_tokens, turn)[samples.window_N[now]]
-        return need_N3
+            for epoch in np.unique(samples.domain_epoch_N[of_domain]).tolist():
+                of_epoch = of_domain & (samples.domain_epoch_N == epoch)
+                usage_N3[of_epoch] = windows.usage(self._visual_tokens, epoch)[samples.window_N[of_epoch]]
+        return usage_N3
 
-    def _alone(self, samples: Epoch) -> np.ndarray:
-        """Which samples have a row for themselves, since a row has one label."""
+    def _exclusive(self, samples: Epoch) -> np.ndarray:
+        """bool (samples,): whether each needs a row of its own, since a row has one label."""
         return np.asarray([windows.domain.layout == "label" for windows in self.windows])[samples.domain_N]
 
     def _epoch(self, epoch: int) -> tuple[Epoch, PackingPlan]:
-        made = self._epochs.get(epoch)
-        if made is None:
+        planned = self._epochs.get(epoch)
+        if planned is None:
             samples = epoch_samples(self.counts, self._weights, epoch, self._seed)
-            made = samples, plan_rows(self._need(samples), self.size, (self._seed, epoch),
-                                      alone_N=self._alone(samples))
-            # Batches made ahead straddle two epochs at most; three, so that none is made twice.
-            self._epochs = {**dict(list(self._epochs.items())[-2:]), epoch: made}
-        return made  # not from the table: another thread may have replaced it
+            planned = samples, plan_rows(self._usage(samples), self.size, (self._seed, epoch),
+                                         exclusive_N=self._exclusive(samples))
+            # Prefetched batches reach into two epochs at most; keep three, so that none is planned twice.
+            self._epochs = {**dict(list(self._epochs.items())[-2:]), epoch: planned}
+        return planned  # not looked up again: another thread may have replaced the dict
 
 
 class _Batches:
-    """What grain reads: this process's part of each global batch from a position onwards, without end.
+    """Grain's data source: this process's part of each global batch from a position on, without end.
 
-    An element is a whole batch, since grain's bookkeeping costs half as much as reading a row; with it goes the
-    position after it.
+    An element is a whole batch, because grain's cost per element is high next to reading one row. It holds the position
+    after the batch as well.
     """
 
     def __init__(self, rows: PackedRows, batch_size: int, process_index: int, process_count: int, epoch: int, row: int):
@@ -140,8 +140,8 @@ class _Batches:
         return {**vars(batch), "position": np.asarray(self._locate((index + 1) * self._batch_size))}
 
     def _locate(self, offset: int) -> tuple[int, int]:
-        """Epoch and row at `offset` rows after the position this began at."""
-        starts = self._starts  # never changed, only replaced: another thread may be reading it
+        """Epoch and row at `offset` rows after the first position."""
+        starts = self._starts  # replaced, never changed in place: another thread may be reading it
         while offset >= (end := starts[-1] + len(self._rows.plan(self._first_epoch + len(starts) - 1))):
             starts = [*starts, end]
         self._starts = starts
@@ -150,7 +150,7 @@ class _Batches:
 
 
 class Loader:
-    """An endless iterator of (Batch, state): this process's part of each global batch, made ahead."""
+    """An endless iterator of (Batch, state): this process's part of each global batch, prefetched."""
 
     def __init__(self, rows: PackedRows, batch_size: int, *, process_index: int = 0, process_count: int = 1,
                  workers: int = 0, prefetch: int = 4, state: Mapping[str, Any] | None = None):
@@ -159,15 +159,15 @@ class Loader:
         Args:
             rows: of the run.
             batch_size: rows of a global batch.
-            process_index: number of this process.
+            process_index: index of this process.
             process_count: processes that share each batch.
-            workers: processes that decode; 0: threads of this one. A program that asks for some needs a
-                `__main__` guard, since they are spawned.
+            workers: processes that decode; 0: threads of this process. Workers are spawned, so the program needs a
+                `__main__` guard.
             prefetch: batches made ahead.
-            state: as handed out with the batch after which to go on, by any number of processes.
+            state: the one returned with the last batch before these, by any number of processes.
 
         Raises:
-            ValueError: the batch does not divide among the processes, or the state is of other data.
+            ValueError: the batch does not divide among the processes, or the state belongs to other data.
         """
         if batch_size % process_count:
             raise ValueError(f"batch_size={batch_size} rows must divide among {process_count} processes")
@@ -181,7 +181,7 @@ class Loader:
         dataset = dataset.to_iter_dataset(reading)
         if workers:
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain reads its flags when it starts workers, also outside absl.app
+                flags.FLAGS.mark_as_parsed()  # grain reads its flags to start workers, also outside absl.app
             ahead = max(1, -(-prefetch // workers))
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
             dataset = dataset.mp_prefetch(options)
@@ -206,9 +206,9 @@ def validation_batches(rows: PackedRows, batch_size: int, count: int = 0, *, pro
                        process_count: int = 1) -> Iterator[Batch]:
     """This process's part of the first `count` global batches (0: all) of one pass, in an order that never changes.
 
-    Every window is seen once, whatever its domain's weight in training.
-    The order is shuffled once, by the seed of `rows`, so that the first batches are a fair sample of the split. Rows
-    beyond the last are padding of weight 0: every process gets equally many batches, of the same shapes.
+    Every window is seen once, regardless of its domain's weight in training. The seed of `rows` shuffles the order, so
+    the first batches are a fair sample of the split. Rows beyond the last are padding of weight 0, so that all
+    processes get equally many batches of the same shapes.
 
     Raises:
         ValueError: the batch does not divide among the processes.
@@ -230,7 +230,7 @@ def _checked_state(state: Mapping[str, Any], rows: PackedRows) -> State:
         raise ValueError(f"data state: missing {', '.join(missing)}; found {sorted(state)}. The checkpoint was written "
                          "by another version")
     if list(state["windows"]) != rows.counts:
-        raise ValueError(f"data state: the data sets had {list(state['windows'])} windows when it was saved, but have "
-                         f"{rows.counts} now; continue with the data, windows and strides it was trained on, or start "
-                         "a new workdir")
+        raise ValueError(f"data state: found {list(state['windows'])} windows in the checkpoint, expected "
+                         f"{rows.counts} as in the data sets; continue with the data, windows and strides of the "
+                         "checkpoint, or start a new workdir")
     return dict(state)

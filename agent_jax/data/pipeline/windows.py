@@ -1,14 +1,14 @@
-"""Windows: which steps of which records make up a sample, and reading one.
+"""Windows: which steps of which records make up a sample, and how one is read.
 
-    record of 6 steps, window 4, stride 4:   [0 1 2 3] [4 5]        -> BabyAI: 2 steps, the room is another sample's
-                                             [0 1 2 3] [4 5 5' 5']  -> Language-Table: the last frame twice more,
-                                                                       each with the TERMINAL action
+    record of 6 steps, window 4, stride 4:   [0 1 2 3] [4 5]        -> BabyAI: 2 steps, the rest of the row stays free
+                                             [0 1 2 3] [4 5 5' 5']  -> Language-Table: the last frame is repeated twice,
+                                                                       each time with the TERMINAL action
 
-A step's action counts as its `steps/action_weight` says, or else fully, the last step's too: Language-Table's last step
-holds a real action, the one that was rewarded, although RLDS leaves a last step's action without meaning. A writer
-whose last step is only an observation gives it weight 0.
+`steps/action_weight` is the weight of a step's action, 1 where the field is missing. That includes the last step,
+although RLDS leaves its action undefined: in Language-Table it holds the rewarded action. A data set whose last step is
+only an observation gives it weight 0.
 
-With random sampling a record has as many windows, but each turn (pass over the data) draws their starts anew.
+With random sampling a record has as many windows, but their starts are drawn again in each epoch of the domain.
 """
 
 from __future__ import annotations
@@ -22,39 +22,46 @@ import numpy as np
 from agent_jax.data.images import prepare_image
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Step, Window
+from agent_jax.data.pipeline.row_usage import RowUsage
 from agent_jax.data.store.episode import REPAIR, Episode, RecordError
 from agent_jax.data.store.schema import STEPS
 from agent_jax.data.store.split import Split
 from agent_jax.data.store.split_index import split_index
 from agent_jax.data.store.store import Store
 
-_KEPT_TURNS = 3  # batches made ahead straddle two epochs at most, and a domain of small weight two turns
+_CACHED_EPOCHS = 3  # prefetched batches reach into two epochs at most, and so into two of a domain of small weight
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Where the W windows of a turn lie in their records."""
+    """Where the W windows of an epoch lie in their records."""
 
     start_W: np.ndarray  # int32: first step
-    steps_W: np.ndarray  # int32: steps there are
+    steps_W: np.ndarray  # int32: steps of the record
     padded_W: np.ndarray  # bool: filled up to the window's length with the last frame and TERMINAL actions
 
 
 class Windows:
-    """The samples of one domain and split: a table for the plan, and `read` to get one. Cheap to send to a process."""
+    """The samples of one domain and split: their sizes for packing, and `read` to get one. Cheap to pickle."""
 
     def __init__(self, domain: Domain, store: Store, split: str, seed: int = 0):
-        """Of a domain, its data set and a split; `seed` draws the starts of random sampling.
+        """Index the split.
+
+        Args:
+            domain: of the data set.
+            store: the data set.
+            split: its split.
+            seed: of the starts of random windows.
 
         Raises:
-            ValueError: for an unknown split, or a text longer than the domain allows.
+            ValueError: an unknown split, or a text longer than the domain allows.
         """
         varying = domain.spec if domain.spec and not all(part.fixed for part in domain.spec.spec.parts) else None
         self.index = index = split_index(store, split, domain.instruction, answer=domain.answer, label=domain.label,
                                          varying=varying)
         self.domain, self.split_name, self._seed = domain, split, seed
         self._split: Split = store.split(split)
-        domain.text_ids(max(index.texts, key=len))  # the first to be refused names the room that all need
+        domain.text_ids(max(index.texts, key=len))  # so that an error names the length that fits every text
         self._texts = [domain.text_ids(text) for text in index.texts]
         if index.answers:
             domain.answer_ids(max(index.answers, key=len))
@@ -66,7 +73,7 @@ class Windows:
         self._offset_N = np.cumsum(index.length_N) - index.length_N
         # Ids of all actions before each step, where their number varies.
         self._ids_before = np.concatenate([[0], np.cumsum(index.ids_of_step, dtype=np.int64)]) if varying else None
-        self._cuts: dict[int, Cut] = {}
+        self._cuts: dict[int, Cut] = {}  # by epoch
         first = self.cut(0)
         self.start, self.steps, self.padded = first.start_W, first.steps_W, first.padded_W
         self._action_paths = {key: store.step_field(key).path for key in domain.spec.spec.fields} if domain.spec else {}
@@ -79,76 +86,84 @@ class Windows:
     def __len__(self) -> int:
         return len(self.record)
 
-    def cut(self, turn: int) -> Cut:
-        """The windows of a turn: always the same ones, unless sampling is random."""
+    def cut(self, epoch: int) -> Cut:
+        """The windows of an epoch: always the same ones, unless sampling is random."""
         domain, index = self.domain, self.index
-        turn = turn if domain.sampling == "random" else 0
-        if (made := self._cuts.get(turn)) is not None:
-            return made
+        epoch = epoch if domain.sampling == "random" else 0
+        if (cached := self._cuts.get(epoch)) is not None:
+            return cached
         length_W = index.length_N[self.record]
-        # Missing steps are laid out only where a TERMINAL action can stand for them, at an episode's very end.
+        # Only at the end of an episode can TERMINAL actions fill up a short window.
         ends_W = index.ends_N[self.record] & domain.has_terminal
         if domain.sampling == "random":
-            # Such an end may come anywhere in a window, or TERMINAL would hardly be seen; others are cut whole.
+            # Windows may run over such an end, or TERMINAL would be rare; all others lie within their record.
             starts_W = np.where(ends_W, length_W, np.maximum(1, length_W - domain.window + 1))
-            draw_W = np.random.default_rng((self._seed, turn, zlib.crc32(domain.name.encode()))).random(len(length_W))
+            draw_W = np.random.default_rng((self._seed, epoch, zlib.crc32(domain.name.encode()))).random(len(length_W))
             start_W = (draw_W * starts_W).astype(np.int32)
         else:
             start_W = self._consecutive.astype(np.int32)
         left_W = length_W - start_W
-        made = Cut(start_W, np.minimum(left_W, domain.window), ends_W & (left_W < domain.window))
-        self._cuts = {**dict(list(self._cuts.items())[1 - _KEPT_TURNS :]), turn: made}
-        return made
+        cut = Cut(start_W, np.minimum(left_W, domain.window), ends_W & (left_W < domain.window))
+        self._cuts = {**dict(list(self._cuts.items())[1 - _CACHED_EPOCHS :]), epoch: cut}
+        return cut
 
     @property
     def labels(self) -> np.ndarray:
         """int32 (windows,): the class of each, in a domain that has classes."""
         return self.index.label_of_step[self._offset_N[self.record] + self.start]
 
-    def needs(self, visual_tokens: int, turn: int = 0) -> np.ndarray:
-        """int64 (windows, 3): images, slots and targets that each takes of a row in a turn."""
-        domain, index, cut = self.domain, self.index, self.cut(turn)
+    def usage(self, visual_tokens: int, epoch: int = 0) -> np.ndarray:
+        """int64 (windows, 3): images, slots and targets that each window of an epoch takes of a row."""
+        domain, index, cut = self.domain, self.index, self.cut(epoch)
         first_W = self._offset_N[self.record] + cut.start_W
-        text = np.asarray([len(ids) for ids in self._texts])[index.text_of_step[first_W]]
-        answer = np.asarray([len(ids) for ids in self._answers])[index.answer_of_step[first_W]] if self._answers else 0
+        answers = np.asarray([len(ids) for ids in self._answers])[index.answer_of_step[first_W]] if self._answers else 0
         steps = np.where(cut.padded_W, domain.window, cut.steps_W).astype(np.int64)
         if self._ids_before is None:
             actions = steps * domain.action_length
         else:
-            terminal = len(domain.spec.terminal_ids()) if domain.spec and domain.has_terminal else 0
             actions = self._ids_before[first_W + cut.steps_W] - self._ids_before[first_W]
-            actions = actions + (steps - cut.steps_W) * terminal
+            actions = actions + (steps - cut.steps_W) * self._terminal_length
         cameras = len(domain.cameras)
-        visual = steps * cameras * visual_tokens - ((steps - 1) * cameras if domain.video else 0)
-        text_targets = text - 1 if domain.layout == "actions" else 0
-        return np.stack([steps * cameras, text + visual + steps * domain.state_length + actions + answer,
-                         text_targets + actions + answer], axis=1)
+        return RowUsage.of(
+            visual_tokens, text=np.asarray([len(ids) for ids in self._texts])[index.text_of_step[first_W]],
+            frames=steps * cameras, states=steps * domain.state_length, actions=actions, answers=answers,
+            shared_cls=(steps - 1) * cameras if domain.video else 0, prompt=domain.layout != "actions").as_array()
 
-    def largest(self, visual_tokens: int) -> np.ndarray:
-        """int64 (3,): images, slots and targets that none of the windows exceeds in any turn."""
-        if self.domain.sampling != "random":
-            return self.needs(visual_tokens).max(axis=0)
+    def largest_usage(self, visual_tokens: int) -> np.ndarray:
+        """int64 (3,): images, slots and targets that no window of any epoch exceeds."""
         domain, index = self.domain, self.index
+        if domain.sampling != "random":
+            return self.usage(visual_tokens).max(axis=0)
         text, answer = (max((len(ids) for ids in texts), default=0) for texts in (self._texts, self._answers))
         steps = domain.window if domain.has_terminal else min(domain.window, int(index.length_N.max()))
-        terminal = len(domain.spec.terminal_ids()) if domain.spec and domain.has_terminal else 0
-        action = domain.action_length if self._ids_before is None else max(terminal, int(index.ids_of_step.max()))
-        images = steps * len(domain.cameras)
-        slots = text + images * visual_tokens + steps * (domain.state_length + action) + answer
-        return np.asarray([images, slots, (text - 1) * (domain.layout == "actions") + steps * action + answer])
+        action = domain.action_length
+        if self._ids_before is not None:
+            action = max(self._terminal_length, int(index.ids_of_step.max()))
+        return RowUsage.of(
+            visual_tokens, text=text, frames=steps * len(domain.cameras), states=steps * domain.state_length,
+            actions=steps * action, answers=answer, prompt=domain.layout != "actions").as_array()
 
-    def read(self, number: int, turn: int) -> Window:
-        """The sample, decoded. `turn` is how often it was seen before: it changes the masks, and random starts.
+    @property
+    def _terminal_length(self) -> int:
+        """Ids of the TERMINAL action; 0 without one."""
+        return len(self.domain.spec.terminal_ids()) if self.domain.spec and self.domain.has_terminal else 0
+
+    def read(self, number: int, epoch: int) -> Window:
+        """The sample, decoded.
+
+        Args:
+            number: of the window.
+            epoch: of the domain; the window's masks depend on it, and its start if sampling is random.
 
         Raises:
-            RecordError: the record cannot be read, or not as when the index was made; names file and record.
+            RecordError: the record cannot be read, or differs from when the index was made; names file and record.
         """
-        domain, index, cut, record = self.domain, self.index, self.cut(turn), int(self.record[number])
+        domain, index, cut, record = self.domain, self.index, self.cut(epoch), int(self.record[number])
         start, count = int(cut.start_W[number]), int(cut.steps_W[number])
         episode = self._split[record]
         if episode.steps != index.length_N[record]:
-            raise RecordError(f"{episode.where}: holds {episode.steps} steps, but {index.length_N[record]} when the "
-                              f"data set was first read, and its files look unchanged. {REPAIR}")
+            raise RecordError(f"{episode.where}: holds {episode.steps} steps, expected {index.length_N[record]} as "
+                              f"when the data set was first read; its files look unchanged. {REPAIR}")
         try:
             steps = self._read_steps(episode, start, count)
         except RecordError:
@@ -162,7 +177,7 @@ class Windows:
             steps += [repeated] * (domain.window - count)
         name = bytes(episode.value(self._id_path)) if self._id_path else f"{self.split_name}/{record}".encode()
         offset = int(np.ravel(episode.value("start"))[0]) if self._has_start else 0
-        seed = window_seed(domain.name, name, start + offset, turn)
+        seed = window_seed(domain.name, name, start + offset, epoch)
         first = self._offset_N[record] + start
         answer = self._answers[index.answer_of_step[first]] if self._answers else np.zeros(0, np.int32)
         return Window(domain.index, self._texts[index.text_of_step[first]], tuple(steps), seed, video=domain.video,
@@ -170,25 +185,25 @@ class Windows:
                       label=int(index.label_of_step[first]) if domain.layout == "label" else -1)
 
     def _read_steps(self, episode: Episode, start: int, count: int) -> list[Step]:
-        """The steps that the record has, decoded."""
-        domain, stop, none = self.domain, start + count, np.zeros(0, np.int32)
+        """The record's steps from `start` on, decoded."""
+        domain, stop, no_ids = self.domain, start + count, np.zeros(0, np.int32)
         images = [[prepare_image(image, domain.image_size) for image in episode.values(camera, start, stop)]
                   for camera in domain.cameras]
         actions = {key: episode.values(path, start, stop) for key, path in self._action_paths.items()}
         states = {key: episode.values(path, start, stop) for key, path in self._state_paths.items()}
         weights = episode.values(f"{STEPS}/action_weight", start, stop) if self._has_weight else np.ones(count)
-        action_ids = [domain.spec.encode({key: actions[key][t] for key in actions}) if domain.spec else none
+        action_ids = [domain.spec.encode({key: actions[key][t] for key in actions}) if domain.spec else no_ids
                       for t in range(count)]
         return [
             Step(frames=tuple(camera[t] for camera in images),
-                 state_ids=domain.state.encode({key: states[key][t] for key in states}) if domain.state else none,
+                 state_ids=domain.state.encode({key: states[key][t] for key in states}) if domain.state else no_ids,
                  action_ids=action_ids[t], action_weight=float(weights[t]),
-                 action_choices=domain.spec.choices(action_ids[t]) if domain.spec else none)
+                 action_choices=domain.spec.choices(action_ids[t]) if domain.spec else no_ids)
             for t in range(count)
         ]
 
 
-def window_seed(domain: str, recording: bytes, start: int, turn: int) -> int:
-    """uint32 that depends on what the sample is and how often it was seen, not on which host or batch it is read in."""
-    parts = [domain.encode(), recording, str(start).encode(), str(turn).encode()]
+def window_seed(domain: str, recording: bytes, start: int, epoch: int) -> int:
+    """uint32 that depends on the sample and the domain's epoch, not on the host or batch that reads it."""
+    parts = [domain.encode(), recording, str(start).encode(), str(epoch).encode()]
     return int.from_bytes(hashlib.blake2b(b"\0".join(parts), digest_size=4).digest(), "little")

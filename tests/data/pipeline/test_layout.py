@@ -38,7 +38,7 @@ TWO_STEPS = Window(1, ids(2, 50, 51), (step(10, (60,), (70, 71)), step(20, (61,)
 ONE_STEP = Window(0, ids(2, 52), (step(30, (), (74,)),), seed=9)
 
 
-def test_a_window_is_laid_out_as_it_is_drawn():
+def test_a_window_is_laid_out_as_in_the_module_docstring():
     row = lay_out([TWO_STEPS], SIZE, V, P)
     #              </s> w w | image 0 | s | a a | image 1 | s | a a | padding
     token = [2, 50, 51, 0, 0, 0, 60, 70, 71, 0, 0, 0, 61, 72, 73] + [0] * 9
@@ -73,13 +73,13 @@ def test_every_target_is_the_token_after_the_slot_that_predicts_it():
 
 def test_a_second_window_has_its_own_segment_positions_clips_domain_and_denominator():
     row = lay_out([TWO_STEPS, ONE_STEP], SIZE, V, P)
-    alone = lay_out([ONE_STEP], SIZE, V, P)
+    single = lay_out([ONE_STEP], SIZE, V, P)
     np.testing.assert_array_equal(row["segment_BS"], [1] * 15 + [2] * 6 + [0] * 3)
     for name in ("token_BS", "position_BS", "domain_BS"):
-        np.testing.assert_array_equal(row[name][15:21], alone[name][:6])
+        np.testing.assert_array_equal(row[name][15:21], single[name][:6])
     np.testing.assert_array_equal(row["visual_BS"][15:21], [-1, -1, 6, 7, 8, -1])  # image 2 of the row
     np.testing.assert_array_equal(row["clip_BF"], [0, 1, 2])
-    np.testing.assert_array_equal(row["slot_BT"][6:8], alone["slot_BT"][:2] + 15)
+    np.testing.assert_array_equal(row["slot_BT"][6:8], single["slot_BT"][:2] + 15)
     np.testing.assert_array_equal(row["denominator_BT"][6:8], [1 + 1 + P] * 2)
     np.testing.assert_array_equal(row["denominator_BF"], [14, 14, 6])
 
@@ -90,7 +90,7 @@ def test_the_seed_of_a_packed_row_depends_on_all_its_windows():
     assert len(seeds) == 4
 
 
-def test_weights_of_a_step_reach_its_targets_and_image_and_leave_its_ids():
+def test_weights_of_a_step_apply_to_its_targets_and_image_and_not_to_its_ids():
     masked = dataclasses.replace(TWO_STEPS, steps=(step(10, (60,), (70, 71), action_weight=0.0),
                                                    step(20, (61,), (72, 73), frame_weight=0.0)))
     row, plain = lay_out([masked], SIZE, V, P), lay_out([TWO_STEPS], SIZE, V, P)
@@ -108,7 +108,7 @@ def test_two_cameras_are_two_images_of_a_step():
     np.testing.assert_array_equal(row["slot_BT"][:1], [6])
 
 
-def test_a_video_clip_says_its_class_token_once():
+def test_a_video_clip_has_one_class_token():
     row = lay_out([ONE_STEP, dataclasses.replace(TWO_STEPS, video=True)], SIZE, V, P)
     np.testing.assert_array_equal(row["clip_BF"], [0, 1, 1])
     np.testing.assert_array_equal(row["visual_BS"][6 : 6 + 14], [-1, -1, -1, 3, 4, 5, -1, -1, -1, 7, 8, -1, -1, -1])
@@ -116,14 +116,14 @@ def test_a_video_clip_says_its_class_token_once():
 
 
 @pytest.mark.parametrize("video", [False, True])
-def test_the_need_of_a_window_is_what_it_takes(video):
+def test_the_usage_of_a_window_is_what_it_takes_of_its_row(video):
     window = dataclasses.replace(TWO_STEPS, video=video)
-    need = window_usage(window, V)
+    usage = window_usage(window, V)
     row = lay_out([window], SIZE, V, P)
-    assert need.slots == (row["segment_BS"] > 0).sum()
-    assert need.frames == (row["clip_BF"] >= 0).sum()
-    assert need.targets == (row["language_weight_BT"] + row["action_weight_BT"] > 0).sum()
-    assert need.targets == (row["denominator_BT"] > 1).sum()
+    assert usage.slots == (row["segment_BS"] > 0).sum()
+    assert usage.frames == (row["clip_BF"] >= 0).sum()
+    assert usage.targets == (row["language_weight_BT"] + row["action_weight_BT"] > 0).sum()
+    assert usage.targets == (row["denominator_BT"] > 1).sum()
 
 
 @pytest.mark.parametrize(("change", "named"), [
@@ -133,7 +133,7 @@ def test_a_row_that_is_too_small_is_refused_with_its_size(change, named):
         lay_out([TWO_STEPS], dataclasses.replace(SIZE, **change), V, P)
 
 
-def test_no_windows_leave_a_row_of_padding():
+def test_a_row_without_windows_is_padding():
     row = stack([lay_out([], SIZE, V, P), blank_row(SIZE)])
     padding = Batch.padding(SIZE, 2)
     for field in dataclasses.fields(Batch):
@@ -142,7 +142,7 @@ def test_no_windows_leave_a_row_of_padding():
         np.testing.assert_array_equal(found, expected)
 
 
-def test_rows_stack_to_the_batch_that_was_specified():
+def test_rows_stack_to_the_specified_batch():
     batch = stack([lay_out([TWO_STEPS], SIZE, V, P), lay_out([ONE_STEP], SIZE, V, P)])
     spec = Batch.spec(SIZE, 2)
     for field in dataclasses.fields(Batch):
@@ -156,7 +156,7 @@ def test_a_blank_row_is_not_shared():
 
 
 @pytest.mark.parametrize("partial", [(), (72,)])
-def test_a_prefix_predicts_from_its_last_slot_and_weighs_nothing(partial):
+def test_a_prefix_predicts_from_its_last_slot_and_has_no_weights(partial):
     window = dataclasses.replace(TWO_STEPS, steps=(TWO_STEPS.steps[0], step(20, (61,), partial)))
     row, full = lay_out_prefix(window, SIZE, V, P), lay_out([TWO_STEPS], SIZE, V, P)
     used = 13 + len(partial)
@@ -172,7 +172,7 @@ def test_a_prefix_predicts_from_its_last_slot_and_weighs_nothing(partial):
 CLIP = Window(2, ids(2, 50, 51), (step(10, (), ()), step(20, (), ())), seed=7, video=True, prompt=True)
 
 
-def test_an_answer_follows_the_clip_and_is_all_that_is_predicted():
+def test_only_the_answer_after_the_clip_is_predicted():
     row = lay_out([dataclasses.replace(CLIP, answer_ids=ids(80, 81, 2))], SIZE, V, P)
     #              </s> w w | clip: CLS, 2 x 2 patches | answer </s>
     np.testing.assert_array_equal(row["token_BS"], [2, 50, 51, 0, 0, 0, 0, 0, 80, 81, 2] + [0] * 13)
@@ -185,7 +185,7 @@ def test_an_answer_follows_the_clip_and_is_all_that_is_predicted():
     np.testing.assert_array_equal(row["clip_BF"], [0, 0, -1])
 
 
-def test_a_label_stands_for_its_row_which_predicts_no_token():
+def test_a_row_with_a_label_predicts_no_token():
     row = lay_out([dataclasses.replace(CLIP, label=4)], SIZE, V, P)
     assert row["label_B"] == 4
     assert not row["language_weight_BT"].any()
@@ -193,7 +193,7 @@ def test_a_label_stands_for_its_row_which_predicts_no_token():
     assert row["segment_BS"].sum() == 3 + 5
 
 
-def test_a_window_with_a_label_has_no_company():
+def test_a_window_with_a_label_shares_no_row():
     with pytest.raises(ValueError, match=r"2 windows with labels \[4, -1\]; a row has one label"):
         lay_out([dataclasses.replace(CLIP, label=4), ONE_STEP], SIZE, V, P)
 
@@ -227,7 +227,7 @@ def test_slots_are_a_multiple_of_eight_and_short_windows_get_room_for_one_text_m
     assert size.slots == 72
 
 
-def test_what_exceeds_the_positions_of_the_language_model_is_refused_with_the_sum():
+def test_a_window_longer_than_the_positions_of_the_language_model_is_refused_with_its_length():
     domain = language_table_domain(max_text=30)
     longest = 30 + 4 * (V + 8 + 4)
     row_size([domain], V, frames_per_row=8, positions=longest)
@@ -236,7 +236,7 @@ def test_what_exceeds_the_positions_of_the_language_model_is_refused_with_the_su
         row_size([domain], V, frames_per_row=4, positions=longest - 1)
 
 
-def test_a_window_of_more_images_than_a_row_is_refused():
+def test_a_window_with_more_images_than_a_row_is_refused():
     with pytest.raises(ValueError, match="window=4 images do not fit into a row of 3"):
         row_size([babyai_domain()], V, frames_per_row=3)
 
@@ -246,7 +246,7 @@ def test_domains_of_different_image_sizes_are_refused():
         row_size([babyai_domain(), dataclasses.replace(babyai_domain(), image_size=32)], V, frames_per_row=4)
 
 
-def test_with_a_fixed_first_position_the_steps_stand_where_they_would_after_the_longest_text():
+def test_with_a_fixed_first_position_steps_have_the_positions_after_the_longest_text():
     def positions(text, first_position):
         steps = (step(1, (), (9,)), step(2, (), (9,)))
         window = Window(0, np.arange(2, 2 + text, dtype=np.int32), steps, seed=0, first_position=first_position)

@@ -30,7 +30,7 @@ LENGTHS = (6, 1, 4, 5, 9, 2, 7, 3, 8, 4, 1, 5)
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> tuple[Path, list[Windows]]:
-    """Two domains: tiles, whose short windows share rows, and a table, all of whose windows are full."""
+    """Two domains: tiles, with short windows that share rows, and a table with full windows only."""
     directory = tmp_path_factory.mktemp("stores")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AGENT_JAX_CACHE", str(directory / "cache"))
@@ -113,7 +113,7 @@ def test_every_state_continues_with_the_next_batch_on_any_number_of_processes(so
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory) -> list[Windows]:
-    """A robot, a game whose actions differ in length, and tiles, all cut anew at every turn."""
+    """A robot, a game whose actions differ in length, and tiles, all with random windows."""
     directory = tmp_path_factory.mktemp("three")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AGENT_JAX_CACHE", str(directory / "cache"))
@@ -127,7 +127,7 @@ def three(tmp_path_factory) -> list[Windows]:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> list[Windows]:
-    """Enough windows of the three kinds for their mixture to be a mixture."""
+    """The same three kinds with more windows, for statistics of packing."""
     directory, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AGENT_JAX_CACHE", str(directory / "cache"))
@@ -157,7 +157,7 @@ def test_a_mixture_with_random_windows_continues_exactly_on_any_number_of_proces
                 assert all(part[ahead][1] == after for part in parts)
 
 
-def test_random_windows_are_counted_and_packed_by_what_they_take_in_their_turn(three):
+def test_random_windows_are_packed_by_their_size_in_each_epoch(three):
     rows = mixed(three)
     for epoch in (0, 1, 2, 3):
         used = sum(np.count_nonzero(rows.row(epoch, number)["segment_BS"]) for number in range(len(rows.plan(epoch))))
@@ -173,7 +173,7 @@ def test_a_mixture_of_tiles_a_robot_and_a_game_fills_nine_tenths_of_its_slots(vi
     assert fitted.fill()["slots"] > longest.fill()["slots"] + 0.05
 
 
-def test_a_clip_with_a_label_has_a_row_for_itself(sources, tmp_path, monkeypatch):
+def test_a_clip_with_a_label_has_a_row_of_its_own(sources, tmp_path, monkeypatch):
     monkeypatch.setenv("AGENT_JAX_CACHE", str(tmp_path / "cache"))
     clips = Windows(clip_domain("label", index=1), clip_store(tmp_path / "clips"), "train")
     tiles = sources[1][0]
@@ -196,7 +196,7 @@ def test_the_batch_size_may_change_between_a_state_and_its_continuation(sources)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 7])
-def test_making_batches_ahead_changes_nothing(sources, prefetch):
+def test_prefetching_changes_nothing(sources, prefetch):
     expected = take(Loader(packed(sources), 3), 5)
     found = take(Loader(packed(sources), 3, prefetch=prefetch), 5)
     for (batch, state), (other, other_state) in zip(expected, found, strict=True):
@@ -212,7 +212,7 @@ def test_worker_processes_change_nothing(sources):
         assert state == other_state
 
 
-def test_weights_set_the_domains_share_of_training_and_leave_validation_alone(sources):
+def test_weights_set_the_share_of_a_domain_in_training_and_not_in_validation(sources):
     rows = packed(sources, weights=(0.5, 3.0))
     tiles, table = (len(windows) for windows in sources[1])
     counts = np.zeros(2)
@@ -254,13 +254,13 @@ def test_a_batch_that_does_not_divide_among_processes_is_refused(sources):
 def test_a_state_of_other_data_is_refused(sources):
     rows = packed(sources)
     state = {"rows": 4, "epoch": 0, "row": 4, "windows": [1, 2]}
-    with pytest.raises(ValueError, match=r"had \[1, 2\] windows when it was saved"):
+    with pytest.raises(ValueError, match=r"data state: found \[1, 2\] windows"):
         Loader(rows, 4, state=state)
     with pytest.raises(ValueError, match="missing epoch, row, windows"):
         Loader(rows, 4, state={"rows": 4})
 
 
-def test_no_windows_at_all_are_refused(sources):
+def test_data_without_windows_are_refused(sources):
     size = row_size([babyai_domain()], V, frames_per_row=4)
     with pytest.raises(ValueError, match="no windows in any domain"):
         PackedRows([], size, V, P, 0)

@@ -13,7 +13,7 @@ def test_weight_one_is_every_window_once_an_epoch():
         samples = epoch_samples([5, 3], [1.0, 1.0], epoch, seed=0)
         pairs = sorted(zip(samples.domain_N.tolist(), samples.window_N.tolist(), strict=True))
         assert pairs == [(0, i) for i in range(5)] + [(1, i) for i in range(3)]
-        assert (samples.turn_N == epoch).all()
+        assert (samples.domain_epoch_N == epoch).all()
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.1, 1 / 3, 0.7, 2.0, 2.5])
@@ -24,20 +24,20 @@ def test_a_weight_is_kept_exactly_over_many_epochs(weight):
         seen.update(samples.window_N.tolist())
         assert abs(len(samples.window_N) - 7 * weight) < 1
         times = [seen[window] for window in range(7)]
-        assert max(times) - min(times) <= 1  # none a second time before all once
+        assert max(times) - min(times) <= 1  # no window a second time before all were seen once
     assert abs(sum(seen.values()) - 30 * 7 * weight) < 1
 
 
-def test_a_window_is_never_seen_twice_in_the_same_turn():
+def test_a_window_is_never_seen_twice_in_an_epoch_of_its_domain():
     seen = set()
     for epoch in range(10):
         samples = epoch_samples([7], [2.5], epoch, seed=0)
-        pairs = set(zip(samples.window_N.tolist(), samples.turn_N.tolist(), strict=True))
+        pairs = set(zip(samples.window_N.tolist(), samples.domain_epoch_N.tolist(), strict=True))
         assert len(pairs) == len(samples.window_N)
         assert not pairs & seen
         seen |= pairs
 
 
-def test_the_part_that_a_fraction_takes_depends_on_the_seed():
+def test_a_fractional_weight_takes_windows_that_depend_on_the_seed():
     parts = {tuple(np.sort(epoch_samples([100], [0.5], 0, seed).window_N)) for seed in range(5)}
     assert len(parts) == 5

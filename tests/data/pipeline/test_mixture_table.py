@@ -26,7 +26,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_the_table_says_what_each_domain_adds_to_an_epoch_and_to_the_run(tmp_path):
+def test_the_table_shows_each_domain_in_an_epoch_and_in_the_run(tmp_path):
     tiles = Windows(babyai_domain(weight=0.5), babyai_store(tmp_path / "tiles"), "train")
     clips = Windows(clip_domain("label", cameras=CAMERAS, sampling="random"), clip_store(tmp_path / "clips"), "train")
     table = mixture_table([tiles, clips], epochs=3.0)
@@ -39,7 +39,7 @@ def test_the_table_says_what_each_domain_adds_to_an_epoch_and_to_the_run(tmp_pat
     assert table[3:] == ["  clips: 2 classes; the most frequent, 2, has 83.3% of the windows"]
 
 
-def test_an_episode_counts_once_however_many_records_it_has_and_whether_its_end_is_among_them(tmp_path):
+def test_an_episode_of_several_records_counts_once_with_or_without_its_end(tmp_path):
     records = list(babyai_episodes((4, 4, 3)))
     for record, start in zip(records, (4, 12, 0), strict=True):  # two stretches of a play that ends idle, and another
         record["start"] = start

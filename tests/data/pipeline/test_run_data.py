@@ -103,7 +103,7 @@ def test_a_block_of_ones_own_is_made_of_the_specs_of_the_data_sets(tmp_path: Pat
 
 
 def test_the_arm_in_the_docs_is_a_config_that_opens(root: Path, tmp_path: Path):
-    text = (root / "docs" / "data.md").read_text(encoding="utf-8")
+    text = (root / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
     (example,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "arm_spec" in block]
     rng = np.random.default_rng(0)
     arm_store(tmp_path / "set", [rng.uniform(0, 0.05, (8, 4))], [rng.normal(size=(8, 3))])

@@ -107,7 +107,7 @@ KINDS = {
     "tiles": (babyai_domain(), babyai_store),
     "table": (language_table_domain(), language_table_store),
     "video": (language_table_domain(video=True), language_table_store),
-    "buttons": (game_domain(), game_store),  # as many ids as there is to say
+    "buttons": (game_domain(), game_store),  # actions of different lengths
     "answer": (clip_domain("answer"), clip_store),
     "label of two cameras": (clip_domain("label", cameras=CAMERAS), clip_store),
 }
@@ -115,20 +115,19 @@ KINDS = {
 
 @pytest.mark.parametrize("sampling", ["consecutive", "random"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_plan_counts_what_the_windows_take(tmp_path, kind, sampling):
+def test_the_planned_usage_is_that_of_the_windows(tmp_path, kind, sampling):
     domain, make = KINDS[kind]
     windows = Windows(dataclasses.replace(domain, sampling=sampling), make(tmp_path / "set"), "train")
-    largest = windows.largest(visual_tokens=5)
-    for turn in (0, 5):
-        for number, need in enumerate(windows.needs(5, turn).tolist()):
-            window = windows.read(number, turn)
-            found = window_usage(window, 5)
-            assert need == [found.frames, found.slots, found.targets]
-            assert (need <= largest).all()
-            lay_out([window], RowSize(need[0], 16, need[1], need[2]), 5, 4)
+    largest = windows.largest_usage(visual_tokens=5)
+    for epoch in (0, 5):
+        for number, usage in enumerate(windows.usage(5, epoch).tolist()):
+            window = windows.read(number, epoch)
+            assert usage == window_usage(window, 5).as_array().tolist()
+            assert (usage <= largest).all()
+            lay_out([window], RowSize(usage[0], 16, usage[1], usage[2]), 5, 4)
 
 
-def test_every_camera_gives_an_image_of_each_step_in_the_order_of_the_domain(tmp_path):
+def test_each_step_has_an_image_of_every_camera_in_the_order_of_the_domain(tmp_path):
     store = clip_store(tmp_path / "set")
     windows = Windows(clip_domain("answer", cameras=CAMERAS[::-1]), store, "train")
     episode = store.split("train")[0]
@@ -156,32 +155,32 @@ def test_a_clip_has_the_answer_or_the_label_of_its_record_and_its_text_is_a_prom
         Windows(clip_domain("answer", max_answer=7), store, "train")
 
 
-def test_random_windows_are_as_many_and_start_elsewhere_at_every_turn(tmp_path):
+def test_random_windows_start_elsewhere_in_every_epoch(tmp_path):
     store = babyai_store(tmp_path / "set", (30, 3, 30))
     windows = Windows(babyai_domain(sampling="random"), store, "train", seed=1)
     assert windows.record.tolist() == [0] * 8 + [1] + [2] * 8
-    turns = [windows.cut(turn).start_W.tolist() for turn in range(8)]
-    assert len({tuple(turn) for turn in turns}) == 8
-    assert windows.cut(0).start_W.tolist() == turns[0]  # though it was forgotten since
-    assert Windows(babyai_domain(sampling="random"), store, "train", seed=1).cut(3).start_W.tolist() == turns[3]
-    assert Windows(babyai_domain(sampling="random"), store, "train", seed=2).cut(3).start_W.tolist() != turns[3]
-    starts = np.asarray(turns)
-    assert set(np.delete(starts, 8, axis=1).ravel()) == set(range(27))  # each window whole
+    epochs = [windows.cut(epoch).start_W.tolist() for epoch in range(8)]
+    assert len({tuple(epoch) for epoch in epochs}) == 8
+    assert windows.cut(0).start_W.tolist() == epochs[0]  # no longer cached
+    assert Windows(babyai_domain(sampling="random"), store, "train", seed=1).cut(3).start_W.tolist() == epochs[3]
+    assert Windows(babyai_domain(sampling="random"), store, "train", seed=2).cut(3).start_W.tolist() != epochs[3]
+    starts = np.asarray(epochs)
+    assert set(np.delete(starts, 8, axis=1).ravel()) == set(range(27))  # no window is cut short
     assert not starts[:, 8].any()  # of a record that is shorter than a window
     assert [len(windows.read(number, 5).steps) for number in range(17)] == [4] * 8 + [3] + [4] * 8
-    assert len({windows.read(0, turn).seed for turn in range(8)}) == 8
+    assert len({windows.read(0, epoch).seed for epoch in range(8)}) == 8
 
 
-def test_random_windows_run_over_the_end_of_an_episode_where_a_terminal_action_can_say_so(tmp_path):
+def test_random_windows_run_over_the_end_of_an_episode_if_there_is_a_terminal_action(tmp_path):
     store = language_table_store(tmp_path / "set", (12, 12, 12))
     windows = Windows(language_table_domain(sampling="random"), store, "train")
-    cuts = [windows.cut(turn) for turn in range(20)]
+    cuts = [windows.cut(epoch) for epoch in range(20)]
     assert set(np.concatenate([cut.start_W for cut in cuts])) == set(range(12))
     for cut in cuts:
         np.testing.assert_array_equal(cut.padded_W, cut.start_W > 8)
     segments = Windows(language_table_domain(sampling="random"),
                        language_table_store(tmp_path / "segments", (12,), whole=False), "train")
-    assert not any(segments.cut(turn).padded_W.any() for turn in range(20))
+    assert not any(segments.cut(epoch).padded_W.any() for epoch in range(20))
 
 
 def test_an_action_that_cannot_be_encoded_is_named_with_its_record(tmp_path):
@@ -205,12 +204,12 @@ def test_a_window_takes_the_instruction_of_its_first_step(tmp_path):
         np.testing.assert_array_equal(windows.read(number, 0).text_ids, domain.text_ids(text))
 
 
-def test_an_instruction_longer_than_the_domain_allows_is_refused_at_once(tmp_path):
+def test_an_instruction_longer_than_the_domain_allows_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"raise config.data.domains.babyai.max_text to 11 or more"):
         Windows(babyai_domain(max_text=8), babyai_store(tmp_path / "set"), "train")
 
 
-def test_the_index_is_kept_until_the_files_change(tmp_path, monkeypatch):
+def test_the_index_is_cached_until_the_files_change(tmp_path, monkeypatch):
     store = babyai_store(tmp_path / "set")
     first = split_index(store, "train", "instruction")
     scan = split_index_module._scan
@@ -238,7 +237,7 @@ def test_the_data_directory_is_never_written_to_and_a_cache_is_not_needed(tmp_pa
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == before
 
 
-def test_a_damaged_index_is_made_anew(tmp_path, cache):
+def test_a_damaged_index_is_rebuilt(tmp_path, cache):
     store = babyai_store(tmp_path / "set")
     split_index(store, "train", "instruction")
     (file,) = cache.iterdir()
@@ -248,10 +247,10 @@ def test_a_damaged_index_is_made_anew(tmp_path, cache):
         assert split_index(store, "train", "instruction").length_N.tolist() == [6, 1, 4, 5, 9, 2]
 
 
-def test_the_seed_follows_recording_start_and_turn(tmp_path):
+def test_the_seed_depends_on_recording_start_and_epoch(tmp_path):
     store = babyai_store(tmp_path / "set", (8, 8))
     windows = Windows(babyai_domain(), store, "train")
-    seeds = [windows.read(number, turn).seed for number in range(4) for turn in range(3)]
+    seeds = [windows.read(number, epoch).seed for number in range(4) for epoch in range(3)]
     assert len(set(seeds)) == 12
     assert windows.read(1, 0).seed == window_seed("babyai", b"0-0", 4, 0)
     assert window_seed("babyai", b"0-0", 4, 0) == 435684389  # frozen: masks of old runs depend on it
@@ -277,12 +276,12 @@ def test_the_real_language_table_set_is_cut_into_windows(language_table_data):
     np.testing.assert_array_equal(window.steps[0].frames[0], prepare_image(first, 32))
 
 
-def test_what_a_record_holds_that_the_index_did_not_is_named_by_file_record_and_steps(tmp_path):
+def test_a_record_that_differs_from_the_index_is_named_by_file_record_and_steps(tmp_path):
     store = babyai_store(tmp_path / "set", (6, 1, 4))
     windows = Windows(babyai_domain(), store, "train")
     windows.index.length_N[1] = 2
     shard = store.files("train")[0]
-    with pytest.raises(RecordError, match=rf"{shard}, split 'train', record 1: holds 1 steps, but 2 when"):
+    with pytest.raises(RecordError, match=rf"{shard}, split 'train', record 1: holds 1 steps, expected 2"):
         windows.read(2, 0)
     values = Episode.values
     with pytest.MonkeyPatch.context() as patch:
