@@ -170,7 +170,7 @@ def model_products(sizes: Sizes, config: Any) -> list[Any]:
     import jax
 
     from agent_jax.models.agent import abstract_params
-    from agent_jax.plan.flops import operations_of
+    from agent_jax.plan.flops import operations
     from agent_jax.runtime.sharding import make_mesh
     from agent_jax.train.optimizer import make_optimizer
     from agent_jax.train.state import abstract_state
@@ -179,8 +179,8 @@ def model_products(sizes: Sizes, config: Any) -> list[Any]:
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none", attention="xla"))
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
-    step = make_train_step(config, mesh, optimizer)
-    return operations_of(step, abstract_state(config, mesh, optimizer), fake_batch(sizes, config))
+    step: Any = make_train_step(config, mesh, optimizer)
+    return operations(step.trace(abstract_state(config, mesh, optimizer), fake_batch(sizes, config)).jaxpr)
 
 
 def our_program(sizes: Sizes, case: Case) -> tuple[Any, Any, Any]:

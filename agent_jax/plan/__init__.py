@@ -1,1 +1,1 @@
-"""What a run would need and take on a described machine, before anybody pays for it; `python -m agent_jax.plan`."""
+"""Plan a run for a described machine: memory, communication and time, without the machine."""

@@ -3,14 +3,14 @@
     python -m agent_jax.plan --config configs/tpu_v4.py --topology v4-32 [--global_batch 768] [--search] [--json FILE]
         [--config.FIELD=VALUE ...]
 
-Compiles the train step that `python -m agent_jax.train` would run, for devices that need not be here, by their own
-compiler where it is installed. On a machine without such devices it needs an environment of its own:
+Compiles the train step of `python -m agent_jax.train` for devices that need not be present, with their own compiler
+where it is installed. On a machine without such devices that takes an environment of its own:
 
     python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]"        for TPUs
     python -m venv .venv-cuda && .venv-cuda/bin/pip install -e ".[cuda]"     for NVIDIA GPUs
     .venv-tpu/bin/python -m agent_jax.plan ...
 
-Elsewhere an estimate that says so. Neither data nor weights are read.
+Without that compiler the plan is an estimate, and is marked as one. Neither data nor weights are read.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from agent_jax.runtime.interrupts import end_at_once
 
 _CONFIG = define_config()
 _TOPOLOGY = flags.DEFINE_string("topology", "", "v4-32, v5e-16, v6e-8, h100-8, 2xv4-32, ...; required.")
-_BATCH = flags.DEFINE_integer("global_batch", 0, "Rows of a step; 0: config.train.batch_size.", lower_bound=0)
-_TEXT_IDS = flags.DEFINE_integer("text_ids", 0, "Text ids of the vocabulary; 0: those of the tokenizer.", lower_bound=0)
-_MFU = flags.DEFINE_float("mfu", 0.4, "Model FLOPs utilisation to assume in the last line.", 0.01, 1.0)
-_SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies, batches; print the fastest that fit.")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", [], "Global batches to search; by default that of the config alone.")
-_MINUTES = flags.DEFINE_float("search_minutes", 30.0, "No compile of a search begins after these.", 0.0)
+_BATCH = flags.DEFINE_integer("global_batch", 0, "Rows a step; 0: config.train.batch_size.", lower_bound=0)
+_TEXT_IDS = flags.DEFINE_integer("text_ids", 0, "Text ids of the vocabulary; 0: the tokenizer's.", lower_bound=0)
+_MFU = flags.DEFINE_float("mfu", 0.4, "Model FLOPs utilisation that the last line assumes.", 0.01, 1.0)
+_SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies and batch sizes; print the fastest that fit.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", [], "Global batches to search; default: that of the config.")
+_MINUTES = flags.DEFINE_float("search_minutes", 30.0, "A search starts no compile after this time.", 0.0)
 _JSON = flags.DEFINE_string("json", "", "Also write the figures to this file.")
 flags.adopt_module_key_flags(command_line)  # for --help
 
@@ -52,7 +52,7 @@ ADVICE = ("take more chips, raise config.mesh.fsdp, lower config.train.rows_per_
 
 
 def check_kernel(config: Config, topology: Topology) -> None:
-    """Refuse a kernel of attention that the chip does not have.
+    """Refuse an attention kernel that the chip does not have.
 
     Raises:
         ValueError: names the kernel and the chip.
@@ -63,11 +63,11 @@ def check_kernel(config: Config, topology: Topology) -> None:
 
 
 def with_kernel(row: PlannedRow, topology: Topology, estimate: str) -> PlannedRow:
-    """The row's config as it can be compiled: an estimate has no kernel but XLA's own."""
-    wanted = kernel_on(topology, row.config.model)
-    kernel = "xla" if estimate else wanted
+    """The row with the attention kernel to compile: the chip's, or XLA's for an estimate."""
+    best = kernel_on(topology, row.config.model)
+    kernel = "xla" if estimate else best
     model = dataclasses.replace(row.config.model, attention=kernel)
-    notes = (f"attention by xla in place of {wanted}, which only its chip compiles",) if kernel != wanted else ()
+    notes = (f"attention by xla in place of {best}, which only the chip's compiler has",) if kernel != best else ()
     return dataclasses.replace(row, config=dataclasses.replace(row.config, model=model), notes=(*row.notes, *notes))
 
 
@@ -75,7 +75,7 @@ def with_batch(config: Config, rows: int) -> Config:
     """The config with another global batch.
 
     Raises:
-        ValueError: if it is no multiple of the accumulation.
+        ValueError: it is not a multiple of the accumulation.
     """
     if rows % config.train.accumulation:
         raise ValueError(f"--global_batch={rows} must be a multiple of config.train.accumulation="
@@ -85,14 +85,13 @@ def with_batch(config: Config, rows: int) -> Config:
 
 def search_and_print(topology: Topology, row: PlannedRow, devices: Sequence[Any], estimate: str,
                      json_path: Path | None) -> None:
-    """Print each outcome when it is known, then the table of those that fit; all of it goes to `json_path`, too.
+    """Print each outcome when it is known, then those that fit; write all of them to `json_path`.
 
     Raises:
-        ValueError: for --batch_sizes that are no numbers, and if nothing fits.
+        ValueError: --batch_sizes are not numbers, or nothing fits.
     """
     if not all(size.isdecimal() and int(size) for size in _BATCH_SIZES.value):
-        raise ValueError(f"--batch_sizes={','.join(_BATCH_SIZES.value)}: expected whole numbers above 0, with commas "
-                         "between them")
+        raise ValueError(f"--batch_sizes={','.join(_BATCH_SIZES.value)}: expected whole numbers above 0, as 64,128")
 
     def evaluate(config: Config) -> tuple[CompiledStep, Roofline]:
         step = compile_step(config, row, devices, estimate)
@@ -117,10 +116,10 @@ def search_and_print(topology: Topology, row: PlannedRow, devices: Sequence[Any]
 
 
 def main(arguments: list[str]) -> None:
-    """Compile, print, write. What the user must mend ends with one message and exit code 2."""
+    """Compile, print, write. A user error ends with one message and exit code 2."""
     del arguments
     if not _TOPOLOGY.value:
-        refuse("--topology is missing; expected --topology=v4-32 or the like (--help)")
+        refuse("--topology is missing; pass one such as --topology=v4-32 (--help)")
     try:
         json_path = check_json_path(_JSON.value, "--json=") if _JSON.value else None
         topology = find_topology(_TOPOLOGY.value)
@@ -149,7 +148,6 @@ def main(arguments: list[str]) -> None:
     if not record["memory"]["fits"]:
         needs, has = (record["memory"][name] / 2**30 for name in ("total", "hbm"))
         refuse(f"the step does not fit: {needs:.1f} GiB of {has:.1f} GiB; {ADVICE}")
-
 
 
 if __name__ == "__main__":

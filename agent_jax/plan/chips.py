@@ -1,4 +1,4 @@
-"""Peak figures of accelerators, from their makers' data sheets, for rooflines. Nothing here was measured."""
+"""Peak figures of accelerators from their data sheets, for rooflines; not measured."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator, as JAX sees it: a TPU chip (both TensorCores of v4 and v5p as one) or a GPU."""
+    """One JAX device: a TPU chip (both TensorCores of v4 and v5p together) or a GPU."""
 
     name: str
     bf16_flops: float  # a second, dense
     f32_flops: float  # of float32 inputs at JAX's default precision: one bf16 pass on a TPU, TF32 on a GPU
     hbm_bytes: float
     hbm_bandwidth: float  # bytes a second
-    link_bandwidth: float  # bytes a second in one direction, of one ICI link; of all of NVLink for a GPU
-    network_bandwidth: float  # bytes a second in one direction and a chip, between slices or nodes
+    link_bandwidth: float  # bytes a second in one direction: of one ICI link, or of all NVLinks of a GPU
+    network_bandwidth: float  # bytes a second and chip in one direction, between slices or nodes
     source: str
 
 
@@ -40,6 +40,6 @@ CHIPS = {chip.name: chip for chip in (
 
 
 def gpu_of(device_kind: str) -> Chip | None:
-    """The GPU that JAX or PyTorch calls "NVIDIA A100-SXM4-80GB" or "NVIDIA H200"; None if it is none of these."""
+    """The GPU of a device kind such as "NVIDIA A100-SXM4-80GB"; None if it is not in `CHIPS`."""
     words = re.split(r"[^a-z0-9]+", device_kind.lower())
     return next((chip for name, chip in CHIPS.items() if "nvidia" in words and name in words), None)

@@ -1,4 +1,4 @@
-"""What devices send each other in one step: every collective of the compiled program, as often as it runs.
+"""Communication of one step: every collective of the compiled program, as often as it runs.
 
     kind                 payload, a device      sent over its links, n devices a group (rings)
     all-gather           the result             (n - 1) / n of it
@@ -30,26 +30,26 @@ class Collective:
 
     kind: str
     payload_bytes: int  # a device, once
-    groups: np.ndarray  # int (groups, devices of a group), places in the mesh's order
+    groups: np.ndarray  # int (groups, devices of a group), indices in the mesh's order
     times: int
     scope: str
     dtype: str
 
     @property
     def bytes(self) -> int:
-        """Payload of all times, a device."""
+        """Payload of all executions, a device."""
         return self.payload_bytes * self.times
 
     @property
     def sent_bytes(self) -> float:
-        """What a device sends over its links in all times."""
+        """Bytes that a device sends over its links in all executions."""
         size = self.groups.shape[1]
         share = 1.0 if self.kind == "collective-permute" else _SENT[self.kind] * (size - 1) / size
         return self.bytes * share
 
 
 def collectives(module: hlo.Module, devices: int) -> list[Collective]:
-    """Those of a compiled program that move anything: groups of one device are left out.
+    """The collectives of a compiled program; groups of one device are left out.
 
     Args:
         module: of `hlo.parse`.
@@ -57,15 +57,11 @@ def collectives(module: hlo.Module, devices: int) -> list[Collective]:
     """
     found = []
     for _, instruction, times in module.walk():
-        made = _collective(instruction, instruction.bytes, times, devices)
-        inside = list(module.inside(instruction)) if made is None else []
-        for _, inner in inside:
-            # A TPU's reduce-scatter is a fusion of an all-reduce and the slice that is kept of it.
-            part = _collective(inner, instruction.bytes, times, devices)
-            if part is not None:
-                made = part
-        if made is not None and made.groups.shape[1] > 1:
-            found.append(made)
+        # A TPU's reduce-scatter is a fusion of an all-reduce and a slice of it.
+        for one in (instruction, *(inner for _, inner in module.inside(instruction))):
+            collective = _collective(one, instruction.bytes, times, devices)
+            if collective is not None and collective.groups.shape[1] > 1:
+                found.append(collective)
     return found
 
 
@@ -77,7 +73,7 @@ def _collective(instruction: hlo.Instruction, result_bytes: int, times: int, dev
     payload = sum(array.bytes for array in arrays)
     groups = replica_groups(instruction.attributes, devices)
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
-        # Its result holds the operands too: (operands, results, ...).
+        # The result holds the operands too: (operands, results, ...).
         payload = max(array.bytes for array in arrays)
     if kind == "reduce-scatter":
         payload *= 1 if instruction.opcode.endswith("-start") else groups.shape[1]
@@ -88,7 +84,7 @@ def _collective(instruction: hlo.Instruction, result_bytes: int, times: int, dev
 
 @dataclasses.dataclass(frozen=True)
 class KindTotal:
-    """All collectives of a kind, in one step."""
+    """All collectives of one kind in one step."""
 
     kind: str
     count: int
@@ -97,7 +93,7 @@ class KindTotal:
 
 
 def by_kind(found: Iterable[Collective]) -> list[KindTotal]:
-    """Totals in the order of `KINDS`; kinds that do not occur are left out."""
+    """Totals by kind, in the order of `KINDS`."""
     found = list(found)
     totals = []
     for kind in KINDS:

@@ -1,10 +1,10 @@
-"""The real train step, compiled for devices that need not be here; no array is ever made.
+"""The train step, compiled for devices that need not be present; no array is created.
 
-    config, mesh -> abstract state, Batch.spec -> trace (operations) -> compile -> memory, collectives, products
+    config, mesh -> abstract state, Batch.spec -> trace (operations) -> compile -> memory, collectives, matrix products
 
-TPU: libtpu compiles for a described topology. Without it, and for GPUs, XLA's CPU compiler partitions the same step for
-as many fake CPU devices: collectives and products are those of the same partitioner (cpu_estimate.py); memory is the
-CPU compiler's, which holds bfloat16 as float32 and fuses little: temporaries are an upper bound.
+The compiler of the chip compiles for a described topology. Without it, XLA's CPU compiler partitions the same step for
+as many fake CPU devices: collectives and matrix products come from the same partitioner (cpu_estimate.py), temporary
+memory is an upper bound, since that compiler holds bfloat16 as float32 and fuses little.
 """
 
 from __future__ import annotations
@@ -38,16 +38,15 @@ from agent_jax.train.state import TrainState, abstract_state, state_shardings
 from agent_jax.train.step import make_train_step
 
 REMATERIALISATION = "Involuntary full rematerialization"
-# Of TF_CPP_MIN_LOG_LEVEL: XLA says such things as warnings, which are hidden from 2 on.
-_WARNINGS_SHOWN = ("", "0", "1")
-_SILENT_SINCE = (0, 11)  # of jax: its XLA says it no longer (seen in 0.11.2 and 0.12.0)
+_WARNINGS_SHOWN = ("", "0", "1")  # values of TF_CPP_MIN_LOG_LEVEL; from 2 on warnings are hidden
+_SILENT_SINCE = (0, 11)  # the version of jax whose XLA no longer logs it
 
 
 class DoesNotFitError(ValueError):
-    """The compiler found no program that fits the memory of the device."""
+    """No program fits the memory of the device."""
 
     def __init__(self, message: str, needed: int = 0):
-        """With what the compiler needed, in bytes; 0 where it does not say."""
+        """`needed`: bytes that the compiler needed; 0: unknown."""
         super().__init__(message)
         self.needed = needed
 
@@ -59,32 +58,32 @@ class Memory:
     parameters: int
     optimizer: int
     batch: int
-    padding: int  # of these arguments, by the layouts that the compiler gives them
-    temporary: int  # gradients and activations, and what a collective needs
-    output: int  # not in place of an argument
+    padding: int  # of these arguments, from the compiler's layouts
+    temporary: int  # gradients, activations, buffers of collectives
+    output: int  # that does not reuse an argument
     code: int
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return sum(dataclasses.astuple(self))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CompiledStep:
-    """What the compiler and the jaxpr tell of one train step."""
+    """Figures of one train step from its jaxpr and the compiler."""
 
     config: Config
     mesh: Mesh
     state: TrainState  # abstract
-    model_flops: int  # products of the whole step, over all devices, with XLA's attention and nothing made again
-    recomputed_flops: int  # products beyond them: made again for the backward pass, or of scores that nothing sees
-    device_flops: int  # products of one device, as compiled
-    device_bytes: int  # to and from its memory, as compiled; the least there can be in an estimate
+    model_flops: int  # matrix products of the step, over all devices, with XLA's attention and without recomputation
+    recomputed_flops: int  # matrix products beyond them: recomputed, or of masked scores
+    device_flops: int  # matrix products of one device, as compiled
+    device_bytes: int  # to and from its memory, as compiled; a lower bound in an estimate
     collectives: list[Collective]
     memory: Memory
-    rematerialised: tuple[str, ...]  # what the compiler says that it copies whole to every device
-    estimate: str  # why this is an estimate; "" for that of the chip's own compiler
+    rematerialised: tuple[str, ...]  # arrays that the compiler replicates to reshard them
+    estimate: str  # why this is an estimate; "": from the chip's own compiler
     compile_seconds: float
 
 
@@ -94,12 +93,12 @@ def compile_step(config: Config, row: PlannedRow, devices: Sequence[Any], estima
     Args:
         config: with the vocabulary's size filled in; its mesh fits the devices.
         row: the size of its rows.
-        devices: of libtpu or of this machine.
+        devices: to compile for.
         estimate: why the figures are an estimate; "" if these are the devices themselves.
 
     Raises:
-        ValueError: a mesh, a model or a batch that does not divide.
-        DoesNotFitError: a step that needs more memory than the device has.
+        ValueError: the mesh, the model or the batch does not divide.
+        DoesNotFitError: the step needs more memory than the device has.
     """
     mesh = make_mesh(config.mesh, devices)
     optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
@@ -113,15 +112,15 @@ def compile_step(config: Config, row: PlannedRow, devices: Sequence[Any], estima
     traced = trace(config)
     counted = operations(traced.jaxpr)
     model, recomputed = model_and_recomputed(counted)
-    if any(operation.group == KERNEL for operation in counted):  # which makes scores again and out of all remat's sight
+    if any(operation.group == KERNEL for operation in counted):  # it recomputes scores outside of remat
         plain = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
         model, _ = model_and_recomputed(operations(trace(plain).jaxpr))
         recomputed = total_flops(counted) - model
-    # A kernel's products are not in the text of the program; every device runs its share of them.
+    # The program's text does not hold the products of kernels; every device runs its share of them.
     kernels = sum(operation.flops for operation in counted if operation.group == KERNEL) // mesh.size
     lowered = traced.lower()
     begun = time.perf_counter()
-    with captured_stderr() as said:
+    with captured_stderr() as log:
         try:
             compiled = lowered.compile(compiler_options=QUICKLY_COMPILED if estimate else None)
         except jax.errors.JaxRuntimeError as error:
@@ -131,33 +130,34 @@ def compile_step(config: Config, row: PlannedRow, devices: Sequence[Any], estima
     seconds = time.perf_counter() - begun
     module = hlo.parse(compiled.as_text())
     memory = _memory(compiled.memory_analysis(), state, batch, mesh)
-    moved, sent = memory_bytes(module), collectives(module, mesh.size)
     if estimate:
         moved = estimated_memory_bytes(module, np.dtype(config.model.dtype).itemsize, memory.parameters)
         sent = estimated_collectives(module, mesh.size)
+    else:
+        moved, sent = memory_bytes(module), collectives(module, mesh.size)
     return CompiledStep(
         config=config, mesh=mesh, state=state, model_flops=model, recomputed_flops=recomputed,
         device_flops=matmul_flops(module) + kernels, device_bytes=moved, collectives=sent, memory=memory,
-        estimate=estimate, compile_seconds=seconds, rematerialised=rematerialised(said.text))
+        estimate=estimate, compile_seconds=seconds, rematerialised=rematerialised(log.text))
 
 
 def hidden_warnings() -> str:
-    """Why the compiler's warnings would not be seen; "" if they are."""
+    """Why the compiler's warnings are not visible; "" if they are."""
     if jax.__version_info__ >= _SILENT_SINCE:
-        return f"the compiler of jax {jax.__version__} no longer says what it copies whole to every device"
+        return f"the compiler of jax {jax.__version__} no longer logs arrays that it copies whole to every device"
     level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "")
     return "" if level in _WARNINGS_SHOWN else f"TF_CPP_MIN_LOG_LEVEL={level} hides the compiler's warnings; unset it"
 
 
 def rematerialised(text: str) -> tuple[str, ...]:
-    """What the compiler's log says of arrays that it copies whole to every device to split them another way."""
+    """The arrays that, by the compiler's log, are copied whole to every device to reshard them."""
     lines = [line for line in text.splitlines() if REMATERIALISATION in line]
     found = (re.search(r"for HLO operation:? *(%\S+ = \S+ [\w-]+)", line) for line in lines)
     return tuple(dict.fromkeys(match[1] if match else line for match, line in zip(found, lines, strict=True)))
 
 
 def too_large(message: str) -> DoesNotFitError:
-    """The compiler's refusal with its own figures: what the step needs, and what there is."""
+    """The compiler's error with its figures: memory needed and available."""
     used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+[KMGT]) (\w+)", message)
     if used is None:
         return DoesNotFitError(message.splitlines()[0][:200])
@@ -166,9 +166,7 @@ def too_large(message: str) -> DoesNotFitError:
 
 
 def _memory(analysis: Any, state: TrainState, batch: Batch, mesh: Mesh) -> Memory:
-    parts: dict[str, int] = {}
-    for part in bytes_by_part(state, state_shardings(state), depth=1):
-        parts[part.part] = part.bytes_per_device
+    parts = {part.part: part.bytes_per_device for part in bytes_by_part(state, state_shardings(state), depth=1)}
     rows = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)) // row_shards(mesh)
     parameters, optimizer = parts["params"], parts["opt_state"] + parts["step"]
     return Memory(

@@ -1,11 +1,12 @@
-"""What a program of the CPU's compiler tells of one for an accelerator, which it does not tell by itself.
+"""Estimates an accelerator's memory traffic and collectives from the program that XLA's CPU compiler made.
 
-The partitioner before it is the same for all, but the CPU's compiler then computes and sends bfloat16 as float32, keeps
-an all-reduce where an accelerator only makes the part that is wanted (a reduce-scatter), and fuses little. So here:
+The partitioner is the same for all, but the CPU compiler then computes and sends bfloat16 as float32, keeps an
+all-reduce where an accelerator has a reduce-scatter, and fuses little. So here:
 
-    collectives   of values that were bfloat16 count half; an all-reduce of which a device keeps a slice scatters
-    memory        operands and results of products, once each, and the optimizer's arrays: elementwise work is taken to
-                  be fused with them, so it is the least there can be
+    collectives   of values that were bfloat16 count half; an all-reduce of which a device reads only its slice is a
+                  reduce-scatter
+    memory        operands and results of matrix products, once each, and the optimizer's arrays; elementwise work is
+                  assumed to be fused with them, so this is a lower bound
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ OPTIMIZER_PASSES = 7
 
 
 def estimated_collectives(module: Module, devices: int) -> list[Collective]:
-    """As `collectives.collectives`, of a program of the CPU's compiler; of a combined one, each part."""
+    """The collectives that an accelerator would run; a combined one counts as its parts."""
     found = []
     for computation, instruction, times in module.walk():
         kind = instruction.opcode
@@ -32,26 +33,26 @@ def estimated_collectives(module: Module, devices: int) -> list[Collective]:
         members = replica_groups(instruction.attributes, devices)
         if members.shape[1] < 2:
             continue
-        # XLA's AllReducePromotion names the sum so that it makes in float32 in place of bfloat16.
+        # XLA's AllReducePromotion gives this name to a bfloat16 sum that it computes in float32.
         promoted = (instruction.called("to_apply") or "").endswith("_promoted")
         for place, (name, array) in enumerate(zip(instruction.operands, instruction.arrays, strict=True)):
             operand = computation.instructions[name]
             narrow = array.dtype == "f32" and (promoted or _was_bfloat16(module, [(computation, None)], operand))
             payload = array.bytes * (members.shape[1] if kind == "reduce-scatter" else 1) // (2 if narrow else 1)
             part = place if len(instruction.operands) > 1 else None
-            kept = _kept(module, [(computation, None)], instruction, part) if kind == "all-reduce" else None
-            scatters = kept is not None and kept * members.shape[1] == math.prod(array.shape)
+            read = _elements_read(module, [(computation, None)], instruction, part) if kind == "all-reduce" else None
+            scatters = read is not None and read * members.shape[1] == math.prod(array.shape)
             found.append(Collective("reduce-scatter" if scatters else kind, payload, members, times, instruction.scope,
                                     "bf16" if narrow else array.dtype))
     return found
 
 
 def estimated_memory_bytes(module: Module, element_bytes: int, parameter_bytes: int) -> int:
-    """Bytes that one device moves at least.
+    """A lower bound of the bytes that one device moves to and from its memory.
 
     Args:
         module: compiled.
-        element_bytes: of the dtype of products.
+        element_bytes: of the dtype of matrix products.
         parameter_bytes: of the parameters on one device, in float32.
     """
     elements = 0
@@ -63,12 +64,12 @@ def estimated_memory_bytes(module: Module, element_bytes: int, parameter_bytes: 
     return element_bytes * elements + OPTIMIZER_PASSES * parameter_bytes
 
 
-# A place inside fusions: computations from the outermost in, each with the fusion of the one before that calls it.
+# A place inside fusions: computations from the outermost in, each with the fusion that calls it.
 _Place = list[tuple[Computation, Instruction | None]]
 
 
 def _was_bfloat16(module: Module, place: _Place, instruction: Instruction) -> bool:
-    """Whether a float32 array holds values that were rounded to bfloat16, as far as moves and conversions show."""
+    """Whether a float32 array holds values that were rounded to bfloat16."""
     while True:
         computation = place[-1][0]
         if instruction.opcode == "convert":
@@ -88,8 +89,8 @@ def _was_bfloat16(module: Module, place: _Place, instruction: Instruction) -> bo
             return False
 
 
-def _kept(module: Module, place: _Place, instruction: Instruction, part: int | None) -> int | None:
-    """Elements that are kept of a result, or of one part of it, where nothing reads it but one slice; else None."""
+def _elements_read(module: Module, place: _Place, instruction: Instruction, part: int | None) -> int | None:
+    """Elements of the one slice that reads a result, or one part of it; None if anything else reads it."""
     while True:
         computation, caller = place[-1]
         users = computation.users[instruction.name]

@@ -1,6 +1,6 @@
-"""What a plan is compiled for: devices of the chip's own compiler, or as many of this machine's.
+"""The devices that a plan is compiled for: those of the chip's own compiler, or fake CPU devices.
 
-libtpu for TPUs, jax's CUDA plugin for GPUs; neither needs a chip.
+The compiler is libtpu for TPUs and jax's CUDA plugin for GPUs; neither needs a chip.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from agent_jax.runtime.extras import install
 
 
 def prepare(topology: Topology) -> tuple[list[Any], str]:
-    """Devices to compile for, and why what follows is an estimate ("" if it is none).
+    """Devices to compile for, and why the plan is an estimate ("" if it is not).
 
-    Must be called before JAX is used: it decides how many CPU devices there are.
+    Call it before JAX is used: it sets the number of CPU devices.
 
     Raises:
-        ValueError: libtpu does not answer; another process may have it.
+        ValueError: libtpu does not answer; another process may use it.
     """
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # what is read from there was warned of long ago
+    jax.config.update("jax_enable_compilation_cache", False)  # programs from there come without warnings
     compiler, extra = ("libtpu", "tpu") if topology.is_tpu else ("the compiler for GPUs", "cuda")
     why = (f"{compiler} is not installed here: python -m venv .venv-{extra} && .venv-{extra}/bin/{install(extra)}, "
            f"then .venv-{extra}/bin/python -m agent_jax.plan")
     if importlib.util.find_spec("libtpu") is not None if topology.is_tpu else has_compiler():
         try:
             return topology.described_devices(), ""
-        except (RuntimeError, NotImplementedError) as error:  # of a GPU: the plugin may be of another version of jax
+        except (RuntimeError, NotImplementedError) as error:  # a GPU plugin may be of another version
             why = f"{compiler} takes no description of {topology.name}: {error}"
             if topology.is_tpu:
                 raise ValueError(f"--topology={topology.name}: {why}") from error

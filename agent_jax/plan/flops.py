@@ -1,19 +1,18 @@
 """Floating-point operations of a JAX function, counted on its jaxpr: every layer of a scan, every microbatch.
 
-    jaxpr -> [matmul 2 x 768 x 768 ..., times 12] [...] -> by group, by scope
+    jaxpr -> [matmul 2 x 768 x 768 ..., times 12] [...]
 
-A compiler's own count (`compiled.cost_analysis()`) takes the body of a loop once, however often it runs. Here a scan
-counts as often as it is long, inside other scans too; what the backward pass recomputes counts again; a `shard_map`
-counts on all devices of its manual axes; of a `cond` the dearest branch counts, so of a Pallas kernel the blocks that a
-mask lets it skip count too. What nothing reads is left out, as a compiler does. The count is of the whole program, over
-all devices. A multiplication and an addition are two operations.
+The compiler's own count (`compiled.cost_analysis()`) takes the body of a loop once. Here it counts for every iteration,
+and so does what the backward pass recomputes. A `shard_map` counts on all devices of its manual axes, a `cond` as its
+most expensive branch, a Pallas kernel with the blocks that a mask lets it skip. Unused results are left out, as a
+compiler does. The count is of the whole program, over all devices; a multiplication and an addition are two operations.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from jax.interpreters import partial_eval
 
 from agent_jax.models.attention_kernels import cudnn_flops
 
-RECOMPUTED = "rematted_computation"  # in the scope of what jax.checkpoint computes again
+RECOMPUTED = "rematted_computation"  # in the scope of what jax.checkpoint recomputes
 MATMUL, CONVOLUTION, KERNEL, ELEMENTWISE = "matmul", "convolution", "kernel", "elementwise"
 
 # One operation an element of the result; reductions and scans along an axis: one an element of the operand.
@@ -57,23 +56,16 @@ def operations(jaxpr: Any, *, elementwise: bool = False) -> list[Operation]:
 
     Args:
         jaxpr: a `Jaxpr` or `ClosedJaxpr`, e.g. `jitted.trace(*arguments).jaxpr`.
-        elementwise: also those that are no matrix product, convolution or kernel; one an element, a transcendental
-            function like an addition.
+        elementwise: include elementwise operations: one an element, a transcendental function like an addition.
 
     Raises:
-        ValueError: for a loop of unknown length that holds matrix products, and for a kernel that says neither its
-            grid nor its cost.
+        ValueError: a loop of unknown length holds matrix products, or a kernel has neither a fixed grid nor a cost
+            estimate.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     found = _walk(live, 1, "")
     return [operation for operation in found if elementwise or operation.group != ELEMENTWISE]
-
-
-def operations_of(function: Callable[..., Any], *arguments: Any, elementwise: bool = False) -> list[Operation]:
-    """`operations` of a function, jitted or not; arguments may be `jax.ShapeDtypeStruct`s, and nothing is computed."""
-    jitted: Any = function if hasattr(function, "trace") else jax.jit(function)
-    return operations(jitted.trace(*arguments).jaxpr, elementwise=elementwise)
 
 
 def total_flops(found: Iterable[Operation]) -> int:
@@ -82,17 +74,9 @@ def total_flops(found: Iterable[Operation]) -> int:
 
 
 def model_and_recomputed(found: list[Operation]) -> tuple[int, int]:
-    """Operations of the model, and those that `jax.checkpoint` makes again for the backward pass."""
-    again = sum(operation.flops for operation in found if RECOMPUTED in operation.scope)
-    return total_flops(found) - again, again
-
-
-def flops_by_group(found: Iterable[Operation]) -> dict[str, int]:
-    """Sums by group, in the order of appearance."""
-    sums: dict[str, int] = {}
-    for operation in found:
-        sums[operation.group] = sums.get(operation.group, 0) + operation.flops
-    return sums
+    """Operations of the model, and those that `jax.checkpoint` recomputes for the backward pass."""
+    recomputed = sum(operation.flops for operation in found if RECOMPUTED in operation.scope)
+    return total_flops(found) - recomputed, recomputed
 
 
 def _walk(jaxpr: Any, times: int, scope: str) -> Iterator[Operation]:
@@ -104,7 +88,7 @@ def _walk(jaxpr: Any, times: int, scope: str) -> Iterator[Operation]:
             yield _operation(equation, KERNEL, where, times, _kernel_flops(equation))
         elif name == "cond":
             branches = [list(_walk(branch.jaxpr, times, where)) for branch in equation.params["branches"]]
-            # Of equals the last: it is the default of a `jax.lax.platform_dependent`.
+            # The last of equals is the default of a `jax.lax.platform_dependent`.
             yield from max(reversed(branches), key=total_flops)
         elif name == "while":
             body = list(_walk(equation.params["body_jaxpr"].jaxpr, times, where))
@@ -130,8 +114,8 @@ def _walk(jaxpr: Any, times: int, scope: str) -> Iterator[Operation]:
 
 def _inner(equation: Any) -> list[Any]:
     """The jaxprs that an equation runs: of a call, a scan, a rematerialised block; not the rules of derivatives."""
-    held = (value for value in equation.params.values())
-    return [getattr(value, "jaxpr", value) for value in held if hasattr(getattr(value, "jaxpr", value), "eqns")]
+    jaxprs = (getattr(value, "jaxpr", value) for value in equation.params.values())
+    return [jaxpr for jaxpr in jaxprs if hasattr(jaxpr, "eqns")]
 
 
 def _operation(equation: Any, group: str, scope: str, times: int, flops: int) -> Operation:
@@ -150,14 +134,14 @@ def _dot_flops(equation: Any) -> int:
 
 
 def _convolution_flops(equation: Any) -> int:
-    """2 x elements of the result x elements of the kernel that each of them is made from (borders counted as inner)."""
+    """2 x elements of the result x elements of the kernel for each (borders count in full)."""
     kernel = equation.invars[1].aval.shape
     out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     return 2 * _size(equation.outvars[0]) * math.prod(kernel) // out_features
 
 
 def _kernel_flops(equation: Any) -> int:
-    """What a Pallas kernel says that it costs; else its body, once for each point of its grid."""
+    """The cost estimate of a Pallas kernel; without one, its body for each point of its grid."""
     estimate = equation.params.get("cost_estimate")
     if estimate is not None:
         return int(estimate.flops)
@@ -169,7 +153,7 @@ def _kernel_flops(equation: Any) -> int:
 
 
 def _repeats(equation: Any) -> int:
-    """How often the body runs: the length of a scan, or the devices that each run a shard_map on their own shard."""
+    """How often the body runs: the length of a scan, or the devices of a shard_map."""
     if equation.primitive.name == "scan":
         return equation.params["length"]
     if equation.primitive.name != "shard_map":

@@ -1,10 +1,10 @@
-"""An optimized HLO module, read from its text, and how often each of its computations runs.
+"""Parser of optimized HLO text, which also finds how often each computation runs.
 
     ENTRY -> while (12 trips) -> body -> while (4 trips) -> body: 48 times
                                       -> fusion -> fused computation: 12 times
 
-The compiler's own analyses take the body of a loop once. A scan becomes a `while` that counts from a constant up to a
-constant: the CPU's compiler notes the trips beside it, the TPU's does not, and then they are read from the loop itself.
+The compiler's own analyses count the body of a loop once. A scan becomes a `while` that counts from a constant to a
+constant: the CPU compiler writes the trip count next to it; for a TPU it is read from the loop itself.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _HEAD = re.compile(r"(?:ENTRY|%)")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%[\w.-]+ = ")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# What makes a loop's trips matter.
+# A loop around one of these must have a known trip count.
 _COUNTED = ("dot", "convolution", "all-", "reduce-scatter", "collective-permute")
-PRODUCT_TARGET = 'custom_call_target="__cublas'  # of a GPU's products
-FUSIONS = ("fusion", "fusion-start")  # the latter is waited for by a fusion-done
+PRODUCT_TARGET = 'custom_call_target="__cublas'  # matrix products of a GPU
+FUSIONS = ("fusion", "fusion-start")  # a fusion-done ends the latter
 _MEMORY_SPACE = re.compile(r"S\((\d+)\)")
 
 
@@ -37,7 +37,7 @@ class Array:
 
     dtype: str
     shape: tuple[int, ...]
-    on_chip: bool  # in a memory of the chip's own, marked S(n) in a TPU's layouts, rather than in HBM
+    on_chip: bool  # in on-chip memory, marked S(n) in a TPU's layouts, rather than in HBM
 
     @property
     def bytes(self) -> int:
@@ -54,8 +54,8 @@ class Instruction:
     opcode: str
     type: str
     operands: tuple[str, ...]
-    literal: str  # what stands between the parentheses
-    attributes: str  # and after them
+    literal: str  # the text between the parentheses
+    attributes: str  # the text after them
     is_root: bool
 
     @functools.cached_property
@@ -67,11 +67,11 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Of the whole result."""
+        """Size of the whole result."""
         return sum(array.bytes for array in self.arrays)
 
     def called(self, role: str) -> str | None:
-        """The computation called as `calls`, `body`, `condition` or `to_apply`."""
+        """The computation that is called as `calls`, `body`, `condition` or `to_apply`."""
         return next((name for kind, name in _CALLED.findall(self.attributes) if kind == role), None)
 
     @property
@@ -83,7 +83,7 @@ class Instruction:
 
     @property
     def scope(self) -> str:
-        """Where it was traced, as far as the compiler says so."""
+        """Where it was traced; "" if unknown."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -97,12 +97,12 @@ class Computation:
 
     @functools.cached_property
     def root(self) -> Instruction:
-        """The instruction whose result is the computation's."""
+        """The instruction whose result is the computation's result."""
         return next(each for each in self.instructions.values() if each.is_root)
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """The instructions that read each one."""
+        """The instructions that read each instruction."""
         found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for each in self.instructions.values():
             for operand in dict.fromkeys(each.operands):
@@ -112,7 +112,7 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> list[Instruction]:
-        """By number."""
+        """The parameters, by number."""
         found = [each for each in self.instructions.values() if each.opcode == "parameter"]
         return sorted(found, key=lambda each: int(each.literal))
 
@@ -125,12 +125,12 @@ class Module:
     entry: Computation
 
     def walk(self) -> Iterator[tuple[Computation, Instruction, int]]:
-        """Every instruction that the program executes as such, with its computation and how often; no fused ones.
+        """Every instruction outside of fusions, with its computation and how often it runs.
 
-        Of a conditional, the branch with the most instructions.
+        A conditional counts as the branch with the most instructions.
 
         Raises:
-            ValueError: for a loop around products or collectives whose trips cannot be told.
+            ValueError: a loop around products or collectives has no known trip count.
         """
         yield from self._walk(self.entry, 1)
 
@@ -148,7 +148,7 @@ class Module:
                 yield computation, each, times
 
     def _trips_that_matter(self, computation: Computation, loop: Instruction, body: Computation) -> int:
-        """Trips; 1 for a loop that ends when its data say so, around nothing that anyone counts."""
+        """The trip count; 1 for a data-dependent loop around nothing that is counted."""
         try:
             return self.trips(computation, loop)
         except ValueError:
@@ -159,7 +159,7 @@ class Module:
             return 1
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
-        """What a fusion is made of, fusions within it included; nothing for another instruction."""
+        """The instructions of a fusion and of fusions within it; nothing for another instruction."""
         name = instruction.called("calls") if instruction.opcode in FUSIONS else None
         for each in self.computations[name].instructions.values() if name else ():
             yield self.computations[str(name)], each
@@ -169,7 +169,7 @@ class Module:
         """How often the body of a `while` runs.
 
         Raises:
-            ValueError: if it is no loop from a constant to a constant, by constant steps.
+            ValueError: it is not a loop from a constant to a constant by constant steps.
         """
         if known := _TRIPS.search(loop.attributes):
             return int(known[1])
@@ -217,7 +217,7 @@ class Module:
         return next((value for value in constants if value is not None), None)
 
     def _constant(self, computation: Computation, instruction: Instruction, index: int | None = None) -> int | None:
-        """The whole number that an instruction, or one element of its tuple, always is; None if it may vary."""
+        """The constant that an instruction, or one element of its tuple, is; None if it may vary."""
         while True:
             if instruction.opcode == "tuple" and index is not None:
                 instruction, index = computation.instructions[instruction.operands[index]], None
@@ -233,7 +233,7 @@ def parse(text: str) -> Module:
     """The module of `compiled.as_text()`.
 
     Raises:
-        ValueError: if there is no entry computation in the text.
+        ValueError: the text has no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None
@@ -254,18 +254,18 @@ def parse(text: str) -> Module:
 def _statements(text: str) -> Iterator[str]:
     """The heads of computations and their instructions, each as one line.
 
-    The attributes of a Pallas kernel may hold JSON of several lines, among them one that is no more than a brace.
+    The attributes of a Pallas kernel may hold JSON of several lines.
     """
-    held: list[str] = []
+    statement: list[str] = []
     for line in text.splitlines():
         begins = _HEAD.match(line) or _INSTRUCTION.match(line)
-        if held and (begins or not line):
-            yield " ".join(held)
-            held = []
-        if held or begins:
-            held.append(line)
-    if held:
-        yield " ".join(held)
+        if statement and (begins or not line):
+            yield " ".join(statement)
+            statement = []
+        if statement or begins:
+            statement.append(line)
+    if statement:
+        yield " ".join(statement)
 
 
 def _instruction(line: str) -> Instruction:

@@ -1,4 +1,4 @@
-"""What a C++ library writes to the error output of this process: XLA's warnings do not pass through Python."""
+"""Captures what C++ libraries such as XLA write to stderr."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 
 @dataclasses.dataclass
 class Captured:
-    """Filled in when the block ends."""
+    """The captured text, filled in when the block ends."""
 
     text: str = ""
 
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[Captured]:
-    """Take what is written to file descriptor 2 inside the block, by whatever library."""
+    """Capture what any library writes to file descriptor 2 inside the block."""
     captured = Captured()
     sys.stderr.flush()
     before = os.dup(2)

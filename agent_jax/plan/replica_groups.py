@@ -1,9 +1,9 @@
-"""Which devices take part in a collective together, from the ways in which HLO's text writes it.
+"""The device groups of a collective, in every form that HLO text has.
 
     replica_groups={{0,2},{1,3}}                      listed
     replica_groups=[2,2]<=[2,2]T(1,0)                 numbers 0..3 in the right shape, transposed, in the left one
     replica_groups=mesh['a'=2,'b'=2] {'a'}            over axis a of a mesh of these sizes
-    source_target_pairs={{0,1},{1,0}}                 who sends to whom
+    source_target_pairs={{0,1},{1,0}}                 (sender, receiver)
 
 A device is its place in the order of the program's mesh.
 """
@@ -17,14 +17,14 @@ import numpy as np
 
 
 def replica_groups(attributes: str, devices: int) -> np.ndarray:
-    """The devices of each group of a collective, int (groups, size), from any of the ways HLO writes `replica_groups`.
+    """The devices of each group of a collective, int (groups, size).
 
     Args:
         attributes: of the instruction.
-        devices: of the whole program; one group of all where none are listed.
+        devices: of the whole program; without listed groups all form one.
 
     Raises:
-        ValueError: a form that is not known here, or groups of unequal size.
+        ValueError: an unknown form, or groups of unequal size.
     """
     if pairs := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes):
         return np.asarray([[int(n) for n in pair] for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1])]).reshape(-1, 2)
@@ -46,7 +46,7 @@ def replica_groups(attributes: str, devices: int) -> np.ndarray:
         return moved.reshape(-1, math.prod(sizes[place] for place in places))
     if "replica_groups=" not in attributes:
         return np.arange(devices)[None]
-    raise ValueError(f"replica_groups: found {attributes[:120]!r}, a form that is not known here")
+    raise ValueError(f"replica_groups: found {attributes[:120]!r}, an unknown form")
 
 
 def _iota(shape: str, permutation: str | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A plan as plain numbers for JSON, and as lines for a person."""
+"""A plan as a record for JSON, and as text."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from agent_jax.train.sharding_report import bytes_by_part
 from agent_jax.train.state import state_shardings
 
 GIB, MIB = 2**30, 2**20
-LARGE_ELEMENTS = 65_536  # as in the test of the rules
-COPIED_BYTES = 64 * MIB  # an array of this size, copied to every device, is worth a word
+LARGE_ELEMENTS = 65_536  # as in the test of sharding.RULES
+COPIED_BYTES = 64 * MIB  # an array of this size on every device gets a warning
 
 
 def plan_record(step: CompiledStep, topology: Topology, row: PlannedRow, roof: Roofline, mfu: float) -> dict[str, Any]:
-    """Everything that a plan found, as JSON."""
+    """All figures of a plan, for JSON."""
     config, chip, memory = step.config, topology.chip, step.memory
     shards, count = row_shards(step.mesh), microbatches_of_step(config.train, step.mesh)
     parts = bytes_by_part(step.state.params, state_shardings(step.state).params, depth=1)
@@ -51,23 +51,23 @@ def plan_record(step: CompiledStep, topology: Topology, row: PlannedRow, roof: R
 
 
 def warnings(step: CompiledStep) -> list[str]:
-    """What costs memory or time and could be mended: arrays copied whole, by the rules or by the compiler."""
-    said = [f"the compiler copies an array whole to every device (involuntary full rematerialization): {text}"
+    """Arrays that the rules or the compiler copy whole to every device, which costs memory or time."""
+    lines = [f"the compiler copies an array whole to every device (involuntary full rematerialization): {text}"
             for text in step.rematerialised]
-    said += [hidden] if (hidden := hidden_warnings()) else []
+    lines += [hidden] if (hidden := hidden_warnings()) else []
     spread = {axis: size for axis, size in step.mesh.shape.items() if axis in ("fsdp", "tensor") and size > 1}
     if not spread:
-        return said
+        return lines
     for key_path, leaf in jax.tree_util.tree_leaves_with_path({"params": step.state.params}):
         path, size = path_name(key_path), math.prod(leaf.shape)
         size_bytes = size * leaf.dtype.itemsize
         if rule_for(path) == len(RULES) - 1 and size > LARGE_ELEMENTS:
-            said.append(f"{path} {leaf.shape} matches no rule of sharding.RULES but the default: "
-                        f"{size_bytes / MIB:,.1f} MiB on every device, and both moments")
+            lines.append(f"{path} {leaf.shape} matches no rule of sharding.RULES but the default: "
+                         f"{size_bytes / MIB:,.1f} MiB on every device, and both moments")
         elif size_bytes >= COPIED_BYTES and math.prod(leaf.sharding.shard_shape(leaf.shape)) == size:
-            said.append(f"{path} {leaf.shape} is whole on every device of this mesh: {size_bytes / MIB:,.1f} MiB, and "
-                        "both moments")
-    return said
+            lines.append(f"{path} {leaf.shape} is whole on every device of this mesh: {size_bytes / MIB:,.1f} MiB, and "
+                         "both moments")
+    return lines
 
 
 def plan_text(record: dict[str, Any]) -> str:
@@ -114,7 +114,7 @@ def _work(record: dict[str, Any]) -> list[str]:
     lines = [
         "work of a step",
         f"  operations of the model {roof['model_flops'] / 1e12:>12,.2f} TFLOP, and "
-        f"{roof['recomputed_flops'] / 1e12:,.2f} made again for the backward pass",
+        f"{roof['recomputed_flops'] / 1e12:,.2f} recomputed for the backward pass",
         f"  products of a device    {roof['device_flops'] / 1e12:>12,.2f} TFLOP, as compiled",
         f"  memory traffic          {roof['device_bytes'] / 1e9:>12,.2f} GB a device{least}; {roof['intensity']:,.0f} "
         "FLOP a byte",

@@ -1,12 +1,11 @@
-"""How long a step must take at least: the longest of what a chip computes, moves in its memory, and sends.
+"""The roofline of a step: a lower bound of its time from compute, memory traffic and communication.
 
-    compute       products of one device / peak
+    compute       matrix products of one device / peak
     HBM           bytes to and from its memory / bandwidth
     interconnect  sum over collectives of sent bytes / bandwidth towards the group
 
-The roofline takes the three to overlap entirely (Williams et al., 2009): no run is faster. The other figure is what the
-same step takes at a model FLOPs utilisation (MFU) that one assumes: operations of the model, recomputed ones left out,
-over peak x chips x time.
+The roofline assumes that the three overlap entirely (Williams et al., 2009). A second figure is the step's time at an
+assumed model FLOPs utilisation (MFU): operations of the model without recomputation / (peak x chips x time).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ DAY = 86_400.0
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """A step's time, and what follows from it."""
+    """A step's time, and the figures that follow from it."""
 
     step_seconds: float
     frames_per_second: float
@@ -33,22 +32,22 @@ class Speed:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of a step, and what they come from."""
+    """Seconds of a step by resource, and its speed under three assumptions."""
 
     compute_seconds: float
     hbm_seconds: float
     interconnect_seconds: float
-    model_flops: int  # of a step, over all devices, recomputed ones left out
+    model_flops: int  # of a step, over all devices, without recomputation
     recomputed_flops: int
     device_flops: int  # of one device, as compiled
     intensity: float  # operations a byte of memory
-    at_peak: Speed
-    in_turn: Speed  # nothing sent while computing
-    assumed: Speed  # at the MFU that was asked for
+    at_peak: Speed  # all three overlap
+    in_turn: Speed  # no communication while computing
+    assumed: Speed  # at the assumed MFU
 
     @property
     def bound_by(self) -> str:
-        """The longest of the three."""
+        """The resource that takes longest."""
         seconds = {"compute": self.compute_seconds, "HBM": self.hbm_seconds, "interconnect": self.interconnect_seconds}
         return max(seconds, key=lambda name: seconds[name])
 
@@ -65,7 +64,7 @@ def roofline(step: CompiledStep, topology: Topology, frames: int, mfu: float) ->
     chip = topology.chip
     peak = chip.bf16_flops if step.config.model.dtype == "bfloat16" else chip.f32_flops
     devices = list(step.mesh.devices.flat)
-    model, again = step.model_flops, step.recomputed_flops
+    model = step.model_flops
     compute, hbm = step.device_flops / peak, step.device_bytes / chip.hbm_bandwidth
     sent = sum(each.sent_bytes / topology.bandwidth(each.groups, devices) for each in step.collectives)
 
@@ -74,6 +73,6 @@ def roofline(step: CompiledStep, topology: Topology, frames: int, mfu: float) ->
         return Speed(seconds, frames / seconds, model / (seconds * peak * topology.devices), days,
                      days * 24 * topology.devices)
 
-    return Roofline(compute, hbm, sent, model, again, step.device_flops, step.device_flops / step.device_bytes,
-                    speed(max(compute, hbm, sent)), speed(max(compute, hbm) + sent),
-                    speed(model / (mfu * peak * topology.devices)))
+    return Roofline(compute, hbm, sent, model, step.recomputed_flops, step.device_flops,
+                    step.device_flops / step.device_bytes, speed(max(compute, hbm, sent)),
+                    speed(max(compute, hbm) + sent), speed(model / (mfu * peak * topology.devices)))

@@ -1,7 +1,7 @@
-"""The rows of a run whose data are not here: their size follows from the config alone, as an upper bound.
+"""An upper bound of the row size of a run, from its config without its data.
 
-Training shortens its rows to what the windows of the data fill (data/pipeline/packing.py); without them, a row
-is as long as `row_size` makes it for the longest windows and texts that the config allows.
+Training shortens its rows to the windows of the data (data/pipeline/packing.py). Here a row is as long as `row_size`
+makes it for the longest windows and texts that the config allows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPT_TEXT_IDS = 50_265  # of OPT's tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRow:
-    """The size of a row, and how it was found."""
+    """The size of a row, and the assumptions behind it."""
 
     size: RowSize
     config: Config  # with the vocabulary's size filled in
@@ -37,28 +37,27 @@ def planned_row(config: Config, text_ids: int = 0) -> PlannedRow:
 
     Args:
         config: of the run.
-        text_ids: text ids of the vocabulary; 0: those of `config.vocabulary.tokenizer` if it is here, else OPT's.
+        text_ids: text ids of the vocabulary; 0: those of `config.vocabulary.tokenizer` if it exists, else OPT's.
 
     Raises:
-        ValueError: a config without data sets, or windows that do not fit the model's positions.
+        ValueError: the config has no data sets, or windows that do not fit the model's positions.
     """
     if not config.data.domains:
         raise ValueError("config.data.domains: empty, expected at least one data set, whose windows make the rows")
     notes = ["as long as the config's longest windows and texts; training shortens rows to what the data fill"]
-    text, said = _text_ids(config.vocabulary.tokenizer, text_ids)
-    notes += said
-    # Ids of actions do not depend on the tokenizer's, so any will do to bind the specs.
+    text, note = _text_ids(config.vocabulary.tokenizer, text_ids)
+    notes += note
+    # The number of action ids does not depend on the tokenizer.
     stand_in = ByteTokenizer()
     vocabulary = Vocabulary(stand_in, vocabulary_blocks(config.vocabulary.blocks, config.data.declared_specs))
     domains = []
     for index, (name, entry) in enumerate(sorted(config.data.domains.items())):
-        domain, said = _domain(name, index, entry, vocabulary, config)
+        domain, note = _domain(name, index, entry, vocabulary, config)
         domains.append(domain)
-        notes += said
+        notes += note
     stateless = [domain.name for domain in domains if domain.layout == "actions" and domain.state is None]
     if stateless:
-        notes.append(f"no StateSpec in the config for {', '.join(stateless)}: states that the data bring are not "
-                     "counted")
+        notes.append(f"no StateSpec in the config for {', '.join(stateless)}: states in the data are not counted")
     model = config.model
     frames = config.data.frames_per_row or max(domain.images for domain in domains)
     size = row_size(domains, training_visual_tokens(model), frames, model.language.positions)
@@ -74,12 +73,12 @@ def _text_ids(tokenizer: str, given: int) -> tuple[int, list[str]]:
     if tokenizer == "bytes" or epath.Path(tokenizer).exists():
         return Vocabulary.build(tokenizer, ()).size, []
     return OPT_TEXT_IDS, [f"text: {OPT_TEXT_IDS:,} ids as OPT's, since config.vocabulary.tokenizer={tokenizer} is not "
-                          "here"]
+                          "there"]
 
 
 def _domain(name: str, index: int, entry: DomainConfig, vocabulary: Vocabulary,
             config: Config) -> tuple[Domain, list[str]]:
-    """The domain of a config entry, without its data set, and what could not be known of it."""
+    """The domain of a config entry without its data, and notes on what only the data would tell."""
     where, notes = f"config.data.domains.{name}", []
     action = state = None
     if entry.layout == "actions":
@@ -88,7 +87,7 @@ def _domain(name: str, index: int, entry: DomainConfig, vocabulary: Vocabulary,
         elif config.data.demonstrations.environment == "babyai":
             action = BABYAI
         else:
-            notes.append(f"{where}: its ActionSpec lies with the data; its actions are counted as no tokens")
+            notes.append(f"{where}: its ActionSpec lies with the data; its actions count as no tokens")
         if entry.state_spec:
             state = StateSpec.from_dict(closed(entry.state_spec, None, f"{where}.state_spec"))
     answers = entry.max_answer if entry.layout == "answer" else 0

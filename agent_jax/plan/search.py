@@ -1,11 +1,11 @@
-"""Which mesh, remat policy, batch size and accumulation is the fastest that fits? Every try compiles the real step.
+"""Search for the fastest mesh, remat policy, batch size and accumulation that fit; every try compiles the train step.
 
     batch size x mesh shape x remat -> does it divide? -> state alone too large? -> compile -> fits? -> frames a second
                                                                  ^--- more microbatches ---'
 
-Less is copied and gathered with fewer and larger microbatches, and less is computed with less recomputation, so of each
-mesh the largest microbatch that fits is looked for, and a stronger remat policy is tried only where a weaker one needed
-several microbatches. The search ends when its time is up; what it had no time for is counted.
+Fewer and larger microbatches gather less, and weaker remat policies compute less. So the search finds the largest
+microbatch that fits each mesh, and tries a stronger policy only where a weaker one needed several microbatches. It ends
+when its time is up, and reports how many combinations are left.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from agent_jax.train.sharding_report import bytes_by_part
 
 REMAT = ("none", "dots", "full")  # from the most memory to the most work
 COPIES = 4  # of the parameters in float32: themselves, both moments, gradients
-MOST_TENSOR = 8  # activations are added up over it in every block: beyond a node or a row of a torus it never pays
+MOST_TENSOR = 8  # activations are summed over it in every block, too slow beyond a node or a row of a torus
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to run the same training."""
+    """Mesh, remat policy and batch of one try."""
 
     mesh: tuple[int, ...]  # by AXES
     remat: str
@@ -41,7 +41,7 @@ class Candidate:
     accumulation: int
 
     def of(self, config: Config) -> Config:
-        """The config that runs so."""
+        """The config with these settings."""
         mesh = dataclasses.replace(config.mesh, **dict(zip(AXES, self.mesh, strict=True)))
         model = dataclasses.replace(config.model, remat=self.remat)
         train = dataclasses.replace(config.train, batch_size=self.batch_size, accumulation=self.accumulation,
@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class MeshOutcome:
-    """What became of a candidate; the figures are those of a step that fits."""
+    """The result of a candidate; figures only if it fits."""
 
     candidate: Candidate
     said: str  # "fits", or why not
@@ -66,7 +66,7 @@ Evaluate = Callable[[Config], tuple[CompiledStep, Roofline]]
 
 
 def mesh_shapes(devices: int, slices: int = 1) -> list[tuple[int, ...]]:
-    """Meshes of `AXES` with a replica a slice, fsdp and tensor of powers of two; those without a tensor axis first."""
+    """Meshes over `AXES`, one replica a slice, fsdp and tensor powers of two; those without a tensor axis first."""
     local = devices // slices
     powers = [2**n for n in range(local.bit_length())]
     return [(slices, local // (fsdp * tensor), fsdp, tensor) for tensor in powers if tensor <= MOST_TENSOR
@@ -75,29 +75,29 @@ def mesh_shapes(devices: int, slices: int = 1) -> list[tuple[int, ...]]:
 
 def search(config: Config, topology: Topology, devices: Sequence[Any], batch_sizes: Sequence[int], evaluate: Evaluate,
            seconds: float) -> Iterator[MeshOutcome]:
-    """Try candidates, and tell each outcome when it is known.
+    """Try candidates, and yield each outcome when it is known.
 
     Args:
         config: of the run, with the vocabulary's size filled in.
-        topology: its chip's memory decides what fits where the compiler itself does not.
+        topology: its chip's memory decides what fits where the compiler does not.
         devices: to compile for.
         batch_sizes: global batches to try.
         evaluate: compiles a config.
-        seconds: no compile begins after these; the last outcome then says how many meshes and policies are left.
+        seconds: no compile starts after this time; the last outcome then says how many combinations are left.
     """
     end = time.monotonic() + seconds
-    ways = [(batch, shape, remat) for batch in batch_sizes for shape in mesh_shapes(len(devices), topology.slices)
-            for remat in REMAT]
-    params = abstract_params(config.model)  # neither mesh nor remat policy changes them
-    done: set[tuple[int, tuple[int, ...]]] = set()  # that fit in one microbatch, or cannot be
-    for number, (batch, shape, remat) in enumerate(ways):
+    shapes = mesh_shapes(len(devices), topology.slices)
+    combinations = [(batch, shape, remat) for batch in batch_sizes for shape in shapes for remat in REMAT]
+    params = abstract_params(config.model)  # the same for all
+    done: set[tuple[int, tuple[int, ...]]] = set()  # fit in one microbatch, or cannot fit
+    for number, (batch, shape, remat) in enumerate(combinations):
         if (batch, shape) in done:
             continue
         accumulation: int | None = 1
         while accumulation is not None:
             candidate = Candidate(shape, remat, batch, accumulation)
             if time.monotonic() > end:
-                yield MeshOutcome(candidate, f"no time left for this and up to {len(ways) - number - 1} more")
+                yield MeshOutcome(candidate, f"no time left for this and up to {len(combinations) - number - 1} more")
                 return
             outcome = _try(candidate, config, params, topology, devices, evaluate)
             yield outcome
@@ -109,7 +109,7 @@ def search(config: Config, topology: Topology, devices: Sequence[Any], batch_siz
 
 
 def fastest(outcomes: Sequence[MeshOutcome]) -> list[MeshOutcome]:
-    """Those that fit, most frames a second first."""
+    """The outcomes that fit, fastest first."""
     return sorted((outcome for outcome in outcomes if outcome.said == "fits"), key=lambda one: -one.frames_per_second)
 
 
@@ -156,7 +156,7 @@ def _try(candidate: Candidate, config: Config, params: Any, topology: Topology, 
         return MeshOutcome(candidate, f"does not fit: {error} (compiled {time.monotonic() - begun:.0f} s)",
                            error.needed)
     finally:
-        jax.clear_caches()  # traced steps are large, and none is used again
+        jax.clear_caches()  # traced steps are large
     total = step.memory.total
     if total > hbm:
         return MeshOutcome(candidate, f"does not fit: needs {total / 2**30:.1f} GiB of {hbm / 2**30:.1f}", total)

@@ -1,12 +1,11 @@
-"""What a name such as `v4-32`, `v6e-8`, `h100-16` or `2xv4-32` stands for, and how fast its devices reach each other.
+"""Topologies by name, such as `v4-32` or `h100-16`, and the bandwidth between their devices.
 
     v4-32     TPU v4 and v5p count TensorCores, two a chip: 16 chips in a torus of 2 x 2 x 4
     v5e-16    TPU v5e and v6e count chips: 4 x 4
     h100-16   GPUs, in nodes of 8
-    2xv4-32   two slices of v4-32, which reach each other over the network
+    2xv4-32   two slices of v4-32, joined by the network
 
-Only libtpu knows a TPU's devices, and GPUs can be described to their compiler (gpu_target.py); without these, what
-matters of them is where each stands in the order.
+TPU slices are tori of chips; GPUs are joined by NVLink within a node.
 """
 
 from __future__ import annotations
@@ -23,58 +22,58 @@ from agent_jax.plan.chips import CHIPS, Chip
 from agent_jax.plan.gpu_target import described_gpus
 from agent_jax.plan.messages import captured_stderr
 
-# Shapes that Google offers, by number of chips, so that names lead to the shape one gets when one names no other.
+# The default shapes of Google Cloud, by number of chips.
 _CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
 _SQUARES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
-_CORES = {"v4": 2, "v5p": 2, "v5e": 1, "v6e": 1}  # that a name counts, a chip
+_CORES = {"v4": 2, "v5p": 2, "v5e": 1, "v6e": 1}  # TensorCores a chip, as names count them
 _NODE = 8  # GPUs joined by NVLink
 _GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A set of devices that a run may ask for."""
+    """A named set of devices."""
 
     name: str
     chip: Chip
-    slices: int  # joined by the network; 1 for GPUs, whose nodes are
+    slices: int  # joined by the network; 1 for GPUs
     shape: tuple[int, ...]  # chips of a slice by dimension of its torus; (GPUs,) for GPUs
 
     @property
     def is_tpu(self) -> bool:
-        """TPU or GPU."""
+        """Whether these are TPUs; else GPUs."""
         return self.chip.name in _CORES
 
     @property
     def devices(self) -> int:
-        """Of all slices, as JAX counts them: chips."""
+        """JAX devices of all slices."""
         return self.slices * math.prod(self.shape)
 
     @property
     def platform(self) -> str:
-        """As a `jax.Device` of it says."""
+        """The platform of its `jax.Device`s."""
         return "tpu" if self.is_tpu else "gpu"
 
     @property
     def hosts(self) -> int:
-        """Machines, of 4 chips (TPU), as a v5e or v6e of 8 is offered too, or of 8 (GPU)."""
+        """Machines, of 4 TPU chips or 8 GPUs."""
         return max(1, self.devices // (4 if self.is_tpu else _NODE))
 
     def described_devices(self) -> list[Any]:
-        """Devices of the chip's own compiler that can be compiled for, though none is here.
+        """Devices to compile for with the chip's own compiler; no chip is needed.
 
         Raises:
-            ModuleNotFoundError: without libtpu.
-            NotImplementedError: without jax's CUDA plugin.
+            ModuleNotFoundError: libtpu is not installed.
+            NotImplementedError: jax's CUDA plugin is not installed.
         """
         if not self.is_tpu:
             return described_gpus(self.chip, self.hosts, self.devices // self.hosts)
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server is there to be asked
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server
         from jax.experimental import topologies
 
         torus = self.chip.name in ("v4", "v5p")
         host = (2, 2, 1) if len(self.shape) == 3 or math.prod(self.shape) >= 4 else (1, 1, 1)
-        with captured_stderr():  # libtpu complains that this machine is no TPU
+        with captured_stderr():  # libtpu warns that this machine is not a TPU
             described = topologies.get_topology_desc(
                 platform="tpu", topology_name=f"{self.chip.name}:{'x'.join(map(str, self.shape))}",
                 chip_config_name="megacore" if torus else "default", chips_per_host_bounds=host,
@@ -82,15 +81,15 @@ class Topology:
         return list(described.devices)
 
     def bandwidth(self, groups: np.ndarray, devices: Any) -> float:
-        """Bytes a second in one direction that a device of a collective has towards its group.
+        """An upper bound of a device's bandwidth towards its group, in bytes a second in one direction.
 
         TPU: a ring along every dimension of the torus in which the devices of a group differ, in both directions where
-        the dimension has more than two chips; the network where they lie in different slices. GPU: NVLink in a node,
-        the network card between nodes. Links are taken as unshared, so it is the most there can be.
+        the dimension has more than two chips; the network between slices. GPU: NVLink in a node, the network card
+        between nodes. Links are assumed to be unshared.
 
         Args:
-            groups: int (groups, size), places in the mesh.
-            devices: of the mesh, flat: those of libtpu, or stand-ins of the same number.
+            groups: int (groups, size), indices in the mesh.
+            devices: of the mesh, flat: those of libtpu, or fake ones of the same number.
         """
         members = [devices[place] for place in groups[0]]
         places = groups[0]
@@ -108,13 +107,13 @@ class Topology:
 
 
 def _coords(device: Any, place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Where a device is in the torus: its own word, or in order of its number where it is a stand-in."""
+    """The coordinates of a device in the torus; those of a fake device follow its index."""
     known = getattr(device, "coords", None)
     return tuple(known[: len(shape)]) if known is not None else tuple(int(n) for n in np.unravel_index(place, shape))
 
 
 def known_topologies() -> list[str]:
-    """Every name that `find_topology` takes, for one slice."""
+    """Every name of one slice that `find_topology` accepts."""
     tpus = [f"{chip}-{cores * chips}" for chip, cores in _CORES.items()
             for chips in (_CUBES if cores == 2 else _SQUARES)]
     return [*tpus, *(f"{chip}-{count}" for chip in CHIPS if chip not in _CORES for count in _GPUS)]
@@ -124,7 +123,7 @@ def find_topology(name: str) -> Topology:
     """The topology of a name.
 
     Raises:
-        ValueError: for a name that is none, with those there are.
+        ValueError: an unknown name; lists the known ones.
     """
     found = re.fullmatch(r"(?:(\d+)x)?(\w+)-(\d+)", name)
     if found and f"{found[2]}-{found[3]}" in known_topologies():
@@ -138,5 +137,5 @@ def find_topology(name: str) -> Topology:
     by_chip = {chip: ", ".join(known.partition("-")[2] for known in known_topologies() if known.startswith(f"{chip}-"))
                for chip in CHIPS}
     lines = "\n".join(f"  {chip}-N: N of {counts}" for chip, counts in by_chip.items())
-    raise ValueError(f"--topology={name}: not known; expected one of\n{lines}\nv4 and v5p count TensorCores, two a "
-                     "chip; several TPU slices are written 2xv4-32")
+    raise ValueError(f"--topology={name}: unknown; expected one of\n{lines}\nv4 and v5p count TensorCores, two a "
+                     "chip; write several TPU slices as 2xv4-32")

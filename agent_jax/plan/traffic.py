@@ -1,9 +1,8 @@
-"""What one device computes and moves to and from its memory in one step, as compiled, loops counted in full.
+"""Matrix products and memory traffic of one device in one step, as compiled, with loops counted in full.
 
-Products are `dot`s, which a TPU's compiler writes as convolutions and a GPU's as calls of cuBLAS. A fusion reads its
-operands and writes its result once; of an operand that it only slices it reads the slice, which is how a scan reads the
-weights of one layer. Arrays that a TPU's compiler keeps on the chip cost no traffic, nor do copies that only change a
-name.
+Matrix products are `dot`s, convolutions (TPU) or calls of cuBLAS (GPU). A fusion reads its operands and writes its
+result once; it reads only the slice of an operand that it slices, as a scan does with the weights of one layer. Arrays
+in a TPU's on-chip memory cost no traffic.
 """
 
 from __future__ import annotations
@@ -16,30 +15,27 @@ import numpy as np
 
 from agent_jax.plan.hlo import FUSIONS, PRODUCT_TARGET, Array, Computation, Instruction, Module
 
-# Nothing is moved by these, or what they move is counted where it starts.
+# These move nothing, or their traffic is counted where it starts.
 _FREE = frozenset((
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
-    "iota", "opt-barrier", "async-done", "async-update", "copy-done", "all-gather-done",
-    "all-reduce-done", "fusion-done",
-    "collective-permute-done", "slice-done", "dynamic-slice-done", "dynamic-update-slice-done", "send-done",
-    "recv-done",
+    "iota", "opt-barrier", "async-done", "async-update", "copy-done", "all-gather-done", "all-reduce-done",
+    "fusion-done", "collective-permute-done", "slice-done", "dynamic-slice-done", "dynamic-update-slice-done",
+    "send-done", "recv-done",
 ))
-# Of Pallas, and of NVIDIA's libraries; others allocate, or mark what is sharded how.
+# Kernels of Pallas and NVIDIA's libraries; other custom calls allocate, or mark shardings.
 _KERNEL_TARGET = re.compile(r'custom_call_target="(tpu_custom_call|__cublas|__cudnn)')
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def matmul_flops(module: Module) -> int:
-    """Operations of all products on one device, in one step."""
+    """Operations of all matrix products on one device, in one step."""
     total = 0
     for computation, instruction, times in module.walk():
         for holder, each in [(computation, instruction), *module.inside(instruction)]:
-            if each.opcode == "dot":
+            if each.opcode == "dot" or (each.opcode == "custom-call" and PRODUCT_TARGET in each.attributes):
                 total += times * _dot(holder, each)
             elif each.opcode == "convolution":
                 total += times * _convolution(holder, each)
-            elif each.opcode == "custom-call" and PRODUCT_TARGET in each.attributes:
-                total += times * _dot(holder, each)
     return total
 
 
@@ -57,7 +53,7 @@ def _dot(computation: Computation, dot: Instruction) -> int:
 
 
 def _convolution(computation: Computation, convolution: Instruction) -> int:
-    """2 x pairs of an image's and a kernel's element that meet; padding and the holes of dilation do not count."""
+    """2 x pairs of an image's and a kernel's element that meet; padding and dilation do not count."""
     left, right = (computation.instructions[name].arrays[0].shape for name in convolution.operands[:2])
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
     if labels is None:
@@ -106,15 +102,15 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
     if instruction.opcode == "custom-call":
         if not _KERNEL_TARGET.search(instruction.attributes):
             return 0
-        result -= sum(array.bytes for array in instruction.arrays if array.dtype in ("s8", "u8"))  # room to work in
+        result -= sum(array.bytes for array in instruction.arrays if array.dtype in ("s8", "u8"))  # workspace
     if instruction.opcode in _SLICES:
         return (instruction.bytes if _in_memory(operands[0]) else 0) + result
     if instruction.opcode == "dynamic-update-slice":
         return 2 * operands[1].bytes if result else 0
     if instruction.opcode in ("copy-start", "slice-start", "dynamic-slice-start"):
-        # Results: where it goes, where it comes from, a flag. What is moved has the size of the first.
-        goes, source = instruction.arrays[0], operands[0].arrays[0]
-        return goes.bytes * ((not goes.on_chip) + (not source.on_chip))
+        # Results: destination, source, a flag.
+        destination, source = instruction.arrays[0], operands[0].arrays[0]
+        return destination.bytes * ((not destination.on_chip) + (not source.on_chip))
     return result + sum(_in_memory(operand) for operand in operands)
 
 
@@ -123,7 +119,7 @@ def _in_memory(instruction: Instruction) -> int:
 
 
 def _read_in_fusion(module: Module, inner: Computation, parameter: Instruction, whole: int) -> int:
-    """What a fusion reads of an operand of `whole` bytes: slices where it slices it, nothing where it writes to it."""
+    """Bytes that a fusion reads of an operand of `whole` bytes: the slices, nothing where it updates it in place."""
     if not whole:
         return 0
     read = 0
@@ -145,7 +141,7 @@ def _read_in_fusion(module: Module, inner: Computation, parameter: Instruction, 
 
 
 def _written_by(inner: Computation, root: Instruction, arrays: Sequence[Array]) -> int:
-    """What a fusion writes of its results: whole arrays, or the slices that it updates in place."""
+    """Bytes that a fusion writes of its results: whole arrays, or the slices that it updates in place."""
     if root.opcode == "tuple":
         parts = [inner.instructions[name] for name in root.operands]
         return sum(_part_written(inner, part, array.bytes) for part, array in zip(parts, arrays, strict=False)

@@ -1,4 +1,4 @@
-"""What an accelerator would send and move, read from a program of the CPU's compiler."""
+"""An accelerator's collectives and memory traffic, estimated from the CPU compiler's program."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ ROWS, WIDTH = 32, 64
 
 
 def gradient_of_a_kernel(dtype, *, split):
-    """One layer, rows over 8 devices, its kernel split over them or copied: gathered, then its gradient added up."""
+    """One layer, rows sharded over 8 devices, the kernel too or replicated; its gradient is summed over the devices."""
     mesh = make_mesh(MeshConfig(data=1, fsdp=8), jax.devices())
     place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))  # noqa: E731
     kernel = place("fsdp") if split else place()
@@ -35,23 +35,23 @@ def totals(found):
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(jnp.float32, 4), (jnp.bfloat16, 2)])
-def test_a_split_kernel_is_gathered_and_its_gradient_scattered_in_the_dtype_of_the_products(dtype, size):
+def test_a_sharded_kernel_is_gathered_and_its_gradient_scattered_in_the_dtype_of_the_products(dtype, size):
     module = gradient_of_a_kernel(dtype, split=True)
     payload = size * WIDTH**2
     assert totals(estimated_collectives(module, 8)) == {"all-gather": payload, "reduce-scatter": payload}
 
 
-def test_the_cpus_compiler_itself_sends_float32_and_keeps_all_of_a_sum():
+def test_the_cpu_compiler_itself_sends_float32_and_has_an_all_reduce():
     module = gradient_of_a_kernel(jnp.bfloat16, split=True)
     assert totals(collectives(module, 8)) == {"all-gather": 4 * WIDTH**2, "all-reduce": 4 * WIDTH**2}
 
 
-def test_the_gradient_of_a_copied_kernel_stays_an_all_reduce():
+def test_the_gradient_of_a_replicated_kernel_stays_an_all_reduce():
     module = gradient_of_a_kernel(jnp.bfloat16, split=False)
     assert totals(estimated_collectives(module, 8)) == {"all-reduce": 2 * WIDTH**2}
 
 
-def test_memory_is_products_once_and_the_optimizers_arrays():
+def test_memory_traffic_is_products_once_and_the_optimizers_arrays():
     module = gradient_of_a_kernel(jnp.bfloat16, split=False)
     rows = ROWS // 8
     product = 2 * rows * WIDTH + WIDTH**2  # forward; of the gradient too: the same three sizes

@@ -1,4 +1,4 @@
-"""GPUs described to their compiler, and what its programs say of products and traffic."""
+"""GPU descriptions for the compiler, and matrix products and traffic of its programs."""
 
 import importlib.util
 
@@ -30,7 +30,7 @@ custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_co
 """
 
 
-def test_calls_of_cublas_are_products_and_room_to_work_in_is_no_traffic():
+def test_calls_of_cublas_are_products_and_workspace_is_no_traffic():
     module = hlo.parse(PROGRAM)
     assert matmul_flops(module) == 2 * 64 * 32 * 48
     product = 2 * (64 * 32 + 32 * 48 + 64 * 48)
@@ -38,7 +38,7 @@ def test_calls_of_cublas_are_products_and_room_to_work_in_is_no_traffic():
     assert memory_bytes(module) == product + attention
 
 
-def test_a_loop_around_calls_of_cublas_must_tell_its_trips():
+def test_a_loop_around_calls_of_cublas_needs_a_trip_count():
     text = """HloModule jit_step, is_scheduled=true
 
 %body (state: (bf16[8,8], pred[])) -> (bf16[8,8], pred[]) {
@@ -67,7 +67,7 @@ ENTRY %main (begun: (bf16[8,8], pred[])) -> (bf16[8,8], pred[]) {
         matmul_flops(hlo.parse(text.replace("TRIPS", "")))
 
 
-def test_a_fusion_that_is_waited_for_counts_once_and_writes_what_it_updates():
+def test_an_asynchronous_fusion_counts_once_and_writes_what_it_updates():
     module = hlo.parse("""HloModule jit_step, is_scheduled=true
 
 %fused (stack: f32[6,8,4], place: s32[], part: f32[8,4]) -> f32[6,8,4] {
@@ -102,13 +102,13 @@ def test_every_gpu_has_a_description_of_its_memory_and_generation(name):
 
 @pytest.fixture
 def changed(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """What a plan sets in jax's config, which other tests do not want set."""
+    """The values that a plan sets in jax's config, which are not set for other tests."""
     changed = {}
     monkeypatch.setattr(devices.jax.config, "update", lambda name, value: changed.update({name: value}))
     return changed
 
 
-def test_without_the_compiler_a_plan_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, changed: dict[str, object]):
+def test_without_the_compiler_a_plan_names_the_extra(monkeypatch: pytest.MonkeyPatch, changed: dict[str, object]):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not gpu_target.has_compiler()
     _, estimate = devices.prepare(find_topology("h100-16"))
@@ -116,7 +116,7 @@ def test_without_the_compiler_a_plan_says_how_to_get_it(monkeypatch: pytest.Monk
     assert '.venv-cuda/bin/pip install -e ".[cuda]"' in estimate
 
 
-def test_a_compiler_that_takes_no_description_leaves_an_estimate_that_says_why(
+def test_a_compiler_that_refuses_the_description_leads_to_an_estimate_with_the_reason(
         monkeypatch: pytest.MonkeyPatch, changed: dict[str, object]):
     def refuse(**_: object) -> None:
         raise NotImplementedError("topology not implemented for cuda")
@@ -128,7 +128,7 @@ def test_a_compiler_that_takes_no_description_leaves_an_estimate_that_says_why(
     assert "takes no description of h100-8: topology not implemented for cuda" in estimate
 
 
-def test_a_libtpu_that_does_not_answer_is_told_and_no_reason_to_estimate(
+def test_a_libtpu_that_does_not_answer_is_an_error(
         monkeypatch: pytest.MonkeyPatch, changed: dict[str, object]):
     def refuse(**_: object) -> None:
         raise RuntimeError("another process has it")

@@ -1,15 +1,16 @@
-"""Compiled programs, read from their text: loops in full, products, collectives, traffic."""
+"""Compiled programs, parsed from their text: loops in full, matrix products, collectives, memory traffic."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from jaxpr_counts import operations_of
 
 from agent_jax.config import MeshConfig
 from agent_jax.plan import hlo
 from agent_jax.plan.collectives import by_kind, collectives
-from agent_jax.plan.flops import operations_of, total_flops
+from agent_jax.plan.flops import total_flops
 from agent_jax.plan.traffic import matmul_flops, memory_bytes
 from agent_jax.runtime.sharding import make_mesh
 
@@ -34,7 +35,7 @@ def compiled(function, *arguments):
 
 
 def on_mesh(unroll):
-    """Microbatches around layers, kernels split over 4 devices, whose parts of the output are added up and gathered."""
+    """Microbatches around layers, kernels sharded over 4 devices, parts of the output summed and gathered."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=4), jax.devices())
 
     def layer(x, kernel):
@@ -49,7 +50,7 @@ def on_mesh(unroll):
     return compiled(function, matrix(3, ROWS, WIDTH), matrix(LAYERS, WIDTH, WIDTH))
 
 
-def test_products_in_nested_loops_count_as_often_as_the_jaxpr_says():
+def test_products_in_nested_loops_count_as_often_as_in_the_jaxpr():
     arguments = matrix(3, ROWS, WIDTH), matrix(LAYERS, WIDTH, WIDTH)
     expected = total_flops(operations_of(accumulated, *arguments))
     assert matmul_flops(compiled(accumulated, *arguments)) == expected
@@ -57,7 +58,7 @@ def test_products_in_nested_loops_count_as_often_as_the_jaxpr_says():
 
 
 def test_attributes_of_several_lines_do_not_end_a_computation():
-    """As splash attention has them, whose kernel notes its blocks as JSON."""
+    """As in splash attention, whose kernel has its blocks as JSON."""
     module = hlo.parse("""HloModule jit_f
 
 ENTRY %main (x: f32[4]) -> (f32[4]) {
@@ -87,7 +88,7 @@ def test_products_are_those_of_one_device_of_the_mesh():
     assert matmul_flops(on_mesh(1)) == 3 * LAYERS * 2 * (ROWS // 2) * (WIDTH // 4) * WIDTH
 
 
-def test_a_scan_reads_each_layer_once_not_the_whole_stack_every_time():
+def test_a_scan_reads_each_layer_once_not_all_layers_every_time():
     module = compiled(stack, matrix(ROWS, WIDTH), matrix(LAYERS, WIDTH, WIDTH))
     kernels = 4 * LAYERS * WIDTH**2
     assert kernels < memory_bytes(module) < LAYERS * kernels
@@ -145,7 +146,7 @@ ENTRY %main (x.1: bf16[256,64]) -> bf16[256,64] {
     "GROUPS", "replica_groups=mesh['a'=2,'b'=1,'c'=2], device_ids=([2,2]T(1,0)) {'a'}")
 
 
-def test_a_loop_without_a_noted_trip_count_is_counted_from_its_constants():
+def test_a_loop_without_a_written_trip_count_is_counted_from_its_constants():
     module = hlo.parse(TPU_LOOP)
     assert module.trips(module.entry, module.entry.instructions["loop"]) == 12 - 2
     endless = hlo.parse(TPU_LOOP.replace("%limit = s32[]{:T(128)} constant(12)",
@@ -154,7 +155,7 @@ def test_a_loop_without_a_noted_trip_count_is_counted_from_its_constants():
         list(endless.walk())
 
 
-def test_a_loop_that_ends_when_its_data_say_so_matters_only_around_products_and_collectives():
+def test_a_data_dependent_loop_is_refused_only_around_products_and_collectives():
     def halve(x):
         return jax.lax.while_loop(lambda x: jnp.max(x) > 1.0, lambda x: x / 2.0, x)
 
@@ -172,18 +173,18 @@ def test_a_tpus_fused_all_reduce_and_slice_is_a_reduce_scatter():
     assert totals["all-gather"].sent_bytes == payload / 2
 
 
-def test_what_a_tpu_keeps_on_the_chip_is_no_traffic():
-    # A trip: the fusion reads 256 x 64 and writes 128 x 64, the gather reads these and writes to the chip's own memory.
+def test_arrays_in_on_chip_memory_are_no_traffic():
+    # A trip: the fusion reads 256 x 64 and writes 128 x 64, the gather reads these and writes to on-chip memory.
     assert memory_bytes(hlo.parse(TPU_LOOP)) == pytest.approx(10 * (256 + 128 + 128) * 64 * 2, rel=1e-3)  # and scalars
 
 
-def test_padding_of_a_tpus_convolution_is_no_operation():
+def test_padding_of_a_convolution_does_not_count():
     computation = hlo.parse(TPU_LOOP).computations["convolution.2"]
     module = hlo.Module({"convolution.2": computation}, computation)
     # Of three windows each result meets one kernel: q, k and v of a fused projection, 64 x 64 each.
     assert matmul_flops(module) == 2 * 8 * 128 * 3 * 64 * 64
 
 
-def test_a_text_without_a_program_is_refused():
+def test_a_text_without_an_entry_computation_is_refused():
     with pytest.raises(ValueError, match="found no line 'ENTRY"):
         hlo.parse("HloModule nothing")

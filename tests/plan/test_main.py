@@ -1,4 +1,4 @@
-"""`python -m agent_jax.plan` in processes of its own: the estimate on fake CPU devices, and what it refuses."""
+"""`python -m agent_jax.plan` in its own process: the estimate on fake CPU devices, and user errors."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_a_plan_without_a_compiler_for_the_chip_says_that_it_is_an_estimate(plan
     assert record["mesh"] == {"replica": 1, "data": 4, "fsdp": 2, "tensor": 2}
 
 
-def test_a_plan_says_what_the_run_would_need_and_take(planned):
+def test_a_plan_has_memory_work_and_time(planned):
     text, record = planned
     for words in ("plan for h100-16: 16 chip(s), 16, on 2 host(s)", "batch: 32 rows = 8 shard(s) x 4 rows x 1",
                   "parameters: ", "optimizer state", "gradients, temporaries", "all-reduce", "FLOP a byte", "bound by",
@@ -59,15 +59,15 @@ def test_a_plan_says_what_the_run_would_need_and_take(planned):
     assert record["batch"]["frames"] == 32 * 4
 
 
-def test_every_product_is_made_on_some_device(planned):
+def test_devices_together_compute_every_matrix_product(planned):
     roof = planned[1]["roofline"]
     total = roof["model_flops"] + roof["recomputed_flops"]
-    # Copied work is what a tensor axis does not split: here the embedding of patches and what is read of a row.
+    # A tensor axis does not split some work: here the embedding of patches and the targets of a row.
     assert total <= 16 * roof["device_flops"] < 2.5 * total
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--topology=v4-33"], "agent_jax.plan: --topology=v4-33: not known; expected one of"),
+    (["--topology=v4-33"], "agent_jax.plan: --topology=v4-33: unknown; expected one of"),
     (["--topology=v4-8"], "config.mesh.fsdp=2, config.mesh.tensor=2 ask for 8 devices, but there are 4"),
     (["--topology=v4-16", "--global_batch=6"], "config.train.batch_size=6 does not divide by 4"),
     (["--topology=v4-16", "--global_batch=9", "--config.train.accumulation=2", "--config.train.batch_size=8"],
@@ -76,7 +76,7 @@ def test_every_product_is_made_on_some_device(planned):
      "config.model.attention='splash' does not run on h100; pass --config.model.attention=xla"),
     ([], "agent_jax.plan: --topology is missing"),
 ])
-def test_what_cannot_be_planned_is_refused_in_one_message(root, arguments, message):
+def test_a_user_error_is_one_message_and_status_2(root, arguments, message):
     done = plan(root, *arguments)
     assert done.returncode == 2
     assert message in done.stderr
@@ -84,7 +84,7 @@ def test_what_cannot_be_planned_is_refused_in_one_message(root, arguments, messa
 
 
 @pytest.mark.slow
-def test_a_step_that_does_not_fit_is_told_and_exits_with_2(root):
+def test_a_step_that_does_not_fit_exits_with_2(root):
     done = plan(root, "--topology=v5e-8", "--global_batch=2000000")
     assert done.returncode == 2
     assert "DOES NOT FIT" in done.stdout
@@ -106,7 +106,7 @@ def test_a_gpu_config_is_planned_in_ci_size(root, tmp_path, variant, topology, d
     assert "the compiler for GPUs is not installed here" in record["estimate"]
     roof = record["roofline"]
     total = roof["model_flops"] + roof["recomputed_flops"]
-    # Where layers are in no scan, the compiler may see that remat makes some products twice, and make them once.
+    # Outside of a scan the compiler may find that remat computes some products twice, and compute them once.
     least = total if again else roof["model_flops"]
     assert 0.95 * least < roof["device_flops"] * devices < 1.2 * total
     assert bool(record["collectives"]) == (devices > 1)

@@ -1,4 +1,4 @@
-"""Groups of a collective, in every form that HLO's text has."""
+"""Device groups of a collective, in every form of HLO text."""
 
 import numpy as np
 import pytest
@@ -22,5 +22,5 @@ def test_groups_are_read_in_every_form(attributes, expected):
 
 
 def test_an_unknown_form_of_groups_is_refused():
-    with pytest.raises(ValueError, match="replica_groups: found .*a form that is not known here"):
+    with pytest.raises(ValueError, match="replica_groups: found .*an unknown form"):
         replica_groups("replica_groups=everyone", 4)

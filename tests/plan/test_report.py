@@ -1,4 +1,4 @@
-"""Rooflines and the words of a plan, from a step that was compiled here."""
+"""Rooflines and the text of a plan, from a step compiled on the CPU."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def planned():
     return compile_step(config, row, jax.devices()[:2], "fake devices"), row
 
 
-def test_a_roofline_is_the_longest_of_three_and_everything_else_follows(planned):
+def test_a_roofline_is_the_longest_of_compute_memory_and_communication(planned):
     step, _ = planned
     topology = find_topology("h100-2")
     roof = roofline(step, topology, frames=16, mfu=0.25)
@@ -67,7 +67,7 @@ def test_a_roofline_is_the_longest_of_three_and_everything_else_follows(planned)
 
 
 @pytest.mark.usefixtures("splash_here")
-def test_scores_that_a_kernel_makes_again_are_no_operations_of_the_model(planned):
+def test_scores_that_a_kernel_recomputes_do_not_count_as_operations_of_the_model(planned):
     step, row = planned
     config = dataclasses.replace(step.config, model=dataclasses.replace(step.config.model, attention="splash"))
     flash = compile_step(config, row, jax.devices()[:2], "fake devices")
@@ -75,7 +75,7 @@ def test_scores_that_a_kernel_makes_again_are_no_operations_of_the_model(planned
     assert flash.recomputed_flops > step.recomputed_flops
 
 
-def test_bfloat16_has_the_chips_higher_peak(planned):
+def test_bfloat16_uses_the_chips_higher_peak(planned):
     step, _ = planned
     topology = find_topology("h100-2")
     config = dataclasses.replace(step.config, model=dataclasses.replace(step.config.model, dtype="bfloat16"))
@@ -83,7 +83,7 @@ def test_bfloat16_has_the_chips_higher_peak(planned):
     assert narrow.compute_seconds == step.device_flops / topology.chip.bf16_flops
 
 
-def test_a_plan_lists_memory_by_category_and_warns_of_what_is_whole_everywhere(planned, monkeypatch):
+def test_a_plan_lists_memory_by_category_and_warns_of_replicated_arrays(planned, monkeypatch):
     step, row = planned
     topology = find_topology("h100-2")
     roof = roofline(step, topology, 16, 0.4)
@@ -94,7 +94,7 @@ def test_a_plan_lists_memory_by_category_and_warns_of_what_is_whole_everywhere(p
                   "batch: 8 rows = 2 shard(s) x 2 rows x 2 microbatch(es); 16 frames a step"):
         assert words in text, words
     assert not any("matches no rule" in line for line in record["warnings"])
-    # The same step, but with rules that have forgotten the kernels and a lower bar for what is large.
+    # The same step, with rules that do not name the kernels and a lower bound for large arrays.
     monkeypatch.setattr("agent_jax.plan.report.LARGE_ELEMENTS", 500)
     monkeypatch.setattr("agent_jax.plan.report.rule_for", lambda path: len(sharding.RULES) - 1)
     warned = plan_text(plan_record(step, topology, row, roof, 0.4))
@@ -106,7 +106,7 @@ def test_a_plan_lists_memory_by_category_and_warns_of_what_is_whole_everywhere(p
 
 
 def look_up_in_a_table_split_both_ways():
-    """Run by the test below in a process whose log level shows warnings; prints what was found in them."""
+    """Run by the test below in a process whose log level shows warnings; prints the arrays found in them."""
     jax.config.update("jax_num_cpu_devices", 8)
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))  # noqa: E731
@@ -116,16 +116,16 @@ def look_up_in_a_table_split_both_ways():
     def rows(table, ids):
         return jax.lax.with_sharding_constraint(jnp.take(table, ids, axis=0, mode="clip"), place(("data", "fsdp")))
 
-    with captured_stderr() as said:
+    with captured_stderr() as log:
         jax.jit(rows).lower(table, ids).compile()
-    print(rematerialised(said.text))
+    print(rematerialised(log.text))
     print(hidden_warnings())
 
 
 @pytest.mark.parametrize("level", ["1", "3"])
-def test_the_compilers_words_on_rematerialisation_are_taken_from_its_log(root, level):
+def test_rematerialised_arrays_are_read_from_the_compilers_log(root, level):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": level, "PYTHONPATH": f"{root}:{Path(__file__).parent}"}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # what is read from there was warned of when it was compiled
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # programs from there come without warnings
     script = f"import {Path(__file__).stem} as t; t.look_up_in_a_table_split_both_ways()"
     done = subprocess.run([sys.executable, "-c", script],
                           env=environment, capture_output=True, text=True, check=True, timeout=600)
@@ -133,7 +133,7 @@ def test_the_compilers_words_on_rematerialisation_are_taken_from_its_log(root, l
     assert "rematerialization" not in done.stderr
     if jax.__version_info__ >= (0, 11):
         assert found == "()"
-        assert "no longer says" in hidden
+        assert "no longer logs" in hidden
     elif level == "1":
         assert found == "('%gather = f32[8,16,16]{2,1,0} gather',)"
         assert hidden == ""
@@ -142,7 +142,7 @@ def test_the_compilers_words_on_rematerialisation_are_taken_from_its_log(root, l
         assert hidden == "TF_CPP_MIN_LOG_LEVEL=3 hides the compiler's warnings; unset it"
 
 
-def test_the_compilers_refusal_is_told_with_its_figures():
+def test_an_out_of_memory_error_keeps_the_compilers_figures():
     error = too_large("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
                       "Used 45.50G of 30.75G hbm. Exceeded hbm capacity by 14.75G.")
     assert str(error) == "needs 45.50GiB of 30.75GiB of HBM"
@@ -150,7 +150,7 @@ def test_the_compilers_refusal_is_told_with_its_figures():
     assert too_large("RESOURCE_EXHAUSTED: for another reason").needed == 0
 
 
-def test_the_table_of_plans_is_made_of_what_plans_wrote(root, planned, tmp_path):
+def test_the_table_of_plans_is_made_from_their_json_files(root, planned, tmp_path):
     step, row = planned
     topology = find_topology("h100-2")
     path = tmp_path / "tiny.json"

@@ -1,4 +1,4 @@
-"""Rows without data: from the config alone, never shorter than those of the data."""
+"""Row sizes from the config alone are never smaller than those with the data."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from agent_jax.data.pipeline.run_data import open_data
 from agent_jax.plan.row import OPT_TEXT_IDS, planned_row
 
 
-def test_a_planned_row_holds_every_row_of_the_data(root, language_table_data):
+def test_a_planned_row_is_as_large_as_every_row_of_the_data(root, language_table_data):
     config = from_config_dict(load_config(root, "language_table.py",
                                    f"--config.data.domains.language_table.path={language_table_data}"))
     planned, found = planned_row(config), open_data(config)
@@ -22,7 +22,7 @@ def test_a_planned_row_holds_every_row_of_the_data(root, language_table_data):
     assert planned.size.slots < 1.5 * found.size.slots
 
 
-def test_text_ids_are_those_of_the_tokenizer_that_is_here_else_opts_else_as_asked_for(root):
+def test_text_ids_are_those_of_the_flag_else_of_the_tokenizer_else_of_opt(root):
     config = from_config_dict(load_config(root, "tpu_v4.py", "--config.vocabulary.tokenizer=bytes"))
     sizes = {}
     for name, tokenizer, asked in (("bytes", "bytes", 0), ("opt", "/nowhere", 0), ("asked", "/nowhere", 1_000)):
@@ -33,7 +33,7 @@ def test_text_ids_are_those_of_the_tokenizer_that_is_here_else_opts_else_as_aske
     assert sizes == {"bytes": 260 + 1_313, "opt": OPT_TEXT_IDS + 1_313, "asked": 1_000 + 1_313}
 
 
-def test_what_lies_with_the_data_is_told(root):
+def test_notes_name_what_only_the_data_have(root):
     row = planned_row(from_config_dict(load_config(root, "tpu_v4.py")))
     assert any("no StateSpec in the config for calvin, minecraft" in note for note in row.notes)
     none = Config(data=DataConfig(domains={"mine": DomainConfig()}))

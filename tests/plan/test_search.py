@@ -1,4 +1,4 @@
-"""The search for the fastest way that fits: what is tried, in which order, and what is left out."""
+"""The search over meshes, remat policies and microbatches: which candidates it tries, in which order."""
 
 import dataclasses
 import math
@@ -36,7 +36,7 @@ def found(evaluate, batch=8, devices=2, seconds=600.0):
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The real thing: every candidate compiled for two devices."""
+    """Every candidate, compiled for two devices."""
     topology = find_topology("a100-2")
 
     def evaluate(config):
@@ -52,12 +52,12 @@ def test_every_mesh_is_compiled_and_the_fastest_that_fits_comes_first(compiled):
     assert [one.said for one in compiled] == ["fits"] * 3
     best = fastest(compiled)
     assert [one.frames_per_second for one in best] == sorted((one.frames_per_second for one in compiled), reverse=True)
-    assert best[-1].candidate.mesh == (1, 1, 1, 2)  # activations summed in every block cost more than gradients
+    assert best[-1].candidate.mesh == (1, 1, 1, 2)  # summing activations costs more than summing gradients
     assert all(one.memory_bytes > 0 and one.step_seconds > 0 and one.compile_seconds > 0 for one in compiled)
 
 
 def refusing(fits, needed=0):
-    """A compiler that fits only some configs, and counts what it is asked."""
+    """A compiler for which only some configs fit."""
 
     def evaluate(config):
         if not fits(config):
@@ -67,7 +67,7 @@ def refusing(fits, needed=0):
     return evaluate
 
 
-def test_where_nothing_fits_microbatches_are_halved_and_then_more_is_recomputed():
+def test_if_nothing_fits_microbatches_are_halved_and_then_remat_is_stronger():
     outcomes = found(refusing(lambda config: False), batch=8)
     first = [one for one in tried(outcomes) if one[0] == (1, 2, 1, 1)]
     assert first == [((1, 2, 1, 1), remat, count) for remat in ("none", "dots", "full") for count in (1, 2, 4)]
@@ -75,13 +75,13 @@ def test_where_nothing_fits_microbatches_are_halved_and_then_more_is_recomputed(
     assert all(one.said.startswith("does not fit: needs more than there is") for one in outcomes)
 
 
-def test_a_step_far_too_large_skips_the_microbatches_that_cannot_be_enough():
+def test_a_step_far_too_large_skips_microbatches_that_cannot_fit():
     hbm = int(find_topology("a100-2").chip.hbm_bytes)
     outcomes = found(refusing(lambda config: False, needed=3 * hbm), batch=24)
     assert [count for mesh, remat, count in tried(outcomes) if (mesh, remat) == ((1, 2, 1, 1), "none")] == [1, 3, 12]
 
 
-def test_what_does_not_divide_is_told_and_tried_no_further():
+def test_a_batch_that_does_not_divide_is_reported_and_not_tried_again():
     outcomes = found(refusing(lambda config: False), batch=1)
     assert [one.said for one in outcomes if one.candidate.mesh == (1, 2, 1, 1)] == [
         "does not divide: config.train.batch_size=1 does not divide by 2 (mesh data 2 x fsdp 1 x "
@@ -96,12 +96,12 @@ def test_a_state_that_does_not_fit_is_not_compiled():
     assert [one.said.split(" needs")[0] for one in outcomes] == ["state alone"] * 3
 
 
-def test_the_search_ends_in_time_and_says_what_is_left():
+def test_the_search_ends_in_time_and_counts_what_is_left():
     (outcome,) = found(refusing(lambda config: False), seconds=-1.0)
     assert outcome.said == "no time left for this and up to 8 more"
 
 
-def test_meshes_without_a_tensor_axis_come_first_and_all_take_every_device():
+def test_meshes_without_a_tensor_axis_come_first_and_all_use_every_device():
     shapes = mesh_shapes(16)
     assert shapes[:5] == [(1, 16, 1, 1), (1, 8, 2, 1), (1, 4, 4, 1), (1, 2, 8, 1), (1, 1, 16, 1)]
     assert all(math.prod(shape) == 16 for shape in [*shapes, *mesh_shapes(16, slices=2)])
@@ -109,7 +109,7 @@ def test_meshes_without_a_tensor_axis_come_first_and_all_take_every_device():
     assert {shape[0] for shape in mesh_shapes(16, slices=2)} == {2}
 
 
-def test_a_candidate_changes_only_how_a_run_is_spread():
+def test_a_candidate_changes_only_mesh_remat_and_batch():
     config = make_config()
     changed = Candidate((1, 1, 2, 1), "full", 16, 4).of(config)
     assert (changed.mesh.fsdp, changed.model.remat, changed.train.accumulation) == (2, "full", 4)
@@ -118,7 +118,7 @@ def test_a_candidate_changes_only_how_a_run_is_spread():
     assert back == config
 
 
-def test_a_mesh_that_does_not_fit_the_torus_is_told_and_the_search_goes_on(monkeypatch):
+def test_a_mesh_that_does_not_fit_the_torus_is_reported_and_the_search_goes_on(monkeypatch):
     def unwired(config, devices):
         if config.fsdp == 2:
             raise ValueError("config.mesh.fsdp=2 does not fit the torus")

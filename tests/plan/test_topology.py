@@ -1,4 +1,4 @@
-"""Names of machines, and how fast their devices reach each other."""
+"""Topologies by name, and the bandwidth between their devices."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from agent_jax.plan.topology import find_topology, known_topologies
     ("v5e-16", 16, 4, (4, 4)), ("v6e-8", 8, 2, (2, 4)), ("2xv4-32", 32, 8, (2, 2, 4)), ("h100-8", 8, 1, (8,)),
     ("h100-16", 16, 2, (16,)), ("a100-1", 1, 1, (1,)),
 ])
-def test_a_name_stands_for_chips(name, devices, hosts, shape):
+def test_a_name_gives_chips_hosts_and_shape(name, devices, hosts, shape):
     found = find_topology(name)
     assert (found.devices, found.hosts, found.shape) == (devices, hosts, shape)
 
@@ -23,8 +23,8 @@ def test_every_known_name_is_found_and_every_chip_has_names():
 
 
 @pytest.mark.parametrize("name", ["v9-8", "v4-10", "v4", "h100-3", "2xh100-8", "0xv4-8", ""])
-def test_an_unknown_name_is_refused_with_those_there_are(name):
-    with pytest.raises(ValueError, match=rf"--topology={name}: not known; expected one of") as error:
+def test_an_unknown_name_is_refused_with_the_known_ones(name):
+    with pytest.raises(ValueError, match=rf"--topology={name}: unknown; expected one of") as error:
         find_topology(name)
     for chip in CHIPS:
         assert f"{chip}-N: N of " in str(error.value)
@@ -44,7 +44,7 @@ def test_a_tpu_group_has_the_links_of_the_dimensions_it_spans():
     assert bandwidth("v5e-16", [list(range(16))]) == 4
 
 
-def test_slices_and_nodes_reach_each_other_over_the_network():
+def test_slices_and_nodes_are_joined_by_the_network():
     v4, h100 = CHIPS["v4"], CHIPS["h100"]
     assert bandwidth("2xv4-32", [[0, 16]]) * v4.link_bandwidth == v4.network_bandwidth
     assert bandwidth("2xv4-32", [[16, 17]]) == 2
@@ -55,5 +55,5 @@ def test_slices_and_nodes_reach_each_other_over_the_network():
 @pytest.mark.parametrize(("kind", "name"), [
     ("NVIDIA H200", "h200"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"),
     ("NVIDIA GeForce RTX 4090", None), ("TPU v4", None), ("cpu", None)])
-def test_a_gpu_is_known_by_what_its_driver_calls_it(kind, name):
+def test_a_gpu_is_found_by_its_device_kind(kind, name):
     assert gpu_of(kind) == (CHIPS[name] if name else None)
