@@ -140,7 +140,7 @@ def test_a_template_of_rlds_leads_nowhere_else(tmp_path, capsys):
 @pytest.mark.parametrize("template", ["{SPLIT:>1000000000}", "{SPLIT.__class__}", "{NOTHING}", "{SPLIT"])
 def test_a_template_holds_no_formats_and_no_other_names(sets, template):
     changed_info(sets[0], template=template)
-    with pytest.raises(ValueError, match=r"filepathTemplate of split 'test' is .*expected no names in braces but DATA"):
+    with pytest.raises(ValueError, match=r"filepathTemplate of split 'test' is .*DATASET, SPLIT"):
         open_store(sets[0])
 
 

@@ -1,1 +1,1 @@
-"""Episodes on disk: records, splits, statistics of their numbers."""
+"""Episodes on disk: records, splits, and statistics of their numbers."""

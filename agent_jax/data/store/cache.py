@@ -1,8 +1,8 @@
-"""What is found out about a data set by reading all of it, kept in the user's cache by the state of its files.
+"""A cache of results that take a pass over a whole data set, in the user's cache directory.
 
-    key = hash of (what is kept, format, path, size and time of change of every file of the split, ...)
+    key = hash of (path, size and modification time of every file of the split, name of the split, format, ...)
 
-A data set that changes has another key, so nothing stale is ever found. A cache that cannot be written costs time only.
+A changed data set has another key, so a stale result is never read. A cache that cannot be written only costs time.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 
 def cache_directory() -> Path:
-    """AGENT_JAX_CACHE, or agent_jax in the user's cache directory. Data directories may be read-only or shared."""
+    """AGENT_JAX_CACHE, or agent_jax in the user's cache directory: data directories may be read-only or shared."""
     own = os.environ.get("AGENT_JAX_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agent_jax"
 
 
 def cached_file(kind: str, store: Store, split: str, *parts: Any) -> Path:
-    """Where something about a split is kept.
+    """The cache file of a result about a split.
 
     Args:
-        kind: what it is, the first part of the file's name.
+        kind: of the result, the first part of the file's name.
         store: the data set.
         split: its split.
-        *parts: whatever else it depends on, its format included, as JSON.
+        *parts: JSON values the result depends on besides, its format among them.
     """
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in store.files(split)]
     key = hashlib.sha256(json.dumps([files, split, *parts]).encode()).hexdigest()[:32]
@@ -44,26 +44,26 @@ def cached_file(kind: str, store: Store, split: str, *parts: Any) -> Path:
 
 
 def read_cached(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of `write_cached`; None where there are none, or none that can be read."""
+    """The arrays of `write_cached`; None if the file is missing or unreadable."""
     if not path.is_file():
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             return dict(saved)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        logging.getLogger(__name__).warning("%s: unreadable (%s); it is made anew", path, error)
+        logging.getLogger(__name__).warning("%s: unreadable (%s); it is rebuilt", path, error)
         return None
 
 
 def write_cached(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write the arrays under their name in one rename; without a writable cache they are made anew the next time."""
+    """Write the arrays in one rename; if the cache is not writable, log a warning."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as directory:  # gone on a full disk, too
+        with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as directory:  # removed on a full disk, too
             plain: dict[str, Any] = dict(arrays)
-            made = Path(directory) / path.name
-            np.savez(made, **plain)
-            os.replace(made, path)
+            partial = Path(directory) / path.name
+            np.savez(partial, **plain)
+            os.replace(partial, path)
     except OSError as error:
-        logging.getLogger(__name__).warning("%s: cannot be kept (%s); set AGENT_JAX_CACHE to a writable directory",
+        logging.getLogger(__name__).warning("%s: cannot be cached (%s); set AGENT_JAX_CACHE to a writable directory",
                                             path, error)

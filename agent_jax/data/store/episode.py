@@ -14,55 +14,61 @@ from tensorflow_datasets.proto import tf_example_pb2
 from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.data.store.schema import Field
 
-# The tf.train.Example that both TFRecord and array_record files hold; protobuf makes the class as it is imported.
+# The tf.train.Example in TFRecord and array_record files; protobuf makes the class at import.
 Example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
 REPAIR = "Copy the file again, or remake the data set without this record"
 
 
 class RecordError(BadDataError):
-    """A record cannot be read, or does not hold what features.json declares; names file, split and record."""
+    """A record cannot be read or does not match features.json; names file, split and record."""
 
 
 class Episode:
-    """One record: an episode or a segment, parsed but with its images still encoded."""
+    """One record, an episode or a segment of one: parsed, with its images still encoded."""
 
     def __init__(self, serialized: bytes, where: str, fields: Mapping[str, Field], length_field: Field):
-        """Of the bytes of a record; `where` it lies is for messages.
+        """Parse a record.
+
+        Args:
+            serialized: a tf.train.Example.
+            where: file, split and record, for messages.
+            fields: of the schema.
+            length_field: the field that gives the number of steps.
 
         Raises:
-            RecordError: they are no tf.train.Example, or one that lacks the `length_field`.
+            RecordError: it is not a tf.train.Example, or lacks the `length_field`.
         """
         try:
             self._features = Example.FromString(serialized).features.feature
         except DecodeError as error:
-            raise RecordError(f"{where}: {len(serialized):,} bytes that are no tf.train.Example ({error}). {REPAIR}"
-                              ) from error
+            raise RecordError(f"{where}: {len(serialized):,} bytes that are not a tf.train.Example ({error}). "
+                              f"{REPAIR}") from error
         self.where, self._fields = where, fields
         each = math.prod(length_field.shape) if length_field.kind == "array" else 1
         self.steps: int = len(self._list(length_field.path)) // each
 
     def values(self, path: str, start: int, stop: int) -> np.ndarray | list[bytes]:
-        """A step field from step `start` to before `stop`: an array (steps, *shape), or a list of bytes.
+        """The values of a step field in steps [start, stop): an array (steps, *shape), or a list of bytes.
 
         Raises:
-            RecordError: the record has another number of them than steps.
+            RecordError: the number of values does not match the number of steps.
         """
         field, values = self._fields[path], self._list(path)
         size = math.prod(field.shape) if field.kind == "array" else 1
-        if len(values) != size * self.steps and (field.kind != "text" or not field.shape):  # texts may be tensors
+        if len(values) != size * self.steps and (field.kind != "text" or not field.shape):  # a text may be a tensor
             raise RecordError(f"{self.where}: {path!r} holds {len(values)} values, expected {size} for each of "
                               f"{self.steps} steps. {REPAIR}")
         if field.kind != "array":
             return list(values[start:stop])
-        # Repeated fields lend their buffer to NumPy; a slice of one would be a Python list, 70 times slower.
+        # NumPy reads the buffer of a repeated field; a slice of the field would be a Python list, which is slow.
         chosen = np.asarray(values)[start * size : stop * size]
         return chosen.astype(field.dtype).reshape(-1, *field.shape)
 
     def value(self, path: str) -> np.ndarray | bytes:
-        """A field of the record itself.
+        """The value of a field of the record itself.
 
         Raises:
-            RecordError: the record has another number of values of it.
+            RecordError: the number of values does not match the field's shape.
         """
         field, values = self._fields[path], self._list(path)
         expected = math.prod(field.shape) if field.kind == "array" else 1
@@ -71,13 +77,13 @@ class Episode:
         return values[0] if field.kind != "array" else np.asarray(values).astype(field.dtype).reshape(field.shape)
 
     def texts(self, paths: str) -> list[str]:
-        """The instruction at each step: text or 0-padded UTF-8 codes, of each step or of the whole record.
+        """The instruction at each step, from text or 0-padded UTF-8 codes of each step or of the whole record.
 
         Args:
-            paths: of a field, or of several in order of preference, joined by commas: the first that is filled counts.
+            paths: of a field, or of several in order of preference, joined by commas; the first one with text counts.
 
         Raises:
-            RecordError: there are more or fewer than steps, or than one of the record; or a text is not UTF-8.
+            RecordError: the number of texts does not match the steps or the record, or a text is not UTF-8.
         """
         found = [self._texts_of(path) for path in split_paths(paths)]
         return [next(filter(str.strip, of_step), "") for of_step in zip(*found, strict=True)]
@@ -93,7 +99,7 @@ class Episode:
         except RecordError:
             raise
         except ValueError as error:  # not UTF-8, or numbers that do not divide into texts
-            raise RecordError(f"{self.where}: {path!r} holds no texts ({error}). {REPAIR}") from error
+            raise RecordError(f"{self.where}: {path!r} cannot be read as texts ({error}). {REPAIR}") from error
         expected = self.steps if field.per_step else 1
         if len(values) != expected:
             raise RecordError(f"{self.where}: {path!r} holds {len(values)} texts, expected {expected}"
@@ -119,7 +125,7 @@ def split_paths(paths: str) -> list[str]:
 
 
 def _decoded_codes(codes_NL: np.ndarray) -> list[str]:
-    """Texts of 0-padded UTF-8 codes; equal ones in a row are decoded once."""
+    """Texts of 0-padded UTF-8 codes; a run of equal texts is decoded once."""
     changed = np.flatnonzero(np.any(codes_NL[1:] != codes_NL[:-1], axis=1)) + 1
     texts = []
     for first, last in itertools.pairwise([0, *changed.tolist(), len(codes_NL)]):

@@ -1,4 +1,4 @@
-"""A record of the canonical store as the bytes that TFDS would write of it, each value held against the schema."""
+"""Serializes records of the canonical store as TFDS does, and checks each value against the schema."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agent_jax.data.store.schema import STEPS, Field, features_fields
 
 
 def record_serializer(features: tfds.features.FeaturesDict) -> Callable[[Mapping[str, Any]], bytes]:
-    """A function from a record to the tf.train.Example that TFDS's own serializer makes of it, without its overhead."""
+    """A function from a record to the same tf.train.Example as TFDS's own serializer makes, but faster."""
     fields = list(features_fields(features).values())
 
     def serialize(record: Mapping[str, Any]) -> bytes:
@@ -24,7 +24,7 @@ def record_serializer(features: tfds.features.FeaturesDict) -> Callable[[Mapping
             holders = record[STEPS] if field.per_step else (record,)
             values = [_at(holder, keys[1:] if field.per_step else keys, field.path) for holder in holders]
             _fill(example.features.feature[field.path], field, values)
-        return example.SerializeToString(deterministic=True)  # equal records are equal bytes, in any process
+        return example.SerializeToString(deterministic=True)  # equal records give equal bytes
 
     return serialize
 
@@ -34,14 +34,14 @@ def _at(holder: Mapping[str, Any], keys: list[str], path: str) -> Any:
     value: Any = holder
     for key in keys:
         if key not in value:
-            raise ValueError(f"record: no field {path!r}, which the schema declares; found {sorted(value)} where "
-                             f"{key!r} was expected")
+            raise ValueError(f"record: the field {path!r} of the schema is missing; found {sorted(value)}, "
+                             f"expected {key!r} among them")
         value = value[key]
     return value
 
 
 def _fill(feature: Any, field: Field, values: list[Any]) -> None:
-    """Put the values of one field, over all steps, into a feature of the Example as TFDS lays them out."""
+    """Write the values of one field, of all steps, into a feature of the Example as TFDS does."""
     if field.kind == "array":
         array = np.asarray(values)
         if array.shape != (len(values), *field.shape):
@@ -65,7 +65,7 @@ def _text_bytes(field: Field, value: Any) -> bytes:
 
 
 def _image_bytes(field: Field, value: Any) -> bytes:
-    """Encoded bytes as they are, or an array encoded as the schema says."""
+    """Encoded bytes unchanged, or an array in the schema's encoding."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.shape != field.shape:

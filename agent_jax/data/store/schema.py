@@ -19,13 +19,13 @@ class Field:
     path: str  # "episode_id", "steps/observation/rgb"
     kind: Literal["image", "text", "array"]
     per_step: bool
-    shape: tuple[int, ...]  # of one value; of a decoded image; empty for texts and scalars; -1: it varies
+    shape: tuple[int, ...]  # of one value or decoded image; () for texts and scalars; -1: varies
     dtype: np.dtype[Any]
-    encoding: str = ""  # of an image: "png", "jpeg"; empty: not said
+    encoding: str = ""  # of an image: "png" or "jpeg"; "": unknown
 
     @property
     def is_image(self) -> bool:
-        """Whether its values are pictures of 8 bits a channel: encoded ones, or tensors of uint8 (height, width, 3)."""
+        """Whether its values are images of 8 bits a channel: encoded, or uint8 tensors (height, width, 3)."""
         if self.dtype != np.uint8:
             return False
         return self.kind == "image" or (len(self.shape) == 3 and self.shape[2] == 3 and min(self.shape) > 0)
@@ -36,7 +36,7 @@ def features_fields(features: Any) -> dict[str, Field]:
     fields: dict[str, Field] = {}
 
     def walk(feature: Any, path: str, per_step: bool) -> None:
-        # Scalar and Text are Tensors.
+        # Scalar and Text are subclasses of Tensor.
         leaf: Any = feature if isinstance(feature, (tfds.features.Image, tfds.features.Tensor)) else None
         shape = tuple(-1 if size is None else size for size in leaf.shape) if leaf else ()
         if isinstance(feature, tfds.features.Dataset) and path == STEPS:
@@ -48,7 +48,7 @@ def features_fields(features: Any) -> dict[str, Field]:
             encoding = str(feature.encoding_format or "")
             fields[path] = Field(path, "image", per_step, shape, np.dtype(leaf.np_dtype), encoding)
         elif leaf:
-            dtype: np.dtype[Any] = np.dtype(leaf.get_serialized_info().np_dtype)  # an encoded array counts as bytes
+            dtype: np.dtype[Any] = np.dtype(leaf.get_serialized_info().np_dtype)  # bytes for an encoded array
             fields[path] = Field(path, "array" if dtype.kind in "biuf" else "text", per_step, shape, dtype)
 
     walk(features, "", False)
@@ -56,17 +56,17 @@ def features_fields(features: Any) -> dict[str, Field]:
 
 
 def length_field(fields: Mapping[str, Field], where: str) -> Field:
-    """The field whose values tell how many steps a record has.
+    """The field whose number of values gives the number of steps of a record.
 
     Raises:
-        ValueError: the data have no field of steps; names `where` they are.
+        ValueError: the data have no step field; names `where` they are.
     """
     steps = [field for field in fields.values() if field.per_step
              and (field.kind != "array" or all(size > 0 for size in field.shape))]
     if not steps:
         raise ValueError(f"{where}: no {STEPS!r} field that is a Dataset of time steps (RLDS), with a value of fixed "
                          f"shape in each; it has {quoted_list(fields)}")
-    # Counting steps costs least on a scalar.
+    # A scalar is the fastest to count.
     return min(steps, key=lambda field: (field.kind != "array", -1 in field.shape, field.shape))
 
 

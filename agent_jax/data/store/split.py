@@ -16,7 +16,7 @@ from agent_jax.data.store.tfds_folder import SplitFiles
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """A file, and which of its records are read; the names are array_record's."""
+    """A file and the range of records to read; array_record expects these names."""
 
     filename: str
     skip: int
@@ -25,10 +25,10 @@ class _File:
 
 
 class Split:
-    """Random access to the episodes of a split; cheap to send to a worker process."""
+    """Random access to the episodes of a split; cheap to pickle."""
 
     def __init__(self, files: SplitFiles, where: str, fields: Mapping[str, Field]):
-        """Of the files of a split; `where` the data set lies is for messages."""
+        """Open the files of a split; `where` names the data set in messages."""
         self.name, self.fields = files.name, fields
         self._files = files
         parts: Any = [_File(str(file), 0, records, records)
@@ -46,11 +46,11 @@ class Split:
         return Episode(self.serialized(number), self._where(number), self.fields, self._length_field)
 
     def serialized(self, number: int) -> bytes:
-        """The record as it lies in its file: a tf.train.Example.
+        """The bytes of a record: a tf.train.Example.
 
         Raises:
-            IndexError: there are not so many.
-            RecordError: it cannot be read.
+            IndexError: the split has fewer records.
+            RecordError: the record cannot be read.
         """
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} of {len(self)}")

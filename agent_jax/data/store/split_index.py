@@ -1,9 +1,4 @@
-"""What planning needs to know of a split's records, without reading them again: lengths and texts, never an image.
-
-    records --read once--> SplitIndex --> index-KEY.npz in the user's cache
-
-The key follows the files and what was asked.
-"""
+"""The index of a split: lengths and texts of its records, cached (cache.py), so that packing need not read them."""
 
 from __future__ import annotations
 
@@ -20,57 +15,51 @@ from agent_jax.data.store.schema import STEPS
 from agent_jax.data.store.split import Split
 from agent_jax.data.store.store import Store
 
-_INDEX_FORMAT = 3  # 1 had neither answers, labels nor ids, 2 no numbers of episodes
+_INDEX_FORMAT = 3  # part of the cache key
+_TEXT_FIELDS = ("texts", "answers")
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitIndex:
-    """Of N records; arrays by step hold the records one after the other."""
+    """Lengths and texts of N records; arrays `*_of_step` concatenate the steps of all records."""
 
     length_N: np.ndarray  # int32: steps of a record
     ends_N: np.ndarray  # bool: whether the record's last step is the last of its episode
     episode_N: np.ndarray  # int32: number of the episode that the record is part of
-    text_of_step: np.ndarray  # int32: number in `texts` of each step's instruction
+    text_of_step: np.ndarray  # int32: index in `texts` of each step's instruction
     texts: tuple[str, ...]  # distinct instructions
-    answer_of_step: np.ndarray  # int32: number in `answers`; empty where none were asked for, as are those below
+    answer_of_step: np.ndarray  # int32: index in `answers`; empty unless requested, as are the following fields
     answers: tuple[str, ...]  # distinct answers
     label_of_step: np.ndarray  # int32: class
-    ids_of_step: np.ndarray  # int32: ids of each step's action
+    ids_of_step: np.ndarray  # int32: number of ids of each step's action
 
 
 def split_index(store: Store, split: str, instruction: str, *, answer: str = "", label: str = "",
                 varying: BoundSpec | None = None) -> SplitIndex:
-    """The index of a split, from the cache if its files have neither changed nor moved.
+    """The index of a split, from the cache if its files have not changed.
 
     Args:
         store: the data set.
         split: its split.
         instruction: path of the instruction's field.
-        answer: path of the answer's field; "": there is none.
-        label: path of the label's field; "": there is none.
-        varying: the spec whose actions are to be counted in ids, where their number varies from step to step.
+        answer: path of the answer's field; "": no answers.
+        label: path of the label's field; "": no labels.
+        varying: the spec of the actions, if their number of ids varies from step to step.
 
     Raises:
-        ValueError: a record without steps, or an action that cannot be encoded; names the record.
+        ValueError: a record has no steps, or an action cannot be encoded; names the record.
     """
-    asked = [instruction, answer, label, varying.spec.fingerprint() if varying else ""]
-    cached = cached_file("index", store, split, _INDEX_FORMAT, *asked)
-    if (saved := read_cached(cached)) is not None:
-        made: dict[str, Any] = {name: _texts(saved[name]) if name in _TEXTS else saved[name] for name in saved}
-        return SplitIndex(**made)
+    requested = [instruction, answer, label, varying.spec.fingerprint() if varying else ""]
+    file = cached_file("index", store, split, _INDEX_FORMAT, *requested)
+    if (cached := read_cached(file)) is not None:
+        fields: dict[str, Any] = {name: tuple(json.loads(array.tobytes())) if name in _TEXT_FIELDS else array
+                                  for name, array in cached.items()}
+        return SplitIndex(**fields)
     paths = {key: store.step_field(key).path for key in varying.spec.fields} if varying else {}
     index = _scan(store.split(split), instruction, answer, label, varying, paths)
-    plain = vars(index).items()
-    write_cached(cached, {name: np.frombuffer(json.dumps(value).encode(), np.uint8) if name in _TEXTS else value
-                          for name, value in plain})
+    write_cached(file, {name: np.frombuffer(json.dumps(value).encode(), np.uint8) if name in _TEXT_FIELDS else value
+                        for name, value in vars(index).items()})
     return index
-
-
-_TEXTS = ("texts", "answers")
-
-
-def _texts(codes: np.ndarray) -> tuple[str, ...]:
-    return tuple(json.loads(codes.tobytes().decode()))
 
 
 def _scan(split: Split, instruction: str, answer: str, label: str, varying: BoundSpec | None,
@@ -80,20 +69,20 @@ def _scan(split: Split, instruction: str, answer: str, label: str, varying: Boun
     texts: dict[str, int] = {}
     answers: dict[str, int] = {}
     episodes: dict[bytes, int] = {}
-    ended = 0
+    finished = 0
     lengths, ends, episode_of, text_of, answer_of, label_of, ids_of = [], [], [], [], [], [], []
     for record in range(len(split)):
         episode = split[record]
         if not episode.steps:
             raise ValueError(f"{episode.where}: the record has no steps; expected at least one")
         lengths.append(episode.steps)
-        # Without the field, every record is taken for a whole episode.
+        # Without the field, every record counts as a whole episode.
         last = episode.values(is_last, episode.steps - 1, episode.steps) if is_last in split.fields else [True]
-        # Without names, an episode is what comes up to an end.
-        name = bytes(episode.value("episode_id")) if "episode_id" in split.fields else b"after %d" % ended
+        # Without ids, the records up to and including the next end are one episode.
+        name = bytes(episode.value("episode_id")) if "episode_id" in split.fields else b"after %d" % finished
         episode_of.append(episodes.setdefault(name, len(episodes)))
         ends.append(bool(last[0]))
-        ended += ends[-1]
+        finished += ends[-1]
         text_of += [texts.setdefault(text, len(texts)) for text in episode.texts(instruction)]
         if answer:
             answer_of += [answers.setdefault(text, len(answers)) for text in episode.texts(answer)]
@@ -101,11 +90,10 @@ def _scan(split: Split, instruction: str, answer: str, label: str, varying: Boun
             label_of += _labels(episode, label, per_step=split.fields[label].per_step)
         if varying:
             ids_of += _ids(episode, varying, paths)
-    whole = (np.asarray(numbers, np.int32) for numbers in (text_of, answer_of, label_of, ids_of))
-    text_of_step, answer_of_step, label_of_step, ids_of_step = whole
-    return SplitIndex(np.asarray(lengths, np.int32), np.asarray(ends, bool), np.asarray(episode_of, np.int32),
-                      text_of_step, tuple(texts),
-                      answer_of_step, tuple(answers), label_of_step, ids_of_step)
+    length_N, episode_N, text_of_step, answer_of_step, label_of_step, ids_of_step = (
+        np.asarray(numbers, np.int32) for numbers in (lengths, episode_of, text_of, answer_of, label_of, ids_of))
+    return SplitIndex(length_N, np.asarray(ends, bool), episode_N, text_of_step, tuple(texts), answer_of_step,
+                      tuple(answers), label_of_step, ids_of_step)
 
 
 def _labels(episode: Episode, path: str, *, per_step: bool) -> list[int]:
@@ -118,7 +106,7 @@ def _labels(episode: Episode, path: str, *, per_step: bool) -> list[int]:
     else:
         labels = np.ravel(episode.value(path)).tolist() * episode.steps
     for label in set(labels):
-        if not -(2**31) <= label < 2**31:  # nor NaN
+        if not -(2**31) <= label < 2**31:  # true for NaN as well
             raise RecordError(f"{episode.where}: {path!r} is {label}, expected the number of a class")
     return labels
 

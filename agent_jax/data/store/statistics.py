@@ -1,11 +1,11 @@
-"""Statistics of the numbers of a split, in one pass over its records that touches no image.
+"""Statistics of the numbers of a split, in one pass over its records that decodes no image.
 
-    records -> numbers of the keys -> count, min, max, mean, std (of all), quantiles, distinct values (of those kept)
-                                   -> share of them below, above and at given bounds
+    records -> values of the keys -> count, min, max, mean, std of all; quantiles and distinct values of a sample
+                                  -> share of values outside and at given bounds
 
-Mean and standard deviation are added up in float64, block by block of records (Chan, Golub and LeVeque, 1979). For the
-quantiles the numbers themselves are kept, exactly up to `KEPT_VALUES`; beyond it every second, fourth, ... step.
-Both results lie in the cache (cache.py) by the state of the data's files: changed data are read anew.
+Mean and standard deviation are computed in float64 from blocks of records (Chan, Golub and LeVeque, 1979). Quantiles
+need the values in memory: all of them up to `MAX_VALUES`, beyond that every second, fourth, ... step. Both results are
+cached (cache.py).
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
     from agent_jax.data.store.schema import Field
     from agent_jax.data.store.store import Store
 
-KEPT_VALUES = 2**26  # numbers kept in memory of all keys together: 256 MiB of float32
+MAX_VALUES = 2**26  # in memory, of all keys together: 256 MiB of float32
 QUANTILES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.25, 0.5, 0.75, 0.95, 0.98, 0.99, 0.995, 0.999)
 SAMPLED_STEPS = 512  # evenly spaced over the split
-MOST_DISTINCT = 64  # values that are listed; a dimension with more counts as continuous
-ROUNDING = 1e-6  # of the width of the bounds: float32 data lie this far beyond bounds that are written in decimal
+MOST_DISTINCT = 64  # listed values; a component with more counts as continuous
+ROUNDING = 1e-6  # of the width of the bounds: rounding of decimal bounds to float32
 
 _FORMAT = 1
-_BLOCK_STEPS = 4096  # of the records that are added up together: many records are short
+_BLOCK_STEPS = 4096  # of the records that are summed together: many records are short
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Of one key; arrays are float64 and have the shape of one step's value."""
+    """Statistics of one key; arrays are float64 and have the shape of one step's value."""
 
     count: int  # steps
     min: np.ndarray
     max: np.ndarray
     mean: np.ndarray
     std: np.ndarray  # of the population
-    quantiles: Mapping[float, np.ndarray]  # by QUANTILES, linear between neighbours
-    distinct: tuple[tuple[float, ...], ...]  # ascending values by component, in C order; () of more than MOST_DISTINCT
+    quantiles: Mapping[float, np.ndarray]  # by QUANTILES, interpolated linearly
+    distinct: tuple[tuple[float, ...], ...]  # ascending, by component in C order; () for more than MOST_DISTINCT values
     sample: np.ndarray  # (n, *shape): at most SAMPLED_STEPS steps, the same ones for every key
     data_hash: str  # of every number, in order
-    exact: bool  # whether quantiles and distinct values are of every step
+    exact: bool  # whether quantiles and distinct values cover every step
 
     @property
     def q01(self) -> np.ndarray:
@@ -62,36 +62,41 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """Of a key's steps, by component, in [0, 1]; float64 of the shape of one step's value."""
+    """Shares of a key's steps, in [0, 1]; float64 of the shape of one step's value."""
 
     outside: np.ndarray  # below the lower or above the upper bound
     at_bound: np.ndarray  # at one of them
 
 
 class SplitNumbers:
-    """The numbers of some keys of a split: read once, when first asked for what the cache does not hold."""
+    """Statistics of some keys of a split; the records are read once, and only if the cache lacks a result."""
 
     def __init__(self, store: Store, split: str, keys: Sequence[str]):
-        """Of a data set, its split and keys: of a spec (see `Store.step_field`), or paths of step fields.
+        """Choose what to read.
+
+        Args:
+            store: the data set.
+            split: its split.
+            keys: of a spec (see `Store.step_field`), or paths of step fields.
 
         Raises:
-            ValueError: no such split or field, or a field that holds no numbers.
+            ValueError: an unknown field, or a field that is not numeric or not of the steps.
         """
         self._store, self.split = store, split
         self._fields: dict[str, Field] = {}
         for key in dict.fromkeys(keys):
             field = store.field(key) if key in store.fields else store.step_field(key)
             if field.kind != "array" or not field.per_step:
-                raise ValueError(f"{store.directory}: field {field.path!r} holds no numbers of a step; there are no "
-                                 "statistics of it")
+                raise ValueError(f"{store.directory}: field {field.path!r} has no statistics: expected a numeric "
+                                 f"field of the steps, found {field.kind}")
             self._fields[key] = field
 
     @functools.cached_property
     def statistics(self) -> dict[str, Statistics]:
-        """By key.
+        """Statistics by key.
 
         Raises:
-            ValueError: a number is not finite; names record, step and component.
+            ValueError: an unknown split, or a number that is not finite; names record, step and component.
         """
         paths = [field.path for field in self._fields.values()]
         file = cached_file("statistics", self._store, self.split, _FORMAT, paths)
@@ -104,16 +109,17 @@ class SplitNumbers:
                 for key, field in self._fields.items()}
 
     def shares(self, bounds: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Shares]:
-        """How many steps lie outside and at (low, high), by key and component; bounds have the shape of a value."""
-        asked = {key: [np.asarray(edge, np.float64).ravel().tolist() for edge in pair] for key, pair in bounds.items()}
+        """Shares of steps outside and at the bounds (low, high) of each key; bounds have the shape of a value."""
+        requested = {key: [np.asarray(edge, np.float64).ravel().tolist() for edge in edges]
+                     for key, edges in bounds.items()}
         paths = {key: self._fields[key].path for key in bounds}
-        file = cached_file("shares", self._store, self.split, _FORMAT, paths, asked)
+        file = cached_file("shares", self._store, self.split, _FORMAT, paths, requested)
         saved = read_cached(file)
         if saved is None:
             saved = {}
-            for key, (low, high) in asked.items():
+            for key, (low, high) in requested.items():
                 low_D, high_D = np.asarray(low), np.asarray(high)
-                values_ND = self._values[paths[key]].kept()
+                values_ND = self._values[paths[key]].sample()
                 slack_D = ROUNDING * (high_D - low_D)
                 outside_ND = (values_ND < low_D - slack_D) | (values_ND > high_D + slack_D)
                 near_ND = (np.abs(values_ND - low_D) <= slack_D) | (np.abs(values_ND - high_D) <= slack_D)
@@ -124,36 +130,27 @@ class SplitNumbers:
 
     @functools.cached_property
     def _values(self) -> dict[str, _Values]:
-        """The pass over the split, by path."""
+        """All values by path: the pass over the split."""
         values = {field.path: _Values(field) for field in self._fields.values()}
-        room = KEPT_VALUES // max(1, sum(of_path.size for of_path in values.values()))
+        most = MAX_VALUES // max(1, sum(of_path.size for of_path in values.values()))
         for episode in self._store.split(self.split):
             for path, of_path in values.items():
                 of_path.add(np.asarray(episode.values(path, 0, episode.steps)), episode.where)
-                of_path.thin(room)
+                of_path.thin(most)
         for of_path in values.values():
             of_path.flush()
-            of_path.thin(room)
+            of_path.thin(most)
         return values
 
 
-def field_statistics(store: Store, split: str, keys: Sequence[str]) -> dict[str, Statistics]:
-    """Statistics of a split by key, from the cache or by one pass; see `SplitNumbers`.
-
-    Raises:
-        ValueError: no such split or field, a field without numbers, or a number that is not finite.
-    """
-    return SplitNumbers(store, split, keys).statistics
-
-
 class _Values:
-    """What a pass gathers of one field."""
+    """Running statistics of one field."""
 
     def __init__(self, field: Field):
         self._path, self.size = field.path, int(np.prod(field.shape))
-        self._steps_kept, self._count, self._every = 0, 0, 1
-        self._kept: list[np.ndarray] = []
-        self._waiting: list[tuple[str, np.ndarray]] = []  # records not added up yet
+        self._steps_sampled, self._count, self._every = 0, 0, 1
+        self._sampled: list[np.ndarray] = []
+        self._waiting: list[tuple[str, np.ndarray]] = []  # records of the next block
         self._steps_waiting = 0
         self._mean_D, self._squares_D = np.zeros(self.size), np.zeros(self.size)
         self._min_D, self._max_D = np.full(self.size, np.inf), np.full(self.size, -np.inf)
@@ -163,7 +160,7 @@ class _Values:
         """The values of a record, (steps, *shape).
 
         Raises:
-            ValueError: a number is not finite, in this record or in one before; names record, step and component.
+            ValueError: a number is not finite, in this or an earlier record; names record, step and component.
         """
         self._waiting.append((where, values.reshape(len(values), self.size)))
         self._steps_waiting += len(values)
@@ -171,7 +168,7 @@ class _Values:
             self.flush()
 
     def flush(self) -> None:
-        """Add up the records that wait for it; raises as `add`."""
+        """Process the waiting records as one block; raises as `add`."""
         if not self._steps_waiting:
             return
         values_ND = np.concatenate([values_ND for _, values_ND in self._waiting])
@@ -180,10 +177,10 @@ class _Values:
             raise ValueError(self._not_finite())
         self._waiting, self._steps_waiting = [], 0
         self._hash.update(values_ND.tobytes())
-        first = -self._count % self._every  # kept are the steps whose number in the split is a multiple of `every`
+        first = -self._count % self._every  # sample the steps whose number in the split is a multiple of `every`
         count, self._count = self._count, self._count + len(wide_ND)
-        self._kept.append(values_ND[first :: self._every].copy())  # a view would hold all of them
-        self._steps_kept += len(self._kept[-1])
+        self._sampled.append(values_ND[first :: self._every].copy())  # a view would keep the whole block in memory
+        self._steps_sampled += len(self._sampled[-1])
         mean_D = wide_ND.mean(axis=0)
         self._squares_D += np.square(wide_ND - mean_D).sum(axis=0)
         self._squares_D += np.square(mean_D - self._mean_D) * (count * len(wide_ND) / self._count)
@@ -192,29 +189,29 @@ class _Values:
         self._max_D = np.maximum(self._max_D, wide_ND.max(axis=0))
 
     def _not_finite(self) -> str:
-        """What is to be said of the first waiting number that is not finite."""
+        """The message about the first waiting number that is not finite."""
         where, values_ND = next(waiting for waiting in self._waiting if not np.isfinite(waiting[1]).all())
         step, component = np.argwhere(~np.isfinite(values_ND))[0].tolist()
         return (f"{where}, step {step}: {self._path}[{component}] is {values_ND[step, component]}, expected a finite "
-                "number; repair or leave out this episode")
+                "number; repair or remove this episode")
 
-    def thin(self, room: int) -> None:
-        """Let go of every second step that is kept, until at most `room` are."""
-        while self._steps_kept > room:
-            self._kept, self._every = [self.kept()[::2].copy()], 2 * self._every
-            self._steps_kept = len(self._kept[0])
+    def thin(self, most: int) -> None:
+        """Drop every second sampled step until at most `most` are left."""
+        while self._steps_sampled > most:
+            self._sampled, self._every = [self.sample()[::2].copy()], 2 * self._every
+            self._steps_sampled = len(self._sampled[0])
 
-    def kept(self) -> np.ndarray:
-        """(steps kept, components)."""
-        if len(self._kept) > 1:
-            self._kept = [np.concatenate(self._kept)]
-        return self._kept[0]
+    def sample(self) -> np.ndarray:
+        """The sampled values, (steps, components)."""
+        if len(self._sampled) > 1:
+            self._sampled = [np.concatenate(self._sampled)]
+        return self._sampled[0]
 
     def summary(self) -> dict[str, np.ndarray]:
-        """What the cache holds, by the names of _ARRAYS."""
-        kept_ND = self.kept()
-        sorted_DN = np.sort(kept_ND.T, axis=1)
-        place_Q = np.asarray(QUANTILES) * (len(kept_ND) - 1)
+        """The arrays of the cache file, by the names of _ARRAYS."""
+        sample_ND = self.sample()
+        sorted_DN = np.sort(sample_ND.T, axis=1)
+        place_Q = np.asarray(QUANTILES) * (len(sample_ND) - 1)
         below_DQ, above_DQ = (sorted_DN[:, edge.astype(int)].astype(np.float64)
                               for edge in (np.floor(place_Q), np.ceil(place_Q)))
         quantiles_DQ = below_DQ + (above_DQ - below_DQ) * (place_Q % 1.0)[None]
@@ -223,12 +220,12 @@ class _Values:
             values = values_N[np.concatenate([[True], values_N[1:] != values_N[:-1]])]
             if len(values) <= MOST_DISTINCT:
                 distinct_DM[component, : len(values)] = values
-        chosen = np.unique(np.linspace(0, len(kept_ND) - 1, SAMPLED_STEPS).round().astype(int))
-        # Rounding must not make a constant vary.
+        chosen = np.unique(np.linspace(0, len(sample_ND) - 1, SAMPLED_STEPS).round().astype(int))
+        # Rounding must not give a constant a deviation.
         std_D = np.where(self._min_D < self._max_D, np.sqrt(self._squares_D / self._count), 0.0)
         data_hash = np.frombuffer(self._hash.digest(), np.uint8)
         return {"count": np.asarray(self._count), "min": self._min_D, "max": self._max_D, "mean": self._mean_D,
-                "std": std_D, "quantiles": quantiles_DQ.T, "distinct": distinct_DM, "sample": kept_ND[chosen],
+                "std": std_D, "quantiles": quantiles_DQ.T, "distinct": distinct_DM, "sample": sample_ND[chosen],
                 "data_hash": data_hash, "exact": np.asarray(self._every == 1)}
 
 

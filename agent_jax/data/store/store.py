@@ -3,11 +3,11 @@
     directory/
       NAME-train.array_record-00000-of-00002   serialized tf.train.Example, one a record
       features.json                            TFDS features: FeaturesDict with a `steps` Dataset (RLDS)
-      agent_jax.json                           ours: ActionSpec, StateSpec, how the data was made
+      agent_jax.json                           ours: ActionSpec, StateSpec, how the data were made
       dataset_info.json                        TFDS splits and shard lengths; written last
 
-A record is an episode, or a segment of a long one. Any other RLDS data set of this format opens just as well.
-`writer.py` makes such a directory; this module reads it.
+A record is an episode or a segment of a long one. Any RLDS data set in array_record format can be opened. `writer.py`
+writes such a directory; this module reads it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Store:
     directory: Path
     name: str
     fields: Mapping[str, Field]
-    metadata: Mapping[str, Any]  # of agent_jax.json; empty in a foreign data set
+    metadata: Mapping[str, Any]  # of agent_jax.json; empty in other RLDS data sets
     splits: Mapping[str, int]  # records by split
     _folder: TfdsFolder = dataclasses.field(repr=False)
 
@@ -44,7 +44,8 @@ class Store:
         """The episodes of a split.
 
         Raises:
-            ValueError: for an unknown split (the message lists the splits), or one whose files are missing.
+            ValueError: the split is unknown (the message lists the splits) or empty.
+            FileNotFoundError: one of its files is missing.
         """
         if name not in self.splits:
             raise ValueError(f"{self.directory}: no split {name!r}; it has {quoted_list(self.splits)}")
@@ -64,7 +65,7 @@ class Store:
         """The field at a path.
 
         Raises:
-            ValueError: if there is none; the message names the nearest.
+            ValueError: there is no such field (the message names the nearest ones), or its shape varies.
         """
         if path not in self.fields:
             near = difflib.get_close_matches(path, self.fields, n=3, cutoff=0.4)
@@ -73,7 +74,7 @@ class Store:
         field = self.fields[path]
         if field.kind == "array" and -1 in field.shape:
             raise ValueError(f"{self.directory}: field {path!r} has the shape {field.shape}, where -1 varies; expected "
-                             "a fixed one")
+                             "a fixed shape")
         return field
 
     def text_fields(self, paths: str) -> list[Field]:
@@ -81,7 +82,7 @@ class Store:
         return [self.field(path) for path in split_paths(paths)]
 
     def step_field(self, key: str) -> Field:
-        """The field of a key of an ActionSpec or StateSpec: steps/KEY, else steps/observation/KEY."""
+        """The field of a key of an ActionSpec or StateSpec: steps/KEY or steps/observation/KEY; raises as `field`."""
         paths = (f"{STEPS}/{key}", f"{STEPS}/observation/{key}")
         return self.field(next((path for path in paths if path in self.fields), paths[0]))
 
@@ -94,8 +95,8 @@ def open_store(path: str | os.PathLike[str]) -> Store:
 
     Raises:
         FileNotFoundError: there is no such directory.
-        ValueError: the directory holds no TFDS data set, not one in array_record format, or not one in RLDS schema; or
-            what it says of itself is damaged, or leads out of it.
+        ValueError: it is not a TFDS data set in array_record format with RLDS schema, or its metadata are damaged or
+            refer to files outside the directory.
     """
     directory = Path(path)
     check_on_disk(path, "data set directory")
@@ -111,8 +112,8 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         raise ValueError(f"{directory}: not a TFDS data set, {' and '.join(missing)} missing; {hint}")
     folder = read_tfds_folder(directory)
     if folder.file_format != "array_record":
-        raise ValueError(f"{directory}: file format {folder.file_format!r}, expected 'array_record', which can be read "
-                         "at random; convert it with `python -m agent_jax.data prepare --source rlds --path "
+        raise ValueError(f"{directory}: file format {folder.file_format!r}, expected 'array_record', which allows "
+                         "random access; convert it with `python -m agent_jax.data prepare --source rlds --path "
                          f"{directory} --out NEW` (without TensorFlow)")
     fields = features_fields(folder.features)
     length_field(fields, str(directory))
@@ -121,10 +122,10 @@ def open_store(path: str | os.PathLike[str]) -> Store:
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
-    """The content of agent_jax.json; {} where there is none.
+    """The content of agent_jax.json; {} without that file.
 
     Raises:
-        ValueError: it is damaged, or a link that leads out of the directory; names it.
+        ValueError: the file is damaged, or is a link to a file outside the directory; names it.
     """
     file = directory / METADATA_FILE
     if not file.is_file():

@@ -1,10 +1,11 @@
-"""features.json of TFDS: what fields the records have. Read by a table: nothing that the file names is imported.
+"""Reads features.json of TFDS, the schema of the records, without importing anything that the file names.
 
     {"pythonClassName": "tensorflow_datasets....Image", "image": {"shape": ...}}     -> tfds.features.Image(shape)
     {"type": "tensorflow_datasets....Image", "content": {"shape": ...}}              before TFDS 4.5
 
-TFDS itself imports the module that a class name begins with, so that opening somebody's data set runs their code.
-Classes that are only ever skipped here (videos, audio, translations) become what they are stored as.
+TFDS itself imports the module of each class name, so opening a data set can run its author's code. Here a table maps
+known class names to features. Videos, audio and translations, which this package does not use, are read as the plain
+features that they are stored as.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def read_features(directory: Path) -> tfds.features.FeaturesDict:
 
     Raises:
         OSError: there is no features.json, or it cannot be read.
-        ValueError: it holds a class that is not known, or is damaged; names file, feature and class.
+        ValueError: it names an unknown class or is damaged; names file, feature and class.
     """
     file = directory / FEATURES_FILE
     found = _feature(read_json_object(file), str(file))
@@ -47,10 +48,9 @@ def _feature(value: Any, place: str) -> Any:
     make = _CLASSES.get(name)
     if make is None:
         known = ", ".join(sorted({known.rpartition(".")[2] for known in _CLASSES}))
-        raise ValueError(f"{place}: the feature class {name!r} is unknown, and nothing that data name is imported; "
-                         f"expected one of {known} of tensorflow_datasets. Write the data set anew with the class "
-                         "whose form its records have (a Tensor, a FeaturesDict, ...), or put its name in place of "
-                         "this one")
+        raise ValueError(f"{place}: the feature class {name!r} is unknown, and no code is imported for it; "
+                         f"expected one of {known} of tensorflow_datasets. Replace the name by the class that the "
+                         "records are stored as (a Tensor, a FeaturesDict, ...), or rewrite the data set with it")
     try:
         return make(_content(value), place)
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError, AssertionError) as error:
@@ -60,7 +60,7 @@ def _feature(value: Any, place: str) -> Any:
 
 
 def _content(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What is special to the class, wherever this version of TFDS has put it."""
+    """The fields of the class, wherever this version of TFDS writes them."""
     if "type" in value:
         content = value["content"]
         content = json.loads(content) if isinstance(content, str) else content
@@ -76,7 +76,7 @@ _OF_ALL = ("pythonClassName", "python_class_name", "description", "valueRange", 
 
 
 def _is_nest(content: Any) -> bool:
-    """Whether these are the features of a FeaturesDict by name, as older versions have them."""
+    """Whether these are the features of a FeaturesDict by name, as older versions write them."""
     return bool(content) and all(isinstance(item, Mapping) and "type" in item for item in content.values()) and not (
         set(content) <= {"feature", "length"})
 
@@ -91,34 +91,30 @@ def _of_sequence(kind: Callable[[Any], Any]) -> Callable[[Mapping[str, Any], str
     return lambda content, place: kind(_feature(content["feature"], place))
 
 
-def _tensor(content: Mapping[str, Any], place: str) -> Any:
-    del place
+def _tensor(content: Mapping[str, Any], _place: str) -> Any:
     encoding = content.get("encoding") or "none"
     return tfds.features.Tensor(shape=_shape(content), dtype=_dtype(content), encoding=str(encoding).lower())
 
 
-def _image(content: Mapping[str, Any], place: str) -> Any:
-    del place
+def _image(content: Mapping[str, Any], _place: str) -> Any:
     encoding = content.get("encodingFormat") or content.get("encoding_format") or None
     return tfds.features.Image(shape=_shape(content), dtype=_dtype(content, "uint8"), encoding_format=encoding)
 
 
-def _video(content: Mapping[str, Any], place: str) -> Any:
-    del place
+def _video(content: Mapping[str, Any], _place: str) -> Any:
     return tfds.features.Sequence(tfds.features.Image(shape=_shape(content)[1:]))
 
 
-def _texts(content: Mapping[str, Any], place: str) -> Any:
-    del place
+def _texts(content: Mapping[str, Any], _place: str) -> Any:
     return tfds.features.FeaturesDict({str(name): tfds.features.Text() for name in content.get("languages") or ()})
 
 
 def _plain(kind: Callable[[], Any]) -> Callable[[Mapping[str, Any], str], Any]:
-    return lambda content, place: kind()
+    return lambda _content, _place: kind()
 
 
 def _shape(content: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """Sizes; None: it varies."""
+    """Sizes; None for one that varies."""
     shape = content.get("shape") or ()
     sizes = [None if size is None else int(size)
              for size in (shape.get("dimensions") or () if isinstance(shape, Mapping) else shape)]
@@ -129,7 +125,7 @@ def _shape(content: Mapping[str, Any]) -> tuple[int | None, ...]:
 
 
 def _dtype(content: Mapping[str, Any], default: str = "") -> Any:
-    """The NumPy type; texts are objects, as in TFDS."""
+    """The NumPy dtype; object for texts, as in TFDS."""
     name = str(content.get("dtype") or default)
     if name in ("string", "object", "str"):
         return np.dtype(object)
@@ -145,17 +141,17 @@ _CLASSES: Mapping[str, Callable[[Mapping[str, Any], str], Any]] = {
         "dataset_feature.Dataset": _of_sequence(tfds.features.Dataset),
         "sequence_feature.Sequence": _of_sequence(tfds.features.Sequence),
         "tensor_feature.Tensor": _tensor,
-        "feature.Tensor": _tensor,  # where it was before TFDS 4.4
-        "scalar.Scalar": lambda content, place: tfds.features.Scalar(_dtype(content)),
+        "feature.Tensor": _tensor,  # its name before TFDS 4.4
+        "scalar.Scalar": lambda content, _place: tfds.features.Scalar(_dtype(content)),
         "text_feature.Text": _plain(tfds.features.Text),
         "image_feature.Image": _image,
         "labeled_image.LabeledImage": _image,
-        "class_label_feature.ClassLabel": _plain(tfds.features.ClassLabel),  # its names stand in another file
+        "class_label_feature.ClassLabel": _plain(tfds.features.ClassLabel),  # its names are in another file
         "bounding_boxes.BBoxFeature": _plain(tfds.features.BBoxFeature),
         "video_feature.Video": _video,
         "audio_feature.Audio": _tensor,
         "translation_feature.Translation": _texts,
-        "translation_feature.TranslationVariableLanguages": lambda content, place: tfds.features.Sequence(
+        "translation_feature.TranslationVariableLanguages": lambda _content, _place: tfds.features.Sequence(
             {"language": tfds.features.Text(), "translation": tfds.features.Text()}),
     }.items()
 }

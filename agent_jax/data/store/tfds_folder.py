@@ -1,9 +1,9 @@
-"""A data set in the folder of TFDS: its name, its features, and the files of each split. Nothing in it is executed.
+"""Reads the metadata of a TFDS folder: the data set's name, its features, and the files of each split.
 
-    dataset_info.json   name, fileFormat, splits: names, records of each file, template of the files' names
+    dataset_info.json   name, fileFormat; of each split its name, records of each file, template of the file names
     features.json       tfds_features.py
 
-Files lie in the folder, or where a flag allows it (paths.py).
+Files must be inside the folder or below an allowed root (paths.py).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from agent_jax.data.store.tfds_features import FEATURES_FILE, read_features
 from agent_jax.json_files import read_json_object
 
 INFO_FILE = "dataset_info.json"
-_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of TFDS, where the file has none
-_MOST_RECORDS = 2**40  # of a file, as dataset_info.json may say
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of TFDS, if the file has none
+_MOST_RECORDS = 2**40  # of a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +32,22 @@ class SplitFiles:
 
     name: str
     files: tuple[Path, ...]
-    records: tuple[int, ...]  # of each file, as dataset_info.json says
-    others: str  # pattern in the folder of what these files are called where their number is another
+    records: tuple[int, ...]  # of each file, from dataset_info.json
+    pattern: str  # glob pattern of such files, for any number of files
 
     def missing(self, file: Path) -> str:
-        """Why a file of the split is not there, after its name."""
-        found = [] if any(other.is_file() for other in self.files) else sorted(file.parent.glob(self.others))
+        """The rest of the message about a missing file of the split."""
+        found = [] if any(other.is_file() for other in self.files) else sorted(file.parent.glob(self.pattern))
         if found:
             return (f"missing; {INFO_FILE} lists {len(self.files)} files of split {self.name!r}, found {len(found)} of "
-                    f"other names, as {found[-1].name}. Copy {INFO_FILE} and the files anew from one version of the "
+                    f"other names, as {found[-1].name}. Copy {INFO_FILE} and the files again from one version of the "
                     "data set, or correct shardLengths: one number of records for each file")
-        return f"missing, but {INFO_FILE} lists it; copy it, or the whole data set, anew"
+        return f"missing, but {INFO_FILE} lists it; copy the file or the whole data set again"
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsFolder:
-    """What a folder says of its data set."""
+    """The metadata of a data set."""
 
     directory: Path
     name: str
@@ -57,19 +57,19 @@ class TfdsFolder:
 
 
 def read_tfds_folder(directory: Path, allowed: tuple[str, ...] = ()) -> TfdsFolder:
-    """The data set in the directory that holds dataset_info.json and features.json.
+    """Read dataset_info.json and features.json.
 
     Args:
         directory: of the data set.
-        allowed: folders outside it in which its files may lie, beside those of the environment (paths.py).
+        allowed: folders outside it that may contain its files, besides those of the environment (paths.py).
 
     Raises:
         OSError: a file is missing or cannot be read.
-        ValueError: a file does not say what it should, or names files that lie outside the folder.
+        ValueError: a file is damaged, or names files outside the allowed folders.
     """
     folder, file = Folder(directory, allowed), directory / INFO_FILE
-    for own in (file, directory / FEATURES_FILE):
-        folder.checked(own, str(directory))
+    for metadata_file in (file, directory / FEATURES_FILE):
+        folder.checked(metadata_file, str(directory))
     info = read_json_object(file)
     name = _text(info, "name", file)
     file_format = _text(info, "fileFormat", file, default="tfrecord")
@@ -89,10 +89,10 @@ def _split_files(split: Mapping[str, Any], dataset: str, file_format: str, folde
 
     def filled(index: str, count: str) -> str:
         known = {**fixed, "SHARD_INDEX": index, "NUM_SHARDS": count, "SHARD_X_OF_Y": f"{index}-of-{count}"}
-        # str.format would also take a width, and so all memory.
+        # str.format would also accept a field width, which can take all memory.
         text = re.sub(r"\{(\w+)\}", lambda match: known.get(match[1], match[0]), template)
         if "{" in text or "}" in text:
-            raise ValueError(f"{where} is {template!r:.100}, expected no names in braces but {', '.join(known)}")
+            raise ValueError(f"{where} is {template!r:.100}, expected only these names in braces: {', '.join(known)}")
         return text
 
     digits = max(5, len(str(len(records))))

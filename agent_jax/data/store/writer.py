@@ -1,9 +1,9 @@
-"""Writing the canonical store: shard by shard, by one process or several, resumable, visible only when whole.
+"""Writes the canonical store shard by shard, in one process or several; resumable, and visible only when complete.
 
     begin_store(DIR) -> .DIR.partial/ --ShardWriter, in any process--> shards --finish_store(DIR)--> DIR
 
 A shard is written under a temporary name and renamed. `finish_store` writes dataset_info.json last and renames the
-whole directory. What was interrupted is begun again with the shards that are there.
+whole directory. An interrupted write continues with the finished shards.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from agent_jax.data.store.store import METADATA_FILE, Store, open_store
 from agent_jax.data.store.tfds_features import read_features
 from agent_jax.json_files import write_json
 
-Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # shape and dtype by key, as ActionSpec.fields gives them
+Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # shape and dtype by key, as in ActionSpec.fields
 
-SUMMARY = "summary"  # of agent_jax.json: what was counted while the data were made
+SUMMARY = "summary"  # key of agent_jax.json: counts of `prepare`
 
-# One record a chunk, or random access decompresses its neighbours too. The images are compressed already.
+# One record a chunk, or random access would read its neighbours too. The images are compressed already.
 _OPTIONS = "group_size:1,uncompressed"
 
 
@@ -44,10 +44,10 @@ def episode_features(image_shape: tuple[int, int, int] | Mapping[str, tuple[int,
     Args:
         image_shape: height, width, 3 of the camera `rgb`; or those of several cameras, by name.
         actions: fields of steps/.
-        observations: fields of steps/observation/ beside the images.
-        encoding: of the images; PNG is exact.
-        answers: whether records hold an `answer`, what is to be said after the instruction.
-        labels: whether records hold a class `label`.
+        observations: fields of steps/observation/ in addition to the images.
+        encoding: of the images; PNG is lossless.
+        answers: whether records have an `answer`, the text to predict after the instruction.
+        labels: whether records have a class `label`.
     """
 
     def arrays(shapes: Shapes) -> dict[str, Any]:
@@ -59,14 +59,14 @@ def episode_features(image_shape: tuple[int, int, int] | Mapping[str, tuple[int,
     return tfds.features.FeaturesDict({
         "episode_id": tfds.features.Text(),
         "recording_id": tfds.features.Text(),  # splits are by recording
-        "start": np.int64,  # step of the episode at which this record begins
+        "start": np.int64,  # first step of this record in its episode
         "instruction": tfds.features.Text(),
         **({"answer": tfds.features.Text()} if answers else {}),
         **({"label": np.int64} if labels else {}),  # -1: none
         STEPS: tfds.features.Dataset({
             "observation": {**images, **arrays(observations or {})},
             **arrays(actions),
-            "action_weight": np.float32,  # 0: a step not to be imitated; it is laid out as history
+            "action_weight": np.float32,  # 0: a step not to be imitated; it is part of the history only
             "reward": np.float32,
             "is_first": np.bool_,
             "is_last": np.bool_,
@@ -77,13 +77,13 @@ def episode_features(image_shape: tuple[int, int, int] | Mapping[str, tuple[int,
 
 def begin_store(directory: str | os.PathLike[str], metadata: Mapping[str, Any],
                 features: tfds.features.FeaturesDict | None = None) -> Path:
-    """The sibling directory to write shards into.
+    """Make the temporary directory to write shards into, next to `directory`.
 
     Args:
-        directory: where the finished data set is to appear.
-        metadata: JSON, kept in agent_jax.json: `action_spec`, `state_spec`, and how the data is made. Shards of an
-            interrupted attempt are kept only if they were made with equal metadata.
-        features: schema of the records; where it is given, shards of another schema are not kept either.
+        directory: of the finished data set.
+        metadata: JSON for agent_jax.json: `action_spec`, `state_spec`, and how the data are made. Shards of an
+            interrupted attempt are reused only if its metadata are equal.
+        features: schema of the records; if given, it must be equal as well.
 
     Raises:
         FileExistsError: `directory` exists; nothing is overwritten.
@@ -91,16 +91,16 @@ def begin_store(directory: str | os.PathLike[str], metadata: Mapping[str, Any],
     directory = Path(directory)
     if directory.exists():
         raise FileExistsError(f"{directory}: exists; expected a new directory for the data set. Remove it to make the "
-                              "data anew")
+                              "data again")
     build = _build_directory(directory)
-    own = build / METADATA_FILE
-    if build.exists() and not (_made_alike(own, metadata) and (features is None or _of_schema(build, features))):
+    file = build / METADATA_FILE
+    if build.exists() and not (_same_metadata(file, metadata) and (features is None or _same_schema(build, features))):
         shutil.rmtree(build)
-    if not own.is_file():
+    if not file.is_file():
         build.mkdir(parents=True, exist_ok=True)
         if features is not None:
             features.save_config(str(build))
-        write_json(own, metadata)
+        write_json(file, metadata)
     return build
 
 
@@ -108,21 +108,21 @@ def shard_path(directory: Path, name: str, split: str, index: int, count: int) -
     """The file of shard `index` of `count`, as TFDS names it.
 
     Raises:
-        ValueError: a split of that name could not be read again.
+        ValueError: TFDS could not read a split of that name.
     """
     if not is_split_name(split):
-        raise ValueError(f"split {split!r}: expected a name of letters, digits, '_' and '-', other than 'all', or it "
-                         "cannot be read again")
+        raise ValueError(f"split {split!r}: expected a name of letters, digits, '_' and '-', other than 'all', or "
+                         "TFDS cannot read it")
     return directory / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
 def is_split_name(name: str) -> bool:
-    """Whether TFDS reads a split of that name; "all" is all of them."""
+    """Whether TFDS can read a split of that name; "all" means all splits."""
     return bool(re.fullmatch(r"[\w-]+", name)) and name != "all"
 
 
 def keep_shards(build: Path, shards: Collection[Path]) -> None:
-    """Remove the shards of earlier attempts in `build` that are none of these, and what lies beside them."""
+    """Remove all other shards of earlier attempts in `build`, and their temporary files."""
     names = {shard.name for shard in shards}
     for file in build.iterdir():
         shard = re.match(r"\.?(.+\.array_record-\d+-of-\d+)", file.name)
@@ -130,8 +130,8 @@ def keep_shards(build: Path, shards: Collection[Path]) -> None:
             file.unlink()
 
 
-def _made_alike(path: Path, metadata: Mapping[str, Any]) -> bool:
-    """Whether the metadata at `path` are these; a summary that was written just before an interruption is no part."""
+def _same_metadata(path: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether the metadata at `path` are equal, except for a summary written just before an interruption."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -140,28 +140,25 @@ def _made_alike(path: Path, metadata: Mapping[str, Any]) -> bool:
     return found == json.loads(json.dumps(metadata))
 
 
-def _of_schema(build: Path, features: tfds.features.FeaturesDict) -> bool:
-    """Whether the features kept in `build` are these."""
+def _same_schema(build: Path, features: tfds.features.FeaturesDict) -> bool:
+    """Whether features.json in `build` describes the same features."""
     if not (build / "features.json").is_file():
         return False
     return read_features(build).to_json() == features.to_json()
 
 
 class ShardWriter:
-    """Writes one shard; the file appears under its name when the `with` block ends without an error.
-
-    Several processes may write different shards at a time.
-    """
+    """Writes one shard; the file gets its name when the `with` block ends without an error."""
 
     def __init__(self, path: str | os.PathLike[str], features: tfds.features.FeaturesDict):
-        """Begin the shard at `path`, with records of the schema `features`."""
+        """Open the shard at `path` for records with the schema `features`."""
         self._path = Path(path)
         self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         self._serialize = record_serializer(features)
         self._writer = ArrayRecordWriter(str(self._temporary), _OPTIONS)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a record: its fields nested as in the schema, `steps` a sequence of such mappings.
+        """Append a record: a nested mapping as in the schema, in which `steps` is a sequence of mappings.
 
         Raises:
             ValueError: a field is missing or has another shape or type; names it.
@@ -169,7 +166,7 @@ class ShardWriter:
         self._writer.write(self._serialize(record))
 
     def write_serialized(self, record: bytes) -> None:
-        """Append what `record_serializer` made of a record."""
+        """Append a record that `record_serializer` has serialized."""
         self._writer.write(record)
 
     def __enter__(self) -> Self:
@@ -178,7 +175,7 @@ class ShardWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        """Rename the shard into place, or drop it after an error."""
+        """Rename the shard, or delete it after an error."""
         self._writer.close()
         if kind is None:
             self._temporary.rename(self._path)
@@ -191,17 +188,17 @@ def finish_store(directory: str | os.PathLike[str], name: str, features: tfds.fe
     """Turn the shards written since `begin_store` into the data set at `directory`, in one rename.
 
     Args:
-        directory: as given to `begin_store`.
+        directory: as passed to `begin_store`.
         name: of the data set.
         features: schema of its records.
-        summary: JSON that is known only now, kept in agent_jax.json as `summary`.
+        summary: JSON for `summary` in agent_jax.json.
 
     Raises:
-        ValueError: shards are missing, or there is none.
+        ValueError: there are no shards, or some are missing.
     """
     directory = Path(directory)
     build = _build_directory(directory)
-    for leftover in build.glob(".*.tmp"):  # of a writer that was killed
+    for leftover in build.glob(".*.tmp"):  # of a killed writer
         leftover.unlink()
     shards: dict[str, list[Path]] = {}
     for path in sorted(build.glob(f"{glob.escape(name)}-*.array_record-*-of-*")):
@@ -227,8 +224,8 @@ def finish_store(directory: str | os.PathLike[str], name: str, features: tfds.fe
     features.save_config(str(build))
     info = {"name": name, "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
     if summary is not None:
-        own = build / METADATA_FILE
-        write_json(own, {**json.loads(own.read_text()), SUMMARY: summary})
+        file = build / METADATA_FILE
+        write_json(file, {**json.loads(file.read_text()), SUMMARY: summary})
     (build / "dataset_info.json").write_text(json.dumps(info, indent=2))
     build.rename(directory)
     return open_store(directory)
@@ -236,13 +233,13 @@ def finish_store(directory: str | os.PathLike[str], name: str, features: tfds.fe
 
 def write_store(directory: str | os.PathLike[str], name: str, features: tfds.features.FeaturesDict,
                 episodes: Mapping[str, Iterable[Mapping[str, Any]]], metadata: Mapping[str, Any]) -> Store:
-    """The whole data set from one process, one shard a split; a split that is finished already is not drawn again.
+    """Write a whole data set in one process, one shard a split.
 
-    What an earlier attempt finished is kept where name, features and metadata are equal: `metadata` must tell how the
-    episodes are made.
+    Splits that an earlier attempt finished are reused if name, features and metadata are equal, so `metadata` must
+    describe how the episodes are made.
 
     Args:
-        directory: where the data set is to appear.
+        directory: of the data set.
         name: of the data set.
         features: schema of a record.
         episodes: records by split.
@@ -250,7 +247,7 @@ def write_store(directory: str | os.PathLike[str], name: str, features: tfds.fea
 
     Raises:
         FileExistsError: `directory` exists.
-        ValueError: a record does not follow the schema.
+        ValueError: a record does not match the schema.
     """
     build = begin_store(directory, metadata, features)
     paths = {split: shard_path(build, name, split, 0, 1) for split in episodes}

@@ -9,7 +9,7 @@ import numpy as np
 from agent_jax.data.store.cache import read_cached, write_cached
 
 
-def test_what_is_written_is_read_and_nothing_lies_beside_it(tmp_path):
+def test_written_arrays_are_read_and_no_other_file_remains(tmp_path):
     file = tmp_path / "cache" / "index-1.npz"
     assert read_cached(file) is None
     write_cached(file, {"lengths": np.arange(3)})
@@ -19,7 +19,7 @@ def test_what_is_written_is_read_and_nothing_lies_beside_it(tmp_path):
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_a_full_disk_costs_time_only_and_leaves_nothing_behind(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_is_logged_and_leaves_no_file(tmp_path, monkeypatch, caplog):
     def full(file: Any, **_: Any) -> None:
         with file.open("wb") if isinstance(file, Path) else file as opened:
             opened.write(b"half")
@@ -27,5 +27,5 @@ def test_a_full_disk_costs_time_only_and_leaves_nothing_behind(tmp_path, monkeyp
 
     monkeypatch.setattr(np, "savez", full)
     write_cached(tmp_path / "index-1.npz", {"lengths": np.arange(3)})
-    assert "cannot be kept" in caplog.text
+    assert "cannot be cached" in caplog.text
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from agent_jax.data.store.episode import Episode, Example, RecordError
 from agent_jax.data.store.record_serializer import record_serializer
 from agent_jax.data.store.schema import Field
 from agent_jax.data.store.split_index import _labels
-from agent_jax.data.store.statistics import field_statistics
+from agent_jax.data.store.statistics import SplitNumbers
 from agent_jax.data.store.store import open_store
 from agent_jax.data.store.writer import ShardWriter, begin_store, finish_store, shard_path, write_store
 
@@ -27,7 +27,7 @@ def as_dict(serialized: bytes) -> dict[str, list]:
     return {key: list(getattr(value, value.WhichOneof("kind")).value) for key, value in features.items()}
 
 
-def test_plain_tfds_opens_what_we_write(tmp_path):
+def test_tfds_opens_a_written_store(tmp_path):
     babyai_store(tmp_path / "set")
     builder = tfds.builder_from_directory(str(tmp_path / "set"))
     records = list(babyai_episodes((6, 1, 4, 5, 9, 2)))
@@ -44,7 +44,7 @@ def test_plain_tfds_opens_what_we_write(tmp_path):
             assert step["reward"] == expected["reward"]
 
 
-def test_our_serializer_writes_the_example_of_tfds():
+def test_the_serializer_writes_the_same_example_as_tfds():
     for record in babyai_episodes((3, 1)):
         found = as_dict(record_serializer(BABYAI_FEATURES)(record))
         for step in record["steps"]:  # without TensorFlow, tfds takes images only as bytes
@@ -52,7 +52,7 @@ def test_our_serializer_writes_the_example_of_tfds():
         assert found == as_dict(BABYAI_FEATURES.serialize_example(BABYAI_FEATURES.encode_example(record)))
 
 
-def test_steps_are_read_by_range_with_dtype_and_shape(tmp_path):
+def test_ranges_of_steps_are_read_with_dtype_and_shape(tmp_path):
     store = language_table_store(tmp_path / "set")
     builder = tfds.builder_from_directory(str(tmp_path / "set"))
     for episode, expected in zip(store.split("train"), builder.as_data_source("train"), strict=True):
@@ -66,7 +66,7 @@ def test_steps_are_read_by_range_with_dtype_and_shape(tmp_path):
         assert episode.value("episode_id") == expected["episode_id"]
 
 
-def test_instructions_come_from_codes_of_each_step_and_from_texts_of_the_record(tmp_path):
+def test_instructions_are_read_from_codes_of_steps_and_from_texts_of_records(tmp_path):
     table = language_table_store(tmp_path / "table").split("train")[1]
     assert table.texts("steps/observation/instruction") == ["push block 1 left \N{RIGHTWARDS ARROW}"] * 8
     tiles = babyai_store(tmp_path / "tiles").split("train")[1]
@@ -96,12 +96,12 @@ def test_several_writers_fill_one_store(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_an_interrupted_write_shows_nothing_and_goes_on_with_finished_shards(tmp_path):
-    drawn = []
+def test_an_interrupted_write_is_invisible_and_continues_with_finished_shards(tmp_path):
+    generated = []
 
     def episodes(seed, fail):
         for record in babyai_episodes((2, 3), seed):
-            drawn.append(record["episode_id"])
+            generated.append(record["episode_id"])
             yield record
             if fail:
                 raise KeyboardInterrupt
@@ -113,17 +113,17 @@ def test_an_interrupted_write_shows_nothing_and_goes_on_with_finished_shards(tmp
     with pytest.raises(KeyboardInterrupt):
         write(fail=True, metadata={"seed": 1})
     assert not (tmp_path / "set").exists()
-    drawn.clear()
+    generated.clear()
     with pytest.raises(KeyboardInterrupt):
         write(fail=True, metadata={"seed": 2})
-    assert drawn == ["0-0", "0-1", "1-0"]  # made otherwise: nothing is kept
-    drawn.clear()
+    assert generated == ["0-0", "0-1", "1-0"]  # other metadata: nothing is reused
+    generated.clear()
     store = write(fail=False, metadata={"seed": 2})
-    assert drawn == ["1-0", "1-1"]
+    assert generated == ["1-0", "1-1"]
     assert store.splits == {"train": 2, "test": 2}
 
 
-def test_what_an_interrupted_write_left_under_other_features_or_names_is_not_kept(tmp_path):
+def test_shards_of_an_interrupted_write_with_other_features_or_names_are_removed(tmp_path):
     def write(name, features, *splits, fail=False):
         def failing():
             raise KeyboardInterrupt
@@ -146,14 +146,14 @@ def test_what_an_interrupted_write_left_under_other_features_or_names_is_not_kep
 
 
 @pytest.mark.parametrize(("path", "count", "message"), [
-    ("steps/said", 4, "record 0: 'steps/said' holds 4 texts, expected 2, one for each step"),
-    ("steps/said", 0, "record 0: 'steps/said' holds 0 texts, expected 2"),
+    ("steps/text", 4, "record 0: 'steps/text' holds 4 texts, expected 2, one for each step"),
+    ("steps/text", 0, "record 0: 'steps/text' holds 0 texts, expected 2"),
     ("instruction", 0, "record 0: 'instruction' holds 0 texts, expected 1"),
     ("steps/codes", 1, "record 0: 'steps/codes' holds 1 texts, expected 2"),
 ])
-def test_texts_that_do_not_match_the_steps_are_refused(path, count, message):
+def test_a_wrong_number_of_texts_is_refused(path, count, message):
     fields = {"instruction": Field("instruction", "text", False, (), np.dtype(object)),
-              "steps/said": Field("steps/said", "text", True, (2,), np.dtype(object)),
+              "steps/text": Field("steps/text", "text", True, (2,), np.dtype(object)),
               "steps/codes": Field("steps/codes", "array", True, (3,), np.dtype(np.int32)),
               "steps/action": Field("steps/action", "array", True, (), np.dtype(np.int32))}
     record = Example()
@@ -167,7 +167,7 @@ def test_texts_that_do_not_match_the_steps_are_refused(path, count, message):
         episode.texts(path)
 
 
-def test_an_existing_directory_is_never_written_over(tmp_path):
+def test_an_existing_directory_is_never_overwritten(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "mine").write_text("x")
     with pytest.raises(FileExistsError, match="expected a new directory"):
@@ -186,8 +186,8 @@ def test_a_missing_shard_is_named_when_finishing(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda record: record.pop("instruction"), "no field 'instruction'"),
-    (lambda record: record["steps"][0].pop("action"), "no field 'steps/action'"),
+    (lambda record: record.pop("instruction"), "field 'instruction' .* is missing"),
+    (lambda record: record["steps"][0].pop("action"), "field 'steps/action' .* is missing"),
     (lambda record: record["steps"][0].update(action=1.5), "'steps/action' has dtype float64, expected int32"),
     (lambda record: record["steps"][0].update(action=[1, 2]), r"'steps/action' has shape \(2,\), expected \(\)"),
     (lambda record: record.update(instruction=3), "'instruction' holds int, expected text"),
@@ -201,7 +201,7 @@ def test_a_record_that_breaks_the_schema_is_refused_by_field(change, message):
         record_serializer(BABYAI_FEATURES)(record)
 
 
-def test_a_bucket_is_refused_with_the_way_to_mount_it():
+def test_a_bucket_is_refused_with_advice_to_mount_it():
     with pytest.raises(ValueError, match=r"gs:.*mount the bucket, as with `gcsfuse"):
         open_store("gs://bucket/set/0.0.1")
 
@@ -211,7 +211,7 @@ def test_a_missing_directory_is_named(tmp_path):
         open_store(tmp_path / "nowhere")
 
 
-def test_a_foreign_directory_is_refused_and_a_data_set_inside_it_suggested(tmp_path):
+def test_a_directory_without_a_data_set_is_refused_and_one_below_it_suggested(tmp_path):
     (tmp_path / "photo.jpg").write_text("")
     missing = r"not a TFDS data set, dataset_info.json and features.json missing; found 'photo.jpg'"
     with pytest.raises(ValueError, match=missing):
@@ -236,7 +236,7 @@ def test_a_set_without_steps_is_refused(tmp_path):
         write_store(tmp_path / "set", "flat", features, {"train": [{"label": 1}]}, {})
 
 
-def test_unknown_splits_and_fields_are_answered_with_the_known(tmp_path):
+def test_unknown_splits_and_fields_are_refused_with_the_known_ones(tmp_path):
     store = babyai_store(tmp_path / "set")
     with pytest.raises(ValueError, match="no split 'valid'; it has 'test', 'train'"):
         store.split("valid")
@@ -244,7 +244,7 @@ def test_unknown_splits_and_fields_are_answered_with_the_known(tmp_path):
         store.field("steps/observation/rbg")
 
 
-def test_a_shard_that_is_gone_is_named(tmp_path):
+def test_a_missing_shard_is_named(tmp_path):
     store = babyai_store(tmp_path / "set")
     store.files("test")[0].unlink()
     with pytest.raises(FileNotFoundError, match=r"tiles-test.array_record-00000-of-00001: missing"):
@@ -252,7 +252,7 @@ def test_a_shard_that_is_gone_is_named(tmp_path):
     assert len(store.split("train")) == 6
 
 
-def test_a_key_of_a_spec_is_found_in_the_steps_or_their_observations(tmp_path):
+def test_a_spec_key_is_a_field_of_the_steps_or_their_observations(tmp_path):
     store = language_table_store(tmp_path / "set")
     assert store.step_field("action").path == "steps/action"
     assert store.step_field("effector_translation").path == "steps/observation/effector_translation"
@@ -273,7 +273,7 @@ def test_a_record_without_a_declared_field_is_named(tmp_path):
 
 
 def rewritten(shard: Path, change: Callable[[bytes], bytes]) -> None:
-    """Put a record that `change` makes in place of record 2, under right checksums."""
+    """Replace record 2 by what `change` makes of it, with valid checksums."""
     reader = ArrayRecordReader(str(shard))
     records = reader.read_all()
     reader.close()
@@ -296,19 +296,19 @@ def with_more_weights(record: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda record: record[: len(record) // 2], r"bytes that are no tf.train.Example .*Copy the file"),
-    (lambda record: b"\xff" * 9, "9 bytes that are no tf.train.Example"),
+    (lambda record: record[: len(record) // 2], r"bytes that are not a tf.train.Example .*Copy the file"),
+    (lambda record: b"\xff" * 9, "9 bytes that are not a tf.train.Example"),
     (lambda record: b"", "the record lacks 'steps/action'"),
     (without_action, "'steps/action' holds a bytes_list, but features.json declares array"),
     (with_more_weights, r"'steps/action_weight' holds 5 values, expected 1 for each of 4 steps"),
 ])
-def test_a_record_that_is_none_is_named_by_file_and_number_by_every_command(tmp_path, change, message, capsys):
+def test_every_command_names_a_damaged_record_by_file_and_number(tmp_path, change, message, capsys):
     store = babyai_store(tmp_path / "set")
     shard = store.files("train")[0]
     rewritten(shard, change)
     place = f"{shard}, split 'train', record 2: "
     with pytest.raises(RecordError, match=rf"{place}.*{message}"):
-        field_statistics(open_store(store.directory), "train", ["action", "steps/action_weight"])
+        _ = SplitNumbers(open_store(store.directory), "train", ["action", "steps/action_weight"]).statistics
     assert main(["stats", str(store.directory)]) == 2
     assert place in (error := capsys.readouterr().err)
     assert error.count("\n") == 1
@@ -316,7 +316,7 @@ def test_a_record_that_is_none_is_named_by_file_and_number_by_every_command(tmp_
     assert f"wrong: {place}" in capsys.readouterr().out
 
 
-def test_shards_whose_number_is_another_are_named_with_both_numbers(tmp_path):
+def test_a_wrong_number_of_shards_is_refused_with_both_numbers(tmp_path):
     store = babyai_store(tmp_path / "set")
     shard = store.files("train")[0]
     for index in range(2):
@@ -327,7 +327,7 @@ def test_shards_whose_number_is_another_are_named_with_both_numbers(tmp_path):
         store.split("train")
 
 
-def test_a_label_that_is_no_number_of_a_class_is_refused_by_record():
+def test_a_label_out_of_range_is_refused_by_record():
     fields = {name: Field(name, "array", name != "label", (), np.dtype(np.int64)) for name in ("label", "steps/action")}
     record = Example()
     record.features.feature["steps/action"].int64_list.value.extend([1, 2])

@@ -19,7 +19,7 @@ from agent_jax.data.store.tfds_features import read_features
 F = tfds.features
 EVERY_CLASS = F.FeaturesDict({
     "episode_metadata": {"file": F.Text(), "box": F.BBoxFeature(), "kind": F.ClassLabel(num_classes=3)},
-    "said": F.Translation(["de", "en"]),
+    "spoken": F.Translation(["de", "en"]),
     "many": F.TranslationVariableLanguages(["de", "en"]), "list": F.Sequence(F.Tensor(shape=(2,), dtype=np.float32)),
     "marked": F.LabeledImage(labels=5, shape=(4, 4, 1)),
     "steps": F.Dataset({
@@ -33,14 +33,14 @@ EVERY_CLASS = F.FeaturesDict({
 
 
 @pytest.mark.parametrize("features", [EVERY_CLASS, BABYAI_FEATURES, bridge_features()])
-def test_features_are_those_that_tfds_reads(tmp_path, features):
+def test_features_are_read_as_by_tfds(tmp_path, features):
     features.save_config(str(tmp_path))
     expected = features_fields(F.FeaturesDict.from_config(str(tmp_path)))
     assert features_fields(read_features(tmp_path)) == expected
     assert len(expected) > 5
 
 
-def test_the_form_of_old_versions_is_read(tmp_path):
+def test_features_of_old_tfds_versions_are_read(tmp_path):
     def old(name: str, content: Any) -> dict[str, Any]:
         return {"type": f"tensorflow_datasets.core.features.{name}", "content": content}
 
@@ -58,7 +58,7 @@ def test_the_form_of_old_versions_is_read(tmp_path):
     assert features_fields(read_features(tmp_path)) == features_fields(EVERY_CLASS)
 
 
-def test_films_and_sounds_are_passed_over_without_tensorflow(tmp_path):
+def test_video_and_audio_are_skipped_without_tensorflow(tmp_path):
     BABYAI_FEATURES.save_config(str(tmp_path))
     content = json.loads((tmp_path / "features.json").read_text())
     content["featuresDict"]["features"] |= {
@@ -73,7 +73,7 @@ def test_films_and_sounds_are_passed_over_without_tensorflow(tmp_path):
 
 
 def hostile(directory: Path, module: str) -> Path:
-    """A data set whose first feature class lies in a module beside it; running that module is seen by a file."""
+    """Make the first feature class that of a module next to the data set, which writes a file when it is imported."""
     file = directory / "features.json"
     file.write_text(file.read_text().replace("tensorflow_datasets.core.features.features_dict.FeaturesDict",
                                              f"{module}.FeaturesDict", 1))
@@ -83,7 +83,7 @@ def hostile(directory: Path, module: str) -> Path:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_nothing_that_a_data_set_names_is_imported_by_any_command(tmp_path, inside, monkeypatch, capsys):
+def test_no_command_imports_a_module_that_a_data_set_names(tmp_path, inside, monkeypatch, capsys):
     store = Path(babyai_store(tmp_path / "set").directory)
     ran = hostile(store, "holiday_pictures" if inside else "set.holiday_pictures")
     monkeypatch.chdir(store if inside else tmp_path)

@@ -387,6 +387,6 @@ def test_a_record_that_is_no_example_is_left_out_by_name_and_a_length_beyond_the
     header = struct.pack("<Q", 2**60)
     file.write_bytes(whole + header + struct.pack("<I", masked_crc32c(header)) + b"x" * 50)
     first, second, end = outcomes(path)
-    assert first.startswith(f"{file.name}, record 0: 99 bytes that are no tf.train.Example")
+    assert first.startswith(f"{file.name}, record 0: 99 bytes that are not a tf.train.Example")
     assert second.startswith(f"{file.name}, record 1: the record lacks 'steps/")
     assert end.startswith(f"{file.name}: the file ends within record 2, which needs 1,152,921,504,606,847,")
