@@ -94,7 +94,8 @@ def test_every_config_and_field_that_is_named_is_one_there_is():
 
 def test_every_other_flag_of_the_training_is_one_it_has():
     # Read, not imported: the flags of two commands cannot be defined in one process.
-    sources = "".join((ROOT / "agent_jax" / path).read_text() for path in ("train/__main__.py", "runtime/command_line.py"))
+    package = ROOT / "agent_jax"
+    sources = "".join((package / path).read_text() for path in ("train/__main__.py", "runtime/command_line.py"))
     own = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", sources))
     assert {"config", "workdir", "coordinator"} <= own
     for name, text in texts().items():
