@@ -3,7 +3,7 @@
     python -m agent_jax.train --config configs/babyai.py
 
 On 2 cores of an AMD EPYC (AVX-512): 6.3 minutes and 0.77 GiB, of which 320 s of training on 205,000 images; success
-on GoToLocal 95.0% greedy and 98.0% sampled, of 200 episodes (2026-11-28; README.md has the table).
+on GoToLocal 95.0% greedy and 98.0% sampled, of 200 episodes (2026-11-28; benchmarks/results/ has the table).
 
 Variants: `:long` takes two and a half times the steps on twice the demonstrations, 29 minutes beside other programs
 (2026-11-22), and reaches 97.5% greedy and 99.0% sampled; `:smoke` goes through everything in a few steps, and learns

@@ -7,7 +7,7 @@
 DIR is a data set of the public one's field names, as array_record: the directory with dataset_info.json.
 The default is for a CPU: one row of four steps, and the language model sees the visible quarter of the patches, as in
 the authors' code. On 2 cores of an Intel Xeon (Sapphire Rapids) it takes 3.5 s a step in f32 and 5.2 GiB (2026-11-27;
-README.md says how measured).
+benchmarks/results/ says how measured).
 Variants: `:accelerator`, the paper's fine-tuning for a GPU or TPU; `:smoke`, two steps of a tiny model.
 """
 
