@@ -1,1 +1,1 @@
-"""From a directory of recorded episodes to `Batch`: store, windows, packing, layout, loader. NumPy on the host only."""
+"""From a directory of recorded episodes to `Batch`, with NumPy on the host: store, windows, packing, layout, loader."""

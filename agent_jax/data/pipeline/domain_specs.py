@@ -1,8 +1,8 @@
-"""The ActionSpec and StateSpec of a data set: those of the config or its own, with numbers for bounds that are open.
+"""The ActionSpec and StateSpec of a data set, from the config or the data set, with open bounds found in its data.
 
     config.data.domains.NAME.action_spec, or agent_jax.json --statistics of the train split--> ActionSpec, normalisation
 
-What was found in the data is kept with the domain, and so in every checkpoint: acting needs neither data nor config.
+The domain keeps the bounds found, and so does every checkpoint: acting needs neither data nor config.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ if TYPE_CHECKING:
     from agent_jax.data.store.store import Store
 
 KINDS: dict[str, type[ActionSpec] | type[StateSpec]] = {"action_spec": ActionSpec, "state_spec": StateSpec}
-# Bounds closer than this share of their size are one number for float32 and a few hundred bins.
-NARROW = 1e-4
-MARGIN = 1e-3  # to either side of a constant: this, or this share of it where that is more
+NARROW = 1e-4  # of the larger bound: closer bounds are too close for float32 and a few hundred bins
+MARGIN = 1e-3  # on either side of a constant c: MARGIN * max(1, |c|)
 
 
 @dataclasses.dataclass(frozen=True)
 class DomainSpecs:
-    """What a data set's numbers mean."""
+    """The specs of a data set."""
 
     action: ActionSpec
     state: StateSpec | None
-    normalisation: Mapping[str, Any]  # how open bounds were closed, as JSON; {}: none were open
+    normalisation: Mapping[str, Any]  # how open bounds were found, as JSON; {}: no bounds were open
     numbers: SplitNumbers  # of all their keys, in the train split
-    configured: frozenset[str]  # "action_spec", "state_spec": those that the config gave
-    rate_hz: float  # at which the data were recorded, as they say themselves; 0: unsaid
-    defaults: frozenset[str] = frozenset()  # those that `prepare` made of the data's own statistics
+    configured: frozenset[str]  # those of "action_spec", "state_spec" that the config has
+    rate_hz: float  # recording rate from the metadata; 0: unknown
+    defaults: frozenset[str] = frozenset()  # those that `prepare` derived from the data's statistics
 
     @property
     def specs(self) -> list[ActionSpec | StateSpec]:
@@ -48,31 +47,31 @@ class DomainSpecs:
         return [spec for spec in (self.action, self.state) if spec]
 
     def derived(self, kind: str) -> set[str]:
-        """Places of the parts of the "action" or "state" spec whose bounds were found in the data."""
+        """Places of the parts of the `kind` ("action" or "state") spec whose bounds come from the data."""
         if f"{kind}_spec" in self.defaults:
             return {part.place for spec in self.specs if spec.kind == kind for part in spec.parts}
         return {key.partition(" ")[2] for key in self.normalisation.get("parts", {}) if key.startswith(f"{kind} ")}
 
 
 def find_specs(name: str, config: DomainConfig, store: Store) -> DomainSpecs:
-    """The specs of a config entry and its data set; the data are read only where bounds are open and not in the cache.
+    """The specs of a config entry and its data set; reads the data only for open bounds that are not cached.
 
     Args:
         name: key of the entry in config.data.domains.
         config: the entry.
-        store: its opened data set.
+        store: its data set.
 
     Raises:
-        ValueError: a spec that is malformed, that neither has, or that both have and disagree on; a key that is no
-            field of the data set, or one of another shape; a number of the data that is not finite.
+        ValueError: a spec is malformed, missing in both, or different in both; a key is not a field of the data set, or
+            has another shape; a number of the data is not finite.
     """
     where = f"config.data.domains.{name}"
-    own = {field: store.metadata.get(field) or {} for field in KINDS}
+    stored = {field: store.metadata.get(field) or {} for field in KINDS}
     defaults = default_specs(store.metadata)
-    declared = {field: getattr(config, field) or own[field] for field in KINDS}
+    declared = {field: getattr(config, field) or stored[field] for field in KINDS}
     if not declared["action_spec"]:
-        raise ValueError(f"{where}.action_spec: empty, and {store.directory} carries none of its own; give the "
-                         "ActionSpec of its actions")
+        raise ValueError(f"{where}.action_spec: empty, and {store.directory} has no ActionSpec; give the one of its "
+                         "actions")
     keys: list[str] = []
     for field, content in declared.items():
         if content:
@@ -80,32 +79,32 @@ def find_specs(name: str, config: DomainConfig, store: Store) -> DomainSpecs:
             _check_fields(where, spec, store)
             keys += spec.fields
     numbers = SplitNumbers(store, config.train_split, keys)
-    made: dict[str, Any] = {"action_spec": None, "state_spec": None}
+    specs: dict[str, Any] = {"action_spec": None, "state_spec": None}
     parts: dict[str, Any] = {}
     for field, content in declared.items():
         if content:
-            made[field], found = _closed_spec(field, content, numbers, where)
+            specs[field], found = _closed_spec(field, content, numbers, where)
             parts |= found
-        if content and own[field] and own[field] != content and field not in defaults:
-            other, _ = _closed_spec(field, own[field], numbers, where)
-            if difference := made[field].difference(other):
-                raise ValueError(f"{where}.{field}: differs from the one that {store.directory} was written with "
-                                 f"(there): {difference}; leave it empty to take the data set's own")
+        if content and stored[field] and stored[field] != content and field not in defaults:
+            other, _ = _closed_spec(field, stored[field], numbers, where)
+            if difference := specs[field].difference(other):
+                raise ValueError(f"{where}.{field}: differs from that of {store.directory} (there): {difference}; "
+                                 "leave it empty to use the data set's")
     configured = frozenset(field for field in KINDS if getattr(config, field))
     rate_hz = float(store.metadata.get("rate_hz") or 0.0)
-    return DomainSpecs(made["action_spec"], made["state_spec"], _normalisation(config.train_split, parts), numbers,
+    return DomainSpecs(specs["action_spec"], specs["state_spec"], _normalisation(config.train_split, parts), numbers,
                        configured, rate_hz, defaults - configured)
 
 
 def default_specs(metadata: Mapping[str, Any]) -> frozenset[str]:
-    """The specs that no one declared: `prepare` made them of the data's statistics. A config may replace them."""
+    """The specs that `prepare` derived from the data's statistics; a config may replace them."""
     prepared = metadata.get("prepared")
     listed = prepared.get("defaults") if isinstance(prepared, Mapping) else None
     return frozenset(KINDS) & frozenset(listed if isinstance(listed, list) else ())
 
 
 def _check_fields(where: str, spec: ActionSpec | StateSpec, store: Store) -> None:
-    """Every key of the spec is a step field of the same shape."""
+    """Refuse a spec with a key that is not a step field of the same shape."""
     for key, (shape, _) in spec.fields.items():
         field = store.step_field(key)
         if field.kind != "array" or field.shape != shape:
@@ -116,7 +115,7 @@ def _check_fields(where: str, spec: ActionSpec | StateSpec, store: Store) -> Non
 
 def _closed_spec(field: str, content: Mapping[str, Any], numbers: SplitNumbers,
                  where: str) -> tuple[ActionSpec | StateSpec, dict[str, Any]]:
-    """The spec, and {"action action[0]": how its bounds were found} of the parts that were open."""
+    """The spec with numbers for its bounds, and {"action action[0]": how they were found} for open ones."""
     kind, place = KINDS[field], f"{where}.{field}"
     names = kind.from_dict(closed(content, None, place))
     found = {part.place: _found_bounds(part, names.named(part.place), numbers.statistics[part.key], place)
@@ -127,7 +126,7 @@ def _closed_spec(field: str, content: Mapping[str, Any], numbers: SplitNumbers,
 
 
 def _found_bounds(part: OpenBounds, name: str, statistics: Statistics, where: str) -> dict[str, Any]:
-    """low and high of a part, with all they were made of, as JSON."""
+    """low and high of a part with the statistics they are based on, as JSON."""
     at = {name: float(np.ravel(getattr(statistics, name))[part.index or 0])
           for name in ("min", "max", "mean", "std", "q01", "q99")}
     record: dict[str, Any] = {"method": part.method}
@@ -145,14 +144,17 @@ def _found_bounds(part: OpenBounds, name: str, statistics: Statistics, where: st
     if widened:
         logging.getLogger(__name__).warning("%s: the bounds of %r by %s %s; they are [%g, %g]", where, name,
                                             part.method, widened, low, high)
-    # Nine digits are exact for float32 data, and hide the last bits of a mean, which depend on NumPy's summation.
+    # Nine digits are exact for float32 and drop the last bits of a mean, which depend on NumPy's summation order.
     low, high = float(f"{low:.9g}"), float(f"{high:.9g}")
     return record | {"low": low, "high": high, "widened": widened, "steps": statistics.count, **at,
                      "data": statistics.data_hash}
 
 
 def not_too_narrow(low: float, high: float, least: float, most: float) -> tuple[float, float, str]:
-    """Bounds that can be binned, and in words what was done: first out to all of the data, then to a margin."""
+    """Bounds wide enough to bin, and a description of the change: widened to all data or by a margin; "" for none.
+
+    Checkpoints store the description and hash it (`_normalisation`), so its wording must not change.
+    """
 
     def narrow(low: float, high: float) -> bool:
         return high - low <= NARROW * max(abs(low), abs(high))
@@ -167,7 +169,7 @@ def not_too_narrow(low: float, high: float, least: float, most: float) -> tuple[
 
 
 def _normalisation(split: str, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint keeps: the parts, and a hash of data and transform."""
+    """What a checkpoint stores: the parts, and a hash of them."""
     if not parts:
         return {}
     canonical = json.dumps([split, parts], sort_keys=True, separators=(",", ":"))

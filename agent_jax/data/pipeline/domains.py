@@ -1,4 +1,4 @@
-"""A domain: one data set's way of speaking, as training writes it into a checkpoint and acting reads it back.
+"""A domain: how one data set maps to tokens; training writes it into the checkpoint, acting reads it.
 
 config + data set --from_config--> Domain --to_meta--> checkpoint --from_meta--> Domain
 """
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """What turns this domain's steps into ids and back, and cuts its episodes into windows.
+    """How a data set's steps become ids and its episodes windows.
 
-    Layouts: "actions" predicts the action of each step; "answer" a text after the images; "label" a class of the clip.
-    Only the first has an ActionSpec.
+    Layouts: "actions" predicts the action of each step, "answer" a text after the images, "label" a class of the clip.
+    Only "actions" has an ActionSpec.
     """
 
     name: str
-    index: int  # its number in Batch.domain_*
-    spec: BoundSpec | None  # of actions; None in the layouts without
+    index: int  # in Batch.domain_*
+    spec: BoundSpec | None  # of actions; None in the other layouts
     state: BoundSpec | None  # of proprioceptive state, input only
     vocabulary: Vocabulary
     window: int  # M, steps of a sample
     stride: int  # steps between the starts of windows
     max_text: int  # tokens of an instruction, </s> included
-    cameras: tuple[str, ...]  # paths of the fields of a step's images, in order, e.g. "steps/observation/rgb"
+    cameras: tuple[str, ...]  # paths of the image fields, in order, e.g. "steps/observation/rgb"
     instruction: str  # path of the field
     image_size: int  # pixels; images are resized to it
     weight: float = 1.0  # times each of its windows is seen in an epoch
     video: bool = False  # a window's images form one clip a camera (temporal attention, one CLS)
-    fixed_positions: bool = False  # steps take the positions from `max_text` on, however long the instruction is
+    fixed_positions: bool = False  # steps begin at position `max_text`, whatever the instruction's length
     layout: str = "actions"  # "actions", "answer" or "label"
     sampling: str = "consecutive"  # "consecutive" or "random"
     answer: str = ""  # path of the field; layout "answer" only
     max_answer: int = 0  # tokens of an answer, </s> included; 0 in the other layouts
     label: str = ""  # path of the field; layout "label" only
-    # How bounds of the specs were found in the data, and a hash of both (domain_specs.py); {}: they were declared.
+    # How bounds of the specs were found in the data, with a hash (domain_specs.py); {}: all bounds were declared.
     normalisation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -58,7 +58,7 @@ class Domain:
 
     @property
     def camera_names(self) -> tuple[str, ...]:
-        """What acting calls the cameras: their paths without `steps/observation/`."""
+        """Names of the cameras in acting: their paths without `steps/observation/`."""
         return tuple(path.removeprefix("steps/observation/") for path in self.cameras)
 
     @property
@@ -73,19 +73,19 @@ class Domain:
 
     @property
     def first_position(self) -> int:
-        """Position of the first step's first slot in its sample; 0: it follows the instruction."""
+        """Position of the first step's first slot; 0: it follows the instruction."""
         return self.max_text if self.fixed_positions else 0
 
     @property
     def has_terminal(self) -> bool:
-        """Whether the action can say that the episode is over; a short window is then filled up with that action."""
+        """Whether there is an end-of-episode action, with which short windows are then filled up."""
         return self.spec is not None and bool(self.spec.spec.terminal)
 
     def text_ids(self, instruction: str) -> np.ndarray:
         """The instruction as int32 ids, </s> first.
 
         Raises:
-            ValueError: if it is longer than `max_text`; nothing is cut off silently.
+            ValueError: it is longer than `max_text`.
         """
         return self._checked([EOS, *self.vocabulary.text.encode(instruction)], instruction, "instruction", "max_text")
 
@@ -93,11 +93,11 @@ class Domain:
         """The answer as int32 ids, </s> last.
 
         Raises:
-            ValueError: if it is longer than `max_answer`, or empty.
+            ValueError: it is empty, or longer than `max_answer`.
         """
         if not answer.strip():
-            raise ValueError(f"domain {self.name!r}: an answer is empty (field {self.answer!r}); the layout 'answer' "
-                             "needs a text in every record")
+            raise ValueError(f"domain {self.name!r}: an answer is empty (field {self.answer!r}), expected a text in "
+                             "every record; fill it in, or remove these records")
         return self._checked([*self.vocabulary.text.encode(answer), EOS], answer, "answer", "max_answer")
 
     def _checked(self, ids: list[int], text: str, kind: str, limit: str) -> np.ndarray:
@@ -117,13 +117,13 @@ class Domain:
             name: key of the entry in config.data.domains.
             index: number of the domain in this run.
             config: the entry.
-            store: its opened data set; an ActionSpec or StateSpec left empty in the config is taken from there.
+            store: its data set, whose ActionSpec and StateSpec are used where the config has none.
             vocabulary: to bind the specs to.
             image_size: pixels of the vision encoder.
-            specs: of `find_specs`; None: they are found here.
+            specs: result of `find_specs`; None: it is called here.
 
         Raises:
-            ValueError: for a spec neither has, or that both have and disagree on; for fields the data set lacks.
+            ValueError: as `find_specs`; or a field of the config is missing in the data set or has the wrong type.
         """
         where = f"config.data.domains.{name}"
         for camera in config.cameras:
@@ -148,7 +148,7 @@ class Domain:
                    label=config.label if config.layout == "label" else "", normalisation=normalisation)
 
     def to_meta(self) -> dict[str, Any]:
-        """Everything but the vocabulary, as JSON."""
+        """The domain without its vocabulary, as JSON."""
         meta = {name: getattr(self, name) for name in _PLAIN_FIELDS}
         action = self.spec.spec.to_dict() if self.spec else {}
         state = self.state.spec.to_dict() if self.state else {}
@@ -156,25 +156,25 @@ class Domain:
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any], vocabulary: Vocabulary) -> Domain:
-        """The domain of `to_meta`, without its data set: what acting needs.
+        """The domain that `to_meta` described.
 
-        A field that has a default may be missing: the checkpoint is from before there was such a field.
+        Fields that have a default may be missing, as in older checkpoints.
 
         Raises:
-            ValueError: if other fields are missing, or some are unknown.
+            ValueError: other fields are missing, or some are unknown.
         """
         missing, unknown = _REQUIRED - meta.keys(), meta.keys() - {*_PLAIN_FIELDS, "action_spec", "state_spec"}
         if missing or unknown:
-            raise ValueError(f"domain meta: missing {sorted(missing)}, unknown {sorted(unknown)}; the checkpoint was "
-                             "written by another version")
+            raise ValueError(f"domain meta: missing {sorted(missing)}, unknown {sorted(unknown)}; another "
+                             "version wrote the checkpoint, use that one")
         spec = BoundSpec(ActionSpec.from_dict(meta["action_spec"]), vocabulary) if meta["action_spec"] else None
         state = BoundSpec(StateSpec.from_dict(meta["state_spec"]), vocabulary) if meta["state_spec"] else None
         plain: dict[str, Any] = {name: meta[name] for name in _PLAIN_FIELDS if name in meta}
-        plain |= {"cameras": tuple(meta["cameras"])}
+        plain["cameras"] = tuple(meta["cameras"])
         return cls(**plain, spec=spec, state=state, vocabulary=vocabulary)
 
 
-# What to_meta writes as it stands, and what from_meta must find.
+# The fields that to_meta writes unchanged, and those that from_meta requires.
 _BOUND = ("spec", "state", "vocabulary")
 _PLAIN_FIELDS = tuple(field.name for field in dataclasses.fields(Domain) if field.name not in _BOUND)
 _REQUIRED = {"action_spec", "state_spec", *(field.name for field in dataclasses.fields(Domain)
@@ -183,7 +183,7 @@ _REQUIRED = {"action_spec", "state_spec", *(field.name for field in dataclasses.
 
 
 def _check_field(where: str, name: str, field: Field, kind: str, store: Store) -> None:
-    """The field is of the kind that the config's entry asks for: an image a step, a text, or one whole number."""
+    """Refuse a field that is not, as `kind` requires, an image of the steps, a text or one whole number."""
     fits = {"image": field.is_image and field.per_step, "text": field.kind == "text",
             "array": field.kind == "array" and field.dtype.kind in "iu" and field.shape in ((), (1,))}
     if not fits[kind]:

@@ -27,15 +27,15 @@ from agent_jax.models.agent import training_visual_tokens
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """What the loop needs of the data."""
+    """The opened data of a run."""
 
     vocabulary: Vocabulary
     domains: tuple[Domain, ...]  # by index
-    train: PackedRows  # laid out for what the language model sees in training
-    validation: PackedRows  # laid out for all visual tokens
+    train: PackedRows  # with the visual tokens that the language model gets in training
+    validation: PackedRows  # with all visual tokens
     size: RowSize  # of a training row
-    spec_lines: tuple[str, ...] = ()  # for the log: what actions and states mean, beside what the data hold
-    epochs: float = 1.0  # passes over the mixture in the whole run
+    spec_lines: tuple[str, ...] = ()  # for the log: specs compared with the data
+    epochs: float = 1.0  # of the mixture in the whole run
 
     def validation_batches(self, config: Config, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
         """The same batches at every validation of the run, of `config.train.batch_size` rows."""
@@ -43,11 +43,11 @@ class RunData:
                                   process_index=process_index, process_count=process_count)
 
     def first_validation_rows(self, config: Config, count: int) -> Batch:
-        """The first rows of the first validation batch, at most `count` of them; no other is read."""
+        """The first rows of the first validation batch, at most `count`; no other row is read."""
         return next(validation_batches(self.validation, min(count, config.train.batch_size), 1))
 
     def facts(self) -> dict[str, Any]:
-        """What all processes of a run must have in common of the data, by name."""
+        """Properties of the data that all processes of a run must agree on, by name."""
         digest = lambda value: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]  # noqa: E731
         found: dict[str, Any] = {"vocabulary": digest(self.vocabulary.to_json()), "row": dataclasses.asdict(self.size)}
         for domain, train, validation in zip(self.domains, self.train.counts, self.validation.counts, strict=True):
@@ -56,12 +56,12 @@ class RunData:
         return found
 
     def summary(self) -> str:
-        """Lines for the log: how full the rows are, what each domain adds to the mixture, and what its numbers mean."""
+        """Lines for the log: how full the rows are, the domains of the mixture, and their specs."""
         fill = self.train.fill()
         per_row = fill.pop("windows_per_row")
-        used = ", ".join(f"{name} {share:.1%}" for name, share in fill.items())
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in fill.items())
         head = (f"data: {len(self.train.plan(0)):,} rows an epoch of {per_row:.2f} windows each, {self.epochs:,.2f} "
-                f"epochs in the run; used of a row: {used}")
+                f"epochs in the run; used of a row: {shares}")
         return "\n".join([head, *mixture_table(self.train.windows, self.epochs), *self.spec_lines])
 
 
@@ -76,11 +76,11 @@ def open_data(config: Config, demonstrations: Path | None = None) -> RunData:
 
     Args:
         config: of the run.
-        demonstrations: the data set of domains that name no path.
+        demonstrations: the data set of domains without a path.
 
     Raises:
-        FileNotFoundError: a data set that is not there.
-        ValueError: one that is no data set of ours, lacks a field or split, or does not fit the model.
+        FileNotFoundError: a data set is missing.
+        ValueError: a data set cannot be read, lacks a field or split, or does not fit the model.
     """
     if not config.data.domains:
         raise ValueError("config.data.domains: empty, expected at least one data set")
@@ -99,9 +99,9 @@ def open_data(config: Config, demonstrations: Path | None = None) -> RunData:
         if bound:
             spec_lines += check_specs(name, specs[name], bound, config.data.out_of_bounds)
         train.append(Windows(domain, store, entry.train_split, config.seed))
-        # Validation takes the same windows every time, every step once.
-        fixed = dataclasses.replace(domain, sampling="consecutive")
-        validation.append(Windows(fixed, store, entry.validation_split))
+        # Validation reads the same windows every time, every step once.
+        consecutive = dataclasses.replace(domain, sampling="consecutive")
+        validation.append(Windows(consecutive, store, entry.validation_split))
         if domain.layout == "label":
             for windows in (train[-1], validation[-1]):
                 check_labels(windows, config.model.classes)

@@ -29,7 +29,7 @@ def from_config(config: DomainConfig, store) -> Domain:
     return Domain.from_config("mine", 2, config, store, VOCABULARY, image_size=16)
 
 
-def test_the_data_sets_own_spec_is_taken_where_the_config_has_none(tmp_path):
+def test_without_a_spec_in_the_config_that_of_the_data_set_is_used(tmp_path):
     config = dataclasses.replace(TILES, window=3, stride=2, max_text=20, weight=0.5)
     domain = from_config(config, babyai_store(tmp_path / "set"))
     assert domain.spec.spec == BABYAI
@@ -39,7 +39,7 @@ def test_the_data_sets_own_spec_is_taken_where_the_config_has_none(tmp_path):
     assert (domain.action_length, domain.state_length, domain.has_terminal) == (3, 0, False)
 
 
-def test_the_configs_specs_describe_a_foreign_data_set(tmp_path):
+def test_specs_of_the_config_describe_a_data_set_without_specs(tmp_path):
     config = dataclasses.replace(TABLE, action_spec=LANGUAGE_TABLE.to_dict(), state_spec=LANGUAGE_TABLE_STATE.to_dict())
     domain = from_config(config, language_table_store(tmp_path / "set"))
     assert domain.spec.spec == LANGUAGE_TABLE
@@ -48,7 +48,7 @@ def test_the_configs_specs_describe_a_foreign_data_set(tmp_path):
     assert (domain.action_length, domain.state_length, domain.has_terminal) == (4, 8, True)
 
 
-def test_a_spec_given_twice_must_be_the_same(tmp_path):
+def test_specs_of_config_and_data_set_must_be_equal(tmp_path):
     store = babyai_store(tmp_path / "set")
     assert from_config(dataclasses.replace(TILES, action_spec=BABYAI.to_dict()), store).spec.spec == BABYAI
     other = dataclasses.replace(BABYAI, rate_hz=7.0).to_dict()
@@ -56,8 +56,8 @@ def test_a_spec_given_twice_must_be_the_same(tmp_path):
         from_config(dataclasses.replace(TILES, action_spec=other), store)
 
 
-def test_a_spec_given_nowhere_is_asked_for(tmp_path):
-    with pytest.raises(ValueError, match=r"domains.mine.action_spec: empty, and .* none of its own"):
+def test_a_missing_spec_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"domains.mine.action_spec: empty, and .*set has no ActionSpec"):
         from_config(TABLE, language_table_store(tmp_path / "set"))
 
 
@@ -81,17 +81,17 @@ def test_a_field_of_another_shape_than_the_spec_is_named(tmp_path):
 
 @pytest.mark.parametrize("domain", [babyai_domain(), language_table_domain(video=True, weight=0.25)],
                          ids=["babyai", "table"])
-def test_a_domain_survives_its_json_and_says_the_same_ids(domain):
+def test_a_domain_from_its_json_encodes_the_same_ids(domain):
     meta = json.loads(json.dumps(domain.to_meta()))
-    back = Domain.from_meta(meta, domain.vocabulary)
-    assert back.to_meta() == domain.to_meta()
+    loaded = Domain.from_meta(meta, domain.vocabulary)
+    assert loaded.to_meta() == domain.to_meta()
     values = {"action": np.asarray(3) if domain.name == "babyai" else np.asarray([0.01, -0.02])}
-    np.testing.assert_array_equal(back.spec.encode(values), domain.spec.encode(values))
-    np.testing.assert_array_equal(back.text_ids("go left"), domain.text_ids("go left"))
-    assert (back.state is None) == (domain.state is None)
+    np.testing.assert_array_equal(loaded.spec.encode(values), domain.spec.encode(values))
+    np.testing.assert_array_equal(loaded.text_ids("go left"), domain.text_ids("go left"))
+    assert (loaded.state is None) == (domain.state is None)
 
 
-def test_clips_need_no_action_spec_but_the_field_that_they_are_asked_for(tmp_path):
+def test_clips_need_no_action_spec_but_the_field_of_their_layout(tmp_path):
     store = clip_store(tmp_path / "set")
     plain = DomainConfig(cameras=CAMERAS[:1], video=True)
     answer = from_config(dataclasses.replace(plain, layout="answer", max_answer=12), store)
@@ -100,8 +100,8 @@ def test_clips_need_no_action_spec_but_the_field_that_they_are_asked_for(tmp_pat
     assert (label.spec, label.answer, label.max_answer, label.label, label.images) == (None, "", 0, "label", 8)
     assert label.camera_names == ("front", "wrist")
     for domain in (answer, label):
-        back = Domain.from_meta(json.loads(json.dumps(domain.to_meta())), VOCABULARY)
-        assert back == dataclasses.replace(domain, vocabulary=VOCABULARY)
+        loaded = Domain.from_meta(json.loads(json.dumps(domain.to_meta())), VOCABULARY)
+        assert loaded == dataclasses.replace(domain, vocabulary=VOCABULARY)
     for wrong, message in (({"layout": "answer", "answer": "label"}, "domains.mine.answer='label': found array"),
                            ({"layout": "label", "label": "answer"}, "domains.mine.label='answer': found text"),
                            ({"layout": "label", "label": "start2"}, "no field 'start2'"),
@@ -110,7 +110,7 @@ def test_clips_need_no_action_spec_but_the_field_that_they_are_asked_for(tmp_pat
             from_config(dataclasses.replace(plain, **wrong), store)
 
 
-def test_an_answer_ends_in_its_end_of_sentence_token_and_is_refused_if_too_long_or_empty():
+def test_an_answer_ends_in_eos_and_is_refused_if_too_long_or_empty():
     domain = clip_domain("answer", max_answer=3)
     assert domain.answer_ids("go").tolist() == [4 + ord("g"), 4 + ord("o"), 2]
     with pytest.raises(ValueError, match=r"the answer 'gone' has 5 tokens .* max_answer=3; raise .* to 5 or more"):
@@ -119,21 +119,21 @@ def test_an_answer_ends_in_its_end_of_sentence_token_and_is_refused_if_too_long_
         domain.answer_ids(" ")
 
 
-def test_meta_without_a_field_that_came_later_has_its_default():
+def test_missing_fields_of_older_meta_get_their_defaults():
     meta = babyai_domain().to_meta()
     for name in ("layout", "sampling", "answer", "max_answer", "label"):
         del meta[name]
     assert Domain.from_meta(meta, VOCABULARY).to_meta() == babyai_domain().to_meta()
 
 
-def test_meta_of_another_version_is_refused_by_field():
+def test_meta_of_another_version_is_refused_with_its_fields():
     meta = babyai_domain().to_meta()
     del meta["window"]
     with pytest.raises(ValueError, match=r"missing \['window'\], unknown \['horizon'\]"):
         Domain.from_meta({**meta, "horizon": 4}, VOCABULARY)
 
 
-def test_a_text_opens_with_its_end_of_sentence_token():
+def test_a_text_begins_with_eos():
     assert babyai_domain().text_ids("go").tolist() == [2, 4 + ord("g"), 4 + ord("o")]
 
 

@@ -1,4 +1,4 @@
-"""The data of a run: domains in the order of their names, rows of both splits, and what cannot be opened."""
+"""The data of a run: domains in the order of their names, rows of both splits, and errors on opening."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_domains_are_numbered_by_name_and_share_the_vocabulary(store: Path):
     assert "  tiles " in data.summary()
 
 
-def test_the_gathered_demonstrations_stand_in_for_a_path_that_is_not_given(store: Path):
+def test_collected_demonstrations_replace_an_empty_path(store: Path):
     config = small_config(store, **{"data.domains.tiles.path": ""})
     with pytest.raises(ValueError, match="--config.data.domains.tiles.path=DIR"):
         open_data(config)
     assert open_data(config, store).train.counts == open_data(small_config(store)).train.counts
 
 
-def test_validation_is_the_same_batches_every_time_laid_out_for_all_visual_tokens(store: Path):
+def test_validation_repeats_the_same_batches_with_all_visual_tokens(store: Path):
     config = small_config(store, **{"model.visual_tokens": "visible"})
     data = open_data(config)
     one, two = (list(data.validation_batches(config)) for _ in range(2))
@@ -48,10 +48,10 @@ def test_validation_is_the_same_batches_every_time_laid_out_for_all_visual_token
     assert one[0].frames_BFHWC.shape[0] == config.train.batch_size
     assert one[0].visual_BS.max() == 2 * (1 + 4) - 1  # two images of a CLS and four patches
     rows = [data.train.row(0, number) for number in range(len(data.train.plan(0)))]
-    assert max(row["visual_BS"].max() for row in rows) == 2 * (1 + 1) - 1  # in training, of a CLS and what is unmasked
+    assert max(row["visual_BS"].max() for row in rows) == 2 * (1 + 1) - 1  # in training: a CLS and the visible patch
 
 
-def test_the_first_validation_rows_are_those_of_the_first_batch_and_no_others_are_read(
+def test_the_first_validation_rows_read_no_other_rows(
         store: Path, monkeypatch: pytest.MonkeyPatch):
     config = small_config(store)
     data = open_data(config)
@@ -66,7 +66,7 @@ def test_the_first_validation_rows_are_those_of_the_first_batch_and_no_others_ar
     assert len(data.first_validation_rows(config, 99).seed_B) == config.train.batch_size
 
 
-def test_a_directory_that_is_no_data_set_is_refused_and_left_as_it_is(tmp_path: Path):
+def test_a_directory_without_a_data_set_is_refused_and_unchanged(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
     before = listing(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)):
@@ -79,10 +79,10 @@ def test_a_run_without_data_sets_is_refused():
         open_data(dataclasses.replace(small_config(Path("x")), data=DataConfig()))
 
 
-def test_a_block_of_ones_own_is_made_of_the_specs_of_the_data_sets(tmp_path: Path):
+def test_a_custom_block_is_made_of_the_specs_of_the_data_sets(tmp_path: Path):
     own = presets.state_spec("two", names=("x",), key="state", low=0, high=1, count=3, block="mine")
     one = arm_store(tmp_path / "one", [np.zeros((4, 1))])
-    two = arm_store(tmp_path / "two", [np.zeros((4, 1))], metadata={"state_spec": own})  # that no config knows
+    two = arm_store(tmp_path / "two", [np.zeros((4, 1))], metadata={"state_spec": own})  # not in the config
     domains = {
         name: DomainConfig(path=str(store.directory), window=2, stride=2, max_text=16, action_spec=presets.arm_spec(
             name, names=(f"d{name}",), low=-1, high=1, count=3, block="mine"))
@@ -94,15 +94,15 @@ def test_a_block_of_ones_own_is_made_of_the_specs_of_the_data_sets(tmp_path: Pat
         "STARTACTION", "ENDOFACTION", "done_0", "done_1", "done_2", "dtwo_0", "dtwo_1", "dtwo_2",
         "STARTSTATE", "ENDOFSTATE", "state x_0", "state x_1", "state x_2")
     assert "states of two: two" in data.summary()
-    nobody = dataclasses.replace(config, vocabulary=VocabularyConfig(blocks=("mine", "your")))
+    unknown = dataclasses.replace(config, vocabulary=VocabularyConfig(blocks=("mine", "your")))
     with pytest.raises(ValueError, match=r"config.vocabulary.blocks: 'your' is none of the known blocks"):
-        open_data(nobody)
-    nowhere = dataclasses.replace(config, vocabulary=VocabularyConfig(blocks=("babyai",)))
+        open_data(unknown)
+    missing = dataclasses.replace(config, vocabulary=VocabularyConfig(blocks=("babyai",)))
     with pytest.raises(ValueError, match=r"vocabulary has no block 'mine'; .* add it to config.vocabulary.blocks"):
-        open_data(nowhere)
+        open_data(missing)
 
 
-def test_the_arm_in_the_docs_is_a_config_that_opens(root: Path, tmp_path: Path):
+def test_the_config_of_an_arm_in_the_guide_opens(root: Path, tmp_path: Path):
     text = (root / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
     (example,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "arm_spec" in block]
     rng = np.random.default_rng(0)

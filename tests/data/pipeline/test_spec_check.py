@@ -1,4 +1,4 @@
-"""What a spec says against what the data hold: the table of the log, and everything that is refused."""
+"""Specs compared with their data: the table of the log, and every disagreement that is refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def checked(store: Store, spec: dict[str, Any], out_of_bounds: float = 0.01) -> 
     return check_specs("mine", specs, bound, out_of_bounds)
 
 
-def test_the_table_says_what_the_numbers_mean_and_what_the_data_hold(store):
+def test_the_table_shows_specs_and_data(store):
     lines = checked(store, arm(low=(-1, 0.01), high=(1, 2), rate_hz=5, frame="gripper", absolute=True))
     assert [" ".join(line.split()) for line in lines] == [
         "actions of mine: arm, absolute in gripper, 5 Hz",
@@ -65,38 +65,39 @@ def test_the_table_says_what_the_numbers_mean_and_what_the_data_hold(store):
     ]
 
 
-def test_more_values_out_of_bounds_than_allowed_are_refused_by_dimension(store):
+def test_too_many_values_out_of_bounds_are_refused_by_component(store):
     with pytest.raises(ValueError, match="outside its bounds") as error:
         checked(store, arm(low=(-1, 0), high=(1, 1.5)))
-    said = str(error.value)
-    assert "config.data.domains.mine.action_spec: 24.88% of the steps have action[1] (grip) outside its bounds: " \
-           "declared [0, 1.5], found [0, 2], and 98% of the values in [0.02, 1.98]; set low and high" in said
-    assert "action[0]" not in said
+    message = str(error.value)
+    for found in ("config.data.domains.mine.action_spec: 24.88%", "action[1] (grip)", "[0, 1.5]", "[0, 2]",
+                  "[0.02, 1.98]", "set low and high"):
+        assert found in message
+    assert "action[0]" not in message
     assert len(checked(store, arm(low=(-1, 0), high=(1, 1.5)), out_of_bounds=0.3)) == 4
 
 
-def test_bounds_found_in_the_data_may_cut_off_what_they_were_asked_to(store):
+def test_bounds_by_quantiles_may_cut_off_values(store):
     spec = arm(bounds="quantiles")
     for part in spec["groups"][0]["parts"]:
         part["quantiles"] = [0.05, 0.95]
     assert any("9.95%" in line for line in checked(store, spec))
 
 
-def test_bounds_of_the_data_sets_own_spec_are_to_be_mended_there(tmp_path):
+def test_wrong_bounds_of_the_data_sets_spec_are_to_be_fixed_by_prepare(tmp_path):
     store = arm_store(tmp_path / "own", [VALUES], metadata={"action_spec": arm(low=-0.5, high=2)})
-    with pytest.raises(ValueError, match="prepare the data anew with other bounds"):
+    with pytest.raises(ValueError, match="prepare the data again"):
         checked(store, {})
 
 
 def test_another_rate_than_that_of_the_data_is_refused(tmp_path):
     store = arm_store(tmp_path / "fast", [VALUES], metadata={"rate_hz": 30.0})
-    with pytest.raises(ValueError, match=r"action_spec: rate_hz=10, but the data set says it was recorded at 30 Hz"):
+    with pytest.raises(ValueError, match="action_spec: found rate_hz=10, expected 30"):
         checked(store, arm(low=-1, high=2, rate_hz=10))
     assert checked(store, arm(low=-1, high=2, rate_hz=30))
-    assert checked(store, arm(low=-1, high=2))  # a spec that does not say
+    assert checked(store, arm(low=-1, high=2))  # a spec without a rate
 
 
-def test_a_value_that_is_no_choice_is_refused_with_what_may_stand_there(tmp_path):
+def test_a_value_that_is_not_a_choice_is_refused_with_the_choices(tmp_path):
     values = VALUES.copy()
     values[:, 1] = np.arange(len(values)) % 2
     store = arm_store(tmp_path / "set", [values])
@@ -110,7 +111,7 @@ def test_a_value_that_is_no_choice_is_refused_with_what_may_stand_there(tmp_path
         spec, groups=(Group("STARTACTION", (spec.parts[0], right), "ENDOFACTION"),)).to_dict())
 
 
-def test_choices_buttons_and_cameras_are_held_against_their_data(tmp_path):
+def test_choices_buttons_and_cameras_are_compared_with_their_data(tmp_path):
     assert "one of 7" in checked(babyai_store(tmp_path / "tiles"), BABYAI.to_dict())[2]
     game = game_store(tmp_path / "game")
     lines = checked(game, {})
@@ -135,7 +136,7 @@ def test_a_camera_is_out_of_bounds_from_the_next_whole_degree_on(tmp_path, turn,
         assert "0.00%" in checked(store, spec)[2]
 
 
-def test_a_round_trip_further_than_half_a_bin_is_refused(store, monkeypatch):
+def test_a_round_trip_that_is_off_by_more_than_half_a_bin_is_refused(store, monkeypatch):
     decode = BoundSpec.decode
 
     def wrong(self, ids):
@@ -146,14 +147,14 @@ def test_a_round_trip_further_than_half_a_bin_is_refused(store, monkeypatch):
         checked(store, arm(low=(-1, 0), high=(1, 2)))
 
 
-def test_unchecked_data_are_not_read(store, cache):
+def test_without_a_check_the_data_are_not_read(store, cache):
     lines = checked(store, arm(low=(-1, 0), high=(1, 0.1)), out_of_bounds=1.0)
     assert [" ".join(line.split()) for line in lines[1:]] == [
         "value name bounds tokens", "action[0] dx [-1, 1] m 21", "action[1] grip [0, 0.1] m 21"]
     assert not cache.exists()
 
 
-def test_the_specs_of_language_table_hold_for_its_real_data(language_table_data):
+def test_the_specs_of_language_table_fit_its_real_data(language_table_data):
     fields = {"action_spec": LANGUAGE_TABLE.to_dict(), "state_spec": LANGUAGE_TABLE_STATE.to_dict()}
     specs = find_specs("table", DomainConfig(**fields), open_store(language_table_data))
     assert specs.state is not None
