@@ -1,13 +1,13 @@
-"""`python -m agent_jax.data`: from anyone's files to a data set, and what is in it.
+"""`python -m agent_jax.data`: makes data sets from files of other formats, and describes data sets.
 
 prepare --source KIND --path PATH --out DIR [--config FILE] [--config.FIELD=VALUE ...]
-    foreign data -> a canonical store at DIR; an interrupted command goes on when it is given again
+    convert data to a canonical store at DIR; repeat an interrupted command to continue it
 check PATH
-    what is in a data set and what is wrong with it; exits 1 where something is
+    describe a data set and its problems; exits 1 if there are any
 show PATH --out FILE.png|FILE.html
     a contact sheet of a few episodes
 stats PATH
-    counts, and minimum, maximum, mean, deviation and quantiles of every number, as JSON
+    counts, and minimum, maximum, mean, standard deviation and quantiles of every number, as JSON
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from agent_jax.fields import field_comments
 from agent_jax.json_files import json_path, write_json
 from agent_jax.runtime.extras import install
 
-_USER_ERROR = 2  # as cluster.USER_ERROR, which comes with jax
+_USER_ERROR = 2  # equals cluster.USER_ERROR, whose module imports jax
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit status: 0, 1 where `check` finds the data wrong, 2 for a user's error, 130 at Ctrl-C.
+        The exit status: 0, 1 if `check` finds problems, 2 for a user error, 130 at Ctrl-C.
     """
     options, rest = _parser().parse_known_args(arguments)
     try:
@@ -46,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, BadDataError) and options.command == "check" else _USER_ERROR
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on where this one ended" if options.command == "prepare" else ""
-        print(f"interrupted{goes_on}", file=sys.stderr)
-        return 130  # as a shell has it
+        advice = "; repeat the command to continue" if options.command == "prepare" else ""
+        print(f"interrupted{advice}", file=sys.stderr)
+        return 130  # as in a shell
     return _USER_ERROR
 
 
@@ -58,27 +58,27 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, allow_abbrev=False)
-        made.set_defaults(run=run)
+        subparser = commands.add_parser(name, help=text, allow_abbrev=False)
+        subparser.set_defaults(run=run)
         if run is not _show:
-            made.add_argument("--json", type=json_path, metavar="PATH", help="also write the figures here")
-        return made
+            subparser.add_argument("--json", type=json_path, metavar="PATH", help="also write the figures to this file")
+        return subparser
 
-    preparing = command("prepare", _prepare, "foreign data -> a canonical store")
+    preparing = command("prepare", _prepare, "convert data to a canonical store")
     preparing.formatter_class = argparse.RawDescriptionHelpFormatter
     preparing.epilog = _prepare_help()
     preparing.add_argument("--source", required=True, metavar="KIND", help=", ".join(DESCRIPTIONS))
     preparing.add_argument("--path", required=True, type=Path, help="folder or file of the data")
-    preparing.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory to make")
+    preparing.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory of the new store")
     preparing.add_argument("--config", default="", metavar="FILE", help="FILE.json, or FILE.py with get_config()")
-    preparing.add_argument("--processes", type=int, default=2, help="that read at a time")
+    preparing.add_argument("--processes", type=int, default=2, help="that read in parallel")
     preparing.add_argument("--on_error", choices=("stop", "skip"), default="stop",
-                           help="at a recording that cannot be read: end, or leave it out and count it")
-    checking = command("check", _check, "what is in a data set, and what is wrong with it")
+                           help="at an unreadable recording: stop, or skip and count it")
+    checking = command("check", _check, "describe a data set and its problems")
     checking.add_argument("path", type=Path, help="directory of the data set")
     checking.add_argument("--config", default="", metavar="FILE",
-                          help="FILE.json, or FILE.py with get_config(); its fields are those of a domain")
-    checking.add_argument("--images", action="store_true", help="decode every image rather than read its header")
+                          help="FILE.json, or FILE.py with get_config(), with the fields of a domain")
+    checking.add_argument("--images", action="store_true", help="decode every image instead of its header")
     showing = command("show", _show, "a contact sheet")
     showing.add_argument("path", type=Path, help="directory of the data set")
     showing.add_argument("--out", required=True, type=Path, metavar="FILE", help="FILE.png or FILE.html")
@@ -86,13 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     showing.add_argument("--split", default="", help="default: the first")
     showing.add_argument("--episodes", type=int, default=6)
     showing.add_argument("--frames", type=int, default=8, help="of each episode, evenly spaced")
-    counting = command("stats", _stats, "figures of every number, as JSON")
+    counting = command("stats", _stats, "statistics of every number, as JSON")
     counting.add_argument("path", type=Path, help="directory of the data set")
     return parser
 
 
 def _prepare_help() -> str:
-    """Every source and field, for `prepare --help`."""
+    """All sources and fields, for `prepare --help`."""
     width = max(map(len, DESCRIPTIONS))
     sources = [f"  {kind:{width}}  {text}" for kind, text in DESCRIPTIONS.items()]
     fields = []

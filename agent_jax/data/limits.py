@@ -1,7 +1,7 @@
-"""How much memory a file may take when it is read: its size and 512 MB more, so that a small file cannot fill memory.
+"""A limit on the memory that reading a file takes: 512 MB more than its size, so that a small file cannot fill memory.
 
-Every reader whose result may be larger than its file calls `check_unpacked` with the size that the file's header
-states, before it unpacks anything. AGENT_JAX_MAX_READ_MB=N raises (or lowers) the 512 for all readers.
+Readers whose result may be larger than the file call `check_unpacked` with the size in the file's header before they
+unpack anything. AGENT_JAX_MAX_READ_MB=N replaces the 512 for all readers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _DEFAULT_MB = 512
 
 
 def max_extra_bytes() -> int:
-    """Bytes that a reader may take beyond the size of what it reads.
+    """Bytes that a reader may use in addition to the size of the file.
 
     Raises:
         ValueError: AGENT_JAX_MAX_READ_MB is not a whole number of at least 1.
@@ -27,21 +27,21 @@ def max_extra_bytes() -> int:
 
 
 def check_unpacked(unpacked: int, packed: int, where: str) -> None:
-    """Refuse data that take more memory than their size and `max_extra_bytes`.
+    """Refuse data that take more memory than their size plus `max_extra_bytes`.
 
     Args:
-        unpacked: bytes of memory that they take, as a header states or a decoder has counted.
-        packed: bytes of the file, or of the encoded value within it.
-        where: file, field or kind of value, with which the message begins.
+        unpacked: bytes in memory, according to a header or a decoder.
+        packed: bytes of the file, or of the encoded value in it.
+        where: file, field or kind of value, for the message.
 
     Raises:
-        ValueError: it is more; names both sizes, the bound and the variable that raises it.
+        ValueError: names both sizes, the limit and the variable that raises it.
     """
-    if unpacked <= packed + 2**20:  # the least bound that can be set: small values cost no look at the environment
+    if unpacked <= packed + 2**20:  # the smallest possible limit: no need to read the environment
         return
     bound = max_extra_bytes()
     if unpacked > packed + bound:
         needed = -(-(unpacked - packed) // 2**20)
         raise ValueError(f"{where}: {packed:,} bytes that unpack to {unpacked:,}, expected at most {bound // 2**20} MB "
-                         f"more than their size; if the data are sound, set {MAX_READ_VARIABLE}={needed} in the "
+                         f"more than their size; if you trust the data, set {MAX_READ_VARIABLE}={needed} in the "
                          "environment")

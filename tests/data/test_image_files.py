@@ -13,13 +13,13 @@ from agent_jax.data.image_files import exif_orientation, read_header
 from agent_jax.data.images import encode_jpeg, encode_png, prepare_image
 
 UPRIGHT = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 14
-# What a camera stores of UPRIGHT next to each orientation: row 0 and column 0 lie where EXIF's table says.
+# UPRIGHT as a camera stores it for each EXIF orientation.
 STORED = {1: UPRIGHT, 2: UPRIGHT[:, ::-1], 3: UPRIGHT[::-1, ::-1], 4: UPRIGHT[::-1], 5: UPRIGHT.swapaxes(0, 1),
           6: np.rot90(UPRIGHT), 7: UPRIGHT[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(UPRIGHT, -1)}
 
 
 def encoded(image: Image.Image, kind: str, orientation: int = 0, **options) -> bytes:
-    """The picture as `kind`, with an EXIF orientation unless it is 0."""
+    """The image in format `kind`, with an EXIF orientation unless that is 0."""
     if orientation:
         options["exif"] = Image.Exif()
         options["exif"][0x0112] = orientation
@@ -30,18 +30,18 @@ def encoded(image: Image.Image, kind: str, orientation: int = 0, **options) -> b
 
 @pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_read_as_it_stands_upright(kind, orientation):
+def test_an_image_is_read_upright(kind, orientation):
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
     image = encoded(stored, kind, orientation, **({"lossless": True} if kind == "webp" else {}))
     np.testing.assert_array_equal(prepare_image(image, 0), UPRIGHT)
     header = read_header(image)
     assert header.size == (2, 3)
-    assert kind == "tiff" or header.orientation == orientation  # TIFF: Pillow turns it
+    assert kind == "tiff" or header.orientation == orientation  # Pillow applies that of a TIFF
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_jpeg_is_turned_as_pillow_turns_it_whoever_decodes_it(mode, orientation):
+def test_a_jpeg_is_oriented_as_by_pillow_with_any_decoder(mode, orientation):
     pixels = np.random.default_rng(orientation).integers(0, 256, (17, 30, 3), dtype=np.uint8)
     image = encoded(Image.fromarray(pixels).convert(mode), "jpeg", orientation)
     pillows = ImageOps.exif_transpose(Image.open(io.BytesIO(image))).convert("RGB")
@@ -49,7 +49,7 @@ def test_a_jpeg_is_turned_as_pillow_turns_it_whoever_decodes_it(mode, orientatio
     assert read_header(image).size == pillows.size[::-1]
 
 
-def test_a_turned_picture_is_resized_after_it_was_turned():
+def test_a_rotated_image_is_resized_after_the_rotation():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
     image = encoded(Image.fromarray(np.ascontiguousarray(np.rot90(pixels))), "png", 6)
     np.testing.assert_array_equal(prepare_image(image, 16), prepare_image(pixels, 16))
@@ -77,7 +77,7 @@ def test_exif_after_the_pixels_of_a_png_and_after_other_segments_of_a_jpeg_is_fo
     lambda exif: exif.replace(struct.pack("<HHIH", 0x0112, 3, 1, 6), struct.pack("<HHIH", 0x0112, 3, 1, 9)),
     lambda exif: exif.replace(struct.pack("<HHIH", 0x0112, 3, 1, 6), struct.pack("<HHIH", 0x0112, 3, 1, 0)),
     lambda exif: exif.replace(struct.pack("<HHIH", 0x0112, 3, 1, 6), struct.pack("<HHIH", 0x0112, 2, 1, 6))])
-def test_damaged_exif_turns_nothing(damage):
+def test_damaged_exif_is_ignored(damage):
     exif = Image.Exif()
     exif[0x0112] = 6
     content = exif.tobytes().removeprefix(b"Exif\0\0")
@@ -106,13 +106,13 @@ def grey_16_with_alpha() -> bytes:
     encoded(Image.fromarray(GREY_16.astype(np.int32)), "ppm"),
     grey_16_with_alpha(),
 ], ids=["png I;16", "tiff I;16", "tiff I", "tiff F", "pgm I", "png LA;16"])
-def test_values_of_more_than_8_bits_are_refused_never_cut_off(image):
+def test_values_of_more_than_8_bits_are_refused(image):
     for read in (read_header, lambda image: prepare_image(image, 0)):
         with pytest.raises(ValueError, match=r"image: .* of mode .*; expected 8 bits a channel\. .*scale"):
             read(image)
 
 
-def test_colours_of_16_bits_are_shown_by_their_whole_range():
+def test_colours_of_16_bits_are_scaled_to_8_bits():
     values = np.asarray([[[0, 255, 256], [32768, 65280, 65535]]])
     lines = b"\0" + values.astype(">u2").tobytes()
     header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
@@ -137,7 +137,7 @@ def test_grey_of_few_bits_and_transparent_palettes_are_converted_exactly():
 
 
 def png_of_header(height: int, width: int, kind: bytes, data: bytes) -> bytes:
-    """A PNG whose header states a size, whatever its data are."""
+    """A PNG with this size in its header and these data."""
     whole = bytearray(encode_png(np.zeros((1, 1, 3), np.uint8)))
     whole[16:24], whole[24:26] = struct.pack(">II", width, height), kind
     whole[29:33] = struct.pack(">I", zlib.crc32(whole[12:29]))
@@ -158,20 +158,20 @@ def jpeg_of_header(height: int, width: int) -> bytes:
     png_of_header(20_000, 20_000, bytes((8, 0)), zlib.compress(bytes(100))),
     png_of_header(20_000, 20_000, bytes((8, 2)), zlib.compress(bytes(100))),
     encoded(Image.new("1", (20_000, 20_000)), "tiff", compression="group4"),
-], ids=["jpeg", "jpeg of most", "png grey", "png as ours", "tiff"])
-def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(image):
+], ids=["jpeg", "jpeg of the largest size", "png grey", "png as encode_png", "tiff"])
+def test_a_small_file_with_many_pixels_is_refused_before_decoding(image):
     assert len(image) < 100_000
     for read in (read_header, lambda image: prepare_image(image, 16)):
         with pytest.raises(ValueError, match=r"image of \d+ x \d+ pixels: .* unpack to .*AGENT_JAX_MAX_READ_MB=\d+"):
             read(image)
 
 
-def test_pixels_beyond_pillows_warning_and_within_the_bound_are_read():
+def test_an_image_beyond_pillows_limit_and_within_ours_is_read():
     image = encoded(Image.new("1", (9_500, 9_500), 1), "png")  # 90 million: Pillow alone warns
     assert read_header(image).size == (9_500, 9_500)
 
 
-def test_the_bound_may_be_raised_and_lowered(monkeypatch):
+def test_the_limit_can_be_changed(monkeypatch):
     image = encoded(Image.new("L", (900, 900), 200), "png")
     monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "2")
     with pytest.raises(ValueError, match="AGENT_JAX_MAX_READ_MB=3"):
@@ -180,7 +180,7 @@ def test_the_bound_may_be_raised_and_lowered(monkeypatch):
     assert (prepare_image(image, 8) == 200).all()
 
 
-def test_pixels_of_a_png_that_unpack_to_more_than_its_size_are_not_unpacked(monkeypatch):
+def test_a_png_is_not_unpacked_beyond_the_size_in_its_header(monkeypatch):
     data = zlib.compress(bytes(2**25))
     image = png_of_header(4, 4, bytes((8, 2)), data)
     unpacker, made = zlib.decompressobj, []
@@ -199,22 +199,22 @@ def test_pixels_of_a_png_that_unpack_to_more_than_its_size_are_not_unpacked(monk
             return self._unpacker.eof
 
     monkeypatch.setattr("agent_jax.data.images.zlib.decompressobj", Counting)
-    assert prepare_image(image, 0).tolist() == np.zeros((4, 4, 3)).tolist()  # its first lines, as every reader
+    assert prepare_image(image, 0).tolist() == np.zeros((4, 4, 3)).tolist()  # its first lines, as other readers do
     assert made == [4 * 13 + 1]
 
 
-def test_a_line_that_would_be_resized_to_gigabytes_is_refused():
+def test_an_image_whose_resize_takes_gigabytes_is_refused():
     with pytest.raises(ValueError, match=r"image of 1 x 3000000 pixels resized to 224 x 224: .*AGENT_JAX_MAX_READ_MB"):
         prepare_image(encode_png(np.zeros((1, 3_000_000, 3), np.uint8)), 224)
 
 
-def test_a_format_that_needs_a_program_to_be_decoded_is_refused():
+def test_a_format_that_needs_another_program_is_refused():
     with pytest.raises(ValueError, match="cannot read"):
         prepare_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n", 0)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "bmp", "tiff", "webp"])
-def test_damaged_pictures_end_in_the_one_error(kind):
+def test_damaged_images_raise_only_value_error(kind):
     rng = np.random.default_rng(0)
     whole = encoded(Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)), kind, 6 * (kind != "gif"))
     for _ in range(150):

@@ -12,7 +12,7 @@ from agent_jax.data.images import encode_png, prepare_image
 
 
 def picture(height: int, width: int) -> np.ndarray:
-    """A smooth gradient with noise: filters of every kind pay off somewhere."""
+    """A smooth gradient with noise."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 200, height * width * 3).reshape(height, width, 3)
     return (ramp + rng.integers(0, 50, ramp.shape)).astype(np.uint8)
@@ -45,57 +45,57 @@ def test_resize_is_the_antialiased_triangle_filter_without_crop(shape):
 
 @pytest.mark.parametrize("size", [224, 56, 30, 300])
 @pytest.mark.parametrize("shape", [(180, 320), (56, 56), (31, 47)])
-def test_resize_is_pillows_up_to_the_rounding_of_one_level(shape, size):
+def test_resize_equals_pillow_within_one_level(shape, size):
     for image in (picture(*shape), np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)):
         pillows = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
         assert np.abs(prepare_image(image, size).astype(int) - pillows.astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize(("shape", "size"), [((107, 25), (40, 381)), ((25, 107), (381, 40)), ((90, 16), (20, 224))])
-def test_where_one_side_grows_and_the_other_shrinks_it_is_pillows_up_to_two_levels(shape, size):
+def test_resize_that_enlarges_one_side_and_reduces_the_other_equals_pillow_within_two_levels(shape, size):
     image = (np.random.default_rng(2).integers(0, 2, (*shape, 3)) * 255).astype(np.uint8)
     pillows = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
     assert np.abs(transforms.resize(image, size).astype(int) - pillows.astype(int)).max() <= 2
 
 
 @pytest.mark.parametrize("shape", [(33, 170), (170, 33), (56, 90), (90, 56), (31, 47)])
-def test_an_image_that_is_resized_strip_by_strip_is_the_same(monkeypatch, shape):
+def test_resizing_in_strips_gives_the_same_image(monkeypatch, shape):
     image = np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for size in ((56, 56), (20, 224), (224, 20), (56, 90)):
         whole = transforms.resize(image, size)
         with monkeypatch.context() as patch:
             patch.setattr(transforms, "_STRIPED_BYTES", 1000)
-            patch.setattr(transforms, "_KEPT_BYTES", 7 * 3 * shape[0])  # strips of 7 columns
+            patch.setattr(transforms, "_BUFFER_BYTES", 7 * 3 * shape[0])  # strips of 7 columns
             np.testing.assert_array_equal(transforms.resize(image, size), whole)
 
 
 @pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 30}])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_jpeg_of_any_kind_gives_the_pixels_that_pillow_gives(mode, options):
+def test_a_jpeg_of_any_kind_decodes_as_with_pillow(mode, options):
     buffer = io.BytesIO()
     Image.fromarray(picture(33, 50)).convert(mode).save(buffer, "jpeg", **options)
     pillows = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
     np.testing.assert_array_equal(prepare_image(buffer.getvalue(), 0), pillows)
 
 
-def test_images_are_resized_in_several_threads_at_a_time():
+def test_images_are_resized_in_several_threads():
     images = [np.full((40, 60, 3), level, np.uint8) for level in range(200)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda image: prepare_image(image, 16), images))
     assert [int(image[3, 5, 1]) for image in found] == list(range(200))
 
 
-def test_the_buffers_of_a_large_image_are_given_back_and_those_of_small_ones_kept():
-    kept = []
+def test_buffers_of_large_images_are_freed_and_those_of_small_ones_reused():
+    resizers = []
     with ThreadPoolExecutor(1) as pool:  # a thread that has no resizer yet
         for shape in ((40, 60, 3), (40, 60, 3), (1200, 1200, 3)):
             pool.submit(prepare_image, np.zeros(shape, np.uint8), 16).result()
-            kept.append(pool.submit(getattr, transforms._of_thread, "resizer", None).result())
-    assert kept[0] is kept[1] is not None
-    assert kept[2] is None
+            resizers.append(pool.submit(getattr, transforms._of_thread, "resizer", None).result())
+    assert resizers[0] is resizers[1] is not None
+    assert resizers[2] is None
 
 
-def test_an_image_of_the_right_size_keeps_its_very_pixels():
+def test_an_image_of_the_right_size_keeps_its_pixels():
     image = picture(24, 24)
     np.testing.assert_array_equal(prepare_image(image, 24), image)
     np.testing.assert_array_equal(prepare_image(encode_png(image), 24), image)
@@ -107,7 +107,7 @@ def test_an_array_and_its_file_give_the_same_image():
     np.testing.assert_array_equal(prepare_image(encode_png(image), 16), prepare_image(image, 16))
 
 
-def test_our_png_is_read_by_pillow_and_pillows_by_us():
+def test_pillow_reads_encode_png_and_prepare_image_reads_pillows_png():
     image = picture(9, 13)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode_png(image)))), image)
     square = picture(13, 13)
@@ -120,16 +120,16 @@ def test_other_colour_modes_become_rgb(mode):
     np.testing.assert_array_equal(prepare_image(encoded(image, "png"), 8), np.asarray(image.convert("RGB")))
 
 
-@pytest.mark.parametrize("kind", ["ours", "png", "jpeg"])
-def test_a_cut_off_image_is_refused(kind):
+@pytest.mark.parametrize("kind", ["encode_png", "png", "jpeg"])
+def test_a_truncated_image_is_refused(kind):
     image = picture(40, 40)
-    whole = encode_png(image) if kind == "ours" else encoded(Image.fromarray(image), kind)
+    whole = encode_png(image) if kind == "encode_png" else encoded(Image.fromarray(image), kind)
     for length in (0, 1, 20, 40, 45, len(whole) // 2):
         with pytest.raises(ValueError, match="expected a whole JPEG or PNG"):
             prepare_image(whole[:length], 8)
 
 
-def test_a_damaged_png_of_ours_is_refused():
+def test_a_damaged_png_is_refused():
     whole = bytearray(encode_png(picture(20, 20)))
     whole[len(whole) // 2] ^= 1
     with pytest.raises(ValueError, match="cannot read"):

@@ -5,7 +5,7 @@ import pytest
 from agent_jax.data.limits import MAX_READ_VARIABLE, check_unpacked, max_extra_bytes
 
 
-def test_the_bound_is_512_mb_beyond_the_size_of_the_data(monkeypatch):
+def test_the_limit_is_512_mb_more_than_the_size_of_the_data(monkeypatch):
     monkeypatch.delenv(MAX_READ_VARIABLE, raising=False)
     assert max_extra_bytes() == 512 * 2**20
     check_unpacked(100 + 512 * 2**20, 100, "file")
@@ -13,13 +13,13 @@ def test_the_bound_is_512_mb_beyond_the_size_of_the_data(monkeypatch):
         check_unpacked(101 + 512 * 2**20, 100, "some.png")
 
 
-def test_the_value_that_the_message_names_is_enough(monkeypatch):
+def test_the_value_in_the_message_is_sufficient(monkeypatch):
     monkeypatch.setenv(MAX_READ_VARIABLE, "513")
     check_unpacked(101 + 512 * 2**20, 100, "some.png")
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "2.5", "many", "9" * 5000])
-def test_a_bound_that_is_no_number_is_refused_by_name(monkeypatch, text):
+def test_a_limit_that_is_not_a_number_is_refused_by_name(monkeypatch, text):
     monkeypatch.setenv(MAX_READ_VARIABLE, text)
     with pytest.raises(ValueError, match="AGENT_JAX_MAX_READ_MB=.*whole number"):
         max_extra_bytes()

@@ -33,7 +33,7 @@ def changed_info(directory: Path, template: str = "", **fields: Any) -> None:
 
 @pytest.fixture
 def sets(tmp_path: Path) -> tuple[Path, Path]:
-    """A data set without shards, and another one that has them."""
+    """A data set without shards, and a copy with them elsewhere."""
     elsewhere = Path(babyai_store(tmp_path / "elsewhere").directory)
     shutil.copytree(elsewhere, tmp_path / "set", ignore=shutil.ignore_patterns("*array_record*"))
     return tmp_path / "set", elsewhere
@@ -44,7 +44,7 @@ def sets(tmp_path: Path) -> tuple[Path, Path]:
     {"template": "ELSEWHERE/" + TEMPLATE},
     {"name": "../elsewhere/tiles"},
 ])
-def test_a_data_set_names_no_shards_outside_its_folder_but_under_an_allowed_root(sets, change, monkeypatch):
+def test_shards_outside_the_folder_are_refused_except_under_an_allowed_root(sets, change, monkeypatch):
     directory, elsewhere = sets
     changed_info(directory, **{key: value.replace("ELSEWHERE", str(elsewhere)) for key, value in change.items()})
     with pytest.raises(BadDataError, match=rf"dataset_info.json: filepathTemplate of split 'test'.*{ALLOW_ROOT}="):
@@ -53,7 +53,7 @@ def test_a_data_set_names_no_shards_outside_its_folder_but_under_an_allowed_root
     assert open_store(directory).split("train").serialized(0)
 
 
-def test_links_that_lead_out_of_a_data_set_are_refused_and_those_within_it_are_not(sets, monkeypatch):
+def test_links_out_of_a_data_set_are_refused_and_links_within_it_are_not(sets, monkeypatch):
     directory, elsewhere = sets
     (directory / "content").mkdir()
     for file in elsewhere.glob("*array_record*"):
@@ -64,15 +64,15 @@ def test_links_that_lead_out_of_a_data_set_are_refused_and_those_within_it_are_n
     assert len(open_store(link).split("train")) == 6
     shard = next(elsewhere.glob("*array_record*")).name
     for name in ("agent_jax.json", "features.json", "dataset_info.json", shard):
-        kept = (directory / name).rename(directory / "kept")
+        original = (directory / name).rename(directory / "kept")
         (directory / name).symlink_to(elsewhere / name)
         with pytest.raises(BadDataError, match=rf"names the file '.*{name}', which is {elsewhere}/{name}, outside"):
             open_store(link)
-        kept.rename(directory / name)
+        original.rename(directory / name)
     assert len(open_store(link).split("train")) == 6
 
 
-def test_a_snapshot_in_the_cache_of_hugging_face_may_lead_to_the_blobs_of_its_own_repository(sets):
+def test_a_snapshot_of_hugging_face_may_link_to_the_blobs_of_its_repository(sets):
     directory, elsewhere = sets
     repository = directory.parent / "hub" / "datasets--me--tiles"
     snapshot = repository / "snapshots" / "0123abc" / "tiles" / "1.0.0"
@@ -89,7 +89,7 @@ def test_a_snapshot_in_the_cache_of_hugging_face_may_lead_to_the_blobs_of_its_ow
 
 
 @pytest.mark.parametrize("kind", ["relative", "absolute", "link"])
-def test_a_table_names_no_video_outside_its_folder_but_under_an_allowed_root(tmp_path, kind, capsys):
+def test_videos_outside_the_folder_of_a_table_are_refused_except_under_an_allowed_root(tmp_path, kind, capsys):
     private, folder, out = tmp_path / "private", tmp_path / "table", tmp_path / "out"
     for made in (private, folder):
         made.mkdir()
@@ -109,7 +109,7 @@ def test_a_table_names_no_video_outside_its_folder_but_under_an_allowed_root(tmp
     assert open_store(out).splits == {"train": 2}
 
 
-def test_files_of_a_recording_that_are_links_out_of_the_folder_are_left_out(tmp_path, capsys):
+def test_recordings_that_are_links_out_of_the_folder_are_skipped(tmp_path, capsys):
     folder, private = tmp_path / "plays", tmp_path / "private"
     for name in "ab":
         write_play(folder, name)
@@ -126,7 +126,7 @@ def test_files_of_a_recording_that_are_links_out_of_the_folder_are_left_out(tmp_
     assert open_store(tmp_path / "all").splits == {"train": 2}
 
 
-def test_a_template_of_rlds_leads_nowhere_else(tmp_path, capsys):
+def test_an_rlds_template_cannot_leave_its_folder(tmp_path, capsys):
     other = bridge_set(tmp_path / "other", "tfrecord", {"train": 2})
     path = bridge_set(tmp_path / "mine", "tfrecord", {"train": 2})
     changed_info(path, template=f"{other}/{TEMPLATE}")
@@ -138,13 +138,13 @@ def test_a_template_of_rlds_leads_nowhere_else(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("template", ["{SPLIT:>1000000000}", "{SPLIT.__class__}", "{NOTHING}", "{SPLIT"])
-def test_a_template_holds_no_formats_and_no_other_names(sets, template):
+def test_a_template_with_formats_or_other_names_is_refused(sets, template):
     changed_info(sets[0], template=template)
     with pytest.raises(ValueError, match=r"filepathTemplate of split 'test' is .*DATASET, SPLIT"):
         open_store(sets[0])
 
 
-def test_a_circle_of_links_and_a_null_byte_are_no_files(tmp_path):
+def test_circular_links_and_null_bytes_are_not_files(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     folder = Folder(tmp_path)
@@ -153,7 +153,7 @@ def test_a_circle_of_links_and_a_null_byte_are_no_files(tmp_path):
         folder.file("v\0.mp4", "table:3")
 
 
-def test_allowed_roots_are_given_by_commas_or_a_list(tmp_path):
+def test_allowed_roots_are_separated_by_commas_or_a_list(tmp_path):
     assert read_prepare_config("", ["--config.allow_root=/a,/b"]).allow_root == ("/a", "/b")
     (tmp_path / "c.json").write_text('{"allow_root": ["/a"]}')
     assert read_prepare_config(str(tmp_path / "c.json"), []).allow_root == ("/a",)
@@ -163,7 +163,7 @@ def test_allowed_roots_are_given_by_commas_or_a_list(tmp_path):
     ("gs://bucket/set/1.0.0", "gcsfuse --implicit-dirs BUCKET DIR"), ("s3://bucket/set", "mount-s3 BUCKET DIR"),
     ("hf://datasets/me/set", "hf download --repo-type dataset"), ("https://host/set", "copy it to a disk"),
 ])
-def test_what_is_in_a_bucket_is_refused_with_the_way_to_it_by_every_command(tmp_path, name, advice, capsys):
+def test_every_command_refuses_a_bucket_with_advice(tmp_path, name, advice, capsys):
     prepare = ["prepare", "--source", "rlds", "--path", name, "--out", str(tmp_path / "out")]
     for command in (prepare, ["check", name], ["stats", name], ["show", name, "--out", str(tmp_path / "a.png")]):
         assert main(command) == 2

@@ -1,1 +1,1 @@
-"""Looking at prepared data: check, show, statistics."""
+"""Commands that look at prepared data: check, show, stats."""

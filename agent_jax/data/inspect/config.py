@@ -1,4 +1,4 @@
-"""How `check` and `show` are told what a data set's fields mean: as a domain of a run is."""
+"""The config of `check` and `show`: the fields of a domain, completed from the data set."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from agent_jax.fields import build_field
 
 
 def read_check_config(path: Path, file: str, overrides: Sequence[str]) -> DomainConfig:
-    """The domain of a config: a file that holds its fields, or the config of a run, of which the domain is taken.
+    """The domain config of a file with its fields, or of the config of a run.
 
     Args:
-        path: of the data set; of several domains in a run's config, the one that has it.
+        path: of the data set; selects the domain in the config of a run.
         file: FILE.json or FILE.py with `get_config()`; "": the defaults.
         overrides: `--config.FIELD=VALUE`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an unknown field, a wrong type, or a run's config with no domain for `path`.
+        ValueError: an unknown field, a wrong type, or the config of a run without a domain for `path`.
     """
     given = read_fields(file, [], DomainConfig)
     if isinstance(given.get("data"), Mapping) and "domains" in given["data"]:
@@ -35,15 +35,13 @@ def read_check_config(path: Path, file: str, overrides: Sequence[str]) -> Domain
 
 
 def complete(config: DomainConfig, store: Store) -> DomainConfig:
-    """The config with instruction and cameras as such data commonly call them, where it leaves the defaults.
+    """The config, with fields that are left at their defaults found in the data set.
 
-    Without cameras (`read_check_config` of none) it gets those that agent_jax.json lists, or else the one of a common
-    name, or all there are.
-
-    Data without an ActionSpec that have answers, or labels, are laid out with those.
+    The instruction is the field of a common name. The cameras are those that agent_jax.json lists, or else the one of a
+    common name, or all images. Data without an ActionSpec get the layout of their answers or labels.
 
     Raises:
-        ValueError: the data set has nothing of a common name.
+        ValueError: the data set has no field of a common name.
     """
     names = FeatureNames(str(store.directory), store.fields, PrepareConfig())
     default = DomainConfig()
@@ -54,8 +52,8 @@ def complete(config: DomainConfig, store: Store) -> DomainConfig:
     if config.layout == default.layout and not (config.action_spec or store.metadata.get("action_spec")):
         layouts: tuple[tuple[Literal["answer", "label"], str, str], ...] = (
             ("answer", config.answer, "text"), ("label", config.label, "array"))
-        there = (layout for layout, path, kind in layouts if path in store.fields and store.fields[path].kind == kind)
-        config = dataclasses.replace(config, layout=next(there, config.layout))
+        found = (layout for layout, path, kind in layouts if path in store.fields and store.fields[path].kind == kind)
+        config = dataclasses.replace(config, layout=next(found, config.layout))
     store.text_fields(config.instruction)
     for path in config.cameras:
         store.field(path)
@@ -63,7 +61,7 @@ def complete(config: DomainConfig, store: Store) -> DomainConfig:
 
 
 def _cameras(store: Store, names: FeatureNames) -> tuple[str, ...]:
-    """Paths of the images to look at, where none are named."""
+    """Paths of the cameras, if the config names none."""
     listed = store.metadata.get("cameras")
     stored = [path for path in listed if isinstance(path, str)] if isinstance(listed, list) else []
     if stored and all(path in store.fields for path in stored):
@@ -73,30 +71,30 @@ def _cameras(store: Store, names: FeatureNames) -> tuple[str, ...]:
         return default
     try:
         return tuple(names.cameras().values())
-    except ValueError as error:  # none, or several and none of a common name
+    except ValueError as error:  # no camera has a common name
         images = [path for path, field in store.fields.items() if field.kind == "image" and field.per_step]
         if not images:
-            raise ValueError(f"{store.directory}: no image among the fields of its steps; it has "
-                             f"{', '.join(store.fields)}") from error
+            raise ValueError(f"{store.directory}: found no image among the fields of its steps, "
+                             f"{', '.join(store.fields)}; expected at least one camera") from error
         return tuple(images)
 
 
 def specs_of(config: DomainConfig, store: Store) -> DomainSpecs | None:
-    """The specs of the config or of the data, if they have any; the data are read where bounds are left to them.
-
-    Raises:
-        ValueError: a spec does not fit the data.
-    """
+    """The specs of the config or the data set, if there are any; raises as `find_specs`."""
     if config.layout != "actions" or not (config.action_spec or store.metadata.get("action_spec")):
         return None
-    split = config.train_split if store.splits.get(config.train_split) else next(iter(store.splits))
-    return find_specs("data", dataclasses.replace(config, train_split=split), store)
+    return find_specs("data", dataclasses.replace(config, train_split=train_split(config, store)), store)
+
+
+def train_split(config: DomainConfig, store: Store) -> str:
+    """The config's train split, or the first split if that one is missing or empty."""
+    return config.train_split if store.splits.get(config.train_split) else next(iter(store.splits))
 
 
 def _domain_of(path: Path, domains: Mapping[str, Any], file: str) -> dict[str, Any]:
     same = [name for name, domain in domains.items() if domain.get("path") and Path(domain["path"]) == path]
     chosen = same or (list(domains) if len(domains) == 1 else [])
     if len(chosen) != 1:
-        raise ValueError(f"--config={file}: has the domains {', '.join(domains) or 'none'}, and not exactly one with "
-                         f"the path {path}; expected one, or a file with the fields of one domain")
+        raise ValueError(f"--config={file}: found the domains {', '.join(domains) or 'none'}, expected exactly one "
+                         f"with path={path}, or a file with the fields of one domain")
     return dict(domains[chosen[0]])

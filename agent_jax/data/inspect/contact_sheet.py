@@ -1,10 +1,10 @@
-"""`python -m agent_jax.data show`: a contact sheet, an episode a strip, its frames in the order of time.
+"""`python -m agent_jax.data show`: a contact sheet with a strip of frames for each episode.
 
     episode 17, train, 42 steps: push the red block to the left
     [ frame 0 ] [ frame 6 ] [ frame 12 ] ...
       dx 0.012    dx -0.003 ...
 
-Actions are drawn after a round trip through their tokens: what the model would be taught to do.
+Actions are shown after a round trip through their tokens, as the model learns them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from agent_jax.data.store.store import Store, open_store
 _SIDE = 160  # pixels of the longer side of a frame on the sheet
 _GAP, _LINE, _FONT_SIZE = 8, 17, 13
 _INK, _GREY, _PAPER = (25, 25, 25), (110, 110, 110), (250, 250, 250)
-_WORDS = 4  # lines of an action below its frame, at most
+_MOST_LINES = 4  # of an action below its frame
 
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-    """An episode on the sheet."""
+    """The frames of an episode on the sheet."""
 
     title: str
     instruction: str
@@ -49,13 +49,13 @@ def show(path: Path, out: Path, config: DomainConfig, *, split: str, episodes: i
     Args:
         path: of the data set.
         out: FILE.png or FILE.html.
-        config: what the fields are called and mean; specs left empty are the data's own.
-        split: whose episodes; "": the first of the data.
+        config: names and meaning of the fields; empty specs are those of the data set.
+        split: of the episodes; "": "train", or else the first one.
         episodes: how many, evenly spaced over the split.
         frames: how many of each, evenly spaced.
 
     Returns:
-        What was written, in words.
+        A line for the terminal.
 
     Raises:
         FileNotFoundError, ValueError: there is no data set, no such split, or an image is damaged.
@@ -120,36 +120,40 @@ def _strip(episode: Episode, where: str, config: DomainConfig, spec: BoundSpec |
     frames = [[_small(images[camera][t]) for camera in config.cameras] for t in chosen]
     actions = {key: np.asarray(episode.values(store.step_field(key).path, 0, episode.steps))
                for key in (spec.spec.fields if spec else ())}
-    captions = [[f"step {t}", *(_said(spec, {key: values[t] for key, values in actions.items()}) if spec else [])]
-                for t in chosen]
+    captions = [[f"step {t}"] for t in chosen]
+    if spec:
+        for t, caption in zip(chosen, captions, strict=True):
+            caption += _action_lines(spec, {key: values[t] for key, values in actions.items()})
     name = bytes(episode.value("episode_id")).decode("utf-8", "replace") if "episode_id" in store.fields else ""
     texts = dict.fromkeys(episode.texts(config.instruction))
     return Strip(f"{where}{f', {name}' if name else ''}, {episode.steps} steps", " / ".join(texts), frames, captions)
 
 
-def _said(bound: BoundSpec, values: dict[str, np.ndarray]) -> list[str]:
-    """The action after a round trip through its tokens, in words, a line each."""
+def _action_lines(bound: BoundSpec, values: dict[str, np.ndarray]) -> list[str]:
+    """The action after a round trip through its tokens, a line for each part."""
     decoded = bound.decode(bound.encode(values))
-    words: list[str] = []
+    lines: list[str] = []
     for part in bound.spec.parts:
         value = np.atleast_1d(decoded[part.key])
         if isinstance(part, Bins):
-            words.append(f"{part.name or part.place} {value[part.index or 0]:.4g} {part.unit}".strip())
+            lines.append(f"{part.name or part.place} {value[part.index or 0]:.4g} {part.unit}".strip())
         elif isinstance(part, (Camera, Stick)):
             if np.any(value):
-                words.append(f"{part.key} {', '.join(f'{x:.3g}' for x in value)}")
+                lines.append(f"{part.key} {', '.join(f'{x:.3g}' for x in value)}")
         elif isinstance(part, Buttons):
-            words += [name for name, down in zip(part.names, value, strict=True) if down]
+            lines += [name for name, down in zip(part.names, value, strict=True) if down]
         else:
-            words.append(part.tokens[part.symbols(float(value[part.index or 0]))[0]].lower())
-    return words[:_WORDS] if len(words) <= _WORDS else [*words[: _WORDS - 1], f"and {len(words) - _WORDS + 1} more"]
+            lines.append(part.tokens[part.symbols(float(value[part.index or 0]))[0]].lower())
+    if len(lines) <= _MOST_LINES:
+        return lines
+    return [*lines[: _MOST_LINES - 1], f"and {len(lines) - _MOST_LINES + 1} more"]
 
 
 def _small(image: bytes | np.ndarray) -> Image.Image:
     picture = Image.fromarray(prepare_image(image, 0))
     scale = _SIDE / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    # A simulator's few pixels stay pixels.
+    # Enlarge the small images of simulators without blurring them.
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
 
 
@@ -159,7 +163,7 @@ def _spaced(total: int, count: int) -> list[int]:
 
 
 def _page(title: str, strips: list[Strip]) -> str:
-    """One HTML file that needs no other."""
+    """The sheet as one self-contained HTML file."""
     parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>"
              "body{font:14px sans-serif;margin:16px;background:#fafafa;color:#191919}"
              ".strip{display:flex;gap:8px;overflow-x:auto}figure{margin:0}figcaption{font-size:12px;white-space:pre}"

@@ -1,4 +1,4 @@
-"""Histograms and tables of `check`, drawn with the characters of a terminal."""
+"""Histograms of `check` for the terminal."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
-_BINS = 21  # as many as an action of the paper has
-_WIDE = 40  # characters of the longest bar
-_SLACK = 1e-6  # of the width of the bounds: what float32 rounds off
+_BINS = 21  # as for actions in the paper
+_WIDTH = 40  # characters of the longest bar
+_SLACK = 1e-6  # of the width of the bounds: rounding of float32
 
 
 def share_of(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """The share of values beyond the bounds, and of those at one of them or beyond."""
+    """The shares of values beyond the bounds, and at or beyond them."""
     if not len(values):
         return 0.0, 0.0
     slack = _SLACK * (high - low)
@@ -23,7 +23,7 @@ def share_of(values: np.ndarray, low: float, high: float) -> tuple[float, float]
 
 
 def sparkline(values: np.ndarray, low: float, high: float) -> str:
-    """A character a bin; any value at all is more than nothing."""
+    """A histogram of one character a bin; a bin with any value is not blank."""
     if high <= low:
         return _EIGHTHS[-1] if len(values) else _EIGHTHS[0]
     counts, _ = np.histogram(np.clip(values, low, high), bins=_BINS, range=(low, high))
@@ -33,7 +33,7 @@ def sparkline(values: np.ndarray, low: float, high: float) -> str:
 
 def value_lines(dimensions: Sequence[tuple[str, np.ndarray, float | None, float | None]],
                 units: Mapping[str, str]) -> list[str]:
-    """A line for each number: histogram over its bounds, what was found, share beyond and at a bound."""
+    """A line for each dimension: histogram over its bounds, range found, shares beyond and at a bound."""
     width = max((len(place) for place, *_ in dimensions), default=0)
     lines = []
     for place, values, low, high in dimensions:
@@ -53,7 +53,7 @@ def value_lines(dimensions: Sequence[tuple[str, np.ndarray, float | None, float 
 
 
 def bars(values: np.ndarray, low: int, high: int, *, whole: bool, most: int = 10) -> list[str]:
-    """A histogram of one bar a line; `whole`: of whole numbers."""
+    """A histogram of one bar a line; `whole`: the bins are of whole numbers."""
     bins = min(most, high - low + 1) if whole else most
     edges = np.linspace(low, high + (1 if whole else 0), bins + 1)
     if whole:
@@ -62,5 +62,5 @@ def bars(values: np.ndarray, low: int, high: int, *, whole: bool, most: int = 10
     top = max(int(counts.max()), 1)
     last = [int(edge) - 1 for edge in edges[1:]]
     width = len(str(high))
-    return [f"{int(first):>{width}} to {end:>{width}} {'█' * -(-int(count) * _WIDE // top)} {count:,}"
+    return [f"{int(first):>{width}} to {end:>{width}} {'█' * -(-int(count) * _WIDTH // top)} {count:,}"
             for first, end, count in zip(edges[:-1], last, counts, strict=True)]

@@ -1,4 +1,4 @@
-"""The first samples of a data set as training will lay them out, for the terminal.
+"""The first samples of a data set as training lays them out, for the terminal.
 
     </s> push the red block  ▣  0.31 0.12 ...  STARTACTION ROBOTACTIONX13 ROBOTACTIONY3 ENDOFACTION  ▣ ...
     text                  image  state          action
@@ -16,7 +16,8 @@ import textwrap
 from agent_jax.actions.declarations import vocabulary_blocks
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.config import DomainConfig
-from agent_jax.data.pipeline.domain_specs import find_specs
+from agent_jax.data.inspect.config import train_split
+from agent_jax.data.pipeline.domain_specs import DomainSpecs
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Window
 from agent_jax.data.pipeline.mixture_table import check_labels
@@ -25,35 +26,34 @@ from agent_jax.data.store.store import Store
 
 _SAMPLES = 2
 _COLOURS = {"image": "\x1b[34m", "state": "\x1b[33m", "action": "\x1b[32m"}
-_LONG = 10_000  # tokens of a text: nothing is too long to be looked at
-_IMAGE_SIZE = 16  # pixels; the images are not drawn
+_MOST_TOKENS = 10_000  # of a text, so that none is refused
+_IMAGE_SIZE = 16  # pixels; the images are not shown
 
 
-def first_rows(store: Store, config: DomainConfig) -> tuple[list[str], str]:
-    """Lines that draw the first samples, and what is wrong with them; "" if nothing is."""
-    split = config.train_split if store.splits.get(config.train_split) else next(iter(store.splits))
-    config = dataclasses.replace(config, max_text=_LONG, max_answer=_LONG, train_split=split)
+def first_rows(store: Store, config: DomainConfig, specs: DomainSpecs | None) -> tuple[list[str], str]:
+    """Lines that show the first samples, and the problem with them or ""."""
+    split = train_split(config, store)
+    config = dataclasses.replace(config, max_text=_MOST_TOKENS, max_answer=_MOST_TOKENS, train_split=split)
     try:
-        specs = find_specs("data", config, store) if config.layout == "actions" else None
         declared = [spec.to_dict() for spec in specs.specs] if specs else []
         blocks = tuple(dict.fromkeys(spec["block"] for spec in declared))
         vocabulary = Vocabulary.build("bytes", vocabulary_blocks(blocks, declared))
         domain = Domain.from_config("data", 0, config, store, vocabulary, _IMAGE_SIZE, specs)
         windows = Windows(domain, store, split)
         if config.layout == "label":
-            check_labels(windows, int(windows.labels.max(initial=0)) + 1)  # below 0 is none
-        read = [windows.read(number, 0) for number in range(min(_SAMPLES, len(windows)))]
+            check_labels(windows, int(windows.labels.max(initial=0)) + 1)  # refuses labels below 0
+        samples = [windows.read(number, 0) for number in range(min(_SAMPLES, len(windows)))]
     except ValueError as error:
         return [], f"the first samples cannot be laid out: {error}"
     lines = ["", f"first samples of {split!r}: {len(windows):,} windows of up to {domain.window} steps; text, "
                  f"{_coloured('image', 'image')}, {_coloured('state', 'state')}, {_coloured('action', 'action')}"]
-    for window in read:
-        lines += [f"  {line}" for line in _drawn(window, vocabulary)]
+    for window in samples:
+        lines += [f"  {line}" for line in _sample_lines(window, vocabulary)]
     return lines, ""
 
 
-def _drawn(window: Window, vocabulary: Vocabulary) -> list[str]:
-    """A sample, a line a step."""
+def _sample_lines(window: Window, vocabulary: Vocabulary) -> list[str]:
+    """The lines of a sample, one for each step."""
     text = vocabulary.text.decode([int(i) for i in window.text_ids[1:]])
     lines = textwrap.wrap(f"</s> {text}", 110) or ["</s>"]
     for step in window.steps:
@@ -69,5 +69,5 @@ def _drawn(window: Window, vocabulary: Vocabulary) -> list[str]:
 
 
 def _coloured(text: str, kind: str) -> str:
-    wanted = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    return f"{_COLOURS[kind]}{text}\x1b[0m" if wanted else text
+    in_colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return f"{_COLOURS[kind]}{text}\x1b[0m" if in_colour else text

@@ -10,7 +10,7 @@ from agent_jax.data.__main__ import main
 from agent_jax.data.inspect.contact_sheet import show
 
 
-def test_a_sheet_shows_frames_in_the_order_of_time_with_texts_and_actions(tmp_path):
+def test_a_sheet_shows_frames_in_temporal_order_with_texts_and_actions(tmp_path):
     store = language_table_store(tmp_path / "set", lengths=(6, 8, 3))
     out = tmp_path / "sheet.html"
     config = DomainConfig(action_spec=LANGUAGE_TABLE.to_dict())
@@ -27,14 +27,14 @@ def test_a_sheet_shows_frames_in_the_order_of_time_with_texts_and_actions(tmp_pa
 def test_a_png_holds_every_frame(tmp_path):
     store = babyai_store(tmp_path / "set")
     line = ["show", str(store.directory), "--out", str(tmp_path / "sheet.png"), "--episodes", "2"]
-    assert main([*line, "--json", str(tmp_path / "sheet.json")]) == 2  # it has no figures
+    assert main([*line, "--json", str(tmp_path / "sheet.json")]) == 2  # `show` has no --json
     assert main(line) == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size[0] == 8 + 6 * (160 + 8)  # the longer of the two has six steps
     assert sorted(file.name for file in tmp_path.iterdir()) == ["set", "sheet.png"]
 
 
-def test_other_names_and_splits_are_refused(tmp_path):
+def test_wrong_names_and_splits_are_refused(tmp_path):
     store = babyai_store(tmp_path / "set")
     with pytest.raises(ValueError, match="ends in .png or .html"):
         show(store.directory, tmp_path / "sheet.gif", DomainConfig(), split="", episodes=1, frames=1)

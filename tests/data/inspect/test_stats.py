@@ -9,7 +9,7 @@ from agent_jax.data.__main__ import main
 from agent_jax.data.inspect.stats import stats
 
 
-def test_figures_are_those_of_numpy_over_all_steps(tmp_path):
+def test_statistics_are_those_of_numpy_over_all_steps(tmp_path):
     store = language_table_store(tmp_path / "set")
     figures = stats(store.directory)
     train = figures["splits"]["train"]

@@ -15,7 +15,7 @@ from agent_jax.actions import ActionSpec
 from agent_jax.actions.declarations import vocabulary_blocks
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.config import DomainConfig, presets
-from agent_jax.data.pipeline.domain_specs import DomainSpecs, find_specs
+from agent_jax.data.pipeline.domain_specs import DomainSpecs, find_specs, not_too_narrow
 from agent_jax.data.pipeline.domains import Domain
 
 RNG = np.random.default_rng(0)
@@ -72,6 +72,13 @@ def test_a_constant_gets_a_margin_and_a_warning(tmp_path, caplog):
     assert "'action[0]" not in caplog.text
     zero = VALUES * np.float32([1, 1, 0])
     np.testing.assert_allclose(limits(found(tmp_path / "zero", arm(bounds="min_max"), zero))[2], [-1e-3, 1e-3])
+
+
+def test_the_descriptions_of_widened_bounds_are_frozen():
+    """Checkpoints store and hash them."""
+    assert not_too_narrow(1.0, 1.0, 1.0, 1.0)[2] == "coincide, for it hardly varies; they are 0.001 to either side"
+    assert not_too_narrow(1.0, 1.0, -1.0, 1.0)[2] == "nearly coincide, so they are the least and greatest value"
+    assert not_too_narrow(0.0, 1.0, -1.0, 1.0)[2] == ""
 
 
 def test_quantiles_that_coincide_are_widened_to_all_values(tmp_path, caplog):
