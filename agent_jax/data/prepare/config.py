@@ -1,8 +1,8 @@
-"""What `python -m agent_jax.data prepare` may be told: typed, checked, from a file or from the command line.
+"""The config of `python -m agent_jax.data prepare`: typed and checked, from a file and the command line.
 
     --config FILE.json | FILE.py (get_config())   then   --config.FIELD=VALUE ...   -> PrepareConfig
 
-A later override wins over the file.
+Overrides take precedence over the file; of two overrides of a field, the last one.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ class PrepareConfig:
     name: str = ""  # of the data set; "": from the name of the folder
     cameras: Mapping[str, str] = dataclasses.field(default_factory=dict)  # stored name -> the source's own key, column
     # or folder; {}: the source's default camera, stored as "rgb"
-    image_size: int = 0  # pixels, square; 0: as they are. Encoded images of that size already stay byte for byte
+    image_size: int = 0  # pixels, square; 0: unchanged. Encoded images that have this size are copied byte for byte
     encoding: Literal["jpeg", "png"] = "jpeg"  # of images that have to be encoded
     action_spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # ActionSpec.to_dict(); {}: the source's
     state_spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # StateSpec.to_dict(); {}: the source's
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key of a spec -> the source's column or
-    # feature; a key that is not listed is its own name
+    # feature; a key that is not listed has the column of its name
     instruction: str = ""  # the source's column or feature; "": the source's default. Of rlds, several in order of
     # preference may be joined by commas
-    instruction_text: str = ""  # one instruction for all, where the data has none
-    rate_hz: float = 0.0  # wanted steps a second: another rate is refused unless it is an exact multiple; 0: as it is
-    resample_actions: Literal["", "last", "sum", "first"] = ""  # of the steps that one is kept of: the last action
-    # (targets), the sum (changes) or the first; "": as the ActionSpec says
-    window: int = 4  # segments are cut at multiples of it, so that windows of that many steps do not straddle two
-    segment_bytes: int = 4_000_000  # a record is parsed whole for each of its windows: long ones cost every window
-    validation: float = 0.05  # share of recordings in the split "test", where the data has no splits of its own
-    out_of_bounds: float = 0.01  # largest share of a number's values that may lie beyond its bounds; they are clipped
-    allow_root: tuple[str, ...] = ()  # folders outside the data's own whose files the data may name (paths.py)
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the source's own; it checks them
+    instruction_text: str = ""  # one instruction for all, if the data have none
+    rate_hz: float = 0.0  # wanted steps per second: the data's must be an exact multiple; 0: unchanged
+    resample_actions: Literal["", "last", "sum", "first"] = ""  # how the actions of the steps between two kept ones are
+    # joined: the last (targets), the sum (deltas) or the first; "": by the ActionSpec
+    window: int = 4  # segments are cut at multiples of it, so that windows of that many steps lie in one segment
+    segment_bytes: int = 4_000_000  # reading a window parses its whole record: long ones slow down every window
+    validation: float = 0.05  # share of recordings in the split "test", if the data have no splits of their own
+    out_of_bounds: float = 0.01  # largest share of a number's values beyond its bounds; they are clipped
+    allow_root: tuple[str, ...] = ()  # other folders whose files the data may name (paths.py)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the source, which checks them
 
     def __post_init__(self) -> None:
         for name, least in (("image_size", 0), ("rate_hz", 0), ("window", 1), ("segment_bytes", 1)):
@@ -61,7 +61,7 @@ class PrepareConfig:
 
 
 def prepare_config(given: Mapping[str, Any]) -> PrepareConfig:
-    """The checked config of a ConfigDict or a plain (JSON) mapping.
+    """Check a ConfigDict or a plain (JSON) mapping.
 
     Raises:
         ValueError: names the field, what was found and what was expected, for an unknown field (with the nearest known
@@ -80,18 +80,18 @@ def read_prepare_config(file: str, overrides: Sequence[str]) -> PrepareConfig:
 
     Args:
         file: FILE.json, or FILE.py with a function `get_config()` that returns a mapping; "": the defaults.
-        overrides: arguments of the command line, as `--config.image_size=224` or `--config.fields.action=world_vector`.
+        overrides: command-line arguments, as `--config.image_size=224` or `--config.fields.action=world_vector`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: as `prepare_config`, or an argument that is no override.
+        FileNotFoundError: the file does not exist.
+        ValueError: as `prepare_config`, or an argument is not an override.
     """
     return prepare_config(read_fields(file, overrides, PrepareConfig))
 
 
 def read_fields(file: str, overrides: Sequence[str], kind: type, given: Mapping[str, Any] | None = None,
                 ) -> dict[str, Any]:
-    """The fields that a file and overrides give for the dataclass `kind`, unchecked; overrides add to those `given`.
+    """The fields of the dataclass `kind` set by a file and overrides, unchecked; `given` ones have lowest precedence.
 
     Raises:
         FileNotFoundError, ValueError: as `read_prepare_config`.
@@ -105,7 +105,7 @@ def read_fields(file: str, overrides: Sequence[str], kind: type, given: Mapping[
             raise ValueError(f"{argument}: unexpected argument; fields are given as --config.FIELD=VALUE")
         default = known[field].default if field in known else dataclasses.MISSING
         if key and default is not dataclasses.MISSING:
-            raise ValueError(f"{argument}: config.{field} is no group of fields")
+            raise ValueError(f"{argument}: config.{field} is not a group of fields")
         if key:
             found[field] = {**found.get(field, {}), key: text if field in ("cameras", "fields") else _value(text)}
         elif isinstance(default, tuple):
@@ -118,7 +118,7 @@ def read_fields(file: str, overrides: Sequence[str], kind: type, given: Mapping[
 
 
 def _value(text: str) -> Any:
-    """JSON, or True, False, a list or a dictionary as Python writes them, or else the text itself."""
+    """The value of JSON or of a Python True, False, list or dictionary, or else the text itself."""
     if text in ("True", "False"):
         return text == "True"
     try:
@@ -132,10 +132,10 @@ def _value(text: str) -> Any:
 
 
 def _by_own_names(cameras: list[Any], argument: str) -> dict[str, Any]:
-    """Each camera, stored under the last part of its name: "top" for observation.images.top."""
+    """The cameras by the last part of their names: "top" for observation.images.top."""
     found = {re.split(r"[./]", str(camera))[-1]: camera for camera in cameras}
     if len(found) < len(cameras):
-        raise ValueError(f"{argument}: two cameras end in one name; name each, as in --config.cameras.NAME="
+        raise ValueError(f"{argument}: two cameras have the same last part; name each, as in --config.cameras.NAME="
                          f"{cameras[0]}")
     return found
 

@@ -1,10 +1,10 @@
-"""Foreign data into the canonical store: shard by shard, by several processes, again where it was interrupted.
+"""Converts foreign data to the canonical store: shard by shard, in several processes, resuming interrupted runs.
 
     recordings --by split, in fixed numbers--> shards --processes--> .DIR.partial/ --finish_store--> DIR
 
-What a shard holds depends on the data and the config alone. Beside each finished shard lies its report: the state of
-the files it was made of, what was counted and left out. A command that takes up an interrupted one keeps the shards
-whose files have not changed since, and makes the others anew.
+The content of a shard depends on the data and the config alone. Next to each finished shard is its report: the state of
+its source files, and what was counted and skipped. A resumed run keeps the shards whose files have not changed since,
+and writes the others again.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ from agent_jax.data.store.store import Store
 from agent_jax.data.store.writer import begin_store, finish_store, is_split_name, keep_shards, shard_path
 from agent_jax.runtime.directory_lock import DirectoryLock
 
-FORMAT = 2  # of how records are made: raise it where the same data and config come to make others
-_SHARD_BYTES = 64_000_000  # of source files: what a kill may cost, and what one process takes at a time
-_SHARD_RECORDINGS = 500  # at most
-_EARLY = 10_000  # steps after which too many values beyond the bounds end the command, rather than at its end
-_NOT_OF_RECORDS = ("out_of_bounds", "allow_root")  # fields of the config that decide what is refused, not what is made
-_OUTSIDE_QUANTILES = 0.05  # share beyond bounds that are the 1% and 99% quantiles of all data: 2%, but for chance
-_TOLD = 10  # recordings left out that the summary names
+FORMAT = 2  # of records: increase it if the same data and config produce different ones
+_SHARD_BYTES = 64_000_000  # of source files: the most work that a kill loses, and what one process takes at a time
+_MAX_SHARD_RECORDINGS = 500
+_EARLY_STEPS = 10_000  # after so many steps, too many values beyond the bounds stop the run before its end
+_NOT_OF_RECORDS = ("out_of_bounds", "allow_root")  # config fields that decide what is refused, not what is stored
+_OUTSIDE_QUANTILES = 0.05  # share beyond bounds that are the 1% and 99% quantiles of all data: 2%, with a margin
+_MAX_SKIPPED_SHOWN = 10  # recordings that the summary names
 
 OnError = Literal["stop", "skip"]
 
 
 def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, processes: int = 1,
             on_error: OnError = "stop") -> tuple[Store, dict[str, Any]]:
-    """Make a canonical store of foreign data.
+    """Make a canonical store from foreign data.
 
     Args:
-        kind: of the data, a key of `sources.MODULES`.
+        kind: of the data, a key of `sources.CLASSES`.
         path: its folder or file.
-        directory: where the store is to appear; must not exist.
+        directory: of the new store; must not exist.
         config: what is taken from the data, and how.
-        processes: that read at a time; 1: this one.
-        on_error: what to do at a recording that cannot be read: end, or leave it out and count it.
+        processes: number of processes that read; 1: this one.
+        on_error: for a recording that cannot be read: stop, or skip and count it.
 
     Returns:
-        The store, and what was counted: the `summary` of its agent_jax.json.
+        The store, and the counts: the `summary` of its agent_jax.json.
 
     Raises:
-        BadDataError: a recording cannot be read, all were left out, or too many values lie beyond their bounds. The
-            shards that are whole are kept for the next attempt.
+        BadDataError: a recording cannot be read, all were skipped, or too many values lie beyond their bounds. Finished
+            shards are kept for the next run.
         FileExistsError: `directory` exists, or another process is making it.
         FileNotFoundError, ModuleNotFoundError, ValueError: as `sources.open_source`.
     """
@@ -70,7 +70,7 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
     with lock:
         source = open_source(kind, path, config)
         _check_rate(source)
-        for note in source.schema.notes:  # at once: it may be hours until the summary
+        for note in source.schema.notes:  # now: it may be hours until the summary
             print(f"prepare: {note}", file=sys.stderr, flush=True)
         splits = split_recordings(source.recordings(), config.validation)
         if not splits:
@@ -82,8 +82,8 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
                     "prepared": {"source": kind, "path": str(path.resolve()), "config": made_by, "format": FORMAT,
                                  "notes": list(source.schema.notes), "defaults": list(source.schema.defaults)}}
         build = begin_store(directory, metadata)
-        name = config.name or _name_of(path)
-        state_of = _States(source, config)
+        name = config.name or _default_name(path)
+        state_of = _ShardStates(source, config)
         plans = [ShardPlan(kind, str(path), config, str(file), recordings, on_error, state_of(recordings))
                  for file, recordings in _shards(build, name, splits)]
         keep_shards(build, [Path(plan.path) for plan in plans])
@@ -93,8 +93,8 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
                 raise BadDataError(f"{path}: every recording was left out; the first because of "
                                    f"{total.skipped[0]['why']}")
         except BadDataError as error:
-            raise BadDataError(f"{error}\nNothing was written to {directory}; the shards that are whole are kept in "
-                               f"{build}, and the same command goes on with them") from error
+            raise BadDataError(f"{error}\nNothing was written to {directory}; finished shards are kept in {build}, and "
+                               "the same command continues with them") from error
         summary = {**dataclasses.asdict(total), "notes": list(source.schema.notes)}
         store = finish_store(directory, name, stored_features(source.schema, config), summary)
         for plan in plans:
@@ -103,7 +103,7 @@ def prepare(kind: str, path: Path, directory: Path, config: PrepareConfig, *, pr
 
 
 def summary_lines(store: Store, summary: Mapping[str, Any]) -> list[str]:
-    """What `prepare` made, in words."""
+    """The summary of `prepare` as lines of text."""
     sizes = ", ".join(f"{count:,} {split}" for split, count in store.splits.items())
     lines = [f"prepared: {summary['recordings']:,} recordings, {summary['episodes']:,} episodes, "
              f"{summary['steps']:,} steps in {summary['records']:,} records ({sizes}): {store.directory}"]
@@ -115,11 +115,11 @@ def summary_lines(store: Store, summary: Mapping[str, Any]) -> list[str]:
                      "training clips them")
     for split, count in store.splits.items():
         if not count:
-            lines.append(f"  split {split!r} is empty, for all its recordings were left out; no run can read it")
+            lines.append(f"  split {split!r} is empty: all its recordings were left out; no run can read it")
     if summary["skipped"]:
         lines.append(f"  left out: {len(summary['skipped']):,} recordings")
-        lines += [f"    {item['why']}" for item in summary["skipped"][:_TOLD]]
-        more = len(summary["skipped"]) - _TOLD
+        lines += [f"    {item['why']}" for item in summary["skipped"][:_MAX_SKIPPED_SHOWN]]
+        more = len(summary["skipped"]) - _MAX_SKIPPED_SHOWN
         lines += [f"    and {more:,} more, all in agent_jax.json"] if more > 0 else []
     return lines
 
@@ -127,11 +127,11 @@ def summary_lines(store: Store, summary: Mapping[str, Any]) -> list[str]:
 def split_recordings(recordings: Sequence[Recording], validation: float) -> dict[str, list[Recording]]:
     """The recordings by split, in their order: the data's own splits, or else a share of them in "test".
 
-    Which recordings are tested follows from their names, so that new ones move none; of two or more, one at least is
-    tested and one trained on.
+    A hash of its name decides whether a recording is tested, so that new recordings move none. Of two or more
+    recordings at least one is in each split.
 
     Raises:
-        BadDataError: two recordings have one name, or a split one that cannot be read again.
+        BadDataError: two recordings have the same name, or a split has a name that stores do not allow.
     """
     for recording in recordings:
         if recording.split and not is_split_name(recording.split):
@@ -155,13 +155,13 @@ def split_recordings(recordings: Sequence[Recording], validation: float) -> dict
 
 
 def _write(plans: Sequence[ShardPlan], source: Source, processes: int, limit: float) -> Counts:
-    """What all shards hold, in their order, once all are there."""
+    """Write all shards; the total of their counts, in their order."""
     by_number: dict[int, Counts] = {}
     so_far = Counts()
     for number, counts in run_shards(plans, source, processes):
         by_number[number] = counts
         so_far.add(counts)
-        if so_far.steps >= _EARLY or len(by_number) == len(plans):
+        if so_far.steps >= _EARLY_STEPS or len(by_number) == len(plans):
             _check_bounds(source, so_far, limit)
     total = Counts()
     for number in sorted(by_number):
@@ -170,13 +170,13 @@ def _write(plans: Sequence[ShardPlan], source: Source, processes: int, limit: fl
 
 
 def _shards(build: Path, name: str, splits: dict[str, list[Recording]]) -> Iterator[tuple[Path, list[Recording]]]:
-    """Each shard's file and its recordings: of a split, equally many in each."""
+    """The file and recordings of each shard; a split's recordings are divided evenly."""
     everything = [recording for recordings in splits.values() for recording in recordings]
     files = [file for file in {Path(recording.where) for recording in everything if not recording.size}
              if file.is_file()]
     total = sum(recording.size for recording in everything) + sum(file.stat().st_size for file in files)
     mean = total / len(everything)
-    most = int(min(max(_SHARD_BYTES // max(mean, 1), 1), _SHARD_RECORDINGS))
+    most = int(min(max(_SHARD_BYTES // max(mean, 1), 1), _MAX_SHARD_RECORDINGS))
     for split, recordings in splits.items():
         count = -(-len(recordings) // most)
         for index in range(count):
@@ -194,7 +194,7 @@ def _check_rate(source: Source) -> None:
 
 
 def _check_bounds(source: Source, counts: Counts, limit: float) -> None:
-    """Refuse data that the specs' bounds do not fit."""
+    """Refuse data with too many values beyond the bounds of the specs."""
     bounds = spec_bounds(source)
     for place, count in sorted(counts.outside.items(), key=lambda item: -item[1]):
         key, _, index = place.rstrip("]").partition("[")
@@ -210,7 +210,7 @@ def _check_bounds(source: Source, counts: Counts, limit: float) -> None:
 
 
 def _named(place: str, metadata: Mapping[str, Any]) -> str:
-    """A place of a spec of the metadata with its name."""
+    """A place in a spec of the metadata, with its name if it has one."""
     for kind in (ActionSpec, StateSpec):
         field = f"{kind.kind}_spec"
         if metadata.get(field):
@@ -220,12 +220,12 @@ def _named(place: str, metadata: Mapping[str, Any]) -> str:
     return place
 
 
-class _States:
-    """What tells whether a shard would be made alike now: a hash of its recordings, their files and the features."""
+class _ShardStates:
+    """Hashes of a shard's recordings, their files and the features: an equal hash means an equal shard."""
 
     def __init__(self, source: Source, config: PrepareConfig):
         self._source, self._features = source, stored_features(source.schema, config).to_json()
-        self._of_file = functools.lru_cache(2**16)(_state_of)  # tables are asked for again and again, frames once
+        self._of_file = functools.lru_cache(2**16)(_file_state)  # tables are queried for every shard
 
     def __call__(self, recordings: Sequence[Recording]) -> str:
         files = {file for recording in recordings for file in self._source.files(recording)}
@@ -234,8 +234,8 @@ class _States:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _state_of(file: Path) -> tuple[int, int] | None:
-    """Size and time of change; None: it is not there."""
+def _file_state(file: Path) -> tuple[int, int] | None:
+    """Size and modification time; None: the file is missing."""
     try:
         found = file.stat()
     except OSError:
@@ -243,8 +243,8 @@ def _state_of(file: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def _name_of(path: Path) -> str:
-    """A name for the data set: that of the folder, or of the one above where it is a version."""
+def _default_name(path: Path) -> str:
+    """The data set's name: that of the folder, or of its parent if the folder is a version."""
     resolved = path.resolve()
     named = resolved.parent if re.fullmatch(r"\d+(\.\d+)*", resolved.name) else resolved
     return re.sub(r"\W+", "_", named.stem if named.is_file() else named.name).strip("_").lower() or "data"

@@ -1,9 +1,9 @@
-"""One recording after another into one shard: images encoded, values checked, long episodes cut into segments.
+"""Turns recordings into the records of a shard: encodes images, checks values, cuts long episodes into segments.
 
     SourceEpisode, 11 steps, window 4:   [0 1 2 3 4 5 6 7] [8 9 10]    segments of at most `segment_bytes`, cut at
                                           start 0           start 8     multiples of the window
 
-A recording is stored whole or not at all: where damaged ones are left out, its records wait, encoded, until its last
+A recording is stored whole or not at all: if damaged ones are skipped, its encoded records are buffered until its last
 step was read.
 """
 
@@ -36,13 +36,13 @@ from agent_jax.data.prepare.sources.source import (
 from agent_jax.data.store.record_serializer import record_serializer
 from agent_jax.data.store.writer import episode_features
 
-_HELD_IN_MEMORY = 64_000_000  # bytes; what a recording has beyond that waits in a temporary file
-_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # by which a whole file is known without decoding it
+_BUFFER_BYTES = 64_000_000  # of a recording in memory; the rest is buffered in a temporary file
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # a file that ends so is taken as whole without decoding it
 
 
 @dataclasses.dataclass
 class Counts:
-    """What went into shards, and what did not; adds up over recordings and shards."""
+    """Counts of stored and skipped data; adds up over recordings and shards."""
 
     recordings: int = 0
     episodes: int = 0
@@ -50,10 +50,10 @@ class Counts:
     steps: int = 0
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)  # where and why
     outside: dict[str, int] = dataclasses.field(default_factory=dict)  # values beyond the bounds, by place
-    oddities: dict[str, int] = dataclasses.field(default_factory=dict)  # recordings by what was done about them
+    oddities: dict[str, int] = dataclasses.field(default_factory=dict)  # recordings by note (SourceEpisode.notes)
 
     def add(self, other: Counts) -> None:
-        """Add what another one counted."""
+        """Add the counts of another one."""
         self.recordings += other.recordings
         self.episodes += other.episodes
         self.records += other.records
@@ -65,13 +65,13 @@ class Counts:
 
 
 def stored_features(schema: Schema, config: PrepareConfig) -> tfds.features.FeaturesDict:
-    """The features of the records that a source's steps become."""
+    """The features of the records made from a source's steps."""
     return episode_features(_stored_sizes(schema, config), schema.actions, schema.observations, config.encoding,
                             answers=schema.answers, labels=schema.labels)
 
 
 def spec_bounds(source: Source) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """`clipped_beyond` of every key of the source's specs; infinite where bounds are left to be found in the data."""
+    """`clipped_beyond` of every key of the source's specs; infinite for open bounds."""
     bounds: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for kind, content in ((ActionSpec, source.action_spec), (StateSpec, source.state_spec)):
         if not content:
@@ -89,17 +89,16 @@ class RecordMaker:
     """Turns the recordings of a source into serialized records."""
 
     def __init__(self, source: Source, config: PrepareConfig):
-        """Of an opened source."""
         self._source, self._config, self._schema = source, config, source.schema
         self._sizes = {name: shape[:2] for name, shape in _stored_sizes(source.schema, config).items()}
         self._serialize = record_serializer(stored_features(source.schema, config))
         self._bounds = spec_bounds(source)
 
     def records(self, recording: Recording, counts: Counts) -> Iterator[bytes]:
-        """The records of a recording, in order; what was made is added to `counts`.
+        """The records of a recording, in order; adds to `counts`.
 
         Raises:
-            BadDataError: the recording, or what the source made of it, is not as it should be.
+            BadDataError: the recording cannot be read, or the source's episodes do not follow its schema.
         """
         names, oddities, steps, records = set(), set(), 0, 0
         for episode in self._source.read(recording):
@@ -118,23 +117,19 @@ class RecordMaker:
                     raise BadDataError(f"{where}: {error}") from error
         if not records:
             raise BadDataError(f"{recording.where}: recording {recording.name!r} holds no episode, expected one")
-        counts.add(Counts(oddities=dict.fromkeys(sorted(oddities), 1)))
-        counts.recordings += 1
-        counts.episodes += len(names)
-        counts.records += records
-        counts.steps += steps
+        counts.add(Counts(1, len(names), records, steps, oddities=dict.fromkeys(sorted(oddities), 1)))
 
     def _check_texts(self, episode: SourceEpisode, where: str) -> None:
         if not episode.instruction.strip():
             raise BadDataError(f"{where}: the instruction is empty; give one for all by config.instruction_text, or "
-                               "mend or remove this one")
+                               "fix or remove this one")
         if self._schema.answers and not episode.answer.strip() and episode.label < 0:
             raise BadDataError(f"{where}: neither an answer nor a label, expected one of them")
 
     def _segments(self, episode: SourceEpisode, where: str, counts: Counts) -> Iterator[dict[str, Any]]:
-        """`start` and `steps` of each segment of an episode."""
+        """The `start` and `steps` of each segment of an episode."""
         first, size, steps = 0, 0, []
-        chunk, chunk_size = [], 0  # the window that is being filled
+        chunk, chunk_size = [], 0  # the current window
         for t, step in enumerate(episode.steps):
             made, made_size = self._step(step, f"{where}, step {episode.start + t}", counts)
             chunk.append({**made, "is_first": episode.start + t == 0, "is_last": False, "is_terminal": False})
@@ -155,7 +150,7 @@ class RecordMaker:
         yield {"start": episode.start + first, "steps": steps}
 
     def _step(self, step: SourceStep, where: str, counts: Counts) -> tuple[dict[str, Any], int]:
-        """The step as the schema has it, and about how many bytes it takes."""
+        """The step in the form of the schema, and its approximate size in bytes."""
         images = {}
         for name, size in self._sizes.items():
             if name not in step.images:
@@ -180,7 +175,7 @@ class RecordMaker:
                 raise BadDataError(f"{where}: {key!r} is {array.tolist()}, expected finite numbers")
             if key in self._bounds:
                 low, high = self._bounds[key]
-                # float32 rounds a bound as well.
+                # Bounds are rounded to float32 too.
                 slack = 1e-6 * (high - low)
                 for place in np.argwhere(np.atleast_1d((array < low - slack) | (array > high + slack))):
                     name = f"{key}[{place[0]}]" if array.ndim else key
@@ -189,32 +184,32 @@ class RecordMaker:
         return found
 
     def _image(self, image: bytes | np.ndarray, size: tuple[int, int], where: str) -> bytes:
-        """The encoded image of the size wanted: the very bytes where they are that already."""
+        """The encoded image in the stored size; unchanged if it already has that form."""
         try:
             if isinstance(image, bytes) and _is_stored_form(image, size):
                 return image
-            pixels = prepare_image(image, self._config.image_size)  # 0: as it is
+            pixels = prepare_image(image, self._config.image_size)  # 0: unchanged
         except ValueError as error:
             raise BadDataError(f"{where}: {error}") from error
         if pixels.shape[:2] != size:
             height, width = pixels.shape[:2]
-            turned = isinstance(image, bytes) and read_header(image).orientation != 1
-            upright = " upright (its EXIF orientation turns it)" if turned else ""
+            rotated = isinstance(image, bytes) and read_header(image).orientation != 1
+            upright = " upright (its EXIF orientation rotates it)" if rotated else ""
             raise BadDataError(f"{where}: the image is {height} x {width} pixels{upright}, but {size[0]} x {size[1]} "
-                               "in the rest of the data; set config.image_size to bring all to one size")
+                               "in the rest of the data; set config.image_size to resize all to one size")
         return encode_png(pixels) if self._config.encoding == "png" else encode_jpeg(pixels)
 
 
-def held_until_whole(records: Iterator[bytes], directory: Path) -> Iterator[bytes]:
-    """The same records, drawn to the end before the first is given out; long ones wait in a file of `directory`."""
-    with tempfile.SpooledTemporaryFile(max_size=_HELD_IN_MEMORY, dir=str(directory)) as held:
+def buffered(records: Iterator[bytes], directory: Path) -> Iterator[bytes]:
+    """The same records, all read before the first is yielded; large buffers go to a file in `directory`."""
+    with tempfile.SpooledTemporaryFile(max_size=_BUFFER_BYTES, dir=str(directory)) as buffer:
         lengths = []
         for record in records:
-            held.write(record)
+            buffer.write(record)
             lengths.append(len(record))
-        held.seek(0)
+        buffer.seek(0)
         for length in lengths:
-            yield held.read(length)
+            yield buffer.read(length)
 
 
 def _stored_sizes(schema: Schema, config: PrepareConfig) -> dict[str, tuple[int, int, int]]:
@@ -232,7 +227,7 @@ def _is_stored_form(image: bytes, size: tuple[int, int]) -> bool:
             return False
         if not image.endswith(_ENDS[picture.format]):
             try:
-                picture.load()  # raises where it is cut off; some writers append to a whole file
+                picture.load()  # raises if it is cut off; some writers append bytes to a whole file
             except PILLOW_ERRORS as error:
                 raise unreadable(image, error) from error
         return True

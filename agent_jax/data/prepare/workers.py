@@ -1,8 +1,9 @@
-"""Shards written by one process or several, and the line that says how far they are.
+"""Writes shards in one process or several, and reports progress.
 
-    ShardPlan --write_shard, here or in a spawned process--> shard, and beside it what was counted
+    ShardPlan --write_shard, here or in a spawned process--> shard, and next to it the report of its counts
 
-Spawned, not forked: libraries that read video and write shards run threads, which a fork does not survive.
+Processes are spawned, not forked: libraries that read video and write shards run threads, which a fork does not
+survive.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from tqdm import tqdm
 
 from agent_jax.data.paths import Folder
 from agent_jax.data.prepare.config import PrepareConfig
-from agent_jax.data.prepare.shard import Counts, RecordMaker, held_until_whole, stored_features
+from agent_jax.data.prepare.shard import Counts, RecordMaker, buffered, stored_features
 from agent_jax.data.prepare.sources import open_source
 from agent_jax.data.prepare.sources.source import BadDataError, Recording, Source
 from agent_jax.data.store.writer import ShardWriter
 from agent_jax.json_files import write_json
 
-_QUIET = 10.0  # seconds between lines where nobody watches a terminal
+_LOG_EVERY_S = 10.0  # without a terminal
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """One shard: what is read, and where it goes. Plain values, to be sent to a process."""
+    """What goes into one shard, in plain values that can be sent to a process."""
 
     kind: str
     source: str  # path of the data
@@ -44,16 +45,16 @@ class ShardPlan:
     path: str  # of the shard
     recordings: Sequence[Recording]
     on_error: Literal["stop", "skip"]
-    state: str = ""  # of the files; a shard that was made in another state is made anew
+    state: str = ""  # hash of the source files; a shard that was written in another state is written again
 
     @property
     def report(self) -> Path:
-        """The file beside the shard that says of what it was made, and what was counted."""
+        """The file next to the shard that holds its state and counts."""
         path = Path(self.path)
         return path.with_name(f".{path.name}.report.json")
 
     def finished(self) -> Counts | None:
-        """What an earlier attempt counted, if it finished this shard as it is to be now."""
+        """The counts of an earlier run, if it finished this shard in the same state."""
         if not Path(self.path).is_file():
             return None
         report = json.loads(self.report.read_text()) if self.report.is_file() else {}
@@ -67,7 +68,7 @@ def write_shard(plan: ShardPlan, source: Source, progress: Callable[[int, int], 
     """Write one shard and its report.
 
     Args:
-        plan: what it holds.
+        plan: of the shard.
         source: the opened data.
         progress: called with the numbers of recordings and of steps since the last call.
 
@@ -78,14 +79,14 @@ def write_shard(plan: ShardPlan, source: Source, progress: Callable[[int, int], 
     maker, counts = RecordMaker(source, plan.config), Counts()
     given = Path(plan.source)
     folder = Folder(given if given.is_dir() else given.parent, plan.config.allow_root)
-    path.unlink(missing_ok=True)  # one of another state must not come to lie beside the new report
+    path.unlink(missing_ok=True)  # so that a shard of another state never has the new report
     with ShardWriter(path, stored_features(source.schema, plan.config)) as writer:
         for recording in plan.recordings:
             own = Counts()
             records = maker.records(recording, own)
             try:
                 folder.check_links((file for file in source.files(recording) if file != given), recording.where)
-                for record in held_until_whole(records, path.parent) if plan.on_error == "skip" else records:
+                for record in buffered(records, path.parent) if plan.on_error == "skip" else records:
                     writer.write_serialized(record)
             except BadDataError as error:
                 if plan.on_error == "stop":
@@ -93,35 +94,35 @@ def write_shard(plan: ShardPlan, source: Source, progress: Callable[[int, int], 
                 own = Counts(skipped=[{"recording": recording.name, "where": recording.where, "why": str(error)}])
             counts.add(own)
             progress(1, own.steps)
-        # Before the shard: one that is there has its report.
+        # Before the shard appears, so that every shard has its report.
         write_json(plan.report, {"state": plan.state, "counts": dataclasses.asdict(counts)})
     return counts
 
 
 def run_shards(plans: Sequence[ShardPlan], source: Source, processes: int) -> Iterator[tuple[int, Counts]]:
-    """Write all shards that are not there; the number of each and what it holds, in the order they are finished.
+    """Write all missing shards; yields the number and the counts of each, in the order they are finished.
 
     Raises:
-        BadDataError: as `write_shard`; the other processes end at their next recording.
-        RuntimeError: a process was killed, as by lack of memory.
+        BadDataError: as `write_shard`; the other processes stop at their next recording.
+        RuntimeError: a process was killed, for example for lack of memory.
     """
     with _Progress(sum(len(plan.recordings) for plan in plans)) as progress:
-        waiting = []
+        missing = []
         for number, plan in enumerate(plans):
             counts = plan.finished()
             if counts is None:
-                waiting.append((number, plan))
+                missing.append((number, plan))
             else:
-                progress.found(len(plan.recordings))
+                progress.skip(len(plan.recordings))
                 yield number, counts
-        if min(processes, len(waiting)) <= 1:
-            for number, plan in waiting:
+        if min(processes, len(missing)) <= 1:
+            for number, plan in missing:
                 yield number, write_shard(plan, source, progress.add)
         else:
-            yield from _in_processes(waiting, processes, progress)
+            yield from _in_processes(missing, processes, progress)
 
 
-def _in_processes(waiting: Sequence[tuple[int, ShardPlan]], processes: int,
+def _in_processes(missing: Sequence[tuple[int, ShardPlan]], processes: int,
                   progress: _Progress) -> Iterator[tuple[int, Counts]]:
     spawn = multiprocessing.get_context("spawn")
     channel, stop = spawn.SimpleQueue(), spawn.Event()
@@ -132,14 +133,14 @@ def _in_processes(waiting: Sequence[tuple[int, ShardPlan]], processes: int,
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
-    pool = ProcessPoolExecutor(min(processes, len(waiting)), spawn, _begin_worker, (channel, stop))
+    pool = ProcessPoolExecutor(min(processes, len(missing)), spawn, _begin_worker, (channel, stop))
     try:
-        running = {pool.submit(_work, plan): number for number, plan in waiting}
+        running = {pool.submit(_work, plan): number for number, plan in missing}
         for future in as_completed(running):
             yield running[future], future.result()
     except BrokenProcessPool as error:
         raise RuntimeError("a process that prepared data ended early, perhaps killed for lack of memory; the same "
-                           "command goes on where it ended, with fewer --processes it needs less") from error
+                           "command continues where it ended, and needs less memory with fewer --processes") from error
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
@@ -147,17 +148,17 @@ def _in_processes(waiting: Sequence[tuple[int, ShardPlan]], processes: int,
         listener.join()
 
 
-_worker: dict[str, Any] = {}  # of a worker process: its channel, the event that stops it, the source it has opened
+_worker: dict[str, Any] = {}  # state of a worker process: its channel, its stop event, its opened source
 
 
 def _begin_worker(channel: Any, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which then stops its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then stops its workers
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def end_with_parent() -> None:
         parent.join()
-        os._exit(1)  # a parent that was killed cannot stop us
+        os._exit(1)  # a killed parent cannot stop its workers
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     _worker.update(channel=channel, stop=stop)
@@ -176,13 +177,13 @@ def _work(plan: ShardPlan) -> Counts:
 
 
 class _Progress:
-    """A bar on a terminal, a line now and then elsewhere."""
+    """A progress bar on a terminal, otherwise a line every _LOG_EVERY_S seconds."""
 
     def __init__(self, total: int):
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total, unit="recording", desc="prepare", disable=not self._terminal)
-        self._total, self._done, self._steps, self._found = total, 0, 0, 0
-        self._begun = self._said = time.monotonic()
+        self._total, self._done, self._steps, self._skipped = total, 0, 0, 0
+        self._begun = self._logged = time.monotonic()
 
     def __enter__(self) -> _Progress:
         return self
@@ -190,21 +191,21 @@ class _Progress:
     def __exit__(self, *error: object) -> None:
         self._bar.close()
 
-    def found(self, recordings: int) -> None:
-        """Count recordings that an earlier attempt has stored."""
-        self._found += recordings
+    def skip(self, recordings: int) -> None:
+        """Count recordings that an earlier run has stored."""
+        self._skipped += recordings
         self._bar.update(recordings)
 
     def add(self, recordings: int, steps: int) -> None:
-        """Count recordings that were stored now."""
+        """Count recordings that this run has stored."""
         self._done += recordings
         self._steps += steps
         now = time.monotonic()
         rate = f"{self._steps / max(now - self._begun, 1e-9):,.0f} steps/s"
         self._bar.set_postfix_str(rate, refresh=False)
         self._bar.update(recordings)
-        if not self._terminal and now - self._said > _QUIET:
-            self._said = now
-            left = (self._total - self._found - self._done) * (now - self._begun) / self._done
-            print(f"prepare: {self._found + self._done:,} of {self._total:,} recordings, {rate}, ETA "
+        if not self._terminal and now - self._logged > _LOG_EVERY_S:
+            self._logged = now
+            left = (self._total - self._skipped - self._done) * (now - self._begun) / self._done
+            print(f"prepare: {self._skipped + self._done:,} of {self._total:,} recordings, {rate}, ETA "
                   f"{left // 60:.0f}:{left % 60:02.0f}", file=sys.stderr, flush=True)

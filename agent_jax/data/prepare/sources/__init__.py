@@ -1,4 +1,4 @@
-"""Foreign data: one module a format, imported when it is asked for, so that each needs only its own libraries."""
+"""Readers of foreign data sets: one module per format, imported on demand so that each needs only its own libraries."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.source import Source
 
-MODULES = {
-    "rlds": "agent_jax.data.prepare.sources.rlds.rlds",
-    "calvin": "agent_jax.data.prepare.sources.calvin.calvin",
-    "lerobot": "agent_jax.data.prepare.sources.lerobot.lerobot",
-    "robomimic": "agent_jax.data.prepare.sources.robomimic.robomimic",
-    "vpt": "agent_jax.data.prepare.sources.video.vpt",
-    "gamepad": "agent_jax.data.prepare.sources.video.gamepad",
-    "video_text": "agent_jax.data.prepare.sources.video.video_text",
+CLASSES = {  # module below this package, and its class
+    "rlds": "rlds.rlds:RldsSource",
+    "calvin": "calvin.calvin:CalvinSource",
+    "lerobot": "lerobot.lerobot:LeRobotSource",
+    "robomimic": "robomimic.robomimic:RobomimicSource",
+    "vpt": "video.vpt:VptSource",
+    "gamepad": "video.gamepad:GamepadSource",
+    "video_text": "video.video_text:VideoTextSource",
 }
 
 DESCRIPTIONS = {  # for `prepare --help`
@@ -31,17 +31,18 @@ DESCRIPTIONS = {  # for `prepare --help`
 
 
 def open_source(kind: str, path: Path, config: PrepareConfig) -> Source:
-    """The data at `path`, read as format `kind`.
+    """Open the data at `path` as format `kind`.
 
     Raises:
-        ValueError: no such kind, or what the source says of its files or of the config.
-        FileNotFoundError: there is nothing at `path`.
-        ModuleNotFoundError: a library that this format needs is not installed.
+        ValueError: the kind is unknown, or the source cannot use its files (also as BadDataError) or the config.
+        FileNotFoundError: `path` does not exist, or a required file in it.
+        ModuleNotFoundError: a library for this format is not installed.
     """
-    if kind not in MODULES:
-        near = difflib.get_close_matches(kind, MODULES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(MODULES)}"
+    if kind not in CLASSES:
+        near = difflib.get_close_matches(kind, CLASSES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(CLASSES)}"
         raise ValueError(f"--source={kind}: no such kind of data; {hint}")
     if not path.exists():
         raise FileNotFoundError(f"--path={path}: not found; expected the folder or file of the {kind} data")
-    return importlib.import_module(MODULES[kind]).open_source(path, config)
+    module, name = CLASSES[kind].split(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)(path, config)

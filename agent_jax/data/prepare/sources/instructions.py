@@ -1,6 +1,6 @@
-"""What the player of a recording was told to do, where the recording itself does not say.
+"""Instructions for recordings that hold none.
 
-One text for all is `config.instruction_text`; a text for each stands in a table:
+Either one text for all (`config.instruction_text`), or a table:
 
     name,instruction
     episode-17,chop a tree
@@ -16,26 +16,26 @@ from agent_jax.data.prepare.sources.table import read_table
 
 
 class Instructions:
-    """One text a recording."""
+    """The instruction of each recording."""
 
     def __init__(self, root: Path, file: str, config: PrepareConfig):
-        """Of `config.instruction_text`, or of a table.
+        """Read the table, if `file` names one.
 
         Args:
-            root: folder of the data, where a relative `file` is looked for.
-            file: CSV or JSONL with the columns `name` (of the recording) and `config.instruction` or else
-                `instruction`; "": there is none.
+            root: folder of the data, to which `file` is relative.
+            file: CSV or JSONL with the columns `name` (of the recording) and `config.instruction` (default
+                `instruction`); "": no table.
             config: of the command.
 
         Raises:
-            ValueError: neither is given, or both.
+            ValueError: neither the table nor `config.instruction_text` is given, or both.
             BadDataError: the table names a recording twice, or has an empty text; file and line.
         """
         if bool(file) == bool(config.instruction_text):
             raise ValueError(f"instruction: found {'both' if file else 'neither'} of config.instruction_text and "
                              "config.options.instructions, expected one: a text for all recordings, or a CSV or JSONL "
                              "file with the columns name and instruction")
-        self._all, self._path = config.instruction_text, root / file
+        self._text_for_all, self._path = config.instruction_text, root / file
         self.files = [self._path] if file else []
         self._texts: dict[str, str] = {}
         seen: dict[str, str] = {}
@@ -49,14 +49,14 @@ class Instructions:
                 raise BadDataError(f"{row.where}: names the recording {name!r} again, after {seen[name]}")
             self._texts[name], seen[name] = text, row.where
 
-    def of(self, name: str) -> str:
-        """The text for a recording.
+    def text(self, name: str) -> str:
+        """The instruction of a recording.
 
         Raises:
-            BadDataError: there is none.
+            BadDataError: the table has no row for it.
         """
-        if self._all:
-            return self._all
+        if self._text_for_all:
+            return self._text_for_all
         if name not in self._texts:
             raise BadDataError(f"{self._path}: has no row for the recording {name!r}; add one, or leave it out")
         return self._texts[name]

@@ -1,6 +1,6 @@
-"""Which numbers of a data set's columns make up a key of a spec: `action[0:6],gripper`.
+"""Selects the numbers of a data set's columns that make up a key of a spec: `action[0:6],gripper`.
 
-A column may be taken whole or in part, `[i]` or `[i:j]`; several are joined by commas.
+A column is taken whole or in part, `[i]` or `[i:j]`; commas join several.
 """
 
 from __future__ import annotations
@@ -11,32 +11,45 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.data.prepare.sources.source import Shapes
+
 _PART = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<first>\d+)(?P<range>:(?P<stop>\d+))?\])?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What a key's values are made of."""
+    """The columns, or parts of columns, that make up the values of a key."""
 
     shape: tuple[int, ...]
     parts: tuple[tuple[str, int, int], ...]  # column, first component, component after the last
 
     def values(self, numbers: Mapping[str, np.ndarray]) -> np.ndarray:
-        """(steps, *shape) out of the columns."""
+        """(steps, *shape), joined from the columns."""
         joined = np.concatenate([numbers[name][:, first:stop] for name, first, stop in self.parts], axis=1)
         return joined.reshape(-1, *self.shape)
 
 
+def selected_columns(selections: Mapping[str, Selection]) -> set[str]:
+    """All columns that the selections read."""
+    return {name for selection in selections.values() for name, _, _ in selection.parts}
+
+
+def selected_shapes(selections: Mapping[str, Selection], spec: ActionSpec | StateSpec | None) -> Shapes:
+    """Shape and dtype of each key: the spec's, or without one float32 of the selection's shape."""
+    return spec.fields if spec else {key: (selection.shape, np.float32) for key, selection in selections.items()}
+
+
 def select(key: str, text: str, shapes: Mapping[str, tuple[int, ...]], unusable: Mapping[str, str],
            shape: tuple[int, ...] | None = None) -> Selection:
-    """The selection that `config.fields.KEY=text` means.
+    """The selection of `config.fields.KEY=text`.
 
     Args:
         key: of a spec.
         text: columns, joined by commas, each whole or with components `[i]`, `[i:j]`.
         shapes: of a step's numbers, by column of the data.
-        unusable: why other columns cannot be taken.
-        shape: that the spec expects; None: whatever it is.
+        unusable: reasons why other columns cannot be used.
+        shape: expected by the spec; None: any.
 
     Raises:
         ValueError: no such column or component, or another size than the spec expects.

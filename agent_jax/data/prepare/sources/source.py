@@ -1,49 +1,79 @@
-"""What every source of foreign data gives: recordings, each read as episodes of steps; `prepare.py` does the rest.
+"""The interface of a source of foreign data: it lists recordings and reads each as episodes of steps.
 
     files --recordings()--> Recording ... --read()--> SourceEpisode ... --prepare--> shards of the canonical store
 
-A source decides nothing about shards, splits by share, segments or errors: it lists recordings in an order that never
-changes, reads one of them at a time, and raises `BadDataError` with file and line for what it cannot read.
+A source lists its recordings in a fixed order, reads one at a time, and raises `BadDataError` with file and line for
+data it cannot read. Shards, random splits, segments and skipped recordings are handled by `prepare.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # shape and dtype by key, as ActionSpec.fields gives them
 
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
 
 class BadDataError(ValueError):
-    """What a recording holds cannot be read; names the file, the place in it, what was found and what was expected."""
+    """A recording cannot be read. Names the file and place in it, what was found and what was expected."""
+
+
+@contextlib.contextmanager
+def bad_data(suffix: str = "") -> Iterator[None]:
+    """Raise the ValueError or FileNotFoundError of a reader as a BadDataError; `suffix` is added to its message."""
+    try:
+        yield
+    except BadDataError:
+        raise
+    except (ValueError, FileNotFoundError) as error:
+        raise BadDataError(f"{error}{suffix}") from error
+
+
+def first_readable(items: Iterable[_Item], read: Callable[[_Item], _Result], nothing: str) -> _Result:
+    """The result of `read` for the first item that can be read.
+
+    Raises:
+        BadDataError: no item can be read (the error of the first), or there are no items (with the message `nothing`).
+    """
+    first_error: BadDataError | None = None
+    for item in items:
+        try:
+            return read(item)
+        except BadDataError as error:
+            first_error = first_error or error
+    raise first_error or BadDataError(nothing)
 
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """The fields of every step and record that a source yields."""
+    """The fields of every step and record of a source."""
 
-    cameras: Mapping[str, tuple[int, int]]  # height and width of the images, by the name of steps/observation/NAME
+    cameras: Mapping[str, tuple[int, int]]  # height and width of the images of steps/observation/NAME, by NAME
     actions: Shapes  # fields of steps/
-    observations: Shapes = dataclasses.field(default_factory=dict)  # fields of steps/observation/ beside the images
-    answers: bool = False  # whether records hold an `answer`: a caption, or the answer to the instruction
-    labels: bool = False  # whether records hold a class `label`
-    defaults: tuple[str, ...] = ()  # "action_spec": nobody declared it, the source made it of the data's statistics
-    notes: tuple[str, ...] = ()  # what the source decided where the config left it open, in words
+    observations: Shapes = dataclasses.field(default_factory=dict)  # fields of steps/observation/ except the images
+    answers: bool = False  # records hold an `answer`: a caption, or the answer to the instruction
+    labels: bool = False  # records hold a class `label`
+    defaults: tuple[str, ...] = ()  # ("action_spec",) if the source derived the spec from the data's statistics
+    notes: tuple[str, ...] = ()  # decisions of the source that the config left open, as sentences
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """What is read in one go, and never divided among splits. Cheap to make and to send to a process."""
+    """A unit that is read at once and never divided among splits. Cheap to make and to send to a process."""
 
     name: str  # unique within the source; becomes recording_id
     where: str  # file or folder, or a place in one, for messages
-    split: str = ""  # as the data says; "": by the share of config.validation
-    size: int = 0  # bytes of its files, about: shards are cut by it; 0: the size of `where`, if that is a file
-    detail: Any = None  # whatever `read` needs to find it: plain values only
+    split: str = ""  # declared by the data; "": drawn by config.validation
+    size: int = 0  # approximate bytes of its files, by which shards are cut; 0: the size of the file `where`
+    detail: Any = None  # what `read` needs to find it: plain values only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,56 +83,41 @@ class SourceStep:
     images: Mapping[str, bytes | np.ndarray]  # encoded JPEG or PNG, or uint8 (height, width, 3), by camera
     actions: Mapping[str, Any]  # in the units of the ActionSpec
     observations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    action_weight: float = 1.0  # 0: not to be imitated
+    action_weight: float = 1.0  # 0: excluded from the loss
     reward: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceEpisode:
-    """An episode, or a stretch of one where the source leaves something out."""
+    """An episode, or a stretch of one if the source leaves steps out."""
 
     name: str  # unique within the source; becomes episode_id; the same for all stretches of an episode
     instruction: str
-    steps: Iterator[SourceStep] | Sequence[SourceStep]  # drawn once, in order: a long video is never held whole
-    start: int = 0  # step of the episode at which this stretch begins
+    steps: Iterator[SourceStep] | Sequence[SourceStep]  # read once, in order: a long video is never held whole
+    start: int = 0  # the episode's step at which this stretch begins
     ends: bool = True  # whether its last step is the last of the episode
-    terminal: bool = False  # whether the episode ended by itself, rather than by a limit of time
+    terminal: bool = False  # whether the episode terminated, as opposed to truncated by a time limit
     answer: str = ""
     label: int = -1
-    notes: tuple[str, ...] = ()  # what was done about an oddity of it, in words that are the same for all such episodes
+    notes: tuple[str, ...] = ()  # how irregular data were handled; worded alike for all such episodes
 
 
 class Source(Protocol):
-    """An opened data set in somebody's format. A module of this package makes one by `open_source(path, config)`."""
+    """An opened foreign data set; its class takes (path, config)."""
 
-    @property
-    def schema(self) -> Schema:
-        """Fields of all steps."""
-        ...
-
-    @property
-    def action_spec(self) -> Mapping[str, Any]:
-        """`ActionSpec.to_dict()` of the actions, from the config or, if it names none, the format's own."""
-        ...
-
-    @property
-    def state_spec(self) -> Mapping[str, Any]:
-        """`StateSpec.to_dict()`; {} without one."""
-        ...
-
-    @property
-    def rate_hz(self) -> float:
-        """Steps a second; 0: not known."""
-        ...
+    schema: Schema
+    action_spec: Mapping[str, Any]  # ActionSpec.to_dict(): the config's, else the format's own
+    state_spec: Mapping[str, Any]  # StateSpec.to_dict(); {} without a state
+    rate_hz: float  # steps per second; 0: unknown
 
     def recordings(self) -> list[Recording]:
-        """All of them, in an order that depends on the data alone. Opens no video and decodes no image."""
+        """All recordings, in an order that depends on the data alone. Decodes no video and no image."""
         ...
 
     def files(self, recording: Recording) -> Iterable[Path]:
-        """Every file that `read` of it depends on, tables and meta data of all recordings included; one may be missing.
+        """Every file that reading the recording depends on, shared tables and metadata included; some may be missing.
 
-        A shard is made anew where one of them has changed.
+        A shard is written again if one of them has changed.
         """
         ...
 

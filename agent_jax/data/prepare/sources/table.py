@@ -1,10 +1,10 @@
-"""Tables beside videos: the rows of a CSV, JSONL or parquet file, each with the line it stands on.
+"""Tables that accompany videos: the rows of a CSV, JSONL or parquet file, each with its line.
 
     pad.csv      frame,jump         -> Row("pad.csv:2", {"frame": "0", "jump": "1"})
                  0,1                       Row("pad.csv:3", ...)
     pad.jsonl    {"frame": 0, ...}  -> Row("pad.jsonl:1", {"frame": 0, ...})
 
-A number that stands in a CSV is text until it is asked for as a number.
+A number in a CSV is text until `Row.number` converts it.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from pathlib import Path
 from typing import Any
 
 from agent_jax.data.limits import check_unpacked
-from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.prepare.sources.source import BadDataError, bad_data
 from agent_jax.json_files import parse_json
 
-# Of Python's objects: a row's dictionary, place and self, and a value beside its text.
+# Of Python objects: a row with its dictionary and place, and a value without its text.
 _ROW_BYTES, _VALUE_BYTES = 300, 60
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row; `where` is file:line, of a parquet file file:row."""
+    """One row; `where` is file:line, for a parquet file file:row."""
 
     where: str
     values: Mapping[str, Any]
 
     def has(self, column: str) -> bool:
-        """Whether the column is there and holds something."""
+        """Whether the column exists and is not empty."""
         return bool(column) and self.values.get(column) not in (None, "")
 
     def text(self, column: str) -> str:
-        """The value as text without space around it; "" where there is none."""
+        """The value as text, stripped; "" if there is none."""
         return str(self.values[column]).strip() if self.has(column) else ""
 
     def number(self, column: str) -> float:
@@ -63,8 +63,8 @@ def read_table(path: Path) -> Iterator[Row]:
     """The rows of a file, in order.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is of another kind.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is of another kind.
         BadDataError: a line cannot be read, or the rows take more memory than `limits` allows.
     """
     if not path.is_file():
@@ -76,15 +76,13 @@ def read_table(path: Path) -> Iterator[Row]:
 
 
 def _bounded(rows: Iterator[Row], path: Path) -> Iterator[Row]:
-    """The rows; the caller holds all of them at once."""
+    """The rows, with a bound on their total size: the caller holds all of them at once."""
     taken, packed = 0, path.stat().st_size
     for row in rows:
         taken += _ROW_BYTES + sum(_VALUE_BYTES + len(value) if isinstance(value, (str, bytes)) else _VALUE_BYTES
                                   for value in row.values.values())
-        try:
+        with bad_data():
             check_unpacked(taken, packed, f"{row.where}: the rows up to this one")
-        except ValueError as error:
-            raise BadDataError(str(error)) from error
         yield row
 
 
@@ -105,7 +103,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 def _read_csv(path: Path) -> Iterator[Row]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel's CSV opens with a byte-order mark
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel's CSV begins with a byte-order mark
             reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
             names = [name.strip() for name in next(reader, [])]
             if not names or len(set(names)) != len(names):
@@ -125,17 +123,11 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
+    from agent_jax.data.prepare.sources.parquet import open_parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):  # a text may stand once in the file and in every row
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{path}:{number}", values)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno:  # no permission, too many open files: not the data's fault
-            raise
-        raise BadDataError(f"{path}: cannot be read as parquet ({error}); expected a whole file") from error
+    number = 0
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=1024):  # a text may occur once in the file and in every row
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(f"{path}:{number}", values)

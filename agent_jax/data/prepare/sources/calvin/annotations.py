@@ -1,11 +1,11 @@
-"""The language annotations of a CALVIN split, and which of them share steps.
+"""Language annotations of a CALVIN split, grouped by shared steps.
 
     play         0 ------------------------------------------- 500
     annotations    [20 ---- 84)   [100 ---- 164)
                           [60 ---- 124)            [300 --- 364)
     groups         [0, 1, 2]                       [3]
 
-A group is a recording: no step is seen in two.
+A group is a recording, so no step occurs in two recordings.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from agent_jax.data.prepare.sources.calvin.object_array import read_object_array
 from agent_jax.data.prepare.sources.source import BadDataError
 
 PLAYS = "ep_start_end_ids.npy"
-SKIP = "skip_unannotated"  # the option that leaves a split out
-_MOST_STEPS = 100_000  # of an annotation, which has 64; a damaged one could name 2^63, each a file
-_BYTES_A_PAIR = 200  # two numbers and their tuple, as Python's own objects
+_MAX_STEPS = 100_000  # of an annotation, which has 64; a damaged one could name 2^63, each a file
+_BYTES_PER_PAIR = 200  # two numbers and their tuple, as Python objects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,31 +32,31 @@ class Annotations:
     """The content of auto_lang_ann.npy and of ep_start_end_ids.npy."""
 
     file: Path
-    bounds_N2: np.ndarray  # int64: the first step, and the step after the last
+    bounds_N2: np.ndarray  # int64: first step, and the step after the last
     texts: list[Any]
     plays_P2: np.ndarray  # int64: first and last step of each stretch of play
 
     def place(self, number: int) -> str:
-        """How errors name an annotation."""
+        """The file and number of an annotation, for messages."""
         return f"{self.file}, annotation {number}"
 
     def checked(self, number: int) -> tuple[int, int, str]:
         """First step, step after the last, and text.
 
         Raises:
-            BadDataError: the range lies in no stretch of play, or the text is none.
+            BadDataError: no stretch of play contains the range, or the text is not a string.
         """
         start, stop = self.bounds_N2[number].tolist()
         if not self.in_play(number):
             raise BadDataError(f"{self.place(number)}: found the steps {start} to {stop}, expected a range within one "
-                               f"of the {len(self.plays_P2)} stretches of play of ep_start_end_ids.npy")
+                               f"of the {len(self.plays_P2)} stretches of play of {PLAYS}")
         text = self.texts[number]
         if not isinstance(text, str):
             raise BadDataError(f"{self.place(number)}: the instruction is a {type(text).__name__}, expected text")
         return start, stop, text
 
     def groups(self) -> Iterator[list[int]]:
-        """Annotations that share steps, directly or by others between them, by number; one outside play is alone."""
+        """Numbers of annotations connected by shared steps; an annotation outside play is a group of its own."""
         group: list[int] = []
         group_stop = -1
         for number in np.lexsort((self.bounds_N2[:, 1], self.bounds_N2[:, 0])).tolist():
@@ -75,9 +74,9 @@ class Annotations:
             yield group
 
     def in_play(self, number: int) -> bool:
-        """Whether one stretch of play holds the steps of the annotation, of which there are some, and not too many."""
+        """Whether the annotation has steps, at most _MAX_STEPS, and one stretch of play contains them all."""
         start, stop = self.bounds_N2[number].tolist()
-        if not start < stop <= start + _MOST_STEPS:
+        if not start < stop <= start + _MAX_STEPS:
             return False
         return bool(np.any((self.plays_P2[:, 0] <= start) & (stop <= self.plays_P2[:, 1] + 1)))
 
@@ -104,13 +103,14 @@ def read_annotations(folder: Path, language: str, kind: str) -> Annotations:
         there = ", ".join(sorted(found.parent.name for found in folder.glob("*/auto_lang_ann.npy")))
         raise FileNotFoundError(f"{file}: not found; expected the language annotations. "
                                 + (f"There are others: set config.options.language to one of {there}" if there else
-                                   "Play without annotations has no instructions. Copy the annotations of the data "
-                                   f"set here, or set config.options.{SKIP}=true to leave out a split without them"))
+                                   "Play without annotations has no instructions. Copy the annotations of the data set "
+                                   "here, or set config.options.skip_unannotated=true to leave out a split without "
+                                   "them"))
     content = read_object_array(file)
     try:
         pairs, texts = content["info"]["indx"], content["language"][kind]
-        check_unpacked(_BYTES_A_PAIR * (len(pairs) + len(texts)), file.stat().st_size, f"{file}, info.indx")
-        # Pairs (start, start + window): the authors' annotator and their loader both leave the second step out.
+        check_unpacked(_BYTES_PER_PAIR * (len(pairs) + len(texts)), file.stat().st_size, f"{file}, info.indx")
+        # Pairs (start, start + window): the authors' annotator and their loader both exclude the second step.
         bounds_N2 = np.asarray([(int(start), int(stop)) for start, stop in pairs], np.int64)
         texts = list(texts)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:

@@ -1,10 +1,10 @@
-"""NumPy's files of plain numbers, whose headers are held against their sizes before anything is unpacked.
+"""NumPy files of plain numbers; headers are checked against file sizes before anything is unpacked.
 
     .npy    magic | header {descr, fortran_order, shape} | values         ends where the header says
     .npz    zip of NAME.npy                                               each one a member
 
-A header of 10^13 numbers, or a member that unpacks to gigabytes, is refused by what the header and the archive's
-directory say; memory is bounded by limits.py.
+A header that declares 10^13 numbers, or a member that unpacks to gigabytes, is refused by the header and the zip
+directory alone. limits.py bounds the memory.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ import numpy as np
 from agent_jax.data.limits import check_unpacked
 from agent_jax.data.prepare.sources.source import BadDataError
 
-# NumPy parses a header as a Python literal, and says what Python's parser says of a damaged one.
+# NumPy parses a header as a Python literal, so a damaged one raises the errors of Python's parser.
 HEADER_ERRORS = (ValueError, TypeError, SyntaxError, EOFError, OverflowError, RecursionError, MemoryError, KeyError,
                  tokenize.TokenError)
 _FILE_ERRORS = (OSError, *HEADER_ERRORS, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
-_LONGEST_HEADER = 4096  # bytes
+_MAX_HEADER = 4096  # bytes
 
 
 class Header(NamedTuple):
-    """What a .npy file says of its values."""
+    """The header of a .npy file."""
 
     shape: tuple[int, ...]
     by_columns: bool
@@ -53,24 +53,16 @@ class NpzFile:
         self._path, self._archive = path, archive
         self._entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
 
-    @property
-    def names(self) -> list[str]:
-        """Of all arrays, sorted."""
-        return sorted(self._entries)
-
     def member(self, name: str) -> Member:
         """Shape and type of an array, from its header alone.
 
         Raises:
-            BadDataError: there is none of that name, or it is no array.
+            BadDataError: the file has no member of that name, or it is not an array.
         """
         if name not in self._entries:
-            raise BadDataError(f"{self._path}: has no {name!r}; it has {', '.join(self.names)[:500]}")
-        try:
-            with self._archive.open(self._entries[name]) as stream:
-                return Member(name, read_header(stream), self._entries[name])
-        except _FILE_ERRORS as error:
-            raise BadDataError(_damaged(self._path, f", array {name!r}", error)) from error
+            raise BadDataError(f"{self._path}: has no {name!r}; it has {', '.join(sorted(self._entries))[:500]}")
+        with _errors(f"{self._path}, array {name!r}"), self._archive.open(self._entries[name]) as stream:
+            return Member(name, read_header(stream), self._entries[name])
 
     def read(self, member: Member) -> np.ndarray:
         """The array.
@@ -80,25 +72,21 @@ class NpzFile:
                 allows.
         """
         where = f"{self._path}, array {member.name!r}"
-        try:
+        with _errors(where):
             check_unpacked(member.entry.file_size, member.entry.compress_size, where)
             with self._archive.open(member.entry) as stream:
                 return _values(stream, member.entry.file_size)
-        except _FILE_ERRORS as error:
-            raise BadDataError(_damaged(self._path, f", array {member.name!r}", error)) from error
 
 
 @contextlib.contextmanager
 def open_npz(path: Path) -> Iterator[NpzFile]:
-    """The arrays of a .npz file, each read when it is asked for.
+    """The arrays of a .npz file, each read on demand.
 
     Raises:
-        BadDataError: the file is missing or no whole .npz file.
+        BadDataError: the file is missing or not a whole .npz file.
     """
-    try:
+    with _errors(str(path)):
         archive = zipfile.ZipFile(path)
-    except _FILE_ERRORS as error:
-        raise BadDataError(_damaged(path, "", error)) from error
     with archive:
         yield NpzFile(path, archive)
 
@@ -107,26 +95,23 @@ def read_npy(path: Path) -> np.ndarray:
     """The array of a .npy file of plain numbers or texts.
 
     Raises:
-        BadDataError: it is damaged, holds objects, or is no .npy file.
+        BadDataError: the file is damaged, holds objects, or is not a .npy file.
     """
-    try:
-        with path.open("rb") as stream:
-            return _values(stream, path.stat().st_size)
-    except _FILE_ERRORS as error:
-        raise BadDataError(_damaged(path, "", error, "a whole .npy file")) from error
+    with _errors(str(path), "a whole .npy file"), path.open("rb") as stream:
+        return _values(stream, path.stat().st_size)
 
 
 def read_header(stream: Any) -> Header:
-    """The header of a .npy file; the stream stands behind it. Raises one of HEADER_ERRORS."""
+    """The header of a .npy file; leaves the stream behind it. Raises one of HEADER_ERRORS."""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"found the .npy format {version}, expected (1, 0) or (2, 0)")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return Header(*read(stream, max_header_size=_LONGEST_HEADER))
+    return Header(*read(stream, max_header_size=_MAX_HEADER))
 
 
 def _values(stream: Any, size: int) -> np.ndarray:
-    """The array behind its header, `size` bytes in all."""
+    """The array of a stream of `size` bytes, header included."""
     header = read_header(stream)
     if header.dtype.hasobject:
         raise ValueError(f"holds objects ({header.dtype}), expected numbers")
@@ -139,5 +124,11 @@ def _values(stream: Any, size: int) -> np.ndarray:
     return np.frombuffer(content, header.dtype).reshape(header.shape, order="F" if header.by_columns else "C")
 
 
-def _damaged(path: Path, place: str, error: Exception, expected: str = "a whole .npz file") -> str:
-    return f"{path}{place}: cannot be read ({error or type(error).__name__}); expected {expected}, copy it again"
+@contextlib.contextmanager
+def _errors(where: str, expected: str = "a whole .npz file") -> Iterator[None]:
+    """Raise what reading a file raises as BadDataError."""
+    try:
+        yield
+    except _FILE_ERRORS as error:
+        raise BadDataError(f"{where}: cannot be read ({str(error) or type(error).__name__}); expected {expected}, copy "
+                           "it again") from error

@@ -1,11 +1,11 @@
-r"""Reading a `.npy` file that holds a pickled object, as data alone: nothing in the file is ever called.
+r"""Reads a `.npy` file that holds a pickled object, as data only: no function named in the file is ever called.
 
     \x93NUMPY | version | header {'descr': '|O', 'shape': ()} | pickle of an array of objects
 
-plain_pickle.py reads it, with the names that NumPy writes for arrays and numbers. So dicts, lists, tuples, sets, texts,
-numbers and arrays of them are read, and any other name is refused. Memory is bounded by limits.py: three quarters of
-its bound for the objects, by the number of opcodes, and one for what is copied out of the file, for a file can name the
-same bytes many times.
+plain_pickle.py reads it, and accepts only the names that NumPy writes for arrays and numbers: the result consists of
+dicts, lists, tuples, sets, texts, numbers and arrays of them. limits.py bounds the memory: three quarters of its bound
+for the objects, by the number of opcodes, and one for copies of the file's bytes, since a file can name the same bytes
+many times.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.plain_pickle import BYTES_AN_OPCODE, PlainUnpickler, RefusedPickleError, Unfinished, kind_of
 
 _PLAIN_TYPE = re.compile(r"[<>=|]?([biufUS]\d+|O8?|\?)")
-_LONGEST_TYPE = 16  # characters
-_MOST_AXES = 32
+_MAX_TYPE = 16  # characters
+_MAX_AXES = 32
 
 
 class _Dtype:
     """A pickled numpy.dtype."""
 
     def __init__(self, text: Any, *_: Any):
-        if not isinstance(text, str) or len(text) > _LONGEST_TYPE or not _PLAIN_TYPE.fullmatch(text):
-            found = repr(text) if isinstance(text, str) and len(text) <= _LONGEST_TYPE else kind_of(text)
+        if not isinstance(text, str) or len(text) > _MAX_TYPE or not _PLAIN_TYPE.fullmatch(text):
+            found = repr(text) if isinstance(text, str) and len(text) <= _MAX_TYPE else kind_of(text)
             raise RefusedPickleError(f"an array of type {found}, expected plain numbers, texts or objects")
-        self._text, self._order = text, "="  # of the bytes: '<', '>', '|' (none), '=' (this machine's)
+        self._text, self._order = text, "="  # byte order: '<', '>', '|' (none), '=' (native)
 
     def set_state(self, state: Any) -> None:
-        """Take the order of bytes; a state of more is that of a structured type."""
+        """Set the byte order; a longer state belongs to a structured type and is refused."""
         if not isinstance(state, tuple) or any(item is not None for item in state[2:5]):  # subtype, names, fields
             raise RefusedPickleError("an array of a structured type, expected plain numbers, texts or objects")
         if state[1] not in ("<", ">", "|", "="):
@@ -94,8 +94,8 @@ class _ArrayUnpickler(PlainUnpickler):
 
     def _array(self, state: Any) -> np.ndarray:
         _, shape, described, by_columns, content = state
-        if not isinstance(described, _Dtype) or not isinstance(shape, tuple) or len(shape) > _MOST_AXES:
-            raise RefusedPickleError("an array whose shape or type is none")
+        if not isinstance(described, _Dtype) or not isinstance(shape, tuple) or len(shape) > _MAX_AXES:
+            raise RefusedPickleError("an array without a valid shape or type")
         dtype, order = described.dtype, "F" if by_columns else "C"
         if dtype.kind == "O":
             if not isinstance(content, list) or any(isinstance(item, Unfinished) for item in content):
@@ -114,24 +114,18 @@ class _ArrayUnpickler(PlainUnpickler):
         return flat.reshape(shape, order=order)
 
     def _copies(self, size: int) -> None:
-        """Count bytes that are taken in addition to those of the file."""
+        """Count bytes that are copied out of the file."""
         self._copied += size
         check_unpacked(4 * self._copied, self._packed, f"{self._where}, its arrays")
 
 
 def read_object_array(path: Path) -> Any:
-    """The object that `numpy.save(path, object)` wrote.
-
-    Args:
-        path: a .npy file of a 0-dimensional array of type object.
-
-    Returns:
-        The object, of plain values and arrays. What the file names twice is one object.
+    """The object that `numpy.save(path, object)` wrote, made of plain values and arrays.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        BadDataError: it is damaged or no such file, it takes more memory than limits.py allows, or it holds something
-            that is neither a plain value nor an array; names it.
+        FileNotFoundError: the file does not exist.
+        BadDataError: the file is damaged or of another kind, takes more memory than limits.py allows, or holds
+            something that is neither a plain value nor an array; names it.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -1,32 +1,32 @@
-"""Which frame of a video a row of a LeRobot episode belongs to.
+"""Pairs the rows of a LeRobot episode with the frames of a video.
 
-    rows at the times of `fps`       t = 0, 0.1, 0.2 ...        the frame at the row's time (from `from_timestamp` on)
-    rows at times of a clock         t = 0, 0.094, 0.189 ...    in order, if there are as many frames as rows and each
-                                     t = 5.5, 5.61, 5.69 ...    lies within a frame of its row, counted from the first
+    rows at the times of `fps`    t = 0, 0.1, 0.2 ...        the frame at the row's time (from `from_timestamp` on)
+    rows at measured times        t = 0, 0.094, 0.189 ...    in order, if there are as many frames as rows and each
+                                  t = 5.5, 5.61, 5.69 ...    lies within a frame of its row, counted from the first
 
-`config.options.pairing` decides where that does not: "order" pairs the k-th row with the k-th frame whatever their
-times, "time" takes the frame at the row's own time in the file.
+`config.options.pairing` overrides this rule: "order" pairs the k-th row with the k-th frame whatever their times,
+"time" takes the frame at the row's own time in the file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from agent_jax.data.prepare.sources.lerobot.info import CameraFeature
 from agent_jax.data.prepare.sources.lerobot.meta import EpisodeEntry, LeRobotMeta, Video
-from agent_jax.data.prepare.sources.lerobot.parquet import column_numbers
-from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.prepare.sources.parquet import column_numbers
+from agent_jax.data.prepare.sources.source import BadDataError, bad_data
 from agent_jax.data.prepare.sources.video.decode import VideoInfo, read_frames, video_info
 
-PAIRINGS = ("auto", "time", "order")
-_TOLERANCE = 0.25  # of the time between two frames, by which row and frame may differ: joined videos round
-_RATE_TOLERANCE = 0.1  # by which the rate of a clock's times may differ from fps, where no video says more
+Pairing = Literal["auto", "time", "order"]
+_TOLERANCE = 0.25  # of a frame interval, the allowed difference between row and frame: joined videos round
+_RATE_TOLERANCE = 0.1  # allowed relative difference between the rate of measured times and fps, without a video
 _IN_ORDER = ("their times are not those of fps in info.json; rows and frames are paired in order, and fps is taken as "
              "the rate (config.options.pairing)")
 _BY_TIME = ("their times are not those of fps in info.json; each row has the frame at its own time "
@@ -36,26 +36,26 @@ _LEFT_OVER = "frames of videos after the last row of the table are left out"
 
 @dataclasses.dataclass(frozen=True)
 class RowTimes:
-    """When the rows of an episode were recorded, and how they find their frames."""
+    """The times of an episode's rows, and how they are paired with frames."""
 
     time_s: np.ndarray  # float64, of each row
-    in_order: bool  # whether they are paired by their places, rather than by their times
-    checked: bool  # whether the times are looked at: in order, of frames within one frame; by time, at the rate of fps
+    in_order: bool  # paired by position, not by time
+    checked: bool  # times are checked: in order, against frames within one frame; by time, against fps
     notes: tuple[str, ...]
 
 
-def row_times(table: pa.Table, meta: LeRobotMeta, where: str, pairing: str, *, videos: bool) -> RowTimes:
+def row_times(table: pa.Table, meta: LeRobotMeta, where: str, pairing: Pairing, *, videos: bool) -> RowTimes:
     """The times of an episode's rows.
 
     Args:
         table: of its rows.
         meta: of the data set.
         where: file and episode.
-        pairing: of `PAIRINGS`.
-        videos: whether images come of videos.
+        pairing: the option.
+        videos: images come from videos.
 
     Raises:
-        BadDataError: rows are not steps 0, 1, 2 ..., or their times leave open how they are paired.
+        BadDataError: rows are not steps 0, 1, 2 ..., or their times do not determine the pairing.
     """
     frame = column_numbers(table, "frame_index", 1, where)[:, 0]
     time_s = column_numbers(table, "timestamp", 1, where)[:, 0].astype(np.float64)
@@ -63,12 +63,12 @@ def row_times(table: pa.Table, meta: LeRobotMeta, where: str, pairing: str, *, v
     off = np.abs(time_s * meta.rate_hz - steps) > _TOLERANCE
     wrong = np.flatnonzero(frame != steps)
 
-    def found(row: int) -> str:
+    def describe(row: int) -> str:
         return (f"{where}, row {row}: is frame {frame[row]} at {time_s[row]:.4f} s, expected frame {row} at "
                 f"{row / meta.rate_hz:.4f} s, as {meta.file} says fps={meta.rate_hz:g}")
 
     if len(wrong):
-        raise BadDataError(found(int(wrong[0])))
+        raise BadDataError(describe(int(wrong[0])))
     if not off.any():
         return RowTimes(time_s, pairing == "order", pairing != "order", ())
     if pairing == "order":
@@ -77,18 +77,18 @@ def row_times(table: pa.Table, meta: LeRobotMeta, where: str, pairing: str, *, v
         return RowTimes(time_s, False, False, (_BY_TIME,))
     first = int(np.flatnonzero(off)[0])
     if np.any(np.diff(time_s) <= 0):
-        raise BadDataError(f"{found(first)}. Its times do not grow from row to row; if the k-th row is of the k-th "
+        raise BadDataError(f"{describe(first)}. Its times do not grow from row to row; if the k-th row is of the k-th "
                            "frame, set config.options.pairing=order")
-    lasts_s = time_s[-1] - time_s[0]
-    if not videos and abs(lasts_s * meta.rate_hz - (len(table) - 1)) > max(_RATE_TOLERANCE * (len(table) - 1), 1):
-        raise BadDataError(f"{found(first)}. Its rows follow each other at {(len(table) - 1) / lasts_s:.4g} Hz; "
+    length_s = time_s[-1] - time_s[0]
+    if not videos and abs(length_s * meta.rate_hz - (len(table) - 1)) > max(_RATE_TOLERANCE * (len(table) - 1), 1):
+        raise BadDataError(f"{describe(first)}. Its rows follow each other at {(len(table) - 1) / length_s:.4g} Hz; "
                            "correct fps, or set config.options.pairing=order to take fps as their rate all the same")
     return RowTimes(time_s, True, True, (_IN_ORDER,))
 
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeVideo:
-    """A camera's video of one episode; it may hold other episodes as well."""
+    """A camera's video of one episode; the file may hold other episodes as well."""
 
     index: int  # of the episode
     video: Video
@@ -99,18 +99,18 @@ class EpisodeVideo:
 
     @classmethod
     def open(cls, entry: EpisodeEntry, camera: str, expected: CameraFeature, meta: LeRobotMeta) -> EpisodeVideo:
-        """Open it.
+        """Open the video.
 
         Raises:
             BadDataError: it is missing, damaged, or of another size than info.json says.
         """
         video = entry.videos[camera]
         where = f"{video.file}, episode {entry.index}"
-        with _naming_the_episode(entry.index):
+        with bad_data(f". It holds episode {entry.index}"):
             try:
                 info = video_info(video.file)
             except FileNotFoundError as error:
-                raise BadDataError(f"{where}: the video of {camera!r} is not there; copy the data again, videos "
+                raise BadDataError(f"{where}: the video of {camera!r} is missing; copy the data again, videos "
                                    "included, or choose another camera by config.cameras") from error
         if (info.height, info.width) != (expected.height, expected.width):
             raise BadDataError(f"{where}: found {info.height}x{info.width} pixels, expected "
@@ -118,17 +118,17 @@ class EpisodeVideo:
         return cls(entry.index, video, info, meta.rate_hz, where, meta.file)
 
     def notes(self, rows: int) -> tuple[str, ...]:
-        """What is done about frames beyond the rows, in a file of its own for each episode."""
+        """The note on frames beyond the rows, if the file holds this episode only."""
         return (_LEFT_OVER,) if self.video.own and self.info.frames > rows else ()
 
     def images(self, times: RowTimes, taken: Collection[int]) -> Iterator[np.ndarray]:
-        """The images of the rows that are taken, in order.
+        """The images of the rows `taken`, in order.
 
         Raises:
-            BadDataError: a row has no frame, or none that is known to be its own.
+            BadDataError: a row has no frame, or its frame is uncertain.
         """
         images = self._in_order(times, taken) if times.in_order else self._by_time(times, taken)
-        with _naming_the_episode(self.index):
+        with bad_data(f". It holds episode {self.index}"):
             yield from images
 
     def _by_time(self, times: RowTimes, taken: Collection[int]) -> Iterator[np.ndarray]:
@@ -170,14 +170,3 @@ class EpisodeVideo:
                                    "frame all the same, set config.options.pairing=order")
             if row in taken:
                 yield frame.image
-
-
-@contextlib.contextmanager
-def _naming_the_episode(index: int) -> Iterator[None]:
-    """What a damaged video raises, as bad data of an episode."""
-    try:
-        yield
-    except BadDataError:
-        raise
-    except ValueError as error:
-        raise BadDataError(f"{error}. It holds episode {index}") from error

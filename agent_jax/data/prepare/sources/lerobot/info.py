@@ -1,9 +1,9 @@
-"""`meta/info.json` of a LeRobot data set: features, splits and templates of paths.
+"""`meta/info.json` of a LeRobot data set: features, splits and path templates.
 
     "observation.images.top": {"dtype": "video", "shape": [3, 480, 640], "names": ["rgb", "height", "width"]}
                               -> CameraFeature("video", height=480, width=640)
 
-A feature that cannot be used (a depth map, an odd shape) is refused when the config chooses it, and not before.
+A feature that cannot be used (a depth map, an odd shape) is refused only if the config chooses it.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.prepare.sources.source import BadDataError, bad_data
 from agent_jax.json_files import read_json_object
 
 _AXES = {"channel": ("c", "ch", "rgb", "color", "colors", "colour", "colours"), "height": ("h", "rows"),
          "width": ("w", "columns")}
 _NUMBERS = re.compile(r"u?int\d+|float\d+|bool")
-_WIDTH = re.compile(r"0?(\d{0,2})d?")  # of a field in a template: of at most two digits, since it is read from a file
-_LONGEST = 500  # characters of a template, and of a path made of one
+_WIDTH = re.compile(r"0?(\d{0,2})d?")  # of a field in a template; at most two digits, since the file is untrusted
+_MAX_PATH = 500  # characters of a template, and of a path made from one
 LARGEST_INDEX = 10**9  # of an episode, a file, a chunk
-_SHORT = reprlib.Repr()  # values of a file in messages, however long or deep they are
+_SHORT = reprlib.Repr()  # shortens values of a file in messages
 _SHORT.maxstring = _SHORT.maxother = 120
 
 
 @dataclasses.dataclass(frozen=True)
 class CameraFeature:
-    """A camera, as info.json declares it."""
+    """A camera declared by info.json."""
 
     kind: Literal["video", "image"]
     height: int
@@ -40,37 +40,35 @@ class CameraFeature:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What info.json declares of each step."""
+    """The features of each step that info.json declares."""
 
     cameras: Mapping[str, CameraFeature]
-    numbers: Mapping[str, tuple[int, ...]]  # shape by feature, of those that hold numbers
+    numbers: Mapping[str, tuple[int, ...]]  # shape of each numeric feature
     texts: frozenset[str]  # features that hold a text
     indices: frozenset[str]  # features that hold one whole number
-    names: Mapping[str, tuple[str, ...]]  # of a vector's components, where they have names
-    unusable: Mapping[str, str]  # why a feature cannot be used
+    names: Mapping[str, tuple[str, ...]]  # of a vector's components, if they have names
+    unusable: Mapping[str, str]  # reasons why features cannot be used
 
 
 @dataclasses.dataclass(frozen=True)
 class LeRobotInfo:
-    """info.json, with errors that name it."""
+    """The content of info.json; errors name the file."""
 
     file: Path
     content: Mapping[str, Any]
 
     @classmethod
     def read(cls, file: Path) -> LeRobotInfo:
-        """Of a file.
+        """Read a file.
 
         Raises:
-            BadDataError: it is not a JSON object.
+            BadDataError: the content is not a JSON object.
         """
-        try:
+        with bad_data():
             return cls(file, read_json_object(file))
-        except ValueError as error:
-            raise BadDataError(str(error)) from error
 
     def major_version(self) -> int:
-        """2 or 3.
+        """The version of the format: 2 or 3.
 
         Raises:
             ValueError: another version.
@@ -92,14 +90,14 @@ class LeRobotInfo:
         return float(value)
 
     def whole(self, name: str, default: int | None = None) -> int:
-        """A whole number, `default` where there is none."""
+        """A whole number, `default` if there is none."""
         value = self.content.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_INDEX:
             raise BadDataError(f"{self.file}: {name} is {_SHORT.repr(value)}, expected a whole number")
         return value
 
     def splits(self) -> dict[str, tuple[int, int]]:
-        """First episode of each split, and the one after its last."""
+        """First episode of each split, and the episode after its last."""
         splits = self.content.get("splits") or {}
         if not isinstance(splits, dict):
             raise BadDataError(f"{self.file}: splits is {_SHORT.repr(splits)}, expected an object, as "
@@ -114,7 +112,7 @@ class LeRobotInfo:
         return found
 
     def features(self) -> Features:
-        """The features by what they hold; what cannot be used is told apart, and refused where it is chosen."""
+        """The features by type; unusable ones are listed with the reason, and refused only if chosen."""
         features = self.content.get("features")
         if not isinstance(features, dict):
             raise BadDataError(f"{self.file}: features is {_SHORT.repr(features)}, expected an object of objects")
@@ -136,12 +134,12 @@ class LeRobotInfo:
         return Features(cameras, numbers, frozenset(texts), frozenset(indices), names, unusable)
 
     def path(self, root: Path, name: str, **values: int | str) -> Path:
-        """The file that a template of info.json names.
+        """The file for a path template of info.json.
 
         Args:
             root: of the data set.
             name: of the template.
-            values: that may stand in braces. Attributes, conversions and long widths may not: the text is anyone's.
+            values: of the fields. Attributes, conversions and long widths are refused: the template is untrusted.
         """
         template = self.content.get(name)
         try:
@@ -158,13 +156,13 @@ class LeRobotInfo:
 
 
 class _UnusableError(Exception):
-    """Why a feature cannot be used; what stands behind its name in a message."""
+    """The reason why a feature cannot be used; its message follows the feature's name."""
 
 
 def _filled(template: Any, values: Mapping[str, int | str]) -> str:
-    """The template with values in place of its plain fields; ValueError says what it has beside those."""
-    if not isinstance(template, str) or len(template) > _LONGEST:
-        raise ValueError("no text" if not isinstance(template, str) else f"{len(template)} characters")
+    """Fill the plain fields of a template; ValueError describes anything else in it."""
+    if not isinstance(template, str) or len(template) > _MAX_PATH:
+        raise ValueError("not a text" if not isinstance(template, str) else f"{len(template)} characters")
     pieces: list[str] = []
     for text, field, width, conversion in string.Formatter().parse(template):
         pieces.append(text)
@@ -177,7 +175,7 @@ def _filled(template: Any, values: Mapping[str, int | str]) -> str:
             raise ValueError(f"found {field} with the format {conversion or width!r}")
         pieces.append(format(values[field], width or ""))
     filled = "".join(pieces)
-    if len(filled) > _LONGEST:
+    if len(filled) > _MAX_PATH:
         raise ValueError(f"makes a path of {len(filled)} characters")
     return filled
 
@@ -194,7 +192,7 @@ def _shape(feature: Any) -> tuple[int, ...]:
 
 
 def _camera(feature: Mapping[str, Any], shape: tuple[int, ...]) -> CameraFeature:
-    """The camera of a feature, by the names of its axes, or else by which of them has three channels."""
+    """The camera of a feature, from the names of its axes, or else from the axis of size 3."""
     details: dict[str, Any] = {}
     for name in ("video_info", "info"):
         given = feature.get(name)
@@ -206,22 +204,22 @@ def _camera(feature: Mapping[str, Any], shape: tuple[int, ...]) -> CameraFeature
     given = feature.get("names")
     axes = [_axis(name) for name in given] if isinstance(given, (list, dict)) and len(given) == 3 else []
     channel = axes.index("channel") if axes.count("channel") == 1 else 2 if shape[2] == 3 else 0
-    if shape[channel] != 3:  # names that contradict the shape, as some writers leave them
+    if shape[channel] != 3:  # some writers leave names that contradict the shape
         axes, channel = [], 2 - channel
     first, second = (axis for axis in range(3) if axis != channel)
-    turned = bool(axes) and axes[first] == "width" and axes[second] == "height"
-    height, width = (shape[second], shape[first]) if turned else (shape[first], shape[second])
+    swapped = bool(axes) and axes[first] == "width" and axes[second] == "height"
+    height, width = (shape[second], shape[first]) if swapped else (shape[first], shape[second])
     return CameraFeature(feature["dtype"], height, width)
 
 
 def _axis(name: Any) -> str:
-    """What an axis of that name is: channel, height or width; "" where the name does not say it."""
+    """The axis of that name: channel, height or width; "" if unknown."""
     plain = str(name).lower()
     return next((axis for axis, short in _AXES.items() if plain in short or plain.rstrip("s") == axis), "")
 
 
 def _component_names(given: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Names of a vector's components: a list, or an object that holds one ("motors"), or numbers them; else ()."""
+    """Names of a vector's components from a list, an object with one list ("motors"), or an object name -> index."""
     if isinstance(given, dict):
         lists = [item for item in given.values() if isinstance(item, list)]
         numbered = all(type(item) is int for item in given.values())

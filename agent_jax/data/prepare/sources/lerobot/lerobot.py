@@ -1,18 +1,17 @@
 """LeRobot data sets of version 2.0, 2.1 and 3.x (github.com/huggingface/lerobot): parquet, mp4 and `meta`.
 
     meta     features, episodes, tasks, paths       meta.py
-    data     parquet: a row a step                  rows.py
-    videos   mp4, or images within the parquet      frames.py: frame and row are matched
+    data     parquet: one row per step              rows.py
+    videos   mp4, or images within the parquet      frames.py: which frame belongs to which row
 
-Where the config says nothing, the action is the feature `action` and, if there is one, the state `state` the feature
-`observation.state`; the camera is the only one; the instruction is the row's task. Without `config.action_spec` the
-spec of the actions is made of the data's names and statistics (default_spec.py). Options: pairing
-(frames.py).
+Defaults: the action is the feature `action`; the state, if present, `observation.state`; the camera is the only one;
+the instruction is the row's task. Without `config.action_spec` the spec of the actions is made from the data's names
+and statistics (default_spec.py). Options: pairing (frames.py).
 
     config.cameras.rgb=observation.images.top
     config.fields.action=action[0:6],gripper    part of a feature, and several joined
-    config.instruction=language_instruction     a feature of texts, or of indices of tasks (instructions.py)
-    config.instruction_text="fold the towel"    in place of all
+    config.instruction=language_instruction     a feature of texts, or of task indices (instructions.py)
+    config.instruction_text="fold the towel"    one instruction for all
     config.rate_hz=10                           of 30: every third step, with the actions of all (sources/resampling.py)
 """
 
@@ -24,7 +23,6 @@ import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,44 +30,63 @@ import pyarrow as pa
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.data.paths import Folder
 from agent_jax.data.prepare.config import PrepareConfig
-from agent_jax.data.prepare.sources.choices import (
-    check_fields,
-    checked_options,
-    chosen_cameras,
-    declared_spec,
-)
+from agent_jax.data.prepare.sources.choices import check_fields, chosen_cameras, declared_spec, typed_options
 from agent_jax.data.prepare.sources.lerobot.default_spec import DefaultSpec, default_action_spec
-from agent_jax.data.prepare.sources.lerobot.frames import PAIRINGS, EpisodeVideo, row_times
+from agent_jax.data.prepare.sources.lerobot.frames import EpisodeVideo, Pairing, row_times
 from agent_jax.data.prepare.sources.lerobot.info import Features
-from agent_jax.data.prepare.sources.lerobot.instructions import InstructionColumn, instruction_column
-from agent_jax.data.prepare.sources.lerobot.meta import EpisodeEntry, LeRobotMeta, read_info, read_meta
-from agent_jax.data.prepare.sources.lerobot.parquet import column_numbers
+from agent_jax.data.prepare.sources.lerobot.instructions import instruction_column
+from agent_jax.data.prepare.sources.lerobot.meta import EpisodeEntry, read_info, read_meta
 from agent_jax.data.prepare.sources.lerobot.rows import EpisodeTables
+from agent_jax.data.prepare.sources.parquet import column_numbers
 from agent_jax.data.prepare.sources.resampling import Resampling, stride_of
-from agent_jax.data.prepare.sources.selection import Selection, select
-from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
+from agent_jax.data.prepare.sources.selection import Selection, select, selected_columns, selected_shapes
+from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, Source, SourceEpisode, SourceStep
 
 _DEFAULTS = {"action": "action", "state": "observation.state"}
 _REWARD, _DONE = "next.reward", "next.done"
 
 
 @dataclasses.dataclass(frozen=True)
-class LeRobotSource:
-    """An opened LeRobot data set."""
+class LeRobotOptions:
+    """`config.options` of this source."""
 
-    schema: Schema
-    action_spec: Mapping[str, Any]
-    state_spec: Mapping[str, Any]
-    rate_hz: float
-    _path: Path
-    _meta: LeRobotMeta
-    _cameras: Mapping[str, str]
-    _numbers: Mapping[str, Selection]
-    _resampling: Resampling
-    _instruction: InstructionColumn
-    _pairing: str
-    _config: PrepareConfig
-    _tables: EpisodeTables
+    pairing: Pairing = "auto"
+
+
+class LeRobotSource(Source):
+    """A LeRobot data set: a folder that holds `meta` and `data`."""
+
+    def __init__(self, path: Path, config: PrepareConfig):
+        self._path, self._config = path, config
+        self._pairing: Pairing = typed_options(LeRobotOptions, config).pairing
+        info = read_info(path)
+        features = info.features()
+        self._cameras = chosen_cameras(config, features.cameras, unusable=features.unusable)
+        self._meta = read_meta(path, info, features, self._cameras.values())
+        action = declared_spec(ActionSpec, config)
+        state = declared_spec(StateSpec, config)
+        self._instruction = instruction_column(path, config, features)
+        self._actions = _selections(config, features, action, "action")
+        self._observations = _selections(config, features, state, "state")
+        check_fields(config, self._actions | self._observations)
+        stride = stride_of(config, self._meta.rate_hz)
+        default = DefaultSpec({}, None, ()) if action else default_action_spec(
+            path, info, features, self._actions["action"], rate_hz=self._meta.rate_hz / stride,
+            summed=stride > 1 and config.resample_actions == "sum")
+        self._resampling = Resampling(config, stride, self._meta.rate_hz, action or default.spec,
+                                      absolute=action.absolute if action else default.absolute)
+        self.schema = Schema({name: (features.cameras[camera].height, features.cameras[camera].width)
+                              for name, camera in self._cameras.items()},
+                             selected_shapes(self._actions, action), selected_shapes(self._observations, state),
+                             defaults=("action_spec",) if default.content else (),
+                             notes=(*self._instruction.notes, *default.notes, *self._resampling.notes))
+        self.action_spec = dict(config.action_spec) or default.content
+        self.state_spec = dict(config.state_spec)
+        self.rate_hz = self._resampling.rate_hz
+        columns = {"frame_index", "timestamp", *selected_columns(self._actions | self._observations),
+                   *(camera for camera in self._cameras.values() if features.cameras[camera].kind == "image"),
+                   *(name for name in (_REWARD, _DONE) if features.numbers.get(name) == (1,)), self._instruction.name}
+        self._tables = EpisodeTables(sorted(columns - {""}))
 
     def recordings(self) -> list[Recording]:
         """The episodes, in their order."""
@@ -77,7 +94,7 @@ class LeRobotSource:
                           detail=place) for place, entry in enumerate(self._meta.episodes)]
 
     def files(self, recording: Recording) -> Iterator[Path]:
-        """The episode's table and videos, the meta data, and images that lie apart, where LeRobot puts them."""
+        """The episode's table and videos, the metadata, and image files in the folder where LeRobot puts them."""
         entry = self._meta.episodes[recording.detail]
         yield entry.table
         yield from (entry.videos[camera].file for camera in self._cameras.values() if camera in entry.videos)
@@ -96,7 +113,7 @@ class LeRobotSource:
         """The episode, cut where the instruction changes.
 
         Raises:
-            BadDataError: rows are missing or wrong, a video is missing, shorter than its rows or of another rate.
+            BadDataError: rows are missing or wrong, or a video is missing, shorter than its rows or of another rate.
         """
         entry = self._meta.episodes[recording.detail]
         where = f"{entry.table}, episode {entry.index}"
@@ -110,7 +127,7 @@ class LeRobotSource:
         done = _DONE in table.column_names and bool(column_numbers(table, _DONE, 1, where)[-1, 0])
         images = {name: videos[camera].images(times, taken) if camera in videos else
                   self._stored_images(camera, table, taken, where) for name, camera in self._cameras.items()}
-        steps = self._steps(table, taken, images, where)
+        steps = self._steps(table, images, where)
         start = 0
         for text, run in itertools.groupby(texts):
             length = len(list(run))
@@ -124,7 +141,7 @@ class LeRobotSource:
         return max(videos, key=lambda file: file.stat().st_size if file.is_file() else 0, default=entry.table)
 
     def _split(self, index: int) -> str:
-        """The data's own split, where they have more than one."""
+        """The data's own split, if they have more than one."""
         splits = self._meta.splits
         name = next((name for name, (first, stop) in splits.items() if first <= index < stop), "")
         return "" if len(splits) < 2 or not name else "train" if name == "train" else "test"
@@ -135,21 +152,17 @@ class LeRobotSource:
             return [self._config.instruction_text] * len(table)
         return self._instruction.texts(table, self._meta.tasks, where)
 
-    def _steps(self, table: pa.Table, taken: range, images: Mapping[str, Iterator[bytes | np.ndarray]],
+    def _steps(self, table: pa.Table, images: Mapping[str, Iterator[bytes | np.ndarray]],
                where: str) -> Iterator[SourceStep]:
-        names = {name for selection in self._numbers.values() for name, _, _ in selection.parts}
-        columns = {name: column_numbers(table, name, self._meta.features.numbers[name][0], where) for name in names}
-        values = {key: selection.values(columns) for key, selection in self._numbers.items()}
+        columns = {name: column_numbers(table, name, self._meta.features.numbers[name][0], where)
+                   for name in selected_columns(self._actions | self._observations)}
         rewards = column_numbers(table, _REWARD, 1, where)[:, 0] if _REWARD in table.column_names else None
-        for row in taken:
-            group = range(row, min(row + taken.step, len(table)))
-            actions = [{key: values[key][other] for key in self.schema.actions} for other in group]
-            yield SourceStep({name: next(shown) for name, shown in images.items()}, self._resampling.joined(actions),
-                             {key: values[key][row] for key in self.schema.observations},
-                             reward=0.0 if rewards is None else float(rewards[group.start : group.stop].sum()))
+        yield from self._resampling.steps(
+            len(table), images, {key: selection.values(columns) for key, selection in self._actions.items()},
+            {key: selection.values(columns) for key, selection in self._observations.items()}, rewards)
 
     def _stored_images(self, camera: str, table: pa.Table, taken: range, where: str) -> Iterator[bytes]:
-        """A camera's images that lie in the table, of each row that is taken."""
+        """A camera's images stored in the table, for each row that is taken."""
         return (self._stored_image(table[camera][row], f"{where}, row {row}, {camera!r}") for row in taken)
 
     def _stored_image(self, value: pa.Scalar, where: str) -> bytes:
@@ -170,64 +183,14 @@ class LeRobotSource:
         return file.read_bytes()
 
 
-def open_source(path: Path, config: PrepareConfig) -> LeRobotSource:
-    """The LeRobot data set in a folder that holds `meta` and `data`.
-
-    Raises:
-        ValueError: it is none, or of a version that is not read; the config chooses what is not there; meta data are
-            damaged.
-    """
-    pairing = checked_options(config, {"pairing": PAIRINGS[0]})["pairing"]
-    if pairing not in PAIRINGS:
-        raise ValueError(f"config.options.pairing={pairing!r}: expected one of {', '.join(PAIRINGS)}")
-    info = read_info(path)
-    features = info.features()
-    cameras = chosen_cameras(config, features.cameras, unusable=features.unusable)
-    meta = read_meta(path, info, features, cameras.values())
-    action = declared_spec(ActionSpec, config.action_spec)
-    state = declared_spec(StateSpec, config.state_spec)
-    instruction = instruction_column(path, config, features)
-    actions = _selections(config, features, action, "action")
-    observations = _selections(config, features, state, "state")
-    check_fields(config, actions | observations)
-    stride = stride_of(config, meta.rate_hz)
-    default = DefaultSpec({}, None, ()) if action else default_action_spec(
-        path, info, features, actions["action"], rate_hz=meta.rate_hz / stride,
-        summed=stride > 1 and config.resample_actions == "sum")
-    resampling = Resampling(config, stride, meta.rate_hz, action or default.spec,
-                            absolute=action.absolute if action else default.absolute)
-    schema = Schema({name: (features.cameras[camera].height, features.cameras[camera].width)
-                     for name, camera in cameras.items()}, _shapes(actions, action), _shapes(observations, state),
-                    defaults=("action_spec",) if default.content else (),
-                    notes=(*instruction.notes, *default.notes, *resampling.notes))
-    numbers = {**actions, **observations}
-    chosen = {name for selection in numbers.values() for name, _, _ in selection.parts}
-    columns = sorted({"frame_index", "timestamp", *chosen,
-                      *(camera for camera in cameras.values() if features.cameras[camera].kind == "image"),
-                      *instruction.columns,
-                      *(name for name in (_REWARD, _DONE) if features.numbers.get(name) == (1,))})
-    return LeRobotSource(schema, dict(config.action_spec) or default.content, dict(config.state_spec),
-                         resampling.rate_hz, path, meta, cameras, numbers, resampling, instruction, pairing, config,
-                         EpisodeTables(columns))
-
-
 def _selections(config: PrepareConfig, features: Features, spec: ActionSpec | StateSpec | None,
-                own: str) -> dict[str, Selection]:
-    """What each key of a spec is made of; without one, the key `own`."""
+                default: str) -> dict[str, Selection]:
+    """The selection of each key of the spec; without a spec, of the key `default`."""
     if spec:
-        return {key: select(key, config.fields.get(key, _feature(key, features)), features.numbers,
-                            features.unusable, shape)
+        return {key: select(key, config.fields.get(key, key if key in features.numbers else _DEFAULTS.get(key, key)),
+                            features.numbers, features.unusable, shape)
                 for key, (shape, _) in spec.fields.items()}
-    text = config.fields.get(own, _DEFAULTS[own])
-    if own == "state" and own not in config.fields and len(features.numbers.get(text, ())) != 1:
+    text = config.fields.get(default, _DEFAULTS[default])
+    if default == "state" and default not in config.fields and len(features.numbers.get(text, ())) != 1:
         return {}
-    return {own: select(own, text, features.numbers, features.unusable)}
-
-
-def _feature(key: str, features: Features) -> str:
-    return key if key in features.numbers else _DEFAULTS.get(key, key)
-
-
-def _shapes(numbers: Mapping[str, Selection], spec: ActionSpec | StateSpec | None) -> dict[str, Any]:
-    """Shape and dtype of each key."""
-    return {key: spec.fields[key] if spec else (selection.shape, np.float32) for key, selection in numbers.items()}
+    return {default: select(default, text, features.numbers, features.unusable)}

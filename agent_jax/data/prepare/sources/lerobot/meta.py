@@ -1,13 +1,13 @@
-"""What the `meta` folder of a LeRobot data set says: features, episodes and where each of them lies, tasks.
+"""The `meta` folder of a LeRobot data set: features, episodes with their files, tasks.
 
     v2.0, v2.1   meta/info.json, episodes.jsonl, tasks.jsonl
-                 data/chunk-000/episode_000000.parquet            an episode a file
+                 data/chunk-000/episode_000000.parquet            one episode per file
                  videos/chunk-000/KEY/episode_000000.mp4
     v3.x         meta/info.json, episodes/chunk-000/file-000.parquet, tasks.parquet
-                 data/chunk-000/file-000.parquet                  many episodes a file
+                 data/chunk-000/file-000.parquet                  many episodes per file
                  videos/KEY/chunk-000/file-000.mp4                likewise, from `from_timestamp` on
 
-The paths are those of the templates in info.json.
+The templates in info.json define the paths.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from agent_jax.data.prepare.sources.lerobot.info import LARGEST_INDEX, Features, LeRobotInfo
-from agent_jax.data.prepare.sources.lerobot.parquet import column_numbers, column_texts, column_whole, parquet_table
+from agent_jax.data.prepare.sources.parquet import column_numbers, column_texts, column_whole, parquet_table
 from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.data.prepare.sources.table import Row, read_jsonl
 
-_INDEX = "__index_level_0__"  # how pandas stores an index without a name
+_INDEX = "__index_level_0__"  # pandas' name for an unnamed index
 
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """Where an episode's images of a camera lie."""
+    """The part of a video file that holds an episode's images of a camera."""
 
     file: Path
     start_s: float  # of its first frame
-    stop_s: float  # of the end of its last frame; infinite: the file is its own; 0: not known
+    stop_s: float  # of the end of its last frame; infinite: the file holds this episode only; 0: unknown
 
     @property
     def own(self) -> bool:
-        """Whether the file holds this episode alone."""
+        """Whether the file holds this episode only."""
         return self.stop_s == math.inf
 
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeEntry:
-    """An episode, as the meta data list it."""
+    """An episode listed in the metadata."""
 
     index: int
     length: int  # in steps
@@ -51,21 +51,21 @@ class EpisodeEntry:
 
 @dataclasses.dataclass(frozen=True)
 class LeRobotMeta:
-    """The meta data of a data set."""
+    """The metadata of a data set."""
 
     file: Path  # info.json
     rate_hz: float
     features: Features
     episodes: list[EpisodeEntry]
     tasks: Mapping[int, str]
-    splits: Mapping[str, tuple[int, int]]  # first episode, and the one after the last
+    splits: Mapping[str, tuple[int, int]]  # first episode, and the episode after the last
 
 
 def read_info(path: Path) -> LeRobotInfo:
-    """The info.json of the data set in a folder.
+    """Read the info.json of a data set.
 
     Raises:
-        ValueError: no LeRobot data set, or one of a version that is not read; says what to do.
+        ValueError: not a LeRobot data set, or one of a version that is not supported; says what to do.
         BadDataError: info.json is damaged.
     """
     file = path / "meta" / "info.json"
@@ -82,13 +82,13 @@ def read_info(path: Path) -> LeRobotInfo:
 
 
 def read_meta(path: Path, info: LeRobotInfo, features: Features, cameras: Collection[str]) -> LeRobotMeta:
-    """The meta data of the data set in a folder.
+    """Read the metadata of a data set.
 
     Args:
-        path: the folder.
+        path: of the data set.
         info: its info.json.
-        features: of it.
-        cameras: that are wanted; where the others' images lie is not looked at.
+        features: of info.json.
+        cameras: chosen ones; the files of others are not looked up.
 
     Raises:
         BadDataError: a file of `meta` is damaged or contradicts another; names it.
@@ -103,7 +103,7 @@ def read_meta(path: Path, info: LeRobotInfo, features: Features, cameras: Collec
 
 
 def _check_total(info: LeRobotInfo, episodes: list[EpisodeEntry]) -> None:
-    """Refuse lists of episodes that are shorter or longer than info.json says."""
+    """Refuse a list of episodes whose length is not that of info.json."""
     total = info.whole("total_episodes", len(episodes))
     if total == len(episodes):
         return

@@ -1,4 +1,4 @@
-"""Which features of an RLDS data set are meant: by path, by short name, or by what such sets commonly call them."""
+"""Finds the features of an RLDS data set: by path, by short name, or by the names that such data sets commonly use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agent_jax.data.store.schema import Field
 Numbers = dict[str, tuple[tuple[int, ...], np.dtype[Any], tuple[str, ...]]]  # shape, dtype and fields, by key
 
 _PREFIXES = ("", "steps/", "steps/observation/", "steps/action/")
-# As they are called in Open-X and Language-Table, the commonest first.
+# Names in Open-X and Language-Table, the most common first.
 _INSTRUCTIONS = ("steps/language_instruction", "steps/observation/natural_language_instruction",
                  "steps/observation/instruction", "steps/observation/language_instruction", "instruction",
                  "language_instruction", "steps/instruction", "episode_metadata/language_instruction")
@@ -26,17 +26,16 @@ _CAMERAS = ("rgb", "image", "image_0", "image_primary", "agentview_rgb", "front_
 
 
 class FeatureNames:
-    """Finds features by what the config says."""
+    """Finds the features that the config names; `directory` is used in messages."""
 
     def __init__(self, directory: str, fields: Mapping[str, Field], config: PrepareConfig):
-        """Of a data set's fields; `directory` is for messages."""
         self._directory, self._fields, self._config = directory, fields, config
 
     def instruction(self) -> str:
-        """Path of the instruction, or several in order of preference (`Episode.texts`); "": one text stands for all.
+        """Path of the instruction, or several in order of preference (`Episode.texts`); "": config.instruction_text.
 
         Raises:
-            ValueError: no such feature, or none that is commonly one.
+            ValueError: no such feature, or none with a common name.
         """
         if self._config.instruction_text:
             return ""
@@ -44,9 +43,9 @@ class FeatureNames:
             return ",".join(self._find(name, "config.instruction") for name in split_paths(self._config.instruction))
         found = next((path for path in _INSTRUCTIONS if path in self._fields), "")
         if not found:
-            raise ValueError(f"{self._directory}: no feature that is commonly an instruction; set config.instruction "
-                             f"to one of {self._names('text')}, or, in prepare, config.instruction_text to one text "
-                             "for all")
+            raise ValueError(f"{self._directory}: no feature with a common name of instructions; set "
+                             f"config.instruction to one of {self._names('text')}, or, in prepare, "
+                             "config.instruction_text to one text for all")
         numbered = itertools.takewhile(self._fields.__contains__, (f"{found}_{n}" for n in itertools.count(2)))
         return ",".join([found, *numbered])  # DROID has three
 
@@ -54,14 +53,14 @@ class FeatureNames:
         """Paths of the images, by stored name.
 
         Raises:
-            ValueError: no such image, or several and the config chooses none.
+            ValueError: no such image, or several of which the config chooses none.
         """
         if self._config.cameras:
             found = {name: self._find(key, f"config.cameras.{name}") for name, key in self._config.cameras.items()}
             for name, path in found.items():
                 field = self._fields[path]
                 if not (field.is_image and field.per_step):
-                    raise ValueError(f"config.cameras.{name}: {path!r} is no image; expected one of "
+                    raise ValueError(f"config.cameras.{name}: {path!r} is not an image; expected one of "
                                      f"{', '.join(self._images()) or 'none there'}: 8 bits a channel, an Image or a "
                                      "Tensor of (height, width, 3) without `encoding`; found "
                                      f"{field.kind} {list(field.shape)} of {field.dtype}")
@@ -76,9 +75,9 @@ class FeatureNames:
 
     def numbers(self, spec: ActionSpec | None, state: StateSpec | None, *,
                 required: bool = True) -> tuple[Numbers, Numbers]:
-        """What the keys of the specs are made of; without an ActionSpec, what config.fields or `action` names.
+        """The features of each key of the specs; without an ActionSpec, those of config.fields or `action`.
 
-        `required`: data without any actions are refused.
+        `required`: refuse data without actions.
 
         Raises:
             ValueError: no such feature, or one of another shape; config.fields of a key that the specs lack.
@@ -93,7 +92,7 @@ class FeatureNames:
             if not required:
                 return {}, states
             raise ValueError(f"{self._directory}: config.action_spec is empty and there is no feature 'steps/action'; "
-                             f"give an ActionSpec, and in config.fields what its keys are made of: "
+                             f"give an ActionSpec, and in config.fields the features of its keys, from: "
                              f"{self._names('array')}")
         return {key: self._number(key, None, None) for key in keys}, states
 
@@ -130,8 +129,3 @@ class FeatureNames:
 
     def _names(self, kind: str) -> str:
         return ", ".join(path for path, field in self._fields.items() if field.kind == kind) or "none there"
-
-
-def step_image_sizes(fields: Mapping[str, Field], cameras: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """Height and width of each camera's images, as features.json declares them; -1 where it varies."""
-    return {name: (fields[path].shape[0], fields[path].shape[1]) for name, path in cameras.items()}

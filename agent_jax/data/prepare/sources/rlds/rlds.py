@@ -1,23 +1,23 @@
-"""RLDS data sets of TFDS, as TFRecord or array_record, read without TensorFlow: Open-X, Language-Table and their kin.
+"""RLDS data sets of TFDS, as TFRecord or array_record, read without TensorFlow: Open-X, Language-Table and others.
 
     1.0.0/
-      NAME-train.tfrecord-00000-of-00002   one serialized tf.train.Example an episode
+      NAME-train.tfrecord-00000-of-00002   one serialized tf.train.Example per episode
       NAME-val.tfrecord-00000-of-00001
-      features.json                        what is in them
-      dataset_info.json                    splits, episodes of each file
+      features.json                        the features of a record
+      dataset_info.json                    splits, and episodes of each file
 
-A recording is an episode, or the records that name one `recording_id`. What lies in array_record already need not be
-prepared: it is trained on as it is. Without a split other than `train` a share of the recordings is tested. A change of
-the instruction within an episode divides it. A record's `answer` (text) and `label` (a whole number) are kept.
+A recording is an episode, or all records with the same `recording_id`. Data sets in array_record need not be prepared:
+training reads them as they are. If `train` is the only split, config.validation sets the share of test recordings. An
+episode is divided where its instruction changes. A record's `answer` (text) and `label` (whole number) are kept.
 
 `config.cameras`, `config.fields` and `config.instruction` name features by path (`steps/observation/image_0`) or by
-what follows `steps/`, `steps/observation/` or `steps/action/`. A field may join several, as
-`config.fields.action=world_vector,rotation_delta,open_gripper`. The format knows no rate; `config.rate_hz` states it.
-Of several instructions, `config.instruction=a,b`, the first that is filled counts at each step.
+the part after `steps/`, `steps/observation/` or `steps/action/`. A field may join several, as
+`config.fields.action=world_vector,rotation_delta,open_gripper`. The format stores no rate; `config.rate_hz` sets it.
+Of several instructions, `config.instruction=a,b`, each step takes the first that is not empty.
 
 Options:
-    last_action: "keep" (default), or "drop": RLDS leaves the last action of an episode without meaning, and where the
-        writer has put none there, its weight is to be 0.
+    last_action: "keep" (default), or "drop": weight 0 for the last action of an episode, which RLDS leaves undefined.
+        For data whose writer stored no action there.
 """
 
 from __future__ import annotations
@@ -26,44 +26,52 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.data.images import prepare_image
 from agent_jax.data.prepare.config import PrepareConfig
-from agent_jax.data.prepare.sources.choices import declared_spec
-from agent_jax.data.prepare.sources.rlds.features import FeatureNames, step_image_sizes
+from agent_jax.data.prepare.sources.choices import declared_spec, typed_options
+from agent_jax.data.prepare.sources.rlds.features import FeatureNames
 from agent_jax.data.prepare.sources.rlds.tfrecord import read_record, record_offsets
+<<<<<<< HEAD
 from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.store.episode import Episode
 from agent_jax.data.store.schema import Field, features_fields, length_field
 from agent_jax.data.store.store import METADATA_FILE, read_metadata
+=======
+from agent_jax.data.prepare.sources.source import (
+    BadDataError,
+    Recording,
+    Schema,
+    Source,
+    SourceEpisode,
+    SourceStep,
+    first_readable,
+)
+from agent_jax.data.store.store import METADATA_FILE, Episode, Field, features_fields, length_field, read_metadata
+>>>>>>> ecf90f4 (Sources of foreign data: classes with one constructor, typed options, shared helpers; plain English)
 from agent_jax.data.store.tfds_folder import read_tfds_folder
 
 _TEST_NAMES = ("test", "val", "valid", "validation", "eval")  # the first that the data have becomes "test"
 
 
-def open_source(path: Path, config: PrepareConfig) -> RldsSource:
-    """The data set in the directory `path`, or in the newest version below it.
+@dataclasses.dataclass(frozen=True)
+class RldsOptions:
+    """`config.options` of this source."""
 
-    Raises:
-        ValueError: it is no TFDS data set of episodes, or the config names what it does not have.
-    """
-    return RldsSource(_version_directory(path), config)
+    last_action: Literal["keep", "drop"] = "keep"
 
 
-class RldsSource:
-    """An opened RLDS data set; see `source.Source`."""
+class RldsSource(Source):
+    """The RLDS data set in a directory, or in the newest version below it."""
 
-    def __init__(self, directory: Path, config: PrepareConfig):
-        """Of the directory that holds dataset_info.json."""
-        unknown = sorted(set(config.options) - {"last_action"})
-        last_action = config.options.get("last_action", "keep")
-        if unknown or last_action not in ("keep", "drop"):
-            found = f"config.options.{unknown[0]}" if unknown else f"config.options.last_action={last_action!r}"
-            raise ValueError(f"{found}: the source rlds has the one option last_action, 'keep' or 'drop'")
+    def __init__(self, path: Path, config: PrepareConfig):
+        self._drop_last = typed_options(RldsOptions, config).last_action == "drop"
+        directory = _version_directory(path)
         self._folder = read_tfds_folder(directory, config.allow_root)
         self._directory, self._fields = directory, features_fields(self._folder.features)
         self._format = self._folder.file_format
@@ -71,43 +79,35 @@ class RldsSource:
             raise ValueError(f"{directory}: file format {self._format!r}, expected tfrecord or array_record")
         self._length_field = length_field(self._fields, str(directory))
         metadata = read_metadata(directory)
-        self.action_spec: Mapping[str, Any] = config.action_spec or metadata.get("action_spec") or {}
-        self.state_spec: Mapping[str, Any] = config.state_spec or metadata.get("state_spec") or {}
-        spec = declared_spec(ActionSpec, self.action_spec)
-        state = declared_spec(StateSpec, self.state_spec)
+        config = dataclasses.replace(config, action_spec=config.action_spec or metadata.get("action_spec") or {},
+                                     state_spec=config.state_spec or metadata.get("state_spec") or {})
+        self.action_spec, self.state_spec = config.action_spec, config.state_spec
+        spec, state = declared_spec(ActionSpec, config), declared_spec(StateSpec, config)
         own_hz = float(metadata.get("rate_hz") or 0)
         if own_hz and config.rate_hz and abs(config.rate_hz / own_hz - 1) > 0.01:
             raise ValueError(f"config.rate_hz={config.rate_hz:g}: {directory / METADATA_FILE} says {own_hz:g} steps a "
                              "second, and this source takes all of them; leave it out, or prepare the original data at "
                              "that rate")
-        self.rate_hz: float = config.rate_hz or own_hz or (spec.rate_hz if spec else 0.0)
-        self._drop_last = last_action == "drop"
+        self.rate_hz = config.rate_hz or own_hz or (spec.rate_hz if spec else 0.0)
         names = FeatureNames(str(directory), self._fields, config)
         self._instruction, self._text = names.instruction(), config.instruction_text
         self._cameras = names.cameras()
-        self._answers = _is_record_text("answer", self._fields)
         label = self._fields.get("label")
-        self._labels = bool(label and not label.per_step and label.shape == () and label.dtype.kind in "iu")
-        self._actions, self._states = names.numbers(spec, state, required=not (self._answers or self._labels))
-        shapes = {key: (shape, dtype) for key, (shape, dtype, _) in {**self._actions, **self._states}.items()}
-        self._sizes = step_image_sizes(self._fields, self._cameras)
-        self._shapes = shapes
-        self._config = config
-
-    @property
-    def schema(self) -> Schema:
-        """Fields of all steps; where features.json leaves the size of images open, the first image says it."""
-        open_ended = [name for name, size in self._sizes.items() if -1 in size]
-        if open_ended and not self._config.image_size:
-            self._sizes |= self._first_sizes(open_ended)
-        return Schema(cameras=self._sizes, actions={key: self._shapes[key] for key in self._actions},
-                      observations={key: self._shapes[key] for key in self._states}, answers=self._answers,
-                      labels=self._labels)
+        answers = _is_record_text("answer", self._fields)
+        labels = bool(label and not label.per_step and label.shape == () and label.dtype.kind in "iu")
+        self._actions, self._states = names.numbers(spec, state, required=not (answers or labels))
+        sizes = {name: self._fields[path].shape[:2] for name, path in self._cameras.items()}
+        self.schema = Schema({name: (size[0], size[1]) for name, size in sizes.items()},
+                             {key: (shape, dtype) for key, (shape, dtype, _) in self._actions.items()},
+                             {key: (shape, dtype) for key, (shape, dtype, _) in self._states.items()},
+                             answers=answers, labels=labels)
+        if any(-1 in size for size in sizes.values()) and not config.image_size:  # features.json leaves a size open
+            self.schema = dataclasses.replace(self.schema, cameras={**self.schema.cameras, **self._open_sizes()})
 
     def recordings(self) -> list[Recording]:
-        """Every recording, split by split and file by file; a file that cannot be read on is one more, which tells so.
+        """All recordings by split and file; the unreadable rest of a file is a recording that raises the reason.
 
-        Records are read for what they name as their recording, where there is such a field.
+        Records are parsed only if they have the field `recording_id`.
         """
         splits = self._folder.splits
         test = next((name for name in _TEST_NAMES if name in splits), "")
@@ -117,7 +117,7 @@ class RldsSource:
             for shard, (path, declared) in enumerate(zip(info.files, info.records, strict=True)):
                 offsets, wrong = self._offsets(path) if path.is_file() else ([], info.missing(path))
                 if not wrong and len(offsets) != declared:
-                    wrong = f"holds {len(offsets)} records, but dataset_info.json says {declared}; copy it anew"
+                    wrong = f"holds {len(offsets)} records, but dataset_info.json says {declared}; copy it again"
                 size = path.stat().st_size // len(offsets) if offsets else 0
                 for number, offset in enumerate(offsets):
                     name = self._recording_id(path, number, offset) or f"{split}/{shard:05d}/{number}"
@@ -132,16 +132,16 @@ class RldsSource:
         return list(found.values())
 
     def files(self, recording: Recording) -> list[Path]:
-        """The file of its records, and what says how to read them."""
+        """The file of its records, and the files that describe their format."""
         records = [recording.where] if isinstance(recording.detail, str) else [path for path, *_ in recording.detail]
         about = [self._directory / name for name in ("features.json", "dataset_info.json", METADATA_FILE)]
         return [*about, *map(Path, records)]
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
-        """The episode of each of its records, in parts where the instruction changes.
+        """The episode of each of its records, divided where the instruction changes.
 
         Raises:
-            BadDataError: the record is damaged, or holds other fields than features.json says.
+            BadDataError: the record is damaged, or its fields are not those of features.json.
         """
         if isinstance(recording.detail, str):
             raise BadDataError(f"{recording.where}: {recording.detail}")
@@ -150,7 +150,7 @@ class RldsSource:
             yield from self._read_record(Path(path), number, offset, name)
 
     def _read_record(self, path: Path, number: int, offset: int, name: str) -> Iterator[SourceEpisode]:
-        """The episode of a record; `name` is for one that has none of its own."""
+        """The episode of a record; `name` is used if the record has none."""
         where = f"{path}, record {number}"
         try:
             episode = self._episode(path, number, offset)
@@ -164,8 +164,8 @@ class RldsSource:
                  for name in ("is_last", "is_terminal") if f"steps/{name}" in self._fields}
         first = int(episode.value("start")) if "start" in self._fields else 0
         name = _name_in(episode, "episode_id", self._fields) or name
-        answer = bytes(episode.value("answer")).decode("utf-8", "replace") if self._answers else ""
-        label = int(episode.value("label")) if self._labels else -1
+        answer = bytes(episode.value("answer")).decode("utf-8", "replace") if self.schema.answers else ""
+        label = int(episode.value("label")) if self.schema.labels else -1
         changes = [0, *(t for t in range(1, len(texts)) if texts[t] != texts[t - 1]), len(texts)]
         for begin, end in itertools.pairwise(changes):
             last = end == len(steps)
@@ -192,7 +192,7 @@ class RldsSource:
                 for t in range(count)]
 
     def _numbers(self, episode: Episode, paths: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
-        """A key's values at all steps: one field, or several side by side."""
+        """A key's values at all steps: one field, or several joined."""
         parts = [np.asarray(episode.values(path, 0, episode.steps)) for path in paths]
         if len(parts) == 1:
             return parts[0]
@@ -203,7 +203,7 @@ class RldsSource:
         return Episode(content, f"{path}, record {number}", self._fields, self._length_field)
 
     def _recording_id(self, path: Path, number: int, offset: int) -> str:
-        """What a record names as its recording; "" where it names none, or cannot be read."""
+        """The recording_id of a record; "" if it has none, or cannot be read."""
         if "recording_id" not in self._fields:
             return ""
         try:
@@ -219,7 +219,7 @@ class RldsSource:
             count = reader.num_records()
             reader.close()
         except (ValueError, RuntimeError) as error:
-            return [], f"cannot be read as array_record ({error}); copy it anew"
+            return [], f"cannot be read as array_record ({error}); copy it again"
         return [0] * count, ""
 
     def _content(self, path: Path, number: int, offset: int) -> bytes:
@@ -231,20 +231,20 @@ class RldsSource:
         finally:
             reader.close()
 
-    def _first_sizes(self, names: list[str]) -> dict[str, tuple[int, int]]:
-        from agent_jax.data.images import prepare_image
+    def _open_sizes(self) -> dict[str, tuple[int, int]]:
+        """The image sizes that features.json leaves open, from the first episode that can be read."""
 
-        for recording in self.recordings():
-            try:
-                step = next(iter(next(self.read(recording)).steps))
-                return {name: prepare_image(step.images[name], 0).shape[:2] for name in names}
-            except BadDataError:
-                continue
-        raise BadDataError(f"{self._directory}: not one episode can be read; copy the data anew")
+        def sizes(recording: Recording) -> dict[str, tuple[int, int]]:
+            images = next(iter(next(self.read(recording)).steps)).images
+            shapes = {name: prepare_image(images[name], 0).shape for name, size in self.schema.cameras.items()
+                      if -1 in size}
+            return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+
+        return first_readable(self.recordings(), sizes, f"{self._directory}: holds no episode, expected at least one")
 
 
 def _name_in(episode: Episode, path: str, fields: Mapping[str, Field]) -> str:
-    """The text in a field of the record; "" where it has no such text."""
+    """The text in a field of the record; "" if it has no such text."""
     value = episode.value(path) if _is_record_text(path, fields) else b""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
 

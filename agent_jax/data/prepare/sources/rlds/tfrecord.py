@@ -2,8 +2,8 @@
 
     record:  uint64 length | uint32 masked crc32c of it | length bytes | uint32 masked crc32c of them    (little-endian)
 
-The mask (tensorflow/core/lib/hash/crc32c.h) rotates and adds a constant: a checksum of data that hold checksums would
-otherwise be weak.
+The mask (tensorflow/core/lib/hash/crc32c.h) rotates the checksum and adds a constant: the plain checksum is weak for
+data that contain checksums.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _MASK_DELTA = 0xA282EAD8
 
 
 def masked_crc32c(content: bytes) -> int:
-    """The checksum as TFRecord files hold it."""
+    """The checksum in the form that TFRecord files store."""
     crc = google_crc32c.value(content)
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def record_offsets(path: Path) -> tuple[list[int], str]:
-    """Where the records of a file begin, found by its lengths alone.
+    """The offsets of the records of a file, found from their lengths alone.
 
     Returns:
-        The offsets of all records up to the end of the file or to the first that cannot be delimited, and what is wrong
-        with that one; "" if nothing is.
+        The offsets of all records up to the end of the file or to the first damaged length, and a description of the
+        damage; "" if there is none.
     """
     size = os.path.getsize(path)
     offsets: list[int] = []
@@ -40,22 +40,22 @@ def record_offsets(path: Path) -> tuple[list[int], str]:
             file.seek(at)
             header = file.read(_HEADER.size)
             if len(header) < _HEADER.size:
-                return offsets, f"the file ends within the header of record {len(offsets)}; copy it anew"
+                return offsets, f"the file ends within the header of record {len(offsets)}; copy it again"
             length, crc = _HEADER.unpack(header)
             if masked_crc32c(header[:8]) != crc:
-                return offsets, (f"the length of record {len(offsets)} is damaged (crc32c differs), so that neither "
-                                 "it nor what follows can be read; copy the file anew")
+                return offsets, (f"the length of record {len(offsets)} is damaged (crc32c differs), so neither this "
+                                 "record nor the following ones can be read; copy the file again")
             following = at + _HEADER.size + length + _FOOTER.size
             if following > size:
                 return offsets, (f"the file ends within record {len(offsets)}, which needs {following:,} bytes of the "
-                                 f"file's {size:,}; copy it anew")
+                                f"file's {size:,}; copy it again")
             offsets.append(at)
             at = following
     return offsets, ""
 
 
 def read_record(path: Path, offset: int) -> bytes:
-    """The record that begins at `offset`.
+    """Read the record that begins at `offset`.
 
     Raises:
         ValueError: its checksum differs.

@@ -1,8 +1,8 @@
-"""One HDF5 file, read with bounds and within itself: it names no other file, and no filter that must be loaded.
+"""Bounded reading of one HDF5 file, which may name no other file and no filter that must be loaded.
 
 Hard and soft links are followed within the file. External links, virtual data sets and external storage are refused:
-they would have any file of the user's read. Memory is bounded by limits.py, for a data set may say that it has 2^60
-values and store none.
+with them a data set could have any of the user's files read. limits.py bounds the memory, since a data set may declare
+2^60 values and store none.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 from agent_jax.data.limits import check_unpacked
 from agent_jax.data.prepare.sources.source import BadDataError
 
-# What h5py raises of damaged files, by the part of the library that finds them.
+# h5py's errors for damaged files, which depend on the part of the library that finds the damage.
 _ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, AttributeError)
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scale-offset", 32000: "lzf"}
-_MOST_LINKS = 8  # that one path may follow
-_LONGEST_TEXT = 16 * 2**20  # bytes of an attribute
+_MAX_LINKS = 8  # along one path
+_MAX_TEXT = 16 * 2**20  # bytes of an attribute
 
 
 class Hdf5File:
@@ -35,7 +35,7 @@ class Hdf5File:
         self._size = path.stat().st_size
 
     def names(self, path: str) -> list[str]:
-        """Of what a group holds, in the file's order; [] where there is no such group.
+        """The members of a group, in the file's order; [] if there is no such group.
 
         Raises:
             BadDataError: the file is damaged, or the path leads outside.
@@ -45,10 +45,10 @@ class Hdf5File:
             return list(found) if isinstance(found, h5py.Group) else []
 
     def dataset(self, path: str) -> h5py.Dataset | None:
-        """A data set of numbers that lies within the file; None where there is none of that name.
+        """A data set of numbers stored in the file; None if there is none of that name.
 
         Raises:
-            BadDataError: it lies elsewhere, needs a filter that is not known, or its rows take more memory than
+            BadDataError: it is stored elsewhere, needs an unknown filter, or its chunks take more memory than
                 limits.py allows.
         """
         with self._errors(path):
@@ -70,24 +70,24 @@ class Hdf5File:
             return np.asarray(dataset[rows])
 
     def text(self, path: str, name: str) -> str:
-        """An attribute that holds a text; "" where there is none, or it holds something else.
+        """A text attribute; "" if it is missing, too long or holds something else.
 
         Raises:
-            BadDataError: the file is damaged, or the text is too long.
+            BadDataError: the file is damaged.
         """
         with self._errors(f"{path}, attribute {name!r}"):
             found = self._at(path)
             if found is None or name not in found.attrs:
                 return ""
             about = found.attrs.get_id(name)
-            if about.shape != () or about.get_storage_size() > _LONGEST_TEXT or about.dtype.kind not in "OSU":
+            if about.shape != () or about.get_storage_size() > _MAX_TEXT or about.dtype.kind not in "OSU":
                 return ""
             value = found.attrs[name]
             value = value.decode("utf-8") if isinstance(value, bytes) else value
-            return value if isinstance(value, str) and len(value) <= _LONGEST_TEXT else ""
+            return value if isinstance(value, str) and len(value) <= _MAX_TEXT else ""
 
     def json(self, path: str, name: str) -> dict[str, Any]:
-        """An attribute that holds a JSON object; {} where there is none.
+        """An attribute that holds a JSON object; {} if there is none.
 
         Raises:
             BadDataError: it is not JSON.
@@ -103,7 +103,7 @@ class Hdf5File:
         return content if isinstance(content, dict) else {}
 
     def number(self, path: str, name: str) -> float | None:
-        """An attribute that holds one number; None where there is none."""
+        """An attribute that holds one number; None if there is none."""
         with self._errors(f"{path}, attribute {name!r}"):
             found = self._at(path)
             if found is None or name not in found.attrs or found.attrs.get_id(name).shape not in ((), (1,)):
@@ -112,10 +112,10 @@ class Hdf5File:
             return float(value.reshape(-1)[0]) if value.dtype.kind in "biuf" else None
 
     def texts(self, path: str) -> list[str]:
-        """A data set of texts, as those of `mask`; [] where there is none.
+        """A data set of texts, as those of `mask`; [] if there is none.
 
         Raises:
-            BadDataError: it holds something else, lies elsewhere or is damaged.
+            BadDataError: it holds something else, is stored elsewhere or is damaged.
         """
         with self._errors(path):
             found = self._at(path)
@@ -128,7 +128,7 @@ class Hdf5File:
             return [text.decode("utf-8") if isinstance(text, bytes) else str(text) for text in found[:].tolist()]
 
     def _at(self, path: str) -> Any:
-        """The object of a path, links followed within the file alone; None where there is none."""
+        """The object at a path, with links followed within the file; None if there is none."""
         left, links = [name for name in path.split("/") if name][::-1], 0
         here: Any = self._content
         while left:
@@ -142,15 +142,15 @@ class Hdf5File:
                 here = here[name]
                 continue
             links += 1
-            if links > _MOST_LINKS:
-                raise ValueError(f"more than {_MOST_LINKS} links")
+            if links > _MAX_LINKS:
+                raise ValueError(f"more than {_MAX_LINKS} links")
             if link.path.startswith("/"):
                 here = self._content
             left += [part for part in link.path.split("/") if part not in ("", ".")][::-1]
         return here
 
     def _check_storage(self, dataset: h5py.Dataset, path: str, kinds: str = "biuf") -> None:
-        """Refuse data that lie elsewhere, or that reading them would load something or take all memory."""
+        """Refuse data that are stored elsewhere, need a filter to be loaded, or have chunks beyond the memory bound."""
         if dataset.shape is None:
             raise ValueError("holds nothing, expected numbers")
         if dataset.is_virtual or dataset.external:
@@ -168,24 +168,24 @@ class Hdf5File:
 
     @contextlib.contextmanager
     def _errors(self, path: str) -> Iterator[None]:
-        """What h5py raises, as the one error with file and place."""
+        """Raise h5py's errors as BadDataError with file and place."""
         try:
             yield
         except BadDataError:
             raise
         except _ERRORS as error:
-            raise BadDataError(f"{self.path}, {path}: {error or type(error).__name__}") from error
+            raise BadDataError(f"{self.path}, {path}: {str(error) or type(error).__name__}") from error
 
 
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[Hdf5File]:
-    """An HDF5 file, opened to be read.
+    """An HDF5 file, open for reading.
 
     Raises:
-        BadDataError: it is missing, or no whole HDF5 file.
+        BadDataError: the file is missing, or not a whole HDF5 file.
     """
     try:
-        content = h5py.File(path, "r", locking=False)  # locks fail on many shared disks, and nothing is written
+        content = h5py.File(path, "r", locking=False)  # locks fail on many shared disks; nothing is written
     except _ERRORS as error:
         raise BadDataError(f"{path}: cannot be read ({error}); expected a whole HDF5 file, copy it again") from error
     with content:

@@ -1,4 +1,4 @@
-"""What one HDF5 file of demonstrations says of itself: cameras, columns, controller, instruction; see robomimic.py."""
+"""The layout of an HDF5 file of demonstrations: cameras, columns, controller, instruction; see robomimic.py."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from agent_jax.actions import arms
 from agent_jax.data.prepare.sources.robomimic.hdf5_file import Hdf5File
 from agent_jax.data.prepare.sources.source import BadDataError
 
-_CONTROLLER = "OSC_POSE"  # robosuite's: changes of place and rotation, in [-1, 1]
-_LIBERO_HZ = 20.0  # its environments' control_freq
-_MOST_HZ = 10_000
+_CONTROLLER = "OSC_POSE"  # robosuite's: deltas of position and rotation, in [-1, 1]
+_LIBERO_HZ = 20.0  # control_freq of its environments
+_MAX_HZ = 10_000
 _SCENE = re.compile(r"^[A-Z_]*SCENE\d+_")  # KITCHEN_SCENE3_turn_on_the_stove
-_MOST_FREE_AXES = 2
+_MAX_AXES = 2  # of a step's numbers, exclusive
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Of the first demonstration of a file."""
+    """The layout of the first demonstration of a file."""
 
     where: str
     libero: bool
     rate_hz: float  # 0: unknown
     cameras: Mapping[str, tuple[int, int]]  # height and width
-    numbers: Mapping[str, tuple[int, ...]]  # shape of a step, by data set
-    unusable: Mapping[str, str]  # why others cannot be taken
+    numbers: Mapping[str, tuple[int, ...]]  # shape per step, by data set
+    unusable: Mapping[str, str]  # reasons why others cannot be used
     own_action: dict[str, Any]  # ActionSpec.to_dict() of `actions`; {}: unknown
     own_state: dict[str, Any]
     why_no_action: str
@@ -45,12 +45,12 @@ def layout_of(content: Hdf5File) -> Layout:
     """The layout of a file.
 
     Raises:
-        BadDataError: it holds no demonstrations, or none that can be read.
+        BadDataError: the file holds no demonstrations, or none that can be read.
     """
     demos = numbered(content.names("data"))
     if not demos:
         raise BadDataError(f"{content.path}: found {', '.join(content.names(''))[:200] or 'nothing'}, expected a group "
-                           "`data` of demonstrations, as robomimic and LIBERO have it")
+                           "`data` of demonstrations, as in robomimic and LIBERO")
     demo = f"data/{demos[0]}"
     cameras, numbers, unusable = _columns(content, demo)
     libero = bool(content.text("data", "problem_info")) or "agentview_rgb" in cameras
@@ -58,7 +58,7 @@ def layout_of(content: Hdf5File) -> Layout:
     arguments = arguments if isinstance(arguments, dict) else {}
     rate = arguments.get("control_freq")
     rate_hz = _LIBERO_HZ if libero else 0.0
-    if isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < _MOST_HZ:
+    if isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < _MAX_HZ:
         rate_hz = float(rate)
     why = _why_no_action(arguments, numbers.get("actions"), libero=libero)
     name = "libero" if libero else "robosuite"
@@ -69,15 +69,15 @@ def layout_of(content: Hdf5File) -> Layout:
 
 
 def instruction_of(content: Hdf5File, demo: str, attribute: str = "") -> str:
-    """What a demonstration was to do.
+    """The instruction of a demonstration.
 
     Args:
         content: its file.
         demo: its group.
-        attribute: a text attribute of it or of `data`, in place of the ones that are known; "": none.
+        attribute: text attribute of it or of `data` that holds the instruction; "": the known ones are searched.
 
     Raises:
-        BadDataError: the file does not say.
+        BadDataError: the file holds no instruction.
     """
     if attribute:
         found = content.text(demo, attribute) or content.text("data", attribute)
@@ -99,7 +99,7 @@ def instruction_of(content: Hdf5File, demo: str, attribute: str = "") -> str:
 
 def _columns(content: Hdf5File, demo: str) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, ...]],
                                                     dict[str, str]]:
-    """Cameras, columns of numbers, and why others are neither."""
+    """Cameras, columns of numbers, and the reasons why others are neither."""
     cameras: dict[str, tuple[int, int]] = {}
     numbers: dict[str, tuple[int, ...]] = {}
     unusable: dict[str, str] = {}
@@ -115,7 +115,7 @@ def _columns(content: Hdf5File, demo: str) -> tuple[dict[str, tuple[int, int]], 
             step = tuple(dataset.shape[1:])
             if len(step) == 3 and step[2] == 3 and dataset.dtype == np.uint8 and group.endswith("/obs"):
                 cameras[name] = step[0], step[1]
-            elif len(step) < _MOST_FREE_AXES:
+            elif len(step) < _MAX_AXES:
                 numbers[name] = step or (1,)
             else:
                 unusable[name] = f"it holds {dataset.dtype}{list(dataset.shape)}, neither images (N, H, W, 3) of " \
@@ -124,7 +124,7 @@ def _columns(content: Hdf5File, demo: str) -> tuple[dict[str, tuple[int, int]], 
 
 
 def _why_no_action(arguments: Mapping[str, Any], shape: tuple[int, ...] | None, *, libero: bool) -> str:
-    """Why `actions` are not seven changes in [-1, 1]; "": they are."""
+    """The reason why `actions` are not seven deltas in [-1, 1]; "": they are."""
     if shape != (7,):
         return f"actions have shape {list(shape) if shape else 'none'}, not 7 numbers"
     controller = arguments.get("controller_configs")
@@ -134,8 +134,8 @@ def _why_no_action(arguments: Mapping[str, Any], shape: tuple[int, ...] | None, 
     arm = arms.get("right") if isinstance(arms, dict) else controller
     controller = arm if isinstance(arm, dict) else {}
     kind = str(controller.get("type"))[:100]
-    changes = controller.get("control_delta", controller.get("input_type", "delta") == "delta")
-    if kind != _CONTROLLER or changes is not True:
-        of_targets = "" if changes is True else " of targets"
-        return f"the controller of env_args is {kind}{of_targets}, not {_CONTROLLER} of changes"
+    deltas = controller.get("control_delta", controller.get("input_type", "delta") == "delta")
+    if kind != _CONTROLLER or deltas is not True:
+        of_targets = "" if deltas is True else " of targets"
+        return f"the controller of env_args is {kind}{of_targets}, not {_CONTROLLER} of deltas"
     return ""

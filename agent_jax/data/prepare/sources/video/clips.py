@@ -1,8 +1,8 @@
-"""Stretches of a video or of a DICOM cine at a rate, and their cutting into clips of a window's length.
+"""Samples stretches of a video or DICOM cine at a rate, and cuts them into clips of a window's length.
 
     stretch at 4 Hz   0 1 2 3 4 5 6 7 8 9     window 4  ->  clips [0 1 2 3] [4 5 6 7]; 8 and 9 are not used
 
-A clip that is filled up with repeated images would be a lie about what was seen.
+An incomplete clip is dropped: repeated images would misrepresent the video.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.prepare.sources.source import BadDataError, bad_data
 from agent_jax.data.prepare.sources.video.decode import VideoInfo, video_info
 from agent_jax.data.prepare.sources.video.dicom import dicom_info, is_dicom, read_dicom
 from agent_jax.data.prepare.sources.video.videos import checked_frames
@@ -23,7 +23,7 @@ from agent_jax.data.prepare.sources.video.videos import checked_frames
 
 @dataclasses.dataclass(frozen=True)
 class Cine:
-    """A video or DICOM cine that was opened once."""
+    """A video or DICOM cine with its header."""
 
     path: Path
     info: VideoInfo
@@ -31,11 +31,11 @@ class Cine:
 
     @property
     def length_s(self) -> float:
-        """Seconds it lasts."""
+        """Duration in seconds."""
         return self.info.frames / self.info.rate_hz
 
     def images(self, start_s: float, stop_s: float, rate_hz: float) -> Iterator[np.ndarray]:
-        """uint8 (height, width, 3), those of `video.read_frames` with these arguments.
+        """uint8 (height, width, 3), with the arguments of `decode.read_frames`.
 
         Raises:
             BadDataError: one cannot be read.
@@ -53,35 +53,31 @@ class Cine:
         return self._decoded([math.floor(first + k * every + 1e-6) for k in range(count)])  # at or before its time
 
     def _decoded(self, frames: list[int]) -> Iterator[np.ndarray]:
-        try:
+        with bad_data():
             yield from read_dicom(self.path, frames)
-        except ValueError as error:
-            raise BadDataError(str(error)) from error
 
 
 def open_cine(path: Path, dicom_hz: float) -> Cine:
-    """Opened to read its header.
+    """Read the header of a video or DICOM file.
 
     Args:
-        path: of a video or a DICOM file.
-        dicom_hz: frames a second of a DICOM file that names no rate; 0: not known.
+        path: of the file.
+        dicom_hz: frames per second of a DICOM file that states no rate; 0: unknown.
 
     Raises:
-        BadDataError: it is not there, cannot be opened, or has no rate.
+        BadDataError: the file is missing, cannot be opened, or has no rate.
     """
-    try:
+    with bad_data():
         if not is_dicom(path):
             return Cine(path, video_info(path), is_dicom=False)
         info = dicom_info(path)
-    except (ValueError, FileNotFoundError) as error:
-        raise BadDataError(str(error)) from error
     if not info.rate_hz and not dicom_hz:
         raise BadDataError(f"{path}: names no rate; set config.options.dicom_hz")
     return Cine(path, dataclasses.replace(info, rate_hz=info.rate_hz or dicom_hz), is_dicom=True)
 
 
 def whole_clips(images: Iterator[np.ndarray], window: int, *, first_only: bool = False) -> Iterator[np.ndarray]:
-    """The images of whole clips of `window`, one after the other; what is left over is dropped."""
+    """The images of whole clips of `window`, concatenated; the remainder is dropped."""
     while len(clip := list(itertools.islice(images, window))) == window:
         yield from clip
         if first_only:

@@ -1,10 +1,10 @@
-"""Frames of a DICOM cine (a multi-frame image, as ultrasound machines write it), by pydicom.
+"""Decodes the frames of a DICOM cine (a multi-frame image, as ultrasound machines write it), by pydicom.
 
     stored values --decode--> RGB, YBR or palette  ---------------------> uint8 RGB
                               monochrome  --dicom_grey--> 0..255 -------> uint8 RGB, three times the same
 
-Of the header only what describes the pixels is read: nothing about the patient is returned. What is burnt into the
-pixels stays there.
+Only header fields that describe the pixels are read: nothing about the patient is returned. Text burnt into the pixels
+remains.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from agent_jax.data.limits import check_unpacked
 from agent_jax.data.prepare.sources.video.decode import VideoInfo
 from agent_jax.data.prepare.sources.video.dicom_grey import grey_scale, stored_span
 
-# What pydicom and the decoders behind it raise at damaged files.
+# Errors of pydicom and its decoders for damaged files.
 _DAMAGE = (ValueError, EOFError, OSError, RuntimeError, AttributeError, LookupError, NotImplementedError, TypeError,
            ArithmeticError, MemoryError, struct.error, zlib.error, pydicom.errors.InvalidDicomError,
            pydicom.errors.BytesLengthException)
 _COLOURS = {1: ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"),
             3: ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420")}
-# Memory of a frame's pixel while it is decoded, converted and windowed, at float64.
-_BYTES_A_PIXEL = 48
+# Memory per pixel while a frame is decoded, converted and windowed, at float64.
+_BYTES_PER_PIXEL = 48
 _CHUNK = 2**20
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the file carries DICOM's mark."""
+    """Whether the file has DICOM's prefix."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -49,19 +49,19 @@ def is_dicom(path: Path) -> bool:
 
 
 def dicom_info(path: Path) -> VideoInfo:
-    """Number, rate and size of the frames; decodes none. The rate is 0 where the file names none.
+    """Number, rate and size of the frames; decodes none. The rate is 0 if the file states none.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no DICOM file, no pixels, a single image, pixels of a kind that cannot be shown, or more of them
-            than the file can hold or memory may.
+        FileNotFoundError: the file does not exist.
+        ValueError: not a DICOM file, no pixels, a single image, an unsupported kind of pixels, or more of them than
+            the file can hold or the memory bound allows.
     """
     header = _header(path)
     try:
         frames, rate_hz = int(header.get("NumberOfFrames") or 1), _rate(header)
     except _DAMAGE as error:
-        raise ValueError(f"{path}: cannot be read as DICOM ({error}); found a NumberOfFrames or FrameTime that is no "
-                         "number") from error
+        raise ValueError(f"{path}: cannot be read as DICOM ({error}); found a NumberOfFrames or FrameTime that is not "
+                         "a number") from error
     if frames < 2:
         raise ValueError(f"{path}: holds a single image, expected a cine of several frames")
     if frames > path.stat().st_size:
@@ -74,10 +74,10 @@ def read_dicom(path: Path, frames: Sequence[int]) -> Iterator[np.ndarray]:
     """The frames of the given numbers, in that order, as uint8 (height, width, 3); one is held at a time.
 
     Raises:
-        ValueError: what `dicom_info` refuses; a frame cannot be decoded, or no decoder of its compression is installed.
+        ValueError: an error of `dicom_info`; a frame cannot be decoded, or no decoder for its compression is installed.
     """
     header = _header(path)
-    if not len(frames):  # pydicom takes no numbers for all
+    if not len(frames):  # pydicom would read all
         return
     done = 0
     try:
@@ -92,7 +92,7 @@ def read_dicom(path: Path, frames: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 def _header(path: Path) -> Any:
-    """What the file says but its pixels, which must be of a kind that can be shown."""
+    """The header without the pixels, which must be of a supported kind."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; expected a DICOM file")
     try:
@@ -106,42 +106,42 @@ def _header(path: Path) -> Any:
     if not shown:
         raise ValueError(f"{path}: found pixels of {samples} x {header.BitsAllocated} bits, {colour}, expected "
                          "monochrome, palette, RGB or YBR of 8 or 16 bits")
-    check_unpacked(rows * columns * _BYTES_A_PIXEL, path.stat().st_size, f"{path}: frames of {rows} x {columns}")
+    check_unpacked(rows * columns * _BYTES_PER_PIXEL, path.stat().st_size, f"{path}: frames of {rows} x {columns}")
     return header
 
 
 def _decoded(path: Path, header: Any, frames: list[int]) -> Iterator[np.ndarray]:
-    """Stored values, of colours as RGB."""
+    """Stored values; colours as RGB."""
     syntax = header.file_meta.TransferSyntaxUID
-    source = pydicom.dcmread(path) if syntax.is_deflated else path  # pydicom inflates no file that it reads by frames
+    source = pydicom.dcmread(path) if syntax.is_deflated else path  # pydicom cannot inflate while it reads by frames
     if header.PhotometricInterpretation == "YBR_FULL_422" and not syntax.is_encapsulated:
-        # pydicom 3.0's iterator forgets after the first frame that those stored are of half the width.
+        # pydicom 3.0's iterator reads only the first frame as one of half the width.
         return (pixel_array(source, index=frame) for frame in frames)
     return iter_pixels(source, indices=frames)
 
 
 def _check_inflated(path: Path) -> None:
-    """Refuse a deflated file that unpacks to more than memory may hold; pydicom inflates it in one piece."""
+    """Refuse a deflated file that unpacks beyond the memory bound; pydicom inflates it in one piece."""
     meta = read_file_meta_info(path)
     if not meta.TransferSyntaxUID.is_deflated:
         return
     size, inflated, inflate = path.stat().st_size, 0, zlib.decompressobj(-zlib.MAX_WBITS)
     with path.open("rb") as file:
-        file.seek(128 + 4 + 12 + meta.FileMetaInformationGroupLength)  # preamble, mark, the length's own element
-        waiting = file.read(_CHUNK)
-        while waiting and not inflate.eof:
-            inflated += len(inflate.decompress(waiting, _CHUNK))
+        file.seek(128 + 4 + 12 + meta.FileMetaInformationGroupLength)  # preamble, prefix, the length's own element
+        packed = file.read(_CHUNK)
+        while packed and not inflate.eof:
+            inflated += len(inflate.decompress(packed, _CHUNK))
             check_unpacked(inflated, size, f"{path}: deflated")
-            waiting = inflate.unconsumed_tail or file.read(_CHUNK)
+            packed = inflate.unconsumed_tail or file.read(_CHUNK)
 
 
 def _rate(header: Any) -> float:
-    """Frames a second, or 0. As recorded if the header says so, else as it is to be shown."""
+    """Frames per second as recorded, else as recommended for display; 0: not stated."""
     vector = header.get("FrameTimeVector")
     rate_hz = float(header.get("CineRate") or header.get("RecommendedDisplayFrameRate") or 0)
     if header.get("FrameTime"):
         rate_hz = 1000 / float(header.FrameTime)
-    elif vector is not None and len(vector) > 1 and math.fsum(vector) > 0:  # times since the frame before, the first 0
+    elif vector is not None and len(vector) > 1 and math.fsum(vector) > 0:  # intervals; the first is 0
         rate_hz = 1000 * (len(vector) - 1) / math.fsum(float(value) for value in list(vector)[1:])
     if not 0 <= rate_hz < math.inf:
         raise ValueError(f"found a rate of {rate_hz} frames a second, expected a positive number")
@@ -164,16 +164,16 @@ def _rgb(image: np.ndarray, header: Any, frame: int, path: Path) -> np.ndarray:
 
 
 def _coloured(image: np.ndarray, header: Any) -> np.ndarray:
-    """The colours of a palette, whose tables have their own depth."""
-    colours = apply_color_lut(image, _palette(image, header))[..., :3]  # a fourth table is that of opacity
+    """The colours of a palette."""
+    colours = apply_color_lut(image, _palette(image, header))[..., :3]  # a fourth table is the opacity
     if colours.dtype == np.uint8:
         return colours
-    # Tables of 8 bits may be written in 16, with the upper ones empty.
+    # Tables of 8 bits may be stored in 16, with the upper ones empty.
     return (colours >> (int(header.RedPaletteColorLookupTableDescriptor[2]) - 8)).astype(np.uint8)
 
 
 def _palette(image: np.ndarray, header: Any) -> Any:
-    """The header, or for 16 bit pixels in tables of one byte an entry those in two: pydicom looks up by bytes there."""
+    """The header, or, for 16 bit pixels with tables of 1 byte per entry, tables of 2 bytes, which pydicom requires."""
     entries, first, bits = header.RedPaletteColorLookupTableDescriptor
     table = header.get("RedPaletteColorLookupTableData")
     if image.itemsize == 1 or table is None or len(table) >= 2 * (entries or 2**16):
@@ -187,8 +187,8 @@ def _palette(image: np.ndarray, header: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=16)  # a table may name a cine several times
-def _own_span(path: Path, _changed_ns: int) -> tuple[float, float]:
-    """Least and largest value of all frames, which are decoded once more for it."""
+def _own_span(path: Path, _modified_ns: int) -> tuple[float, float]:
+    """Least and largest value of all frames, which are decoded again for it."""
     header = _header(path)
     ends = [math.inf, -math.inf]
     frames = list(range(int(header.get("NumberOfFrames") or 1)))

@@ -1,12 +1,12 @@
-"""The grey range of monochrome DICOM: from stored values to 0..255, by pydicom.
+"""Converts stored values of monochrome DICOM to 0..255, by pydicom.
 
     stored --Modality LUT, or rescale--> values --window, or VOI LUT, or the cine's own range--> 0..255
 
-    looked for in:   the frame's functional group   the group that all frames share   the top level of the header
+    searched in:     the frame's functional group   the group that all frames share   the top level of the header
 
-Of the three places the first that says something counts: each frame of an enhanced image may have its own slope and
-window. Within a place a window goes before a VOI LUT, and of several windows the first. Without either, 8 bits are
-shown as they are, and more bits over the range of the values that the cine holds.
+The first of the three places that has a transformation applies: each frame of an enhanced image may have its own slope
+and window. Within a place a window has precedence over a VOI LUT; of several windows the first applies. Without either,
+8 bits are shown as they are, and more bits over the range of the values in the cine.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windo
 
 @dataclasses.dataclass(frozen=True)
 class GreyScale:
-    """How the values of one frame become 0..255."""
+    """The conversion of one frame's values to 0..255."""
 
-    modality: Dataset | None  # for pydicom's apply_modality_lut; None: values are those stored
-    window: Dataset | None  # for its apply_windowing
-    table: Dataset | None  # for its apply_voi, where there is no window
-    top: int = 255  # what the table's depth allows
+    modality: Dataset | None  # for pydicom's apply_modality_lut; None: stored values
+    window: Dataset | None  # for apply_windowing
+    table: Dataset | None  # for apply_voi, if there is no window
+    top: int = 255  # largest value of the table's depth
 
     def values(self, stored: np.ndarray) -> np.ndarray:
         """Rescaled, or looked up in the Modality LUT."""
@@ -39,7 +39,7 @@ class GreyScale:
         return apply_modality_lut(stored, self.modality)
 
     def grey(self, stored: np.ndarray, span: tuple[float, float]) -> np.ndarray:
-        """uint8 of the same shape; `span` is shown as 0 to 255 where the header names neither window nor VOI LUT."""
+        """uint8 of the same shape; `span` maps to 0..255 if the header has neither window nor VOI LUT."""
         values = self.values(stored)
         if self.window is not None:
             shown = apply_windowing(values, self.window)
@@ -53,15 +53,15 @@ class GreyScale:
 
     @property
     def needs_span(self) -> bool:
-        """Whether the header names neither window nor VOI LUT."""
+        """Whether the header has neither window nor VOI LUT."""
         return self.window is None and self.table is None
 
 
 def grey_scale(header: Any, frame: int) -> GreyScale:
-    """What the header says of a frame.
+    """The header's conversion of a frame.
 
     Raises:
-        ValueError: a number is not finite, or a table is of a form that DICOM does not have.
+        ValueError: a number is not finite, or a table has a form that DICOM does not define.
     """
     modality = _first(_modality(place, header) for place in _places(header, frame, "PixelValueTransformationSequence"))
     for place in _places(header, frame, "FrameVOILUTSequence"):
@@ -75,7 +75,7 @@ def grey_scale(header: Any, frame: int) -> GreyScale:
 
 
 def stored_span(header: Any) -> tuple[float, float] | None:
-    """The values that 0 and 255 stand for where 8 bits or fewer are shown as they are; None: the cine's own range."""
+    """The values shown as 0 and 255 for 8 bits or fewer; None: the cine's own range."""
     per_frame = any(group.get("PixelValueTransformationSequence") for group in
                     header.get("PerFrameFunctionalGroupsSequence") or ())
     scale = grey_scale(header, 0)
@@ -87,7 +87,7 @@ def stored_span(header: Any) -> tuple[float, float] | None:
 
 
 def _places(header: Any, frame: int, group: str) -> list[Any]:
-    """Where a functional group may stand, the first to count first."""
+    """The places of a functional group, in order of precedence."""
     per_frame, shared = (header.get(f"{name}FunctionalGroupsSequence") or () for name in ("PerFrame", "Shared"))
     places = [*per_frame[frame : frame + 1], *shared[:1]]
     return [*(place[group].value[0] for place in places if place.get(group)), header]
@@ -112,15 +112,15 @@ def _modality(place: Any, header: Any) -> Dataset | None:
 
 
 def _window(place: Any) -> Dataset | None:
-    """With the range 0..255 as that of the pixels, which pydicom's windowing fills."""
+    """A window that maps to 0..255, the pixel range that pydicom's windowing fills."""
     centre, width = _number(place, "WindowCenter"), _number(place, "WindowWidth")
-    if centre is None or width is None or width <= 0:  # 0, 0 is written for none
+    if centre is None or width is None or width <= 0:  # some writers store 0, 0 for no window
         return None
     made = Dataset()
     made.PhotometricInterpretation, made.BitsStored, made.PixelRepresentation = "MONOCHROME2", 8, 0
     made.WindowCenter, made.WindowWidth = centre, width
     function = str(place.get("VOILUTFunction") or "LINEAR").upper()
-    # LINEAR takes one off the width, so DICOM wants at least 1; rescaled values with less exist.
+    # LINEAR subtracts one from the width, so DICOM requires at least 1; smaller rescaled widths exist.
     made.VOILUTFunction = "LINEAR_EXACT" if function == "LINEAR" and width < 1 else function
     return made
 
@@ -135,7 +135,7 @@ def _voi_item(place: Any) -> Dataset | None:
 
 
 def _lookup(item: Any) -> Dataset:
-    """A table as one of 16 bits: pydicom looks up tables of 8 bits by 8 bits of the value, and has none of 12."""
+    """A table as one of 16 bits: pydicom looks up 8 bit tables by 8 bits of the value, and does not support 12."""
     entries, first, _ = (int(value) for value in item.LUTDescriptor)
     made = Dataset()
     made.add_new("LUTDescriptor", "US" if first >= 0 else "SS", [entries or 2**16, first, 16])
@@ -148,7 +148,7 @@ def _lookup(item: Any) -> Dataset:
 
 
 def _within(values: np.ndarray, item: Dataset) -> np.ndarray:
-    """Whole values within the table's, to whose ends it maps all others; pydicom would wrap them around."""
+    """Whole values clipped to the table's, as DICOM requires; pydicom would wrap them around."""
     entries, first, _ = item.LUTDescriptor
     return np.clip(np.rint(values), first, first + entries - 1).astype(np.int64)
 

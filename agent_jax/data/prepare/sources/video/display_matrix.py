@@ -1,9 +1,9 @@
-"""How a player turns or mirrors a video's pictures: the display matrix that a phone writes beside them.
+"""Turns or mirrors a video's pictures by its display matrix, which phones write.
 
-    x' = a x + c y        a, b, c, d = 1, 0, 0, 1     as stored              0, -1, 1, 0    turned a quarter to the left
+    x' = a x + c y        a, b, c, d = 1, 0, 0, 1     as stored              0, -1, 1, 0    90 degrees counterclockwise
     y' = b x + d y                    -1, 0, 0, -1    turned upside down    -1,  0, 0, 1    mirrored
 
-x grows to the right and y downwards. The eight quarter turns and mirrorings only move pixels, so nothing is resampled.
+x grows to the right and y downwards. The eight quarter turns and mirrorings only move pixels, without resampling.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import dataclasses
 
 import numpy as np
 
-# Of the other two entries: writers round cosines, and a player takes a degree (1.7%) for none.
+# Tolerance of the other two entries: writers round cosines, and players ignore a degree (1.7%).
 _SMALL = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class Rotation:
-    """What makes a picture upright: first its rows become columns, then rows and columns are reversed."""
+    """The transformation that makes a picture upright: transpose, then reverse rows and columns."""
 
     transposed: bool = False
     reverse_rows: bool = False
@@ -36,16 +36,16 @@ class Rotation:
 
 
 def turn_of(matrix: bytes) -> Rotation:
-    """The turn of a display matrix: 9 int32 in the machine's order, as FFmpeg gives it (a b u, c d v, x y w).
+    """The rotation of a display matrix: 9 int32 in native byte order, as FFmpeg gives it (a b u, c d v, x y w).
 
     Raises:
-        ValueError: it is of another size, or turns by a part of a quarter.
+        ValueError: the matrix has another size, or does not turn by a multiple of 90 degrees.
     """
     if len(matrix) != 36:
         raise ValueError(f"found a display matrix of {len(matrix)} bytes, expected 36")
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(np.int64).tolist()
     if not any((a, b, c, d)):
-        return Rotation()  # players pass over a matrix of zeros
+        return Rotation()  # players ignore a matrix of zeros
     straight, crossed = min(abs(a), abs(d)), min(abs(b), abs(c))
     if max(abs(b), abs(c)) < _SMALL * straight:
         return Rotation(reverse_rows=d < 0, reverse_columns=a < 0)

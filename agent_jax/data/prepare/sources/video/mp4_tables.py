@@ -1,10 +1,10 @@
-"""The tables of an mp4 or mov that state more than they hold: FFmpeg makes an entry for each frame that they count.
+"""Bounds the tables of an mp4 or mov: FFmpeg makes an entry for each frame that they count.
 
     moov / trak / mdia / minf / stbl / stsz    frames of one size: a size, and how many
-    moov / trak / edts / elst                  stretches to be shown, of which each may be the whole track
-    moof / traf / trun                         frames of a fragment, of one size where it lists none
+    moov / trak / edts / elst                  stretches to show, each possibly the whole track
+    moof / traf / trun                         frames of a fragment, of one size if it lists none
 
-A file of 2 kB could so take gigabytes before the first packet is read.
+Otherwise a file of 2 kB could take gigabytes before the first packet is read.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import BinaryIO
 from agent_jax.data.limits import check_unpacked
 
 _HOLDERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf", b"mvex", b"udta")
-# FFmpeg's index and tables of times, twice while they grow.
-_BYTES_A_FRAME = 64
+# FFmpeg's index and tables of times, which double as they grow.
+_BYTES_PER_FRAME = 64
 
 
 @dataclasses.dataclass
 class _Track:
-    """What the boxes of one `trak` or `moof` state."""
+    """The frame counts in the boxes of one `trak` or `moof`."""
 
     frames: int = 0
     sound: bool = False
-    one_tick: bool = False  # whether all last one tick, as PCM does: FFmpeg takes that by the piece
+    one_tick: bool = False  # all frames last one tick, as in PCM, of which FFmpeg makes no entries
     edits: int = 1
 
     @property
     def entries(self) -> int:
-        """How many FFmpeg makes."""
+        """The number of FFmpeg's entries."""
         return 0 if self.sound and self.one_tick else self.frames * self.edits
 
 
@@ -49,16 +49,16 @@ def check_tables(path: Path) -> None:
             if name in (b"trak", b"moof"):
                 tracks.append(_Track())
             elif name == b"cmov":
-                raise ValueError(f"{path}: its header is compressed, which is not read; write it again by ffmpeg -i IN "
-                                 "-c copy OUT.mp4")
+                raise ValueError(f"{path}: its header is compressed, which is not supported; write it again by ffmpeg "
+                                 "-i IN -c copy OUT.mp4")
             else:
                 _count(tracks[-1], name, _numbers(file, start, stop))
     entries = sum(track.entries for track in tracks)
-    check_unpacked(entries * _BYTES_A_FRAME, size, f"{path}: the tables of its header")
+    check_unpacked(entries * _BYTES_PER_FRAME, size, f"{path}: the tables of its header")
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """(Name, first byte of the content, end) of all boxes; one that claims to be longer ends with what it lies in."""
+    """(Name, first byte of the content, end) of all boxes; a box that claims to be longer ends with its container."""
     stack = [(0, size)]
     while stack:
         place, end = stack.pop()
@@ -78,7 +78,7 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _numbers(file: BinaryIO, start: int, stop: int) -> list[int]:
-    """The first four numbers of a box, zeros where it is shorter; the first is of version and flags."""
+    """The first four numbers of a box, padded with zeros; the first holds version and flags."""
     file.seek(start)
     return list(struct.unpack(">4I", file.read(min(stop - start, 16)).ljust(16, b"\0")))
 

@@ -1,11 +1,11 @@
-"""A table of what a gamepad did, as one action a frame of the video beside it (gamepad.py says the formats).
+"""Reads a table of a gamepad's state as one action per video frame (gamepad.py lists the formats).
 
     time   Jump          frame 0 at 0.00 s: rows 0.00 and 0.02   Jump is down: it was pressed before frame 1
     0.00   0             frame 1 at 0.05 s: row 0.03
     0.02   1
     0.03   0
 
-Sticks are not averaged: they count as they stand when the frame is shown.
+Sticks are not averaged: an action has their position when the frame is shown.
 """
 
 from __future__ import annotations
@@ -54,25 +54,22 @@ class GamepadOptions:
 
 
 class PadTable:
-    """Reads tables of one kind."""
+    """Reads the tables of a spec of buttons and sticks."""
 
     def __init__(self, spec: ActionSpec, options: GamepadOptions):
-        """Of buttons and sticks.
+        """Check the names.
 
         Raises:
             ValueError: the spec has other parts, or the options name a button or stick that it lacks.
         """
         self._spec, self._options = spec, options
-        self._check_names()
-
-    def _check_names(self) -> None:
-        buttons = {name for part in self._spec.parts if isinstance(part, Buttons) for name in part.names}
-        sticks = {part.key for part in self._spec.parts if isinstance(part, Stick)}
-        for part in self._spec.parts:
+        buttons = {name for part in spec.parts if isinstance(part, Buttons) for name in part.names}
+        sticks = {part.key for part in spec.parts if isinstance(part, Stick)}
+        for part in spec.parts:
             if not isinstance(part, (Buttons, Stick)):
                 raise ValueError(f"config.action_spec: found the part {part.place} ({type(part).__name__}), expected "
                                  "buttons and sticks")
-        options = self._options
+
         for option, given, known in (("buttons", options.buttons, buttons), ("sticks", options.sticks, sticks)):
             for name in given:
                 if name not in known:
@@ -80,10 +77,10 @@ class PadTable:
                                      f"{', '.join(sorted(known))}")
 
     def read(self, table: Path, shown: Footage) -> list[Action]:
-        """One action a frame of the video."""
+        """One action per video frame."""
         rows = list(read_table(table))
         if not rows:
-            raise BadDataError(f"{table}: has no rows; expected what the pad did in {shown.info.frames} frames")
+            raise BadDataError(f"{table}: has no rows; expected the pad's state in {shown.info.frames} frames")
         columns = rows[0].values
         if self._options.frame in columns:
             return self._by_frame(table, rows, shown)
@@ -98,7 +95,7 @@ class PadTable:
             number = row.number(self._options.frame)
             if number != first + t or first not in (0, 1):
                 raise BadDataError(f"{row.where}: found frame {number:g}, expected {first + t if t else '0 or 1'}; one "
-                                   "row a frame, in order")
+                                   "row per frame, in order")
         if len(rows) != shown.info.frames:
             raise BadDataError(f"{rows[-1].where}: the last of {len(rows)} rows, {shown.expected}")
         return [self._action(row) for row in rows]
@@ -123,7 +120,7 @@ class PadTable:
         length_s = shown.info.frames / shown.info.rate_hz
         late = len(rows) - bisect.bisect_left(times, length_s + 1 / shown.info.rate_hz)
         if late:
-            logging.getLogger(__name__).warning("%s: this row and those after it (%d of %d) lie behind the %.3f s of "
+            logging.getLogger(__name__).warning("%s: this row and those after it (%d of %d) lie after the %.3f s of "
                                                 "%s; they are not used", rows[-late].where, late, len(rows), length_s,
                                                 shown.path)
         return found
@@ -151,7 +148,7 @@ class PadTable:
         return action
 
     def merged(self, actions: Sequence[Action]) -> Action:
-        """Sticks as they stood first; buttons that were down at any time."""
+        """The action of several rows: the first position of sticks; buttons that were down at any time."""
         pressed = {part.key for part in self._spec.parts if isinstance(part, Buttons)}
         return {key: np.any([action[key] for action in actions], axis=0) if key in pressed else value
                 for key, value in actions[0].items()}

@@ -1,8 +1,8 @@
-"""What a table says of videos: pairs of a stretch and a text, or a label (video_text.py says the formats).
+"""A table of texts or labels for stretches of videos (video_text.py lists the formats).
 
     row {file, caption, question, answer}  ->  Pair("A video of", caption), Pair(question, answer)
 
-All rows have texts if there is a column of texts, and labels if there is one of labels: a data set is of one kind.
+All rows have texts if the table has a column of texts, and labels if it has one of labels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class VideoTextOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A stretch of a video and what is said of it."""
+    """A stretch of a video and its text or label."""
 
     video: Path
     start_s: float
@@ -49,19 +49,19 @@ class Pair:
 
 
 class PairTable:
-    """A table that was read."""
+    """The rows of a table, checked when they are used."""
 
     def __init__(self, path: Path, options: VideoTextOptions, prompt: str, allowed: tuple[str, ...] = ()):
-        """Of a file, whose rows are checked when they are asked for.
+        """Read the table.
 
         Args:
             path: of the table.
             options: of the source.
-            prompt: before captions.
+            prompt: instruction for captions.
             allowed: `config.allow_root`.
 
         Raises:
-            ValueError: a column that is needed is missing.
+            ValueError: a required column is missing.
             BadDataError: it has no rows, or one cannot be read.
         """
         self.path, self._options, self._prompt = path, options, prompt
@@ -70,10 +70,10 @@ class PairTable:
         if not self.rows:
             raise BadDataError(f"{path}: has no rows; expected one for each video and text")
         columns = set().union(*(row.values for row in self.rows))
-        asks = options.question in columns, options.answer in columns
-        self.texts = options.caption in columns or all(asks)
+        has_question, has_answer = options.question in columns, options.answer in columns
+        self.texts = options.caption in columns or (has_question and has_answer)
         self.labels = options.label in columns
-        if options.file not in columns or not (self.texts or self.labels) or asks[0] != asks[1]:
+        if options.file not in columns or not (self.texts or self.labels) or has_question != has_answer:
             raise ValueError(f"{path}: found the columns {', '.join(sorted(columns))}, expected {options.file!r} and "
                              f"{options.caption!r}, or {options.question!r} and {options.answer!r}, or "
                              f"{options.label!r}; name others by config.options.file, caption, question, answer, label")
@@ -82,27 +82,27 @@ class PairTable:
                              "(config.options.group)")
 
     def groups(self) -> dict[str, list[Row]]:
-        """The rows by what must not be divided among splits, in order.
+        """The rows of each recording, in order.
 
         Raises:
-            BadDataError: a row names none.
+            BadDataError: a row names no file or group.
         """
         column = self._options.group or self._options.file
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             if not row.has(column):
                 raise BadDataError(f"{row.where}: found nothing in column {column!r}")
-            # One video is one recording however its path is written.
+            # A video is one recording however its path is written.
             name = row.text(column) if self._options.group else posixpath.normpath(row.text(column))
             found.setdefault(name, []).append(row)
         return found
 
     def video(self, row: Row) -> Path:
-        """The file that a row names, for lists: it may not be one that is to be read."""
+        """The file that a row names, unchecked: it may lie in a folder that must not be read."""
         return self.path.parent / row.text(self._options.file)
 
     def checked_video(self, row: Row) -> Path:
-        """The file that a row is about.
+        """The file that a row names.
 
         Raises:
             BadDataError: it lies outside the folder of the table, and no flag allows it.
@@ -110,10 +110,10 @@ class PairTable:
         return self._folder.file(row.text(self._options.file), f"{row.where}, column {self._options.file!r}")
 
     def split(self, rows: Sequence[Row]) -> str:
-        """The split that the rows of a recording name, or "".
+        """The split of a recording's rows, or "".
 
         Raises:
-            BadDataError: they name several.
+            BadDataError: the rows name several.
         """
         splits = {row.text(self._options.split) for row in rows}
         if len(splits) > 1:
@@ -122,11 +122,11 @@ class PairTable:
         return splits.pop()
 
     def pairs(self, row: Row) -> Iterator[Pair]:
-        """What a row says: a caption, a question with its answer, both, or a label alone.
+        """The pairs of a row: a caption, a question with its answer, both, or a label alone.
 
         Raises:
-            BadDataError: a text is empty, a label is not one of the classes, `start` and `stop` are no stretch, or the
-                video is not one that may be read.
+            BadDataError: a text is empty, a label is not one of the classes, `start` and `stop` are not a stretch, or
+                the video must not be read.
         """
         options = self._options
         start, stop = (row.number(column) if row.has(column) else default

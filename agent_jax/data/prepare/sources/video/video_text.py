@@ -1,4 +1,4 @@
-"""Videos with text: a table of captions, questions and answers, or class labels, and the files that it names.
+"""Videos with text: a table of captions, questions with answers, or class labels, and the files that it names.
 
     FOLDER/table.csv (tsv, jsonl, parquet)
         file,caption                        file,question,answer                   file,label
@@ -7,64 +7,70 @@
     row -> SourceEpisode: instruction (the question, or "A video of"), images, answer (or caption), label
 
 A row is the text of a whole video, or of its seconds [start, stop). Images are taken at `config.rate_hz` (0: all), in
-clips of `config.window`; what is left over at the end is not used. Videos may be mp4, avi, mkv, webm, or DICOM cines.
-Nothing of a DICOM header is stored, but the names of the files are.
+clips of `config.window`; an incomplete clip at the end is dropped. Videos may be mp4, avi, mkv, webm, or DICOM cines.
+No field of a DICOM header is stored, but file names are.
 
 Options:
     file, caption, question, answer, label, start, stop, split     columns (default: of these names)
-    group           column of what must not be divided among splits, as a patient; stored as a hash (default: the file)
+    group           column whose rows with one value stay in one split, as a patient; stored as a hash (default: file)
     classes         names of the classes in order (default: labels are numbers from 0)
     spread          take one clip of `config.window` images, spread evenly over the whole (default false)
-    dicom_hz        rate of the cines that name none
+    dicom_hz        rate of the cines that state none
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.choices import no_fields, typed_options
-from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
+from agent_jax.data.prepare.sources.source import (
+    BadDataError,
+    Recording,
+    Schema,
+    Source,
+    SourceEpisode,
+    SourceStep,
+    first_readable,
+)
 from agent_jax.data.prepare.sources.table import SUFFIXES, Row
 from agent_jax.data.prepare.sources.video.clips import Cine, open_cine, whole_clips
 from agent_jax.data.prepare.sources.video.text_pairs import Pair, PairTable, VideoTextOptions
-from agent_jax.data.prepare.sources.video.videos import camera_name, checked_rate, stored_size
+from agent_jax.data.prepare.sources.video.videos import camera_name, checked_rate
 
 PROMPT = "A video of"  # before a caption, as in the paper
 
 
-class VideoTextSource:
-    """A table and its videos; implements `source.Source`."""
+class VideoTextSource(Source):
+    """A table, or the only one in a folder, and its videos."""
 
     def __init__(self, path: Path, config: PrepareConfig):
-        self.options: VideoTextOptions = typed_options(VideoTextOptions, config)
+        self._options: VideoTextOptions = typed_options(VideoTextOptions, config)
         no_fields(config, "name columns by config.options.file, caption, question, answer, label")
         if config.action_spec or config.state_spec:
             raise ValueError("config.action_spec, config.state_spec: found one, expected none: videos with text have "
                              "no actions")
         self._config = config
-        self._table = PairTable(_table_file(path), self.options, config.instruction_text or PROMPT,
+        self._table = PairTable(_table_file(path), self._options, config.instruction_text or PROMPT,
                                 config.allow_root)
         self._groups = self._table.groups()
         self._camera = camera_name(config)
-        first = self._first_readable(self._table.rows).info
-        self.action_spec: Mapping[str, Any] = {}
-        self.state_spec: Mapping[str, Any] = {}
-        self.schema = Schema({self._camera: stored_size([first], config)}, {}, answers=self._table.texts,
+        first = self._first_readable().info
+        self.action_spec, self.state_spec = {}, {}
+        self.schema = Schema({self._camera: (first.height, first.width)}, {}, answers=self._table.texts,
                              labels=self._table.labels)
-        self.rate_hz = 0.0 if self.options.spread else config.rate_hz or first.rate_hz
+        self.rate_hz = 0.0 if self._options.spread else config.rate_hz or first.rate_hz
 
     def recordings(self) -> list[Recording]:
-        """One a video, or one a group where `group` names a column."""
+        """One per video, or one per group if `group` names a column."""
         return [Recording(self._name(group), str(self._table.video(rows[0])), self._table.split(rows), detail=group)
                 for group, rows in self._groups.items()]
 
     def files(self, recording: Recording) -> list[Path]:
-        """The table and the videos that its rows name."""
+        """The table and the videos of its rows."""
         return [self._table.path, *(self._table.video(row) for row in self._groups[recording.detail])]
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
@@ -73,7 +79,7 @@ class VideoTextSource:
         for row in self._groups[recording.detail]:
             for pair in self._table.pairs(row):
                 if pair in seen:
-                    raise BadDataError(f"{row.where}: says the same of the same video as {seen[pair]}; remove one")
+                    raise BadDataError(f"{row.where}: repeats the text of the same video in {seen[pair]}; remove one")
                 seen[pair] = row.where
                 yield SourceEpisode(f"{recording.name}/{len(seen) - 1}", pair.instruction, self._steps(pair, row),
                                     answer=pair.answer, label=pair.label)
@@ -81,10 +87,10 @@ class VideoTextSource:
     def _steps(self, pair: Pair, row: Row) -> Iterator[SourceStep]:
         window, count = self._config.window, 0
         try:
-            cine = open_cine(pair.video, self.options.dicom_hz)
+            cine = open_cine(pair.video, self._options.dicom_hz)
             stop_s = self._end(pair, cine)
             images = cine.images(pair.start_s, stop_s, self._rate(pair, cine, stop_s))
-            for image in whole_clips(images, window, first_only=self.options.spread):
+            for image in whole_clips(images, window, first_only=self._options.spread):
                 yield SourceStep({self._camera: image}, {})
                 count += 1
         except BadDataError as error:
@@ -95,40 +101,39 @@ class VideoTextSource:
                                "leave out short videos")
 
     def _end(self, pair: Pair, cine: Cine) -> float:
-        """Second at which the stretch ends."""
+        """The end of the stretch in seconds."""
         slack_s = 1 / cine.info.rate_hz
         if pair.start_s >= cine.length_s or cine.length_s + slack_s < pair.stop_s < math.inf:
-            raise BadDataError(f"{cine.path}: lasts {cine.length_s:.3f} s, but the row says {self.options.start}="
-                               f"{pair.start_s:g} and {self.options.stop}={pair.stop_s:g}")
+            raise BadDataError(f"{cine.path}: lasts {cine.length_s:.3f} s, but the row has {self._options.start}="
+                               f"{pair.start_s:g} and {self._options.stop}={pair.stop_s:g}")
         return min(pair.stop_s, cine.length_s)
 
     def _rate(self, pair: Pair, cine: Cine, stop_s: float) -> float:
-        """Images a second to take; 0: all."""
-        if self.options.spread:
-            # No more than there are: the clip is then found to be short.
+        """Images per second to take; 0: all."""
+        if self._options.spread:
+            # At most the video's: a short video then fails the check of its clip.
             return min(self._config.window / (stop_s - pair.start_s), cine.info.rate_hz)
         if not self._config.rate_hz:
             checked_rate(cine.path, cine.info.rate_hz, self.rate_hz)
         return self._config.rate_hz
 
     def _name(self, group: str) -> str:
-        """Of a recording: the file's, or of a group a hash, since a patient's name is not to be stored."""
-        return hashlib.blake2b(group.encode(), digest_size=8).hexdigest() if self.options.group else group
+        """The name of a recording: the file's, or a group's hash, since a patient's name must not be stored."""
+        return hashlib.blake2b(group.encode(), digest_size=8).hexdigest() if self._options.group else group
 
-    def _first_readable(self, rows: Iterable[Row]) -> Cine:
-        """The first video that can be opened; what is wrong with another is said when it is read."""
-        first: BadDataError | None = None
-        for row in rows:
+    def _first_readable(self) -> Cine:
+        """The first video that can be opened; the others raise their errors when they are read."""
+
+        def read(row: Row) -> Cine:
             try:
-                return open_cine(self._table.checked_video(row), self.options.dicom_hz)
+                return open_cine(self._table.checked_video(row), self._options.dicom_hz)
             except BadDataError as error:
-                first = first or BadDataError(str(error) if row.where in str(error) else f"{row.where}: {error}")
-        raise BadDataError(f"no video can be opened; the first: {first}")
+                raise BadDataError(str(error) if row.where in str(error) else f"{row.where}: {error}") from error
 
-
-def open_source(path: Path, config: PrepareConfig) -> VideoTextSource:
-    """The table `path`, or the only one in the folder `path`."""
-    return VideoTextSource(path, config)
+        try:
+            return first_readable(self._table.rows, read, "")
+        except BadDataError as error:
+            raise BadDataError(f"no video can be opened; the first: {error}") from error
 
 
 def _table_file(path: Path) -> Path:

@@ -1,9 +1,9 @@
-"""What sources of videos share: a recording's footage, the name and size of its camera, errors that are the data's.
+"""Shared parts of the sources of videos: a recording's footage, the name of its camera, and its errors.
 
     NAME.mp4                                ->  Footage(path, VideoInfo)          images: uint8 arrays
     NAME/frame_0.png, NAME/frame_1.png ...  ->  Footage(path, VideoInfo, files)   images: the files' bytes
 
-A video is opened to learn its rate, number and size of frames; nothing is decoded before the images are drawn.
+Opening a video reads the rate, number and size of its frames; the frames are decoded as the images are read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from agent_jax.data.image_files import read_header
 from agent_jax.data.prepare.config import PrepareConfig
-from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.prepare.sources.source import BadDataError, bad_data, first_readable
 from agent_jax.data.prepare.sources.video.decode import VideoInfo, read_frames, video_info
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg")
@@ -38,7 +38,7 @@ class Footage:
         """Every image in order.
 
         Raises:
-            BadDataError: one cannot be read, or at the end: there are fewer or more than `info.frames`.
+            BadDataError: one cannot be read, or, at the end, their number is not `info.frames`.
         """
         if self.files:
             return (file.read_bytes() for file in self.files)
@@ -56,13 +56,13 @@ class Footage:
 
     @property
     def expected(self) -> str:
-        """What is expected beside it, for messages."""
+        """The expected number of rows or lines, for messages."""
         shown, coded = self.info.frames, self.info.frames + self.info.hidden
         text = f"expected {shown}, one for each frame of {self.path}"
         if not self.info.hidden:
             return text
         return (f"{text} that a player shows. The file holds {coded} frames; an edit list hides {self.info.hidden}, as "
-                "after a cut that did not encode again. Remove what belongs to hidden frames, mostly the first, or "
+                "after a cut without encoding again. Remove the rows of hidden frames, usually the first ones, or "
                 "leave the recording out")
 
 
@@ -73,12 +73,10 @@ def open_footage(path: Path, frames_hz: float = 0.0) -> Footage:
         BadDataError: it cannot be opened, or is a folder while `frames_hz` is 0; a number is missing in a folder.
     """
     if not path.is_dir():
-        try:
+        with bad_data():
             return Footage(path, video_info(path))
-        except ValueError as error:
-            raise BadDataError(str(error)) from error
     if frames_hz <= 0:
-        raise BadDataError(f"{path}: is a folder of frames, which does not say its rate; set config.options.frames_hz")
+        raise BadDataError(f"{path}: is a folder of frames, which has no rate; set config.options.frames_hz")
     files = sorted((file for file in path.iterdir() if file.suffix.lower() in _IMAGES), key=_number)
     for before, after in itertools.pairwise(files):
         if _number(after) != _number(before) + 1:
@@ -91,7 +89,7 @@ def open_footage(path: Path, frames_hz: float = 0.0) -> Footage:
 
 
 def is_footage(path: Path) -> bool:
-    """Whether it is named as a video, or is a folder with images in it."""
+    """Whether the path has a video's suffix, or is a folder with images."""
     if path.is_dir():
         return any(file.suffix.lower() in _IMAGES for file in path.iterdir())
     return path.suffix.lower() in VIDEOS
@@ -106,44 +104,28 @@ def _number(file: Path) -> int:
 
 
 def camera_name(config: PrepareConfig) -> str:
-    """Under which name the one camera is stored.
+    """The name under which the only camera is stored.
 
     Raises:
-        ValueError: `config.cameras` asks for several.
+        ValueError: `config.cameras` names several.
     """
     if len(config.cameras) > 1:
         raise ValueError(f"config.cameras: found {', '.join(config.cameras)}, expected one: a recording is one video")
     return next(iter(config.cameras), "rgb")
 
 
-def stored_size(infos: Iterable[VideoInfo], config: PrepareConfig) -> tuple[int, int]:
-    """Height and width of the stored images: `config.image_size`, or else those of the first video."""
-    if config.image_size:
-        return config.image_size, config.image_size
-    info = next(iter(infos))
-    return info.height, info.width
-
-
-def readable_infos(paths: Iterable[Path], frames_hz: float = 0.0) -> Iterator[VideoInfo]:
-    """Of those that can be opened; what is wrong with another is said when it is read.
+def first_info(paths: Iterable[Path], frames_hz: float = 0.0) -> VideoInfo:
+    """The header of the first video or folder that can be opened; the others raise their errors when they are read.
 
     Raises:
-        BadDataError: none can be opened; says why the first one cannot.
+        BadDataError: none can be opened; gives the reason for the first.
     """
-    first: BadDataError | None = None
-    found = False
-    for path in paths:
-        try:
-            yield open_footage(path, frames_hz).info
-            found = True
-        except (BadDataError, FileNotFoundError) as error:
-            first = first or BadDataError(str(error))
-    if not found:
-        raise first or BadDataError("found no video, expected at least one")
+    return first_readable(paths, lambda path: open_footage(path, frames_hz).info,
+                          "found no video, expected at least one")
 
 
 def checked_rate(path: Path, found_hz: float, expected_hz: float) -> None:
-    """Refuse footage at another rate, to 1%.
+    """Refuse footage whose rate differs by more than 1%.
 
     Raises:
         BadDataError: names the file and both rates.
@@ -154,9 +136,7 @@ def checked_rate(path: Path, found_hz: float, expected_hz: float) -> None:
 
 def checked_frames(video: Path, *, start_s: float = 0.0, stop_s: float = math.inf,
                    rate_hz: float = 0.0) -> Iterator[np.ndarray]:
-    """The images of `video.read_frames`, whose errors are `BadDataError`s."""
-    try:
+    """The images of `decode.read_frames`; raises BadDataError."""
+    with bad_data():
         for frame in read_frames(video, start_s=start_s, stop_s=stop_s, rate_hz=rate_hz):
             yield frame.image
-    except ValueError as error:
-        raise BadDataError(str(error)) from error

@@ -1,27 +1,28 @@
-"""Minecraft by contractors, as OpenAI published it for VPT (Baker et al., arXiv 2206.11795): pairs of files at 20 Hz.
+"""Minecraft recordings of contractors, published by OpenAI for VPT (Baker et al., arXiv 2206.11795), at 20 Hz.
 
-    FOLDER/NAME.mp4      one frame a tick, 640 x 360
-    FOLDER/NAME.jsonl    one line a tick: mouse {dx, dy, x, y, buttons, newButtons}, keyboard {keys}, hotbar, isGuiOpen
+    FOLDER/NAME.mp4      one frame per tick, 640 x 360
+    FOLDER/NAME.jsonl    one line per tick: mouse {dx, dy, x, y, buttons, newButtons}, keyboard {keys}, hotbar,
+                         isGuiOpen
 
 A line becomes the action of `actions.MINECRAFT`: 23 buttons, and the camera's (pitch, yaw) in degrees = mouse (dy, dx)
-* 360 / 2400. As VPT's own loader does, an attack that is down from the first line on is left out until it is pressed
+* 360 / 2400. As in VPT's own loader, an attack that is down from the first line on is ignored until it is pressed
 again, and a change of the selected slot is a press of its hotbar key, because the mouse wheel was not recorded. Idle
-chunks of `config.window` steps are left out (sources/chunks.py). Where a screen of the game is open, its cursor, which
-the video lacks, is drawn at the mouse's place.
+chunks of `config.window` steps are left out (sources/chunks.py). While a screen of the game is open, its cursor, which
+the video lacks, is drawn at the mouse's position.
 
 Options:
     instructions    CSV or JSONL with the columns name (NAME) and instruction; else config.instruction_text
     cursor          draw the cursor (default true)
     keep_idle       keep idle chunks too (default false)
-    trailing        so many lines or frames too many at the end of a recording are passed over (default 0: refused;
-                    always refused where an edit list hides frames: then the surplus may lie at the beginning)
+    trailing        ignore up to this many surplus lines or frames at the end of a recording (default 0: refused; always
+                    refused if an edit list hides frames: the surplus may then be at the beginning)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,16 @@ from agent_jax.actions import MINECRAFT, ActionSpec
 from agent_jax.actions.vocabulary import MINECRAFT_BUTTONS
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.choices import no_fields, typed_options
-from agent_jax.data.prepare.sources.chunks import active_stretches, said_tokens
+from agent_jax.data.prepare.sources.chunks import action_tokens, active_episodes
 from agent_jax.data.prepare.sources.instructions import Instructions
-from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
+from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, Source, SourceEpisode, SourceStep
 from agent_jax.data.prepare.sources.table import Row, read_jsonl
-from agent_jax.data.prepare.sources.video.videos import (
-    camera_name,
-    checked_rate,
-    open_footage,
-    readable_infos,
-    stored_size,
-)
+from agent_jax.data.prepare.sources.video.videos import camera_name, checked_rate, first_info, open_footage
 
 RATE_HZ = 20.0  # ticks of the game
-_DEGREES = 360 / 2400  # a count of the mouse, at VPT's sensitivity
+_DEGREES = 360 / 2400  # per mouse count, at VPT's sensitivity
 _MOUSE_HEIGHT = 720  # the mouse's x and y are in a window of 1280 x 720, whatever the video's size
-_FAR = 1e6  # a mouse there is outside of any window; a float64 may be too large for an integer
+_FAR = 1e6  # outside any window; a float64 may be too large for an integer
 
 _KEYS = {
     "escape": "ESC", "s": "back", "q": "drop", "w": "forward", **{f"{i}": f"hotbar.{i}" for i in range(1, 10)},
@@ -74,15 +69,15 @@ class Tick:
 
     buttons: np.ndarray  # bool (23,)
     camera: np.ndarray  # float32 (2,): pitch, yaw in degrees, clipped to the bounds of the spec
-    cursor: tuple[float, float] | None  # x, y of the mouse where a screen is open
+    cursor: tuple[float, float] | None  # x, y of the mouse if a screen is open
 
 
-class VptSource:
-    """A folder of pairs; implements `source.Source`."""
+class VptSource(Source):
+    """The pairs in a folder and those below it, or the one pair that a file belongs to."""
 
     def __init__(self, path: Path, config: PrepareConfig):
-        self.options: VptOptions = typed_options(VptOptions, config)
-        no_fields(config, "a line of VPT has one form")
+        self._options: VptOptions = typed_options(VptOptions, config)
+        no_fields(config, "the format has no other columns")
         self.action_spec = dict(config.action_spec) or MINECRAFT.to_dict()
         self._spec = ActionSpec.from_dict(self.action_spec)
         if dict(self._spec.fields) != dict(MINECRAFT.fields):
@@ -90,79 +85,63 @@ class VptSource:
                              "agent_jax.actions.datasets.MINECRAFT: buttons (23) and camera (2)")
         if config.rate_hz not in (0.0, RATE_HZ):
             raise ValueError(f"config.rate_hz={config.rate_hz}: expected 0 or {RATE_HZ:g}, the game's ticks a second")
-        self.state_spec: Mapping[str, Any] = {}
+        self.state_spec = {}
         self.rate_hz = RATE_HZ
         self._config, self._folder = config, path if path.is_dir() else path.parent
         files = itertools.chain(path.rglob("*.mp4"), path.rglob("*.jsonl")) if path.is_dir() else [path]
-        texts = self._folder / self.options.instructions
-        names = {file.relative_to(self._folder).with_suffix("").as_posix() for file in files if file != texts}
-        if not names:
+        texts = self._folder / self._options.instructions
+        self._names = sorted({file.relative_to(self._folder).with_suffix("").as_posix() for file in files
+                              if file != texts})
+        if not self._names:
             raise FileNotFoundError(f"{path}: found no mp4 or jsonl file, expected pairs NAME.mp4 and NAME.jsonl")
-        self._names = sorted(names)
-        self._instructions = Instructions(self._folder, self.options.instructions, config)
+        self._instructions = Instructions(self._folder, self._options.instructions, config)
         self._camera = camera_name(config)
-        videos = (self._folder / f"{name}.mp4" for name in self._names)
-        self.schema = Schema({self._camera: stored_size(readable_infos(videos), config)}, self._spec.fields)
+        size = (config.image_size, config.image_size)
+        if not config.image_size:
+            first = first_info(self._folder / f"{name}.mp4" for name in self._names)
+            size = (first.height, first.width)
+        self.schema = Schema({self._camera: size}, self._spec.fields)
 
     def recordings(self) -> list[Recording]:
-        """One a name, whether it has both files or not: what is missing is said when it is read."""
+        """One per name. A missing file is an error when the recording is read."""
         return [Recording(name, str(self._folder / f"{name}.mp4"), detail=name) for name in self._names]
 
     def files(self, recording: Recording) -> list[Path]:
         """The pair, and the table of instructions."""
-        pair = [self._folder / f"{recording.detail}{suffix}" for suffix in (".mp4", ".jsonl")]
-        return [*pair, *self._instructions.files]
+        return [*self._pair(recording), *self._instructions.files]
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
-        """One episode, in the stretches that are not idle; its video is decoded once."""
-        video, lines = (self._folder / f"{recording.detail}{suffix}" for suffix in (".mp4", ".jsonl"))
+        """One episode, in the stretches that are not idle."""
+        video, lines = self._pair(recording)
         for path in (video, lines):
             if not path.is_file():
                 raise BadDataError(f"{path}: not found; expected a pair {recording.detail}.mp4 and .jsonl")
-        instruction = self._instructions.of(Path(recording.detail).name)
-        low, high = self._spec.bounds("camera")
-        ticks = read_ticks(lines, low, high)
-        shown = open_footage(video)
-        checked_rate(video, shown.info.rate_hz, RATE_HZ)
-        surplus = abs(shown.info.frames - len(ticks))
-        if surplus > (0 if shown.info.hidden else self.options.trailing):
-            advice = "" if shown.info.hidden else (
-                "; leave the recording out, or pass over what is too much at the end with "
+        instruction = self._instructions.text(Path(recording.detail).name)
+        ticks = read_ticks(lines, *self._spec.bounds("camera"))
+        footage = open_footage(video)
+        checked_rate(video, footage.info.rate_hz, RATE_HZ)
+        surplus = abs(footage.info.frames - len(ticks))
+        if surplus > (0 if footage.info.hidden else self._options.trailing):
+            advice = "" if footage.info.hidden else (
+                "; leave the recording out, or ignore the surplus at the end with "
                 f"--config.options.trailing={surplus}")
-            raise BadDataError(f"{lines}:{len(ticks)}: the last of {len(ticks)} lines, {shown.expected}{advice}")
-        del ticks[shown.info.frames :]
-        counts = [said_tokens(self._spec, {"buttons": tick.buttons, "camera": tick.camera}) for tick in ticks]
-        frames = enumerate(shown.images())
-        stretches = active_stretches(counts, self._config.window, keep_idle=self.options.keep_idle)
-        if not stretches:
-            raise BadDataError(f"{lines}: every chunk of {self._config.window} lines is idle; keep them with "
-                               "--config.options.keep_idle=true, or leave such recordings out with --on_error=skip")
-        for start, stop in stretches:
-            steps = self._steps(ticks, frames, start, stop, video)
-            yield SourceEpisode(recording.name, instruction, steps, start=start, ends=stop == len(ticks))
-        for _ in frames:  # to the end: a video with more or fewer frames than it says was paired wrongly
-            pass
+            raise BadDataError(f"{lines}:{len(ticks)}: the last of {len(ticks)} lines, {footage.expected}{advice}")
+        del ticks[footage.info.frames :]
+        tokens_T = [action_tokens(self._spec, {"buttons": tick.buttons, "camera": tick.camera}) for tick in ticks]
+        yield from active_episodes(recording.name, instruction, footage.images(),
+                                   lambda t, image: self._step(ticks[t], image), tokens_T, self._config.window,
+                                   keep_idle=self._options.keep_idle, where=lines,
+                                   hint="keep them with --config.options.keep_idle=true, or ")
 
-    def _steps(self, ticks: Sequence[Tick], frames: Iterator[tuple[int, bytes | np.ndarray]], start: int, stop: int,
-               video: Path) -> Iterator[SourceStep]:
-        for t, image in frames:
-            if t < start:
-                continue
-            assert isinstance(image, np.ndarray)  # of a video
-            tick = ticks[t]
-            if self.options.cursor and tick.cursor is not None:
-                scale = image.shape[0] / _MOUSE_HEIGHT
-                x, y = np.clip(tick.cursor, -_FAR, _FAR) * scale
-                draw_cursor(image, int(x), int(y))
-            yield SourceStep({self._camera: image}, {"buttons": tick.buttons, "camera": tick.camera})
-            if t == stop - 1:
-                return
-        raise BadDataError(f"{video}: ends before frame {stop - 1}, expected {len(ticks)} frames")
+    def _pair(self, recording: Recording) -> tuple[Path, Path]:
+        return self._folder / f"{recording.detail}.mp4", self._folder / f"{recording.detail}.jsonl"
 
-
-def open_source(path: Path, config: PrepareConfig) -> VptSource:
-    """The pairs below the folder `path`, or the one pair that the file `path` belongs to."""
-    return VptSource(path, config)
+    def _step(self, tick: Tick, image: bytes | np.ndarray) -> SourceStep:
+        assert isinstance(image, np.ndarray)  # from a video
+        if self._options.cursor and tick.cursor is not None:
+            x, y = np.clip(tick.cursor, -_FAR, _FAR) * (image.shape[0] / _MOUSE_HEIGHT)
+            draw_cursor(image, int(x), int(y))
+        return SourceStep({self._camera: image}, {"buttons": tick.buttons, "camera": tick.camera})
 
 
 def read_ticks(path: Path, low: np.ndarray, high: np.ndarray) -> list[Tick]:
@@ -174,7 +153,7 @@ def read_ticks(path: Path, low: np.ndarray, high: np.ndarray) -> list[Tick]:
         high: largest pitch and yaw.
 
     Raises:
-        BadDataError: a line is no JSON object, or lacks a key; file and line.
+        BadDataError: a line is not a JSON object, or lacks a key; file and line.
     """
     ticks: list[Tick] = []
     stuck, slot = False, 0
@@ -184,14 +163,14 @@ def read_ticks(path: Path, low: np.ndarray, high: np.ndarray) -> list[Tick]:
             stuck = new == [0]
         elif 0 in new:
             stuck = False
-        down = [_KEYBOARD.get(key) for key in _list(row, "keyboard", "keys", str)]  # other keys mean nothing
+        down = [_KEYBOARD.get(key) for key in _list(row, "keyboard", "keys", str)]  # other keys have no button
         down += [_MOUSE.get(button) for button in _list(row, "mouse", "buttons", int) if not (stuck and button == 0)]
-        now = _field(row, "hotbar", int)
-        if not 0 <= now <= 8:
-            raise BadDataError(f"{row.where}: found hotbar={now}, expected a slot from 0 to 8")
-        if now != slot:
-            down.append(f"hotbar.{now + 1}")
-        slot = now
+        selected = _field(row, "hotbar", int)
+        if not 0 <= selected <= 8:
+            raise BadDataError(f"{row.where}: found hotbar={selected}, expected a slot from 0 to 8")
+        if selected != slot:
+            down.append(f"hotbar.{selected + 1}")
+        slot = selected
         buttons = np.zeros(len(_COLUMN), bool)
         buttons[[_COLUMN[button] for button in down if button is not None]] = True
         inner = Row(row.where, mouse)
@@ -220,13 +199,13 @@ def _list(row: Row, group: str, key: str, kind: type) -> list[Any]:
 
 _JSON = {dict: "object", int: "integer", bool: "true or false", str: "string"}
 
-# 11 rows of pixels (# black, . white): what the 16 x 16 cursor of the game covers in a video of half its size.
+# 11 rows of pixels (# black, . white): the game's 16 x 16 cursor in a video of half the size.
 _ARROW = ("#       ", "##      ", "#.#     ", "#..#    ", "#...#   ", "#....#  ", "#.....# ", "#..#####", "#.# #.# ",
           "##   #.#", "      ## ")
 
 
 def draw_cursor(image: np.ndarray, x: int, y: int) -> None:
-    """Draw an arrow into the image, its tip at column `x` and row `y`; what lies outside is cut off."""
+    """Draw an arrow into the image, with its tip at column `x` and row `y`, clipped at the borders."""
     for row, line in enumerate(_ARROW, y):
         for column, mark in enumerate(line, x):
             if mark != " " and 0 <= row < image.shape[0] and 0 <= column < image.shape[1]:

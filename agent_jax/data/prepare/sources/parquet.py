@@ -1,8 +1,9 @@
-"""Columns of parquet files as numbers and texts; whatever pyarrow raises names the file, the column and the row."""
+"""Parquet files and their columns as numbers and texts; errors name the file, the column and the row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,36 +14,34 @@ import pyarrow.parquet as pq
 from agent_jax.data.prepare.sources.source import BadDataError
 
 
-def parquet_table(file: Path, columns: list[str] | None = None, optional: Collection[str] = ()) -> pa.Table:
-    """A whole parquet file, or some columns of it, with those that are `optional` where they are there.
+@contextlib.contextmanager
+def open_parquet(file: Path, columns: Collection[str] = ()) -> Iterator[pq.ParquetFile]:
+    """A parquet file that has all `columns`, open to be read.
 
     Raises:
-        BadDataError: it is missing or damaged, or lacks a column; names it.
-        OSError: the file could not be read, which says nothing about what it holds.
+        BadDataError: it is missing, damaged (also if found only while it is read) or lacks a column; names it.
+        OSError: the operating system could not read it, which does not mean that it is damaged.
     """
-
-    def read(content: pq.ParquetFile) -> pa.Table:
-        more = [name for name in content.schema_arrow.names if name in optional]
-        return content.read(None if columns is None else [*columns, *more])
-
-    return read_parquet(file, columns, read)
-
-
-def read_parquet(file: Path, columns: list[str] | None, read: Callable[[pq.ParquetFile], pa.Table]) -> pa.Table:
-    """What `read` takes from a parquet file that has all `columns`; errors as of `parquet_table`."""
     if not file.is_file():
         raise BadDataError(f"{file}: not found; copy the data again")
     try:
         with pq.ParquetFile(file) as content:
             there = content.schema_arrow.names
-            for column in columns or ():
+            for column in columns:
                 if column not in there:
                     raise BadDataError(f"{file}: has no column {column!r}; it has {', '.join(there)}")
-            return read(content)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno:  # no permission, too many open files: not the data's fault
+            yield content
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno:  # no permission, too many open files
             raise
         raise BadDataError(f"{file}: cannot be read as parquet ({error}); the file is damaged or cut off") from error
+
+
+def parquet_table(file: Path, columns: list[str] | None = None, optional: Collection[str] = ()) -> pa.Table:
+    """A whole parquet file, or its `columns` and those of the `optional` ones that it has; errors as `open_parquet`."""
+    with open_parquet(file, columns or ()) as content:
+        more = [name for name in content.schema_arrow.names if name in optional]
+        return content.read(None if columns is None else [*columns, *more])
 
 
 def column_numbers(table: pa.Table, name: str, size: int, where: str) -> np.ndarray:
@@ -53,14 +52,14 @@ def column_numbers(table: pa.Table, name: str, size: int, where: str) -> np.ndar
     """
     try:
         column = table[name].combine_chunks()
-        if isinstance(column, pa.ChunkedArray):  # of no rows, or too many for one
+        if isinstance(column, pa.ChunkedArray):  # no rows, or too many for one array
             column = pa.concat_arrays(column.chunks)
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
             raise BadDataError(f"{where}, row {row}: {name!r} is missing")
         if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or \
                 pa.types.is_fixed_size_list(column.type):
-            # pyarrow makes its functions as it is imported.
+            # pyarrow defines its functions at import.
             lengths: np.ndarray = pc.list_value_length(column).to_numpy(  # pyright: ignore[reportAttributeAccessIssue]
                 zero_copy_only=False)
             if np.any(lengths != size):
@@ -85,7 +84,7 @@ def column_whole(table: pa.Table, name: str, where: str, most: int) -> list[int]
     """The whole numbers, from 0 to `most`, of a column of scalars.
 
     Raises:
-        BadDataError: as `column_numbers`, or a number is none of these.
+        BadDataError: as `column_numbers`, or a number is not one of these.
     """
     numbers = column_numbers(table, name, 1, where)[:, 0]
     wrong = np.flatnonzero((numbers < 0) | (numbers > most) | (numbers != np.floor(numbers)))
@@ -99,7 +98,7 @@ def column_texts(table: pa.Table, name: str, where: str) -> list[str]:
     """The texts of a column; "" where one is missing.
 
     Raises:
-        BadDataError: it holds something else, or a text that is not UTF-8.
+        BadDataError: the column holds something else, or a text that is not UTF-8.
     """
     column = table[name]
     if not is_text(column.type):
