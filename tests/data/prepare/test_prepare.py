@@ -26,8 +26,8 @@ from agent_jax.data.prepare import workers as prepare_workers
 from agent_jax.data.prepare.config import PrepareConfig, read_prepare_config
 from agent_jax.data.prepare.prepare import prepare, split_recordings, summary_lines
 from agent_jax.data.prepare.prepare import prepare as prepare_module
-from agent_jax.data.prepare.shard import Counts, RecordMaker, held_until_whole, stored_features
-from agent_jax.data.prepare.sources import DESCRIPTIONS, MODULES
+from agent_jax.data.prepare.shard import Counts, RecordMaker, buffered, stored_features
+from agent_jax.data.prepare.sources import CLASSES, DESCRIPTIONS
 from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.prepare.workers import ShardPlan, write_shard
 from agent_jax.data.store.episode import Example
@@ -46,7 +46,7 @@ def changed(**changes: Any) -> PrepareConfig:
     return dataclasses.replace(CONFIG, **changes)
 
 
-def test_the_store_holds_what_the_data_say_with_encoded_images_byte_for_byte(tmp_path):
+def test_store_holds_the_data_and_encoded_images_byte_for_byte(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 4, "val": 2})
     store, summary = prepare("rlds", path, tmp_path / "out", CONFIG)
     assert store.splits == {"test": 2, "train": 4}
@@ -66,7 +66,7 @@ def test_the_store_holds_what_the_data_say_with_encoded_images_byte_for_byte(tmp
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_images_are_resized_as_training_does_and_left_alone_where_they_fit(tmp_path):
+def test_images_are_resized_as_in_training_and_unchanged_if_they_fit(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 2})
     store, _ = prepare("rlds", path, tmp_path / "out", changed(image_size=8, encoding="png"))
     assert store.field("steps/observation/rgb").shape == (8, 8, 3)
@@ -79,7 +79,7 @@ def test_images_are_resized_as_training_does_and_left_alone_where_they_fit(tmp_p
 
 
 @pytest.mark.parametrize("image_size", [0, 16])
-def test_a_turned_image_is_stored_upright_without_the_tag(tmp_path, image_size):
+def test_rotated_image_is_stored_upright_without_the_tag(tmp_path, image_size):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     steps = [SourceStep(images={"rgb": png(np.ascontiguousarray(np.rot90(pixels)), 6)}, actions={})]
     source = Given([SourceEpisode("e", "what is it?", steps, answer="a cat")], Schema({"rgb": (16, 16)}, {},
@@ -91,7 +91,7 @@ def test_a_turned_image_is_stored_upright_without_the_tag(tmp_path, image_size):
         np.testing.assert_array_equal(np.asarray(read), pixels)
 
 
-def test_the_same_files_come_from_any_number_of_processes(tmp_path, monkeypatch):
+def test_number_of_processes_does_not_change_the_files(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "_SHARD_RECORDINGS", 2)
     path = bridge_set(tmp_path, "tfrecord", {"train": 5, "val": 1})
     for processes in (1, 2):
@@ -122,7 +122,7 @@ sys.exit(code)
 """
 
 
-def test_a_killed_command_leaves_no_store_and_goes_on_when_given_again(tmp_path):
+def test_killed_command_leaves_no_store_and_resumes(tmp_path):
     path, out = bridge_set(tmp_path, "tfrecord", {"train": 5}), tmp_path / "out"
     line = ["prepare", "--source", "rlds", "--path", str(path), "--out", str(out), "--processes", "1",
             "--config.fields.action=world_vector"]
@@ -150,7 +150,7 @@ def captions(folder: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("damaged", [b"no video", b""])
-def test_a_command_that_goes_on_keeps_nothing_of_files_that_have_changed(tmp_path, monkeypatch, damaged):
+def test_resumed_command_drops_shards_of_changed_files(tmp_path, monkeypatch, damaged):
     monkeypatch.setattr(prepare_module, "_SHARD_BYTES", 4_000)  # one or two of the videos
     raw, config = tmp_path / "raw", PrepareConfig(window=2, validation=0.0, name="clips")
     raw.mkdir()
@@ -171,7 +171,7 @@ def test_a_command_that_goes_on_keeps_nothing_of_files_that_have_changed(tmp_pat
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_a_command_that_goes_on_makes_only_the_shards_anew_whose_files_have_changed(tmp_path, monkeypatch):
+def test_resumed_command_rewrites_only_shards_of_changed_files(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "_SHARD_RECORDINGS", 1)
     raw, config = tmp_path / "raw", PrepareConfig(window=2, validation=0.0, name="clips", image_size=32)
     raw.mkdir()
@@ -196,7 +196,7 @@ def spoil(number: int, episode: dict[str, Any]) -> None:
         episode["steps"][2]["action"]["world_vector"] = np.asarray([np.nan, 0], np.float32)
 
 
-def test_a_bad_recording_stops_the_command_or_is_left_out_whole_and_counted(tmp_path, monkeypatch):
+def test_bad_recording_stops_the_command_or_is_skipped_whole_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "_SHARD_RECORDINGS", 1)
     path = bridge_set(tmp_path, "tfrecord", {"train": 4, "val": 1}, change=spoil)
     bad = r"tfrecord-00000-of-00002, record 1, episode 'train/00000/1', step 2: 'world_vector' is \[nan, 0.0\]"
@@ -214,7 +214,7 @@ def test_a_bad_recording_stops_the_command_or_is_left_out_whole_and_counted(tmp_
         assert kept == ["put away number 0", "put away number 2"]
 
 
-def test_data_without_one_good_recording_are_refused(tmp_path):
+def test_data_without_a_good_recording_are_refused(tmp_path):
     def all_bad(number: int, episode: dict[str, Any]) -> None:
         spoil(1, episode)
 
@@ -236,7 +236,7 @@ def test_values_beyond_the_bounds_are_counted_and_too_many_are_an_error(tmp_path
     assert summary["outside"] == {"world_vector[1]": 4}
 
 
-def test_a_camera_is_out_of_bounds_from_the_next_whole_degree_on():
+def test_camera_is_out_of_bounds_from_the_next_whole_degree():
     spec = ActionSpec("camera", "iafm", (Group("STARTACTION", (Camera("camera"),), "ENDOFACTION"),))
     for turn, beyond in ((50.7, {}), (51.2, {"camera[0]": 1})):
         source = Given([SourceEpisode("e", "look", [step(actions={"camera": [turn, 0.0]})])],
@@ -246,7 +246,7 @@ def test_a_camera_is_out_of_bounds_from_the_next_whole_degree_on():
         assert counts.outside == beyond
 
 
-def test_bounds_that_are_left_to_the_data_are_not_checked(tmp_path):
+def test_open_bounds_are_not_checked(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 4})
     spec = SPEC.to_dict()
     part = spec["groups"][0]["parts"][1]
@@ -260,7 +260,7 @@ def test_bounds_that_are_left_to_the_data_are_not_checked(tmp_path):
         prepare("rlds", path, tmp_path / "other", changed(action_spec=spec))
 
 
-def test_an_existing_directory_and_a_second_command_for_it_are_refused(tmp_path):
+def test_existing_directory_and_concurrent_command_are_refused(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 1})
     lock, holder = DirectoryLock(tmp_path / ".out.lock", "", ""), f"process {os.getpid()} on host "
     with lock, pytest.raises(FileExistsError, match=f"out is in use by {holder}.*; wait for that one to end"):
@@ -271,14 +271,14 @@ def test_an_existing_directory_and_a_second_command_for_it_are_refused(tmp_path)
         prepare("rlds", path, tmp_path / "out", CONFIG)
 
 
-def test_a_rate_that_is_not_the_specs_is_refused(tmp_path):
+def test_rate_other_than_the_spec_is_refused(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 1})
     spec = dataclasses.replace(SPEC, rate_hz=5.0).to_dict()
     with pytest.raises(ValueError, match="has rate_hz=5, but the data have 10 steps a second"):
         prepare("rlds", path, tmp_path / "out", changed(action_spec=spec, rate_hz=10.0))
 
 
-def test_new_recordings_move_no_other_from_one_split_to_another():
+def test_new_recordings_do_not_change_the_split_of_others():
     recordings = [Recording(str(number), "file") for number in range(400)]
     before, after = split_recordings(recordings[:200], 0.1), split_recordings(recordings, 0.1)
     assert set(before["test"]) <= set(after["test"])
@@ -348,7 +348,7 @@ def test_long_episodes_are_cut_at_multiples_of_the_window(tmp_path, window, leng
         assert max(sizes) < most + 500  # names and flags come on top
 
 
-def test_a_stretch_begins_and_ends_where_the_source_says(tmp_path):
+def test_stretch_keeps_its_start_and_end_flags(tmp_path):
     parts = [SourceEpisode("e", "go", [step()] * 2, start=0, ends=False),
              SourceEpisode("e", "go", [step()] * 3, start=6, ends=True)]
     first, second = stored(Given(parts), changed(encoding="png"), tmp_path / "set")
@@ -397,20 +397,20 @@ BOMB = re.sub(rb"(?s)(\xff\xc0...).{4}", lambda found: found[1] + (65_000).to_by
     ({"steps": []}, "episode 'e': no steps, expected at least one"),
     ({"instruction": " "}, "episode 'e': the instruction is empty; give one for all by config.instruction_text"),
 ])
-def test_what_is_wrong_is_said_with_its_place(episode, message):
+def test_errors_are_reported_with_their_place(episode, message):
     source = Given([SourceEpisode(**{"name": "e", "instruction": "go", "steps": [step()], **episode})])
     with pytest.raises(BadDataError, match=message) as refused:
         list(RecordMaker(source, CONFIG).records(source.recordings()[0], Counts()))
     assert str(refused.value).startswith("file.mp4, episode 'e'")
 
 
-def test_a_recording_without_episodes_is_bad():
+def test_recording_without_episodes_is_bad_data():
     source = Given([])
     with pytest.raises(BadDataError, match="file.mp4: recording 'one' holds no episode"):
         list(RecordMaker(source, CONFIG).records(source.recordings()[0], Counts()))
 
 
-def test_nothing_is_kept_of_a_recording_whose_second_episode_is_bad(tmp_path):
+def test_bad_second_episode_drops_the_whole_recording(tmp_path):
     good, bad = (SourceEpisode(name, "go", steps) for name, steps in (("a", [step()]), ("b", [step(actions={})])))
     source = Given([good, bad])
     build = begin_store(tmp_path / "set", {})
@@ -424,7 +424,7 @@ def test_nothing_is_kept_of_a_recording_whose_second_episode_is_bad(tmp_path):
     assert store.splits == {"train": 0}
 
 
-def test_a_shard_with_gaps_is_made_anew_where_gaps_are_errors(tmp_path):
+def test_shard_with_skipped_recordings_is_written_again_if_they_are_errors(tmp_path):
     build = begin_store(tmp_path / "set", {})
     plan = ShardPlan("given", "nowhere", CONFIG, str(shard_path(build, "set", "train", 0, 1)),
                      [Recording("one", "file.mp4")], "skip")
@@ -433,7 +433,7 @@ def test_a_shard_with_gaps_is_made_anew_where_gaps_are_errors(tmp_path):
     assert dataclasses.replace(plan, on_error="stop").finished() is None
 
 
-def test_a_shard_of_another_state_is_gone_before_its_new_report_is_there(tmp_path, monkeypatch):
+def test_shard_of_another_state_is_removed_before_its_new_report_is_written(tmp_path, monkeypatch):
     build = begin_store(tmp_path / "set", {})
     plan = ShardPlan("given", "nowhere", CONFIG, str(shard_path(build, "set", "train", 0, 1)),
                      [Recording("one", "file.mp4")], "stop", "before")
@@ -453,20 +453,20 @@ def test_a_shard_of_another_state_is_gone_before_its_new_report_is_there(tmp_pat
     assert after.finished() is None
 
 
-def test_records_wait_in_a_file_until_the_recording_is_whole(tmp_path):
+def test_records_are_buffered_in_a_file_until_the_recording_is_whole(tmp_path):
     records = [os.urandom(40_000_000), b"", b"ab"]
-    assert list(held_until_whole(iter(records * 2), tmp_path)) == records * 2
+    assert list(buffered(iter(records * 2), tmp_path)) == records * 2
 
     def broken() -> Iterator[bytes]:
         yield b"one"
         raise BadDataError("broken")
 
     with pytest.raises(BadDataError):
-        next(held_until_whole(broken(), tmp_path))
+        next(buffered(broken(), tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_config_comes_from_a_file_and_from_overrides(tmp_path):
+def test_config_comes_from_file_and_overrides(tmp_path):
     (tmp_path / "set.json").write_text(json.dumps({"image_size": 64, "fields": {"a": "x"}}))
     (tmp_path / "set.py").write_text("def get_config():\n    return {'image_size': 64, 'fields': {'a': 'x'}}\n")
     overrides = ["--config.rate_hz=5", "--config.fields.b=17", "--config.options.classes=[1, 2]", "--config.name=12"]
@@ -483,7 +483,7 @@ def test_a_config_comes_from_a_file_and_from_overrides(tmp_path):
 
 
 @pytest.mark.parametrize(("command", "goes_on"), [("prepare", True), ("check", False), ("stats", False)])
-def test_an_interrupted_command_says_that_it_goes_on_where_it_does(tmp_path, monkeypatch, capsys, command, goes_on):
+def test_interrupted_command_announces_resuming_only_if_it_can(tmp_path, monkeypatch, capsys, command, goes_on):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -494,7 +494,7 @@ def test_an_interrupted_command_says_that_it_goes_on_where_it_does(tmp_path, mon
 
 
 @pytest.mark.parametrize(("text", "value"), [("True", True), ("true", True), ("False", False), ("false", False)])
-def test_a_truth_is_written_as_json_or_as_python_does(text, value):
+def test_booleans_are_accepted_in_json_and_python_form(text, value):
     assert read_prepare_config("", [f"--config.options.state={text}"]).options == {"state": value}
     assert read_check_config(Path(), "", [f"--config.video={text}"]).video is value
 
@@ -509,7 +509,7 @@ def test_a_truth_is_written_as_json_or_as_python_does(text, value):
     (["--colour"], "--colour: unexpected argument"),
     (["--config.cameras.rgb=image_5"], "config.cameras.rgb: .* has no feature 'image_5'"),
 ])
-def test_a_mistake_on_the_command_line_is_told_in_one_line(tmp_path, capsys, arguments, message):
+def test_command_line_errors_are_one_line(tmp_path, capsys, arguments, message):
     path = bridge_set(tmp_path, "tfrecord", {"train": 1})
     line = ["prepare", "--source", "rlds", "--path", str(path), "--out", str(tmp_path / "out"), *arguments]
     assert main(line) == 2
@@ -519,7 +519,7 @@ def test_a_mistake_on_the_command_line_is_told_in_one_line(tmp_path, capsys, arg
     assert re.search(message, error), error
 
 
-def test_the_command_says_what_it_made_and_what_it_left_out(tmp_path, capsys):
+def test_command_prints_what_it_stored_and_skipped(tmp_path, capsys):
     path = bridge_set(tmp_path, "tfrecord", {"train": 4, "val": 1}, change=spoil)
     line = ["prepare", "--source", "rlds", "--path", str(path), "--out", str(tmp_path / "out"), "--processes", "1",
             "--config.fields.action=world_vector"]
@@ -535,20 +535,20 @@ def test_the_command_says_what_it_made_and_what_it_left_out(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("split", ["fold 1", "val.2", "all"])
-def test_a_split_that_could_not_be_read_again_is_refused_before_any_work(tmp_path, split):
+def test_invalid_split_name_is_refused_before_any_work(tmp_path, split):
     with pytest.raises(BadDataError, match=f"a.mp4: found the split '{split}', expected a name of letters"):
         split_recordings([Recording("a", "a.mp4", split)], 0.0)
     with pytest.raises(ValueError, match=f"split '{split}': expected"):
         shard_path(tmp_path, "set", split, 0, 1)
 
 
-def test_a_name_may_hold_brackets(tmp_path):
+def test_name_may_contain_brackets(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 1})
     store, _ = prepare("rlds", path, tmp_path / "out", changed(name="Task [v2]"))
     assert (store.name, store.split("train")[0].steps) == ("Task [v2]", 6)
 
 
-def test_a_split_that_was_left_out_whole_is_told(tmp_path):
+def test_empty_split_is_reported(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 1, "val": 1}, change=spoil)
     store, summary = prepare("rlds", path, tmp_path / "out", CONFIG, on_error="skip")
     assert store.splits == {"test": 0, "train": 1}
@@ -556,19 +556,19 @@ def test_a_split_that_was_left_out_whole_is_told(tmp_path):
                for line in summary_lines(store, summary))
 
 
-def test_records_are_examples_of_the_canonical_schema():
+def test_records_follow_the_canonical_schema():
     (record,) = RecordMaker(Given([SourceEpisode("e", "go", [step()])]), CONFIG).records(Recording("r", "f"), Counts())
     features = Example.FromString(record).features.feature
     assert set(features) >= {"episode_id", "recording_id", "start", "instruction", "steps/world_vector",
                              "steps/action_weight"}
 
 
-def test_help_names_every_source_and_field_with_a_sentence(capsys: pytest.CaptureFixture[str]):
+def test_help_describes_every_source_and_field(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main(["prepare", "--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert DESCRIPTIONS.keys() == MODULES.keys()
+    assert DESCRIPTIONS.keys() == CLASSES.keys()
     for kind, text in DESCRIPTIONS.items():
         assert f"  {kind} " in said
         assert text in said

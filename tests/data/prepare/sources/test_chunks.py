@@ -5,7 +5,7 @@ import pytest
 
 from agent_jax.actions import BLEEDING_EDGE, CALVIN, MINECRAFT, BoundSpec
 from agent_jax.actions.vocabulary import Vocabulary
-from agent_jax.data.prepare.sources.chunks import active_stretches, said_tokens
+from agent_jax.data.prepare.sources.chunks import action_tokens, active_stretches
 
 
 @pytest.mark.parametrize(("spec", "action"), [
@@ -14,11 +14,11 @@ from agent_jax.data.prepare.sources.chunks import active_stretches, said_tokens
     (BLEEDING_EDGE, {"buttons": np.arange(11) < 2, "left_stick": np.array([0.3, 0]), "right_stick": np.zeros(2)}),
     (CALVIN, {"action": np.array([0, 0, 0, 0, 0, 0, 1.0])}),
 ])
-def test_tokens_are_those_that_encoding_says_between_the_delimiters(spec, action):
-    assert said_tokens(spec, action) == len(BoundSpec(spec, Vocabulary.build("bytes", ("iafm",))).encode(action)) - 2
+def test_token_count_is_that_of_the_encoding_without_delimiters(spec, action):
+    assert action_tokens(spec, action) == len(BoundSpec(spec, Vocabulary.build("bytes", ("iafm",))).encode(action)) - 2
 
 
-def test_a_chunk_is_kept_where_it_holds_more_than_one_token_a_step():
+def test_chunks_with_more_than_one_token_per_step_are_kept():
     tokens = [0, 0, 0, 4,  3, 0, 2, 0,  1, 2, 2, 2,  0, 0, 0, 0,  2, 2]
     assert active_stretches(tokens, 4) == [(4, 12), (16, 18)]
     assert active_stretches(tokens, 9) == [(0, 18)]

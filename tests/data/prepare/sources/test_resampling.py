@@ -1,4 +1,4 @@
-"""Every n-th step keeps the action of all n: the last target, the sum of changes."""
+"""Every n-th step keeps the action of all n: the last target, the sum of deltas."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def joined(spec: dict[str, Any] | ActionSpec | None, actions: list[dict[str, Any
     (RELATIVE, "last", [4, 1]), (RELATIVE, "first", [1, 0]),
     (None, "last", [4, 1]), (None, "sum", [7, 2]), (None, "first", [1, 0]),
 ])
-def test_targets_are_the_last_and_changes_add_up(spec: Any, how: str, expected: list[float]) -> None:
+def test_last_target_is_kept_and_deltas_are_summed(spec: Any, how: str, expected: list[float]) -> None:
     np.testing.assert_array_equal(joined(spec, ACTIONS, how)["action"], expected)
     np.testing.assert_array_equal(ACTIONS[0]["action"], [1, 0])  # the step's own is as it was
 
 
-def test_a_choice_is_the_last_and_calvin_s_moves_add_up() -> None:
+def test_last_choice_is_kept_and_calvin_deltas_are_summed() -> None:
     made = joined(CALVIN, [{"action": np.array([0.1] * 6 + [1.0], np.float32)},
                            {"action": np.array([0.3] * 6 + [-1.0], np.float32)}])
     np.testing.assert_allclose(made["action"], [0.4] * 6 + [-1.0], rtol=1e-6)
 
 
-def test_buttons_count_where_they_were_down_once_and_a_camera_turns_by_all() -> None:
+def test_any_press_counts_and_camera_turns_are_summed() -> None:
     down = [np.arange(23) == 1, np.arange(23) == 4]
     actions = [{"buttons": pressed, "camera": np.array([3.0, -1.0])} for pressed in down]
     made = joined(MINECRAFT, actions)
@@ -51,14 +51,14 @@ def test_buttons_count_where_they_were_down_once_and_a_camera_turns_by_all() -> 
     assert np.flatnonzero(joined(MINECRAFT, actions, "last")["buttons"]).tolist() == [4]
 
 
-def test_a_stick_stands_as_when_the_image_was_taken() -> None:
+def test_stick_has_its_position_of_the_image() -> None:
     actions = [{"buttons": np.zeros(11, bool), "left_stick": np.array([x, 0.0]), "right_stick": np.zeros(2)}
                for x in (0.5, 1.0)]
     assert joined(BLEEDING_EDGE, actions)["left_stick"].tolist() == [0.5, 0]
     assert joined(BLEEDING_EDGE, actions, "last")["left_stick"].tolist() == [1, 0]
 
 
-def test_what_is_done_is_said_by_name() -> None:
+def test_note_lists_the_rules_by_name() -> None:
     made = Resampling(PrepareConfig(), 3, 30.0, ActionSpec.from_dict(RELATIVE), absolute=False)
     assert made.rate_hz == 10
     assert made.notes == ("rate: 10 of 30 steps a second; of the actions of 3 steps: sum of dx; last of gripper "
@@ -66,13 +66,13 @@ def test_what_is_done_is_said_by_name() -> None:
     assert Resampling(PrepareConfig(), 1, 30.0, None, absolute=None).notes == ()
 
 
-def test_actions_of_unknown_meaning_need_the_option() -> None:
+def test_actions_of_unknown_meaning_require_the_option() -> None:
     with pytest.raises(ValueError, match=r"config\.rate_hz=10: the data have 30 .*config\.resample_actions=last .*"
                                          r"config\.resample_actions=sum"):
         Resampling(PrepareConfig(rate_hz=10.0), 3, 30.0, None, absolute=None)
 
 
-def test_steps_are_left_out_only_where_the_rates_divide() -> None:
+def test_rate_must_be_a_whole_fraction() -> None:
     assert stride_of(PrepareConfig(), 30.0) == 1
     assert stride_of(PrepareConfig(rate_hz=30.0), 30.0) == 1
     assert stride_of(PrepareConfig(rate_hz=10.0), 30.0) == 3

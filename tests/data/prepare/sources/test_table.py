@@ -15,7 +15,7 @@ def written(path: Path, text: str) -> Path:
     return path
 
 
-def test_every_kind_of_table_gives_rows_with_their_line(tmp_path):
+def test_every_table_format_gives_rows_with_their_line(tmp_path):
     csv = written(tmp_path / "a.csv", '\ufefffile,text\na.mp4,"two\nlines"\n\nb.mp4,one\n')
     assert list(read_table(csv)) == [Row(f"{csv}:2", {"file": "a.mp4", "text": "two\nlines"}),
                                      Row(f"{csv}:5", {"file": "b.mp4", "text": "one"})]
@@ -38,13 +38,13 @@ def test_every_kind_of_table_gives_rows_with_their_line(tmp_path):
     ("a.jsonl", "[1]\n", "a.jsonl:1: found list, expected a JSON object"),
     ("a.parquet", "PAR1 is not enough", "a.parquet: cannot be read as parquet"),
 ])
-def test_a_line_that_cannot_be_read_is_named(tmp_path, name, text, words):
+def test_unreadable_line_is_reported(tmp_path, name, text, words):
     with pytest.raises(BadDataError, match=words):
         list(read_table(written(tmp_path / name, text)))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_rows_that_take_more_memory_than_the_bound_are_refused(tmp_path, monkeypatch, suffix):
+def test_rows_beyond_the_memory_bound_are_refused(tmp_path, monkeypatch, suffix):
     path = tmp_path / f"a{suffix}"
     if suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.table({"file": ["a" * 99] * 4000}), path)
@@ -56,7 +56,7 @@ def test_rows_that_take_more_memory_than_the_bound_are_refused(tmp_path, monkeyp
         list(read_table(path))
 
 
-def test_a_damaged_parquet_file_is_the_data_s_error(tmp_path):
+def test_damaged_parquet_file_is_bad_data(tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"frame": [0, 1], "text": ["one", "two"]}), path)
     whole = path.read_bytes()
@@ -70,14 +70,14 @@ def test_a_damaged_parquet_file_is_the_data_s_error(tmp_path):
     assert refused > 20
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
+def test_file_of_another_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a.xlsx: found a .xlsx file, expected one of .csv"):
         read_table(written(tmp_path / "a.xlsx", ""))
     with pytest.raises(FileNotFoundError, match=r"b.csv: not found"):
         read_table(tmp_path / "b.csv")
 
 
-def test_numbers_are_read_from_text_and_anything_else_is_refused_by_line():
+def test_numbers_are_parsed_from_text_and_other_values_refused_with_line():
     row = Row("a.csv:7", {"a": " 1.5", "b": "True", "c": 2, "d": "", "e": "nan", "f": "one", "g": None, "h": False})
     assert [row.number(column) for column in "abch"] == [1.5, 1.0, 2.0, 0.0]
     for column in "defgz":

@@ -21,14 +21,14 @@ def prepared(kind: str, raw: Path, out: Path, **config) -> Path:
     return Path(store.directory)
 
 
-def test_minecraft_is_trained_on(tmp_path):
+def test_training_on_minecraft(tmp_path):
     for name in "ab":
         write_pair(tmp_path / "raw", name, [tick(t, keys=["w", "a"], dx=10 * t) for t in range(8)])
     store = prepared("vpt", tmp_path / "raw", tmp_path / "store", instruction_text="chop")
     train_two_steps(store, DomainConfig(window=2, stride=2, max_text=16))
 
 
-def test_gamepad_play_is_trained_on(tmp_path):
+def test_training_on_gamepad_data(tmp_path):
     for name in "ab":
         write_play(tmp_path / "raw", name)
     store = prepared("gamepad", tmp_path / "raw", tmp_path / "store", instruction_text="win")
@@ -36,7 +36,7 @@ def test_gamepad_play_is_trained_on(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["answer", pytest.param("label", marks=pytest.mark.slow)])
-def test_videos_with_text_are_trained_on(tmp_path, layout):
+def test_training_on_videos_with_text(tmp_path, layout):
     write_video(tmp_path / "a.mp4", 8)
     grey_cine(tmp_path / "b.dcm", frames=8)
     (tmp_path / "texts.csv").write_text("file,caption,label\na.mp4,a dog,0\nb.dcm,a heart,1\n")

@@ -37,12 +37,6 @@ from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.choices import declared_spec, typed_options
 from agent_jax.data.prepare.sources.rlds.features import FeatureNames
 from agent_jax.data.prepare.sources.rlds.tfrecord import read_record, record_offsets
-<<<<<<< HEAD
-from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
-from agent_jax.data.store.episode import Episode
-from agent_jax.data.store.schema import Field, features_fields, length_field
-from agent_jax.data.store.store import METADATA_FILE, read_metadata
-=======
 from agent_jax.data.prepare.sources.source import (
     BadDataError,
     Recording,
@@ -52,8 +46,9 @@ from agent_jax.data.prepare.sources.source import (
     SourceStep,
     first_readable,
 )
-from agent_jax.data.store.store import METADATA_FILE, Episode, Field, features_fields, length_field, read_metadata
->>>>>>> ecf90f4 (Sources of foreign data: classes with one constructor, typed options, shared helpers; plain English)
+from agent_jax.data.store.episode import Episode
+from agent_jax.data.store.schema import Field, features_fields, length_field
+from agent_jax.data.store.store import METADATA_FILE, read_metadata
 from agent_jax.data.store.tfds_folder import read_tfds_folder
 
 _TEST_NAMES = ("test", "val", "valid", "validation", "eval")  # the first that the data have becomes "test"

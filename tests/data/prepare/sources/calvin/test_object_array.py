@@ -21,7 +21,7 @@ def saved(path: Path, value: Any) -> Path:
     return path
 
 
-def test_plain_values_and_arrays_come_back_as_they_were_saved(tmp_path: Path) -> None:
+def test_plain_values_and_arrays_round_trip(tmp_path: Path) -> None:
     value = {
         "language": {"ann": ["push the red block", "\N{RIGHTWARDS ARROW}"], "emb": np.arange(6.0).reshape(2, 1, 3)},
         "info": {"indx": [(0, 64), (np.int64(30), np.int64(94))], "episodes": [], "flags": {True, None, 1.5}},
@@ -38,7 +38,7 @@ def test_plain_values_and_arrays_come_back_as_they_were_saved(tmp_path: Path) ->
     np.testing.assert_array_equal(found["language"]["emb"], value["language"]["emb"])
 
 
-def test_files_of_numpy_1_are_read_too(tmp_path: Path) -> None:
+def test_files_of_numpy_1_are_read(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.npy", {})
     header = path.read_bytes()[:128]
     payload = pickle.dumps(np.array({"emb": np.arange(3.0), "n": np.int64(7)}, dtype=object), protocol=3)
@@ -59,7 +59,7 @@ class Harmful:
         return os.mkdir, (str(self.folder),)
 
 
-def test_what_would_call_something_is_refused_by_name_and_not_called(tmp_path: Path) -> None:
+def test_functions_are_refused_and_not_called(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.npy", {"language": Harmful(tmp_path / "made")})
     with pytest.raises(BadDataError, match=r"a\.npy: .*asks for 'posix\.mkdir'"):
         read_object_array(path)
@@ -70,7 +70,7 @@ def test_what_would_call_something_is_refused_by_name_and_not_called(tmp_path: P
         read_object_array(saved(path, OrderedDict(a=1)))
 
 
-def test_a_pickle_cannot_change_the_reader_itself(tmp_path: Path) -> None:
+def test_pickle_cannot_change_the_reader(tmp_path: Path) -> None:
     header = saved(tmp_path / "a.npy", {}).read_bytes()[:128]
     core = "numpy.core.multiarray"
     for name in ("numpy\ndtype", "numpy\nndarray", f"{core}\n_reconstruct", f"{core}\nscalar"):
@@ -85,25 +85,25 @@ def test_a_pickle_cannot_change_the_reader_itself(tmp_path: Path) -> None:
     (np.array([1, "a"], dtype=object), "more than one object"),
     ({"a": np.zeros(2, [("x", "f4")])}, "array of type 'V4'"),
 ])
-def test_other_arrays_are_refused_in_words(tmp_path: Path, value: Any, message: str) -> None:
+def test_other_arrays_are_refused(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(BadDataError, match=message):
         read_object_array(saved(tmp_path / "a.npy", value))
 
 
 @pytest.mark.parametrize("length", [5, 60, 140, 200])
-def test_a_truncated_file_names_itself(tmp_path: Path, length: int) -> None:
+def test_truncated_file_is_reported(tmp_path: Path, length: int) -> None:
     path = saved(tmp_path / "a.npy", {"emb": np.arange(30.0), "ann": ["a"] * 9})
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(BadDataError, match=r"a\.npy: cannot be read"):
         read_object_array(path)
 
 
-def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
+def test_missing_file_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_object_array(tmp_path / "none.npy")
 
 
-def test_what_is_saved_twice_is_one_object_and_not_copied(tmp_path: Path) -> None:
+def test_object_saved_twice_is_one_object(tmp_path: Path) -> None:
     emb = np.arange(4.0)
     found = read_object_array(saved(tmp_path / "a.npy", {"a": emb, "b": emb, "c": [emb]}))
     assert found["a"] is found["b"] is found["c"][0]
@@ -124,7 +124,7 @@ ONES = b"X\x40\x42\x0f\x00" + b"1" * 1_000_000 + b"q\x00"  # a text of a megabyt
     + b"u.",  # keys of one hash
     b"\x80\x04(" + b"\x8f" * 300_000 + b"t.",  # sets, of a byte each in the file
 ], ids=["memo", "key", "scalars", "opcode", "sets", "hashes", "long"])
-def test_a_small_file_takes_neither_all_memory_nor_all_time(tmp_path: Path, bomb: bytes,
+def test_small_malicious_files_take_bounded_memory_and_time(tmp_path: Path, bomb: bytes,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "64")  # as 512 does, in an eighth of the time
     path = saved(tmp_path / "a.npy", {})
@@ -136,7 +136,7 @@ def test_a_small_file_takes_neither_all_memory_nor_all_time(tmp_path: Path, bomb
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024 + len(bomb) / 1024  # KiB
 
 
-def test_lists_of_twice_the_same_list_are_read_as_they_are(tmp_path: Path) -> None:
+def test_nested_shared_lists_are_read(tmp_path: Path) -> None:
     value: list[Any] = []
     for _ in range(40):
         value = [value, value]  # 2^40 paths through 41 lists
@@ -144,8 +144,8 @@ def test_lists_of_twice_the_same_list_are_read_as_they_are(tmp_path: Path) -> No
     assert found[0] is found[1]
 
 
-def test_the_bound_is_raised_by_the_variable_that_the_message_names(tmp_path: Path,
-                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_raises_the_memory_bound(tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "a.npy", {"ann": [str(number) for number in range(5000)]})
     monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "1")
     with pytest.raises(BadDataError, match=r"more than 3,640 opcodes.*AGENT_JAX_MAX_READ_MB"):

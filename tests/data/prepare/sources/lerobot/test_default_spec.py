@@ -48,21 +48,21 @@ def limits_of(source: Source) -> Limits:
     return [limit for part in ActionSpec.from_dict(source.action_spec).parts for limit in part.limits]
 
 
-def test_names_and_quantiles_of_the_data_make_the_spec(tmp_path: Path) -> None:
+def test_spec_has_names_and_quantiles_of_the_data(tmp_path: Path) -> None:
     source = opened(with_stats(data_set(tmp_path / "set"), action=QUANTILES))
     assert source.action_spec == presets.arm_spec("so_100_follower", names=NAMES, low=(0, -0.19, 0.4),
                                                   high=(0.19, 0, 0.6), rate_hz=RATE_HZ)
     assert source.schema.defaults == ("action_spec",)
     [note] = source.schema.notes
     for words in ("none was given", "1% and 99% quantiles of meta/stats.json: pan [0, 0.19], lift [-0.19, 0]",
-                  "targets or changes is not known", "config.vocabulary.blocks=('so_100_follower',)"):
+                  "unknown whether targets or deltas", "config.vocabulary.blocks=('so_100_follower',)"):
         assert words in note
     declared = presets.arm_spec("arm", names="xyz", low=-1, high=1)
     source = opened(tmp_path / "set", action_spec=declared)
     assert (source.action_spec, source.schema.defaults, source.schema.notes) == (declared, (), ())
 
 
-def test_least_and_greatest_values_stand_in_for_quantiles(tmp_path: Path) -> None:
+def test_minimum_and_maximum_replace_missing_quantiles(tmp_path: Path) -> None:
     path = with_stats(data_set(tmp_path / "a"), action={"min": [-1, -2, 0], "max": [1, 2, 3]})
     assert limits_of(opened(path)) == [(-1, 1), (-2, 2), (0, 3)]
     path = data_set(tmp_path / "b")
@@ -84,7 +84,7 @@ def test_least_and_greatest_values_stand_in_for_quantiles(tmp_path: Path) -> Non
                                   '{"action": {"min": [0, 0], "max": [1, 1]}}',
                                   '{"action": {"min": [0, 0, NaN], "max": [1, 1, 1]}}',
                                   '{"action": {"min": [0, 0, 0], "max": [1e300, 1, 1]}}', ""])
-def test_statistics_that_cannot_be_used_leave_the_bounds_to_the_train_split(tmp_path: Path, text: str) -> None:
+def test_unusable_statistics_leave_the_bounds_to_the_train_split(tmp_path: Path, text: str) -> None:
     path = data_set(tmp_path / "set")
     if text:
         (path / "meta" / "stats.json").write_text(text)
@@ -93,7 +93,7 @@ def test_statistics_that_cannot_be_used_leave_the_bounds_to_the_train_split(tmp_
     assert "the train split's quantiles" in source.schema.notes[0]
 
 
-def test_a_number_that_does_not_vary_has_bounds_all_the_same(tmp_path: Path) -> None:
+def test_constant_number_gets_bounds(tmp_path: Path) -> None:
     constant = {"min": [0, 0, 5], "max": [1, 1, 5], "q01": [0.5, 0, 5], "q99": [0.5, 1, 5]}
     assert limits_of(opened(with_stats(data_set(tmp_path / "set"), action=constant))) == [
         (0, 1), (0, 1), (4.995, 5.005)]
@@ -101,12 +101,12 @@ def test_a_number_that_does_not_vary_has_bounds_all_the_same(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("names", "state", "absolute", "words"), [
     (NAMES, {"min": [-8, -9, 0], "max": [9, 9, 1]}, True, "absolute targets (their ranges"),
-    (NAMES, {"min": [100, -9, 0], "max": [109, 9, 1]}, False, "not known"),
-    (NAMES, None, False, "not known"),
-    (["delta_x", "delta_y", "gripper"], {"min": [-9, -9, 0], "max": [9, 9, 1]}, False, "changes (by their names)"),
+    (NAMES, {"min": [100, -9, 0], "max": [109, 9, 1]}, False, "unknown"),
+    (NAMES, None, False, "unknown"),
+    (["delta_x", "delta_y", "gripper"], {"min": [-9, -9, 0], "max": [9, 9, 1]}, False, "deltas (by their names)"),
 ])
-def test_actions_are_targets_where_they_range_as_the_state_does(tmp_path: Path, names: list[str], state: Any,
-                                                                absolute: bool, words: str) -> None:
+def test_actions_with_the_range_of_the_state_are_targets(tmp_path: Path, names: list[str], state: Any,
+                                                         absolute: bool, words: str) -> None:
     path = data_set(tmp_path / "set")
     content = json.loads((path / "meta" / "info.json").read_text())
     content["features"]["action"]["names"] = names
@@ -119,7 +119,7 @@ def test_actions_are_targets_where_they_range_as_the_state_does(tmp_path: Path, 
     assert words in source.schema.notes[0]
 
 
-def test_parts_of_features_keep_their_names_and_bounds(tmp_path: Path) -> None:
+def test_parts_of_features_have_their_names_and_bounds(tmp_path: Path) -> None:
     path = with_stats(data_set(tmp_path / "set"), action=QUANTILES, gripper={"min": [0], "max": [1]})
     source = opened(path, fields={"action": "action[1:3],gripper"})
     spec = ActionSpec.from_dict(source.action_spec)
@@ -127,7 +127,7 @@ def test_parts_of_features_keep_their_names_and_bounds(tmp_path: Path) -> None:
     assert limits_of(source) == [(-0.19, 0), (0.4, 0.6), (0, 1)]
 
 
-def test_sums_of_several_steps_have_bounds_of_their_own(tmp_path: Path) -> None:
+def test_summed_actions_leave_the_bounds_to_the_train_split(tmp_path: Path) -> None:
     path = with_stats(data_set(tmp_path / "set"), action=QUANTILES)
     source = opened(path, rate_hz=5.0, resample_actions="sum")
     assert source.action_spec["groups"][0]["parts"][0]["bounds"] == "quantiles"
@@ -137,7 +137,7 @@ def test_sums_of_several_steps_have_bounds_of_their_own(tmp_path: Path) -> None:
         opened(path, rate_hz=5.0)
 
 
-def test_an_action_of_very_many_numbers_gets_no_spec(tmp_path: Path) -> None:
+def test_action_of_too_many_numbers_gets_no_spec(tmp_path: Path) -> None:
     path = data_set(tmp_path / "set")
     content = json.loads((path / "meta" / "info.json").read_text())
     content["features"]["action"] |= {"shape": [900_000_000], "names": None}
@@ -147,7 +147,8 @@ def test_an_action_of_very_many_numbers_gets_no_spec(tmp_path: Path) -> None:
     assert "more than 128 numbers" in source.schema.notes[0]
 
 
-def test_the_default_is_stored_said_checked_and_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_spec_is_stored_reported_checked_and_trained_on(tmp_path: Path,
+                                                                capsys: pytest.CaptureFixture[str]) -> None:
     path, out = with_stats(data_set(tmp_path / "set"), action=QUANTILES), tmp_path / "store"
     assert main(["prepare", "--source", "lerobot", "--path", str(path), "--out", str(out), "--processes", "1",
                  "--config.image_size=16"]) == 0
@@ -165,8 +166,8 @@ def test_the_default_is_stored_said_checked_and_trained_on(tmp_path: Path, capsy
     train_two_steps(out, DomainConfig(action_spec=other, window=2, stride=2, max_text=32), blocks=("arm",))
 
 
-def test_statistics_of_other_data_are_refused_by_the_number_s_name(tmp_path: Path,
-                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+def test_statistics_of_other_data_are_refused_with_the_name_of_the_number(tmp_path: Path,
+                                                                          capsys: pytest.CaptureFixture[str]) -> None:
     path = with_stats(data_set(tmp_path / "set"), action={"min": [0, -1, 0], "max": [0.05, 1, 1]})
     assert main(["prepare", "--source", "lerobot", "--path", str(path), "--out", str(tmp_path / "out"),
                  "--processes", "1", "--config.image_size=16"]) == 2

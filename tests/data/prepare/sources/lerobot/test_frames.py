@@ -42,8 +42,8 @@ def first_episode(path: Path, pairing: str = "auto", **config: float) -> tuple[S
 
 @pytest.mark.parametrize("times_s", [CLOCK, SHIFTED], ids=["clock", "shifted"])
 @pytest.mark.parametrize("frames_s", [(), CLOCK], ids=["even frames", "frames of the clock"])
-def test_times_of_a_clock_pair_rows_and_frames_one_to_one(tmp_path: Path, times_s: Sequence[float],
-                                                          frames_s: Sequence[float]) -> None:
+def test_measured_times_pair_rows_and_frames_in_order(tmp_path: Path, times_s: Sequence[float],
+                                                      frames_s: Sequence[float]) -> None:
     path = with_times(version_2(tmp_path / "set"), times_s)
     if frames_s:
         write_video(path / f"videos/chunk-000/{TOP}/episode_000000.mp4", [LEVEL * row for row in rows(0)],
@@ -53,14 +53,14 @@ def test_times_of_a_clock_pair_rows_and_frames_one_to_one(tmp_path: Path, times_
     assert [IN_ORDER in note for note in episode.notes] == [True]
 
 
-def test_every_second_row_keeps_the_frame_of_its_place(tmp_path: Path) -> None:
+def test_every_second_row_has_the_frame_of_its_position(tmp_path: Path) -> None:
     path = with_times(version_2(tmp_path / "set"), CLOCK)
     source = open_source("lerobot", path, PrepareConfig(cameras={"rgb": TOP}, rate_hz=5.0, resample_actions="last"))
     [episode] = source.read(source.recordings()[0])
     assert rows_of(episode) == [0, 2, 4]
 
 
-def test_shifted_times_of_a_joined_video_pair_from_its_own_start_on(tmp_path: Path) -> None:
+def test_shifted_times_in_a_joined_video_pair_from_the_episode_start(tmp_path: Path) -> None:
     path = version_3(tmp_path / "set")
     file = path / "data/chunk-000/file-001.parquet"
     write_table(file, table([2], "video", timestamp=pa.array([7.0 + time_s for time_s in CLOCK[:5]], pa.float32())))
@@ -75,7 +75,7 @@ def test_shifted_times_of_a_joined_video_pair_from_its_own_start_on(tmp_path: Pa
         list(next(source.read(source.recordings()[2])).steps)
 
 
-def test_rows_a_frame_or_more_from_their_frames_need_the_option(tmp_path: Path) -> None:
+def test_rows_a_frame_or_more_from_their_frames_require_the_option(tmp_path: Path) -> None:
     path = with_times(version_2(tmp_path / "set"), SLOW)
     with pytest.raises(BadDataError, match=r"episode 0: row 4 is 0\.5200 s after the first, but the frame in its place "
                                            r"0\.4000 s.* config\.options\.pairing=order"):
@@ -85,7 +85,7 @@ def test_rows_a_frame_or_more_from_their_frames_need_the_option(tmp_path: Path) 
     assert [IN_ORDER in note for note in episode.notes] == [True]
 
 
-def test_rows_of_a_part_of_their_video_are_paired_by_time_where_that_is_chosen(tmp_path: Path) -> None:
+def test_pairing_by_time_reads_a_part_of_the_video(tmp_path: Path) -> None:
     path = with_times(version_2(tmp_path / "set"), [0.3 + 0.1 * row for row in range(6)])
     write_video(path / f"videos/chunk-000/{TOP}/episode_000000.mp4", [LEVEL * row for row in range(12)])
     with pytest.raises(BadDataError, match=r"found 12 frames, but 6 rows .*config\.options\.pairing=time"):
@@ -97,7 +97,7 @@ def test_rows_of_a_part_of_their_video_are_paired_by_time_where_that_is_chosen(t
     assert any("at its own time" in note for note in episode.notes)
 
 
-def test_frames_after_the_last_row_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_frames_after_the_last_row_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = version_2(tmp_path / "set")
     write_video(path / f"videos/chunk-000/{TOP}/episode_000000.mp4", [LEVEL * row for row in range(8)])
     assert first_episode(path)[1] == list(rows(0))
@@ -110,8 +110,8 @@ def test_frames_after_the_last_row_are_told(tmp_path: Path, capsys: pytest.Captu
     ([1.7e9] * 6, r"row 0: is frame 0 at 17.* do not grow .*config\.options\.pairing=order"),
     ([0.05 * row for row in range(6)], r"row 1: is frame 1 at 0\.0500 s, .*at 20 Hz; .*config\.options\.pairing=order"),
 ])
-def test_times_that_are_no_times_of_images_need_the_option(tmp_path: Path, times_s: list[float],
-                                                           message: str) -> None:
+def test_times_that_fit_no_rate_require_the_option(tmp_path: Path, times_s: list[float],
+                                                   message: str) -> None:
     path = with_times(version_2(tmp_path / "set", "image"), times_s, "image")
     source = open_source("lerobot", path, PrepareConfig())
     with pytest.raises(BadDataError, match=message):
@@ -120,12 +120,12 @@ def test_times_that_are_no_times_of_images_need_the_option(tmp_path: Path, times
     assert len(list(next(source.read(source.recordings()[0])).steps)) == 6
 
 
-def test_images_in_the_table_take_the_times_of_a_clock(tmp_path: Path) -> None:
+def test_images_in_the_table_accept_measured_times(tmp_path: Path) -> None:
     path = with_times(version_2(tmp_path / "set", "image"), SHIFTED, "image")
     source = open_source("lerobot", path, PrepareConfig())
     assert len(list(next(source.read(source.recordings()[0])).steps)) == 6
 
 
-def test_another_pairing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"config\.options\.pairing='oder': expected one of auto, time, order"):
+def test_unknown_pairing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.options\.pairing: found 'oder', .*'order\'"):
         first_episode(version_2(tmp_path / "set"), "oder")

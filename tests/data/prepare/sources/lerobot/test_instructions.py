@@ -44,7 +44,7 @@ def annotated(path: Path, columns: dict[str, list[int]], modality: Any = None) -
     return path
 
 
-def test_instructions_come_of_a_column_of_texts_or_of_the_config(tmp_path: Path) -> None:
+def test_instructions_come_from_a_text_column_or_the_config(tmp_path: Path) -> None:
     path = version_3(tmp_path / "set", "image")
     assert texts_of(opened(path, instruction="words")) == ["words 0", "words 1", "words 2"]
     assert set(texts_of(opened(path, instruction_text="fold"))) == {"fold"}
@@ -52,12 +52,12 @@ def test_instructions_come_of_a_column_of_texts_or_of_the_config(tmp_path: Path)
         opened(path, instruction="wods")
 
 
-def test_an_annotation_is_the_default_and_the_task_can_be_chosen(tmp_path: Path) -> None:
+def test_annotation_is_the_default_and_the_task_can_be_chosen(tmp_path: Path) -> None:
     path = annotated(tmp_path / "set", {DESCRIPTION: [1, 2, 3], VALIDITY: [0, 0, 0]})
     expected = ["pick the pear", "pick the squash", "pick the plum"]
     source = opened(path)
     assert texts_of(source) == expected
-    note = f"instruction: {DESCRIPTION} (config.instruction=task_index takes the task in its place)"
+    note = f"instruction: {DESCRIPTION} (config.instruction=task_index takes the task instead)"
     assert note in source.schema.notes
     chosen = opened(path, instruction=DESCRIPTION)
     assert texts_of(chosen) == expected
@@ -65,17 +65,17 @@ def test_an_annotation_is_the_default_and_the_task_can_be_chosen(tmp_path: Path)
     assert texts_of(opened(path, instruction="task_index")) == ["valid"] * 3
 
 
-def test_of_several_annotations_the_description_is_meant_or_one_has_to_be_chosen(tmp_path: Path) -> None:
+def test_several_annotations_default_to_the_description_or_require_a_choice(tmp_path: Path) -> None:
     path = annotated(tmp_path / "a", {DESCRIPTION: [1, 2, 3], "annotation.human.coarse_action": [3, 3, 3]})
     assert texts_of(opened(path))[0] == "pick the pear"
     path = annotated(tmp_path / "b", {"annotation.human.one": [1, 2, 3], "annotation.human.two": [3, 3, 3]})
-    with pytest.raises(ValueError, match=r"the annotations annotation\.human\.one, annotation\.human\.two; say which .*"
+    with pytest.raises(ValueError, match=r"the annotations annotation\.human\.one, annotation\.human\.two; .*"
                                          r"--config\.instruction=annotation\.human\.one, .*=task_index"):
         opened(path)
     assert set(texts_of(opened(path, instruction="annotation.human.two"))) == {"pick the plum"}
 
 
-def test_modality_json_may_give_an_annotation_a_column_of_another_name(tmp_path: Path) -> None:
+def test_modality_json_maps_an_annotation_to_another_column(tmp_path: Path) -> None:
     path = annotated(tmp_path / "set", {"coarse": [1, 2, 3]},
                      {"annotation": {"human.coarse": {"original_key": "coarse"}, "human.gone": {}}})
     assert texts_of(opened(path)) == texts_of(opened(path, instruction="annotation.human.coarse"))
@@ -85,7 +85,7 @@ def test_modality_json_may_give_an_annotation_a_column_of_another_name(tmp_path:
         opened(path)
 
 
-def test_an_index_that_is_no_task_is_named_with_its_row(tmp_path: Path) -> None:
+def test_index_without_task_is_reported_with_its_row(tmp_path: Path) -> None:
     path = annotated(tmp_path / "set", {DESCRIPTION: [1, 2, 4]})
     with pytest.raises(BadDataError, match=rf"episode_000002\.parquet, episode 2, row 0: has {DESCRIPTION} 4, which is "
                                            "none of the 4 tasks"):

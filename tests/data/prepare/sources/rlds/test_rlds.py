@@ -45,7 +45,7 @@ def config(**changes: Any) -> PrepareConfig:
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
-def test_an_action_of_several_tensors_and_chosen_cameras_are_read_step_by_step(tmp_path, file_format):
+def test_joined_action_and_chosen_cameras_are_read(tmp_path, file_format):
     path = bridge_set(tmp_path, file_format, {"train": 4, "val": 2})
     source = open_source("rlds", path, config(cameras={"rgb": "image_0", "wrist": "steps/observation/image_1"}))
     assert source.schema.cameras == {"rgb": (16, 24), "wrist": (16, 24)}
@@ -64,7 +64,7 @@ def test_an_action_of_several_tensors_and_chosen_cameras_are_read_step_by_step(t
     assert steps[0].images["wrist"] == jpeg(196)
 
 
-def test_both_formats_give_the_same_episodes(tmp_path):
+def test_tfrecord_and_array_record_give_equal_episodes(tmp_path):
     read = []
     for file_format in ("array_record", "tfrecord"):
         source = open_source("rlds", bridge_set(tmp_path / file_format, file_format, {"train": 4}), config())
@@ -74,19 +74,19 @@ def test_both_formats_give_the_same_episodes(tmp_path):
     assert len(read[0]) == 4
 
 
-def test_the_newest_version_below_a_folder_is_opened(tmp_path):
+def test_newest_version_in_a_folder_is_opened(tmp_path):
     bridge_set(tmp_path, "tfrecord", {"train": 1})
     old = bridge_set(tmp_path / "old", "tfrecord", {"train": 2})
     old.rename(tmp_path / "bridge" / "0.0.9")
     assert len(open_source("rlds", tmp_path / "bridge", config()).recordings()) == 1
 
 
-def test_without_other_splits_the_recordings_leave_the_split_to_prepare(tmp_path):
+def test_single_split_is_left_for_prepare_to_divide(tmp_path):
     source = open_source("rlds", bridge_set(tmp_path, "tfrecord", {"train": 2}), config())
     assert [recording.split for recording in source.recordings()] == ["", ""]
 
 
-def test_a_changing_instruction_divides_an_episode(tmp_path):
+def test_changing_instruction_divides_an_episode(tmp_path):
     def change(number: int, episode: dict[str, Any]) -> None:
         for step in episode["steps"][4:]:
             step["language_instruction"] = "stop"
@@ -98,7 +98,7 @@ def test_a_changing_instruction_divides_an_episode(tmp_path):
     assert parts[0].name == parts[1].name
 
 
-def test_the_last_action_is_not_imitated_where_the_config_says_so(tmp_path):
+def test_last_action_drop_sets_its_weight_to_zero(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 1})
     source = open_source("rlds", path, config(options={"last_action": "drop"}))
     (episode,) = source.read(source.recordings()[0])
@@ -125,7 +125,7 @@ def outcomes(path: Path) -> list[str]:
     return found
 
 
-def test_a_damaged_record_is_named_with_file_and_number_and_the_others_are_read(tmp_path):
+def test_damaged_record_is_reported_and_the_others_are_read(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 3})
     damage(path / "bridge-train.tfrecord-00000-of-00001", 1, "content")
     first, second, third = outcomes(path)
@@ -133,7 +133,7 @@ def test_a_damaged_record_is_named_with_file_and_number_and_the_others_are_read(
     assert second.startswith("bridge-train.tfrecord-00000-of-00001, record 1: the content is damaged (crc32c differs")
 
 
-def test_a_damaged_length_ends_its_file_and_no_other(tmp_path):
+def test_damaged_length_loses_only_the_rest_of_its_file(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 5})
     damage(path / "bridge-train.tfrecord-00000-of-00002", 1, "length")
     found = outcomes(path)
@@ -144,7 +144,7 @@ def test_a_damaged_length_ends_its_file_and_no_other(tmp_path):
 
 @pytest.mark.parametrize(("cut", "message"), [(5, "the file ends within record 2"), (None, "missing, but"),
                                               ("record", "holds 2 records, but dataset_info.json says 3")])
-def test_a_file_cut_short_or_missing_is_named(tmp_path, cut, message):
+def test_truncated_or_missing_file_is_reported(tmp_path, cut, message):
     path = bridge_set(tmp_path, "tfrecord", {"train": 3})
     file = path / "bridge-train.tfrecord-00000-of-00001"
     content = file.read_bytes()
@@ -156,7 +156,7 @@ def test_a_file_cut_short_or_missing_is_named(tmp_path, cut, message):
 
 
 @pytest.mark.parametrize("cut", [200, 70_000])  # within its footer; within its records
-def test_a_damaged_array_record_file_is_named(tmp_path, cut):
+def test_damaged_array_record_file_is_reported(tmp_path, cut):
     path = bridge_set(tmp_path, "array_record", {"train": 3})
     file = sorted(path.glob("*train*"))[0]
     content = file.read_bytes()
@@ -164,7 +164,7 @@ def test_a_damaged_array_record_file_is_named(tmp_path, cut):
     assert f"{file.name}: " in outcomes(path)[-1]
 
 
-def test_framing_and_checksum_are_those_of_another_writer(tmp_path):
+def test_framing_and_checksum_agree_with_tensorboardx(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 2})
     file = path / "bridge-train.tfrecord-00000-of-00001"
     offsets, wrong = record_offsets(file)
@@ -198,7 +198,7 @@ def tensor_pixels(number: int, t: int) -> np.ndarray:
     return (np.arange(72).reshape(4, 6, 3) * 3 + 10 * number + t).astype(np.uint8)
 
 
-def test_tensors_of_pixels_are_images(tmp_path):
+def test_pixel_tensors_are_images(tmp_path):
     chosen = PrepareConfig(encoding="png")  # `rgb` is the only images there are
     source = open_source("rlds", tensor_set(tmp_path), chosen)
     assert source.schema.cameras == {"rgb": (4, 6)}
@@ -211,7 +211,7 @@ def test_tensors_of_pixels_are_images(tmp_path):
     assert any(np.array_equal(prepare_image(image, 0), tensor_pixels(number, 1)) for number in range(2))
 
 
-def test_a_store_of_pixels_as_tensors_is_checked_shown_and_read_as_it_is(tmp_path):
+def test_store_with_pixel_tensors_is_checked_shown_and_read(tmp_path):
     path = tensor_set(tmp_path, "array_record")
     spec = presets.arm_spec("arm", names=("x", "y"), low=-1, high=1)
     chosen = DomainConfig(cameras=("steps/observation/pixels",), instruction="steps/language_instruction",
@@ -227,29 +227,29 @@ def test_a_store_of_pixels_as_tensors_is_checked_shown_and_read_as_it_is(tmp_pat
 @pytest.mark.parametrize(("camera", "found"), [
     ("points", r"array \[4, 6, 3\] of float32"), ("depth", r"image \[4, 6, 1\] of uint16"),
     ("packed", "text .*of object")])
-def test_what_is_no_picture_of_8_bits_is_no_camera(tmp_path, camera, found):
-    with pytest.raises(ValueError, match=f"config.cameras.rgb: .*{camera}.* is no image; expected one of "
+def test_features_other_than_8_bit_images_are_refused_as_cameras(tmp_path, camera, found):
+    with pytest.raises(ValueError, match=f"config.cameras.rgb: .*{camera}.* is not an image; expected one of "
                                          f"steps/observation/pixels: .*found {found}"):
         open_source("rlds", tensor_set(tmp_path), PrepareConfig(cameras={"rgb": camera}))
 
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"cameras": {"rgb": "image_7"}}, r"config.cameras.rgb: .* no feature 'image_7'; nearest: steps/observation/image"),
-    ({"cameras": {"rgb": "state"}}, r"'steps/observation/state' is no image; expected one of .*image_0"),
+    ({"cameras": {"rgb": "state"}}, r"'steps/observation/state' is not an image; .*image_0"),
     ({"fields": {"action": "world_vector"}}, r"expects shape \(3,\) for 'action', found \(2,\) in steps/action/world"),
     ({"fields": {}}, r"config.fields.action: .* no feature 'action'"),
     ({"fields": {**JOINED, "actions": "world_vector"}}, "config.fields.actions: no key .* did you mean 'action'?"),
     ({"fields": {}, "action_spec": {}}, "no feature 'steps/action'; give an ActionSpec"),
     ({"instruction": "task"}, "config.instruction: .* no feature 'task'"),
-    ({"options": {"fps": 3}}, "config.options.fps: the source rlds has the one option last_action"),
+    ({"options": {"fps": 3}}, "config.options.fps: no such field; known fields: last_action"),
 ])
-def test_what_the_data_do_not_have_is_named_with_what_they_have(tmp_path, changes, message):
+def test_missing_features_are_reported_with_the_existing_ones(tmp_path, changes, message):
     path = bridge_set(tmp_path, "tfrecord", {"train": 1})
     with pytest.raises(ValueError, match=message):
         open_source("rlds", path, config(**changes))
 
 
-def test_a_folder_without_a_data_set_is_refused(tmp_path):
+def test_folder_without_data_set_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no dataset_info.json and features.json, expected the directory of a TFDS"):
         open_source("rlds", tmp_path, config())
 
@@ -262,7 +262,7 @@ def test_array_record_of_tfds_with_several_cameras_opens_without_conversion(tmp_
     assert episode.texts("steps/language_instruction")[0] == "put away number 3"
 
 
-def test_the_recordings_of_a_prepared_set_stay_whole_when_it_is_prepared_again(tmp_path):
+def test_preparing_a_prepared_set_keeps_recordings_whole(tmp_path):
     raw = bridge_set(tmp_path, "tfrecord", {"train": 9})
     first, _ = prepare("rlds", raw, tmp_path / "first", config(segment_bytes=1, window=2, validation=0.0))
     assert first.splits == {"train": 27}
@@ -282,14 +282,14 @@ def _values(store: Store, names: Sequence[str]) -> list[tuple[Any, ...]]:
                   for split in store.splits for episode in store.split(split))
 
 
-def test_a_recording_in_two_splits_is_refused(tmp_path):
+def test_recording_in_two_splits_is_refused(tmp_path):
     actions = [np.zeros((2, 2), np.float32)] * 2
     store = arm_store(tmp_path / "leaky", actions)  # its test episode is one of those trained on
     with pytest.raises(BadDataError, match="two recordings are named '0': .*test.*record 0 and .*train.*record 0"):
         prepare("rlds", store.directory, tmp_path / "out", PrepareConfig())
 
 
-def test_answers_and_labels_of_a_prepared_set_are_kept_when_it_is_prepared_again(tmp_path):
+def test_preparing_a_prepared_set_keeps_answers_and_labels(tmp_path):
     store = clip_store(tmp_path / "clips")
     asked = PrepareConfig(cameras={"rgb": "front"}, instruction_text="who?")
     again, _ = prepare("rlds", store.directory, tmp_path / "again", asked)
@@ -297,7 +297,7 @@ def test_answers_and_labels_of_a_prepared_set_are_kept_when_it_is_prepared_again
     assert again.splits == store.splits
 
 
-def test_sets_as_they_are_and_prepared_ones_train_in_one_run(tmp_path):
+def test_tfds_and_prepared_sets_train_in_one_run(tmp_path):
     steps = ActionSpec("arm", "iafm", (Group("STARTACTION", (
         Bins("action/world_vector", 0, "ROBOTACTION0_", -0.1, 0.1),
         Bins("action/world_vector", 1, "ROBOTACTION1_", -0.1, 0.1),
@@ -344,14 +344,14 @@ def droid_set(tmp_path: Path) -> Path:
     (["language_instruction_2", "language_instruction"], ["place it", "move it", "  ", ""]),
     ('["language_instruction_2", "language_instruction_3"]', ["place it", "move it", "open it", ""]),
 ])
-def test_of_several_instructions_the_first_that_is_filled_counts(tmp_path, instruction, expected):
+def test_first_nonempty_instruction_is_taken(tmp_path, instruction, expected):
     given = prepare_config({"instruction": instruction, "cameras": {"rgb": "image_0"}})
     source = open_source("rlds", droid_set(tmp_path), given)
     found = [episode.instruction for recording in source.recordings() for episode in source.read(recording)]
     assert [text.strip() for text in found] == [text.strip() for text in expected]
 
 
-def test_check_and_training_take_the_first_filled_instruction_too(tmp_path, capsys):
+def test_check_and_training_take_the_first_nonempty_instruction(tmp_path, capsys):
     path = droid_set(tmp_path)
     names = "steps/language_instruction,steps/language_instruction_2,steps/language_instruction_3"
     index = split_index(open_store(path), "train", names)
@@ -366,7 +366,7 @@ def test_check_and_training_take_the_first_filled_instruction_too(tmp_path, caps
     assert open_store(tmp_path / "out").splits == {"train": 3}
 
 
-def test_shards_of_another_number_are_named_with_both_numbers(tmp_path):
+def test_wrong_number_of_shards_is_reported_with_both_numbers(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 7})
     for file in sorted(path.glob("*tfrecord*")):
         file.rename(path / file.name.replace("-of-00003", "-of-00004"))
@@ -375,7 +375,7 @@ def test_shards_of_another_number_are_named_with_both_numbers(tmp_path):
         "other names, as bridge-train.tfrecord-00002-of-00004")
 
 
-def test_a_record_that_is_no_example_is_left_out_by_name_and_a_length_beyond_the_file_ends_it(tmp_path):
+def test_invalid_example_is_skipped_and_length_beyond_the_file_ends_it(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 3})
     file = path / "bridge-train.tfrecord-00000-of-00001"
     writer = RecordWriter(str(file))

@@ -32,7 +32,7 @@ def read_all(path: Path, **changes: Any) -> dict[str, tuple[SourceEpisode, list[
             for episode in source.read(recording)}
 
 
-def test_a_file_of_robomimic_gives_its_numbers_images_and_splits(tmp_path: Path) -> None:
+def test_robomimic_file_gives_numbers_images_and_splits(tmp_path: Path) -> None:
     file = robomimic_file(tmp_path / "image_v15.hdf5")
     source = open_source("robomimic", file, PrepareConfig(**LIFT, cameras={"rgb": "agentview_image",
                                                                            "wrist": "robot0_eye_in_hand_image"}))
@@ -60,7 +60,7 @@ def test_a_file_of_robomimic_gives_its_numbers_images_and_splits(tmp_path: Path)
         assert [step.reward for step in steps] == [0.0] * (count - 1) + [1.0]
 
 
-def test_a_folder_of_libero_has_its_instructions_specs_and_upright_images(tmp_path: Path) -> None:
+def test_libero_folder_gives_instructions_specs_and_upright_images(tmp_path: Path) -> None:
     libero_file(tmp_path / "libero_90")
     libero_file(tmp_path / "libero_90", "LIVING_ROOM_SCENE1_pick_up_the_soup", language="")
     source = open_source("robomimic", tmp_path / "libero_90", PrepareConfig())
@@ -80,7 +80,7 @@ def test_a_folder_of_libero_has_its_instructions_specs_and_upright_images(tmp_pa
         np.testing.assert_array_equal([step.images["rgb"] for step in steps], expected)
 
 
-def test_columns_masks_rates_and_tables_are_chosen_in_the_config(tmp_path: Path) -> None:
+def test_config_chooses_columns_mask_rate_and_instructions(tmp_path: Path) -> None:
     file = robomimic_file(tmp_path / "lift.hdf5")
     spec = presets.arm_spec("panda", names=list("xyzabcg"), low=-2.0, high=2.0, absolute=True)
     (tmp_path / "texts.csv").write_text("name,instruction\nlift,lift it\n")
@@ -96,7 +96,7 @@ def test_columns_masks_rates_and_tables_are_chosen_in_the_config(tmp_path: Path)
     assert read_all(file, **LIFT, options={"state": False})["lift/demo_0"][1][0].observations == {}
 
 
-def test_robocasas_instruction_of_each_demonstration_and_a_named_attribute_are_read(tmp_path: Path) -> None:
+def test_robocasa_instructions_and_a_named_attribute_are_read(tmp_path: Path) -> None:
     file = robomimic_file(tmp_path / "demo_gentex.hdf5")
     with h5py.File(file, "a") as content:
         for name in STEPS:
@@ -109,25 +109,25 @@ def test_robocasas_instruction_of_each_demonstration_and_a_named_attribute_are_r
 @pytest.mark.parametrize(("changes", "message"), [
     ({}, r"demo_0: holds no instruction; give one.*config\.instruction_text.*config\.options\.instructions"),
     ({**LIFT, "options": {"filter": "no"}}, r"config\.options\.filter='no'.*it has half, train, valid"),
-    ({**LIFT, "options": {"turn": "up"}}, r"config\.options\.turn='up': expected one of auto, none, flip, half"),
+    ({**LIFT, "options": {"turn": "up"}}, r"config\.options\.turn: found 'up', .*'half\'"),
     ({**LIFT, "cameras": {"rgb": "agentview_imag"}}, "did you mean 'agentview_image'"),
     ({**LIFT, "cameras": {"rgb": "agentview_depth"}}, r"neither images \(N, H, W, 3\) of uint8 nor vectors"),
-    ({**LIFT, "fields": {"action": "actions_abs"}}, r"'actions_abs' mean does not follow.*give config\.action_spec"),
+    ({**LIFT, "fields": {"action": "actions_abs"}}, r"'actions_abs'.*give config\.action_spec"),
     ({**LIFT, "fields": {"state": "robot0_eef"}}, r"config\.fields\.state='robot0_eef': no feature"),
     ({**LIFT, "rate_hz": 15.0}, "have 20 steps a second"),
 ])
-def test_what_the_config_cannot_have_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_invalid_config_is_reported(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     file = robomimic_file(tmp_path / "lift.hdf5")
     with pytest.raises(ValueError, match=message):
         read_all(file, **changes)
 
 
 @pytest.mark.parametrize(("controller", "message"), [
-    ({"type": "OSC_POSE", "control_delta": False}, "OSC_POSE of targets, not OSC_POSE of changes"),
+    ({"type": "OSC_POSE", "control_delta": False}, "OSC_POSE of targets, not OSC_POSE of deltas"),
     ({"type": "JOINT_VELOCITY"}, "JOINT_VELOCITY, not OSC_POSE"),
     ({"type": "BASIC", "body_parts": {"right": {"type": "OSC_POSE", "input_type": "absolute"}}}, "of targets"),
 ])
-def test_actions_of_another_controller_need_a_spec(tmp_path: Path, controller: dict[str, Any], message: str) -> None:
+def test_actions_of_another_controller_require_a_spec(tmp_path: Path, controller: dict[str, Any], message: str) -> None:
     env_args = copy.deepcopy(ROBOSUITE)
     env_args["env_kwargs"]["controller_configs"] = controller
     file = robomimic_file(tmp_path / "x.hdf5", env_args)
@@ -173,8 +173,8 @@ def linked(path: str, link: Any) -> Any:
     (linked("data/demo_1/obs/agentview_image", h5py.SoftLink("../../no")), "agentview_image: not found"),
 ], ids=["external", "external group", "virtual", "storage", "circle", "length", "width", "text", "image", "rows",
         "samples", "nowhere"])
-def test_a_demonstration_that_is_damaged_or_leads_outside_costs_itself_alone(tmp_path: Path, change: Any,
-                                                                              message: str) -> None:
+def test_damaged_or_external_demonstration_does_not_affect_the_others(tmp_path: Path, change: Any,
+                                                                      message: str) -> None:
     file = robomimic_file(tmp_path / "lift.hdf5")
     with h5py.File(tmp_path / "secret.hdf5", "w") as secret:
         secret["x"] = np.ones((5, 7))
@@ -189,7 +189,7 @@ def test_a_demonstration_that_is_damaged_or_leads_outside_costs_itself_alone(tmp
             [list(episode.steps) for episode in source.read(recording)]
 
 
-def test_a_data_set_that_says_it_is_large_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+def test_huge_declared_data_set_is_refused_before_allocation(tmp_path: Path) -> None:
     file = robomimic_file(tmp_path / "lift.hdf5")
     with h5py.File(file, "a") as content:
         demo: Any = content["data/demo_1"]
@@ -203,7 +203,7 @@ def test_a_data_set_that_says_it_is_large_is_refused_before_memory_is_taken(tmp_
         read_all(file, **LIFT)
 
 
-def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.hdf5").write_bytes(b"no HDF5")
     with pytest.raises(BadDataError, match=r"x\.hdf5: cannot be read"):
         open_source("robomimic", tmp_path / "x.hdf5", PrepareConfig())
@@ -225,7 +225,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
         open_source("robomimic", tmp_path / "low.hdf5", PrepareConfig())
 
 
-def test_a_link_to_a_file_outside_the_folder_is_refused(tmp_path: Path) -> None:
+def test_link_to_a_file_outside_the_folder_is_refused(tmp_path: Path) -> None:
     robomimic_file(tmp_path / "lift.hdf5")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.hdf5").symlink_to(tmp_path / "lift.hdf5")
@@ -234,7 +234,7 @@ def test_a_link_to_a_file_outside_the_folder_is_refused(tmp_path: Path) -> None:
     open_source("robomimic", tmp_path / "folder", PrepareConfig(allow_root=(str(tmp_path),)))
 
 
-def test_a_damaged_demonstration_is_left_out_where_the_command_says_so(tmp_path: Path) -> None:
+def test_damaged_demonstration_is_skipped_by_the_flag(tmp_path: Path) -> None:
     file = robomimic_file(tmp_path / "lift.hdf5")
     with h5py.File(file, "a") as content:
         replace(content, "data/demo_2/actions", data=numbers(2, 3, 7))

@@ -13,7 +13,7 @@ from agent_jax.data.prepare.sources.video.clips import open_cine, whole_clips
     (0.0, 0.6, 0.0), (0.0, 0.6, 10.0), (0.0, 0.6, 8.0), (0.12, 0.44, 0.0), (0.1, 0.45, 20.0), (0.13, 0.6, 7.0),
     (0.0, 0.6, 4 / 0.6), (0.5, 9.0, 0.0),
 ])
-def test_a_cine_gives_the_frames_that_a_video_of_the_same_gives(tmp_path, start_s, stop_s, rate_hz):
+def test_cine_and_video_of_equal_content_give_equal_frames(tmp_path, start_s, stop_s, rate_hz):
     video = open_cine(write_video(tmp_path / "a.mp4", 12), 0.0)
     dicom = open_cine(grey_cine(tmp_path / "a.dcm"), 0.0)
     assert (video.length_s, video.info.rate_hz, video.is_dicom) == (0.6, 20.0, False)
@@ -23,25 +23,25 @@ def test_a_cine_gives_the_frames_that_a_video_of_the_same_gives(tmp_path, start_
     assert expected
 
 
-def test_a_stretch_that_is_shorter_than_a_frame_is_not_the_whole_cine(tmp_path):
+def test_stretch_shorter_than_a_frame_is_not_the_whole_cine(tmp_path):
     dicom = open_cine(grey_cine(tmp_path / "a.dcm"), 0.0)
     assert list(dicom.images(0.11, 0.13, 0.0)) == []
 
 
-def test_a_rate_above_the_cine_s_is_refused(tmp_path):
+def test_rate_above_the_cine_is_refused(tmp_path):
     for path in (write_video(tmp_path / "a.mp4", 12), grey_cine(tmp_path / "a.dcm")):
         with pytest.raises(BadDataError, match=f"{path.name}: found 20 frames a second, expected at least"):
             list(open_cine(path, 0.0).images(0.0, 0.6, 30.0))
 
 
-def test_a_cine_without_a_rate_takes_the_one_that_is_given(tmp_path):
+def test_cine_without_rate_takes_the_option(tmp_path):
     path = grey_cine(tmp_path / "a.dcm", FrameTime=None)
     assert open_cine(path, 24.0).info.rate_hz == 24.0
     with pytest.raises(BadDataError, match=r"a.dcm: names no rate; set config.options.dicom_hz"):
         open_cine(path, 0.0)
 
 
-def test_what_cannot_be_opened_or_decoded_is_the_data_s_error(tmp_path):
+def test_files_that_cannot_be_opened_or_decoded_are_bad_data(tmp_path):
     with pytest.raises(BadDataError, match=r"none.mp4: not found"):
         open_cine(tmp_path / "none.mp4", 0.0)
     path = cut(grey_cine(tmp_path / "a.dcm"), 0.95, tmp_path / "cut.dcm")

@@ -25,7 +25,7 @@ def fast(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv", ".webm"])
-def test_every_frame_of_a_video_comes_once_in_order_with_its_time(folder, suffix):
+def test_every_frame_is_decoded_once_in_order_with_its_time(folder, suffix):
     path = write_video(folder / f"whole{suffix}")
     assert video_info(path) == VideoInfo(frames=30, rate_hz=20.0, height=48, width=64)
     frames = list(read_frames(path))
@@ -35,7 +35,7 @@ def test_every_frame_of_a_video_comes_once_in_order_with_its_time(folder, suffix
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv", ".webm"])
-def test_a_stretch_begins_and_ends_at_the_frames_of_its_times(folder, suffix):
+def test_stretch_has_the_frames_of_its_times(folder, suffix):
     path = write_video(folder / f"stretch{suffix}")
     assert numbers(path, start_s=0.65, stop_s=0.9) == [13, 14, 15, 16, 17]
     assert numbers(path, start_s=0.62, stop_s=0.86) == [13, 14, 15, 16, 17]
@@ -43,7 +43,7 @@ def test_a_stretch_begins_and_ends_at_the_frames_of_its_times(folder, suffix):
     assert numbers(path, start_s=9.0) == []
 
 
-def test_a_sample_is_the_last_frame_at_or_before_its_time(folder):
+def test_sample_is_the_last_frame_at_or_before_its_time(folder):
     path = write_video(folder / "thirty.mp4", rate_hz=30)
     assert numbers(path, rate_hz=20) == [3 * k // 2 for k in range(20)]
     assert numbers(path, rate_hz=10) == list(range(0, 30, 3))
@@ -54,7 +54,7 @@ def test_a_sample_is_the_last_frame_at_or_before_its_time(folder):
         numbers(path, rate_hz=60)
 
 
-def test_times_that_matroska_rounds_to_milliseconds_move_no_sample(folder):
+def test_rounding_of_matroska_times_moves_no_sample(folder):
     path = write_video(folder / "thirty.mkv", rate_hz=30)
     assert numbers(path, rate_hz=15) == list(range(0, 30, 2))
     assert numbers(path, rate_hz=30) == list(range(30))
@@ -62,7 +62,7 @@ def test_times_that_matroska_rounds_to_milliseconds_move_no_sample(folder):
 
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.8, 0.95, 0.999])
 @pytest.mark.parametrize("rate_hz", [0, 10])
-def test_a_video_that_is_cut_off_is_refused_wherever_the_cut_is(fast, tmp_path, share, rate_hz):
+def test_truncated_video_is_refused_at_any_length(fast, tmp_path, share, rate_hz):
     path = cut(fast, share, tmp_path / "cut.mp4")
     with pytest.raises(ValueError, match=r"cut.mp4(, frame \d+ after .* s)?: .*cut off"):
         numbers(path, rate_hz=rate_hz)
@@ -70,19 +70,19 @@ def test_a_video_that_is_cut_off_is_refused_wherever_the_cut_is(fast, tmp_path, 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mkv", ".webm"])
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.9])
-def test_other_containers_are_refused_when_they_are_cut_off(folder, tmp_path, suffix, share):
+def test_truncated_files_of_other_containers_are_refused(folder, tmp_path, suffix, share):
     whole = write_video(folder / f"to_cut{suffix}")
     with pytest.raises(ValueError, match=f"cut{suffix}"):
         numbers(cut(whole, share, tmp_path / f"cut{suffix}"))
 
 
-def test_an_mp4_without_its_index_is_refused_in_words(folder, tmp_path):
+def test_mp4_without_index_is_refused(folder, tmp_path):
     path = cut(write_video(folder / "slow.mp4"), 0.9, tmp_path / "cut.mp4")
     with pytest.raises(ValueError, match="cut.mp4: cannot be opened as a video .* lacks its index"):
         video_info(path)
 
 
-def test_a_damaged_frame_is_refused_with_its_number(fast, tmp_path):
+def test_damaged_frame_is_refused_with_its_number(fast, tmp_path):
     content = bytearray(fast.read_bytes())
     content[len(content) * 3 // 4] ^= 0xFF
     path = tmp_path / "damaged.mp4"
@@ -91,7 +91,7 @@ def test_a_damaged_frame_is_refused_with_its_number(fast, tmp_path):
         numbers(path)
 
 
-def test_what_is_no_video_is_refused(folder):
+def test_files_that_are_not_videos_are_refused(folder):
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("hello\n" * 1000)
     (folder / "list.mp4").write_text("ffconcat version 1.0\nfile fast.mp4\n")
@@ -104,8 +104,8 @@ def test_what_is_no_video_is_refused(folder):
         video_info(folder / "none.mp4")
 
 
-@pytest.mark.parametrize(("known_codec", "words"), [(True, "names no size"), (False, "no codec that can be decoded")])
-def test_a_video_without_a_size_or_a_known_codec_is_refused(folder, known_codec, words):
+@pytest.mark.parametrize(("known_codec", "words"), [(True, "states no size"), (False, "no codec that can be decoded")])
+def test_video_without_size_or_known_codec_is_refused(folder, known_codec, words):
     path = sizeless(folder / f"{known_codec}.avi", known_codec=known_codec)
     for read in (video_info, numbers):
         with pytest.raises(ValueError, match=f"{known_codec}.avi: the video stream .*{words}"):
@@ -115,7 +115,7 @@ def test_a_video_without_a_size_or_a_known_codec_is_refused(folder, known_codec,
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("turned", [0, 90, 180, 270])
 @pytest.mark.parametrize("mirrored", [(False, False), (True, False), (False, True)])
-def test_a_picture_is_upright_as_a_player_shows_it(folder, suffix, turned, mirrored):
+def test_frames_are_upright(folder, suffix, turned, mirrored):
     path = write_video(folder / f"turned{suffix}", 3, turned=turned, mirrored=mirrored)
     stored = np.zeros((48, 64))
     stored[:, :32], stored[:, 32:] = 20, 10
@@ -130,7 +130,7 @@ def test_a_picture_is_upright_as_a_player_shows_it(folder, suffix, turned, mirro
     np.testing.assert_allclose(first, np.repeat(shown[..., None], 3, axis=2), atol=4)
 
 
-def test_a_picture_to_be_shown_turned_by_a_part_of_a_quarter_is_refused(folder):
+def test_rotation_by_other_angles_is_refused(folder):
     path = write_video(folder / "askew.mp4", 3, turned=30)
     for read in (video_info, numbers):
         with pytest.raises(ValueError, match=r"askew.mp4, frame 0 .*display matrix \(0.866, .*expected quarter turns"):
@@ -139,7 +139,7 @@ def test_a_picture_to_be_shown_turned_by_a_part_of_a_quarter_is_refused(folder):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
 @pytest.mark.parametrize("b_frames", [0, 2])
-def test_what_an_edit_list_hides_is_no_frame(folder, suffix, b_frames):
+def test_frames_hidden_by_an_edit_list_are_left_out(folder, suffix, b_frames):
     whole = write_video(folder / f"whole{b_frames}.mp4", 29, b_frames=b_frames)
     cut_in_front = trimmed(whole, 0.75, folder / f"front{suffix}")
     assert video_info(cut_in_front) == VideoInfo(14, 20.0, 48, 64, hidden=3)  # 12, 13, 14 lie behind a key frame
@@ -153,13 +153,13 @@ def test_what_an_edit_list_hides_is_no_frame(folder, suffix, b_frames):
     assert numbers(at_both_ends) == list(range(15, 25))
 
 
-def test_a_matroska_copy_shows_all_that_it_holds(folder):
+def test_matroska_copy_shows_all_its_frames(folder):
     copy = trimmed(write_video(folder / "for_copy.mp4", 29, b_frames=0), 0.75, folder / "copy.mkv")
     assert video_info(copy) == VideoInfo(17, 20.0, 48, 64)
     assert numbers(copy) == list(range(12, 29))
 
 
-def test_pictures_beyond_the_bound_of_memory_are_refused_before_they_are_decoded(folder, monkeypatch):
+def test_pictures_beyond_the_memory_bound_are_refused_before_decoding(folder, monkeypatch):
     monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "1")
     path = write_video(folder / "large.mp4", 2, size=(400, 400))
     for read in (video_info, numbers):
@@ -169,20 +169,20 @@ def test_pictures_beyond_the_bound_of_memory_are_refused_before_they_are_decoded
     assert video_info(path).height == 400
 
 
-def test_a_header_that_counts_more_frames_than_the_file_has_bytes_is_refused(folder, tmp_path):
+def test_header_with_more_frames_than_bytes_is_refused(folder, tmp_path):
     many = with_frame_count(write_video(folder / "few.avi", 4), 2**31 - 9, tmp_path / "many.avi")
     with pytest.raises(ValueError, match="many.avi: .*counts 2,147,483,639 frames, expected at most one for each of"):
         video_info(many)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_a_varying_rate_is_refused_unless_it_is_sampled_evenly(folder, suffix):
+def test_varying_rate_is_refused_unless_sampled_evenly(folder, suffix):
     path = write_video(folder / f"varying{suffix}", frames=6, times_ms=[0, 50, 100, 300, 350, 400])
     with pytest.raises(ValueError, match="at 0.300 s: follows the frame at 0.100 s"):
         numbers(path)
     assert numbers(path, rate_hz=10)[:5] == [0, 2, 2, 3, 5]
 
 
-def test_a_range_without_frames_is_refused(fast):
+def test_empty_range_is_refused(fast):
     with pytest.raises(ValueError, match="expected 0 <= start_s < stop_s"):
         numbers(fast, start_s=2.0, stop_s=1.0)

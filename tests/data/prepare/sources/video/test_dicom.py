@@ -25,7 +25,7 @@ from agent_jax.data.prepare.sources.video.decode import VideoInfo
 from agent_jax.data.prepare.sources.video.dicom import dicom_info, is_dicom, read_dicom
 
 
-def test_a_real_ultrasound_is_decoded_to_the_colours_of_its_jpegs():
+def test_real_ultrasound_has_the_colours_of_its_jpegs():
     path = ultrasound()
     info = dicom_info(path)
     assert (info.frames, info.height, info.width) == (30, 240, 320)
@@ -71,7 +71,7 @@ def as_pydicom_has_them(path: Path) -> list[np.ndarray]:
     ("MONOCHROME1", 8), ("MONOCHROME2", 8), ("MONOCHROME2", 16), ("RGB", 8), ("RGB", 16), ("YBR_FULL", 8),
     ("PALETTE COLOR", 8), ("PALETTE COLOR", 16),
 ])
-def test_every_frame_of_every_syntax_and_colour_is_pydicom_s(tmp_path, syntax, colour, bits):
+def test_every_syntax_and_colour_agrees_with_pydicom(tmp_path, syntax, colour, bits):
     samples = (3,) if colour in ("RGB", "YBR_FULL") else ()
     fields: dict[str, Any] = {}
     if colour == "PALETTE COLOR":
@@ -90,7 +90,7 @@ def test_every_frame_of_every_syntax_and_colour_is_pydicom_s(tmp_path, syntax, c
     ("MONOCHROME2", JPEGBaseline8Bit), ("MONOCHROME1", JPEGBaseline8Bit), ("YBR_FULL", JPEGBaseline8Bit),
     ("YBR_FULL_422", JPEGBaseline8Bit), ("MONOCHROME2", JPEG2000Lossless), ("YBR_RCT", JPEG2000Lossless),
 ])
-def test_every_frame_of_jpeg_and_jpeg_2000_is_pydicom_s(tmp_path, colour, syntax):
+def test_jpeg_and_jpeg_2000_agree_with_pydicom(tmp_path, colour, syntax):
     images = pictures((5, 16, 24) if colour.startswith("MONO") else (5, 16, 24, 3))
     path = write_cine(tmp_path / "a.dcm", images, colour, syntax)
     found = list(read_dicom(path, ORDER))
@@ -100,7 +100,7 @@ def test_every_frame_of_jpeg_and_jpeg_2000_is_pydicom_s(tmp_path, colour, syntax
         np.testing.assert_array_equal(found, shown)
 
 
-def test_uncompressed_colour_of_half_the_width_is_pydicom_s(tmp_path):
+def test_uncompressed_ybr_422_agrees_with_pydicom(tmp_path):
     path = write_cine(tmp_path / "a.dcm", pictures((5, 8, 12, 3)), "YBR_FULL_422")
     header = pydicom.dcmread(path)
     header.PixelData = pictures((5, 8, 12, 2)).tobytes()  # two luminances, then both colours, for each pair
@@ -108,7 +108,7 @@ def test_uncompressed_colour_of_half_the_width_is_pydicom_s(tmp_path):
     np.testing.assert_array_equal(list(read_dicom(path, ORDER)), as_pydicom_has_them(path))
 
 
-def test_frames_come_in_the_order_asked_for(tmp_path):
+def test_frames_come_in_the_requested_order(tmp_path):
     path = grey_cine(tmp_path / "a.dcm")
     assert dicom_info(path) == VideoInfo(12, 20.0, 16, 24)
     images = list(read_dicom(path, [3, 0, 11]))
@@ -125,7 +125,7 @@ def test_frames_come_in_the_order_asked_for(tmp_path):
     (np.array([0, 2048, 4095], np.uint16), {"BitsStored": 12, "HighBit": 11}, [0, 128, 255]),
     (np.array([-32768, 0, 32767], np.int16), {}, [0, 128, 255]),
 ])
-def test_monochrome_is_rescaled_and_windowed_to_eight_bits(tmp_path, values, fields, expected):
+def test_monochrome_is_rescaled_and_windowed_to_8_bits(tmp_path, values, fields, expected):
     frames = np.repeat(values, 16).reshape(-1, 4, 4)
     images = list(read_dicom(write_cine(tmp_path / "a.dcm", frames, **fields), range(len(values))))
     assert [image[1, 2].tolist() for image in images] == [[value] * 3 for value in expected]
@@ -148,7 +148,7 @@ def test_rgb_and_palettes_are_shown_in_colour(tmp_path):
     assert next(read_dicom(path, [0]))[0, 0].tolist() == [100, 100, 100]
 
 
-def test_a_palette_of_bytes_has_more_colours_than_a_byte_counts(tmp_path):
+def test_palette_of_16_bit_pixels_with_byte_tables(tmp_path):
     tables = {"Red": np.arange(1000) // 4, "Green": 255 - np.arange(1000) // 4, "Blue": np.arange(1000) % 256}
     fields = {f"{name}PaletteColorLookupTable{part}": value for name, table in tables.items()
               for part, value in (("Descriptor", [1000, 0, 8]), ("Data", table.astype(np.uint8).tobytes()))}
@@ -158,7 +158,7 @@ def test_a_palette_of_bytes_has_more_colours_than_a_byte_counts(tmp_path):
     assert next(read_dicom(path, [1]))[0].tolist() == expected
 
 
-def test_no_frames_are_decoded_where_none_are_asked_for(tmp_path):
+def test_empty_request_decodes_no_frames(tmp_path):
     assert list(read_dicom(grey_cine(tmp_path / "a.dcm"), [])) == []
 
 
@@ -167,11 +167,11 @@ def test_no_frames_are_decoded_where_none_are_asked_for(tmp_path):
     ({"FrameTime": None, "CineRate": 15}, 15.0), ({"FrameTime": None, "RecommendedDisplayFrameRate": 12}, 12.0),
     ({"FrameTime": None}, 0.0),
 ])
-def test_the_rate_is_what_the_header_says_of_it(tmp_path, fields, rate_hz):
+def test_rate_comes_from_the_header(tmp_path, fields, rate_hz):
     assert dicom_info(grey_cine(tmp_path / "a.dcm", **fields)).rate_hz == pytest.approx(rate_hz)
 
 
-def test_what_is_no_cine_is_refused_in_words(tmp_path):
+def test_files_that_are_not_cines_are_refused(tmp_path):
     (tmp_path / "text.dcm").write_text("no dicom" * 100)
     grey_cine(tmp_path / "single.dcm", frames=1)
     write_cine(tmp_path / "deep.dcm", np.zeros((2, 4, 4), np.uint32))
@@ -190,14 +190,14 @@ def test_what_is_no_cine_is_refused_in_words(tmp_path):
     ({"FrameTime": -50}, "cannot be read as DICOM .*a rate of -20"),
     ({"Rows": 60000, "Columns": 60000}, "frames of 60000 x 60000: .*512 MB more than their size"),
 ])
-def test_a_header_that_claims_what_cannot_be_is_refused(tmp_path, fields, words):
+def test_impossible_header_is_refused(tmp_path, fields, words):
     with pytest.raises(ValueError, match=f"a.dcm: {words}"):
         dicom_info(grey_cine(tmp_path / "a.dcm", **fields))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of values that it reads all the same
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit])
-def test_a_flipped_byte_is_another_pixel_or_an_error_that_names_the_file(tmp_path, syntax):
+def test_flipped_byte_changes_pixels_or_raises_an_error_with_the_file(tmp_path, syntax):
     content = grey_cine(tmp_path / "whole.dcm", syntax=syntax).read_bytes()
     path, messages = tmp_path / "a.dcm", []
     for place in range(132, len(content), 1 + len(content) // 60):
@@ -210,7 +210,7 @@ def test_a_flipped_byte_is_another_pixel_or_an_error_that_names_the_file(tmp_pat
     assert all("a.dcm" in message for message in messages)
 
 
-def test_a_deflated_cine_that_unpacks_to_more_than_the_bound_is_refused(tmp_path, monkeypatch):
+def test_deflated_cine_beyond_the_memory_bound_is_refused(tmp_path, monkeypatch):
     path = write_cine(tmp_path / "a.dcm", np.zeros((40, 200, 200), np.uint8), syntax=DeflatedExplicitVRLittleEndian)
     assert len(list(read_dicom(path, [0, 39]))) == 2
     monkeypatch.setenv("AGENT_JAX_MAX_READ_MB", "1")
@@ -219,7 +219,7 @@ def test_a_deflated_cine_that_unpacks_to_more_than_the_bound_is_refused(tmp_path
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.3, 0.9, 0.999])
-def test_a_cine_that_is_cut_off_is_refused_wherever_the_cut_is(tmp_path, share):
+def test_truncated_cine_is_refused_at_any_length(tmp_path, share):
     content = ultrasound().read_bytes()
     path = tmp_path / "cut.dcm"
     path.write_bytes(content[: int(share * len(content))])
@@ -227,7 +227,7 @@ def test_a_cine_that_is_cut_off_is_refused_wherever_the_cut_is(tmp_path, share):
         list(read_dicom(path, range(30)))
 
 
-def test_a_dicom_file_is_told_by_its_mark_whatever_it_is_called(tmp_path):
+def test_dicom_file_is_recognised_by_its_prefix(tmp_path):
     path = grey_cine(tmp_path / "IM0001")
     (tmp_path / "a.dcm").write_text("no")
     assert [is_dicom(file) for file in (path, tmp_path / "a.dcm", tmp_path, tmp_path / "none")] == [True] + [False] * 3

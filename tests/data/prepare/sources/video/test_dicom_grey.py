@@ -38,7 +38,7 @@ def windowed(path: Path, frame: int, **level: float) -> np.ndarray:
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
 @pytest.mark.parametrize("place", ["top", "shared", "per_frame"])
-def test_a_window_counts_wherever_it_stands(tmp_path, syntax, place):
+def test_window_applies_at_every_place(tmp_path, syntax, place):
     group = functional_group(window=(500, 1000), rescale=(1.0, 0.0))
     fields: dict[str, Any] = {
         "top": {"WindowCenter": 500, "WindowWidth": 1000},
@@ -63,7 +63,7 @@ def test_each_frame_has_its_own_slope_and_window(tmp_path):
             RescaleIntercept=-10.0))
 
 
-def test_the_frame_s_own_values_go_before_shared_ones_and_those_before_the_top_level(tmp_path):
+def test_precedence_of_frame_then_shared_then_top_level(tmp_path):
     top = {"WindowCenter": 40, "WindowWidth": 80, "RescaleSlope": 3, "RescaleIntercept": 1}
     shared = functional_group(window=(300, 500), rescale=(1.0, 5.0))
     own = [functional_group(window=(500, 1000)), functional_group(rescale=(2.0, 0.0)), functional_group(),
@@ -78,7 +78,7 @@ def test_the_frame_s_own_values_go_before_shared_ones_and_those_before_the_top_l
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16])
-def test_every_function_of_a_window_is_pydicom_s(tmp_path, function, dtype):
+def test_window_functions_agree_with_pydicom(tmp_path, function, dtype):
     path = write_cine(tmp_path / "a.dcm", FRAMES.astype(dtype) - dtype(0), WindowCenter=[400, 7], WindowWidth=[610, 7],
                       VOILUTFunction=function, RescaleSlope=1.25, RescaleIntercept=-30)
     for frame, image in enumerate(greys(path)):
@@ -89,7 +89,7 @@ def test_every_function_of_a_window_is_pydicom_s(tmp_path, function, dtype):
     (8, 0, np.minimum(np.arange(1024) // 4, 255)),  # more entries than 8 bits can count
     (12, 100, np.arange(700) * 5), (16, 0, 65535 - np.arange(1000) * 60),
 ])
-def test_a_voi_lut_maps_values_over_the_range_of_its_bits(tmp_path, bits, first, entries):
+def test_voi_lut_maps_to_the_range_of_its_bits(tmp_path, bits, first, entries):
     table = lookup_table(entries.tolist(), first, bits)
     found = greys(write_cine(tmp_path / "top.dcm", FRAMES, VOILUTSequence=[table]))
     expected = entries[np.clip(FRAMES.astype(int) - first, 0, len(entries) - 1)]
@@ -99,14 +99,14 @@ def test_a_voi_lut_maps_values_over_the_range_of_its_bits(tmp_path, bits, first,
                                                    PerFrameFunctionalGroupsSequence=groups)), found)
 
 
-def test_a_voi_lut_of_one_byte_an_entry_is_read(tmp_path):
+def test_voi_lut_with_one_byte_per_entry_is_read(tmp_path):
     table = pydicom.Dataset()
     table.LUTDescriptor = [1024, 0, 8]
     table.add_new("LUTData", "OW", bytes(np.minimum(np.arange(1024) // 4, 255).astype(np.uint8)))
     np.testing.assert_array_equal(greys(write_cine(tmp_path / "a.dcm", FRAMES, VOILUTSequence=[table])), FRAMES // 4)
 
 
-def test_a_voi_lut_is_of_rescaled_values_and_a_window_goes_before_it(tmp_path):
+def test_voi_lut_applies_to_rescaled_values_and_a_window_has_precedence(tmp_path):
     table = lookup_table(range(0, 4000, 2), -500, 12)
     rescale = {"RescaleSlope": 2, "RescaleIntercept": -400, "VOILUTSequence": [table]}
     found = greys(write_cine(tmp_path / "table.dcm", FRAMES, **rescale))
@@ -115,14 +115,14 @@ def test_a_voi_lut_is_of_rescaled_values_and_a_window_goes_before_it(tmp_path):
     np.testing.assert_array_equal(greys(path)[1], windowed(path, 1))
 
 
-def test_a_modality_lut_comes_before_the_window(tmp_path):
+def test_modality_lut_applies_before_the_window(tmp_path):
     table = lookup_table([min(3 * value, 4095) for value in range(1000)], 0, 16)
     table.ModalityLUTType = "US"
     path = write_cine(tmp_path / "a.dcm", FRAMES, ModalityLUTSequence=[table], WindowCenter=1000, WindowWidth=2000)
     np.testing.assert_array_equal(greys(path)[1], windowed(path, 1))
 
 
-def test_more_than_8_bits_without_a_window_are_shown_over_the_cine_s_own_range_which_is_said(tmp_path, caplog):
+def test_more_than_8_bits_without_window_use_the_range_of_the_cine_and_warn(tmp_path, caplog):
     path = write_cine(tmp_path / "a.dcm", FRAMES + 100)
     found = greys(path)
     np.testing.assert_array_equal(found, np.rint(FRAMES / 915 * 255))
@@ -133,7 +133,7 @@ def test_more_than_8_bits_without_a_window_are_shown_over_the_cine_s_own_range_w
     assert [image.max() for image in greys(path)] == [253, 254, 255, 128]  # values of 225, 226, 227 and 114
 
 
-def test_monochrome1_is_the_negative_whatever_makes_it_grey(tmp_path):
+def test_monochrome1_is_inverted(tmp_path):
     for number, fields in enumerate(({}, {"WindowCenter": 500, "WindowWidth": 1000},
                                      {"VOILUTSequence": [lookup_table(range(1000), 0, 10)]})):
         two, one = (greys(write_cine(tmp_path / f"{number}{colour}.dcm", FRAMES, colour, **fields))
@@ -146,6 +146,6 @@ def test_monochrome1_is_the_negative_whatever_makes_it_grey(tmp_path):
     ({"WindowCenter": "1e400", "WindowWidth": 100}, "WindowCenter: found 1e400, expected a finite number"),
     ({"WindowCenter": 5, "WindowWidth": 100, "VOILUTFunction": "ROUND"}, "ROUND"),
 ])
-def test_a_grey_range_that_is_none_is_refused_with_the_frame(tmp_path, fields, words):
+def test_invalid_grey_range_is_refused_with_the_frame(tmp_path, fields, words):
     with pytest.raises(ValueError, match=f"a.dcm, frame 1: cannot be decoded .*{words}"):
         list(read_dicom(write_cine(tmp_path / "a.dcm", FRAMES, **fields), [1]))

@@ -19,7 +19,7 @@ def read(folder, **config):
     return [(episode, list(episode.steps)) for recording in source.recordings() for episode in source.read(recording)]
 
 
-def test_a_video_and_its_table_are_an_episode(tmp_path):
+def test_video_and_table_become_an_episode(tmp_path):
     write_play(tmp_path, "a")
     [(episode, steps)] = read(tmp_path)
     assert (episode.name, episode.instruction, episode.start, episode.ends) == ("a", "win", 0, True)
@@ -28,7 +28,7 @@ def test_a_video_and_its_table_are_an_episode(tmp_path):
     np.testing.assert_allclose(steps[3].actions["right_stick"], [0, -0.25])
 
 
-def test_a_folder_of_frames_keeps_its_bytes(tmp_path):
+def test_folder_of_frames_is_copied_byte_for_byte(tmp_path):
     folder = tmp_path / "play.v1"
     folder.mkdir()
     for t in range(4):
@@ -38,7 +38,7 @@ def test_a_folder_of_frames_keeps_its_bytes(tmp_path):
     assert [step.images["rgb"] for step in steps] == [(folder / f"{t}.jpg").read_bytes() for t in range(4)]
 
 
-def test_the_files_of_a_recording_are_its_frames_and_tables(tmp_path):
+def test_files_of_a_recording_are_its_frames_and_tables(tmp_path):
     write_play(tmp_path, "a")
     (tmp_path / "b").mkdir()
     for t in range(2):
@@ -51,7 +51,7 @@ def test_the_files_of_a_recording_are_its_frames_and_tables(tmp_path):
 
 
 
-def test_a_lower_rate_takes_every_kth_frame_with_all_presses_until_the_next(tmp_path):
+def test_lower_rate_keeps_every_kth_frame_with_all_presses_until_the_next(tmp_path):
     write_play(tmp_path, "a")
     [(_, steps)] = read(tmp_path, rate_hz=10.0)
     assert [frame_number(np.asarray(step.images["rgb"])) for step in steps] == [0, 2, 4, 6, 8, 10]
@@ -59,7 +59,7 @@ def test_a_lower_rate_takes_every_kth_frame_with_all_presses_until_the_next(tmp_
     np.testing.assert_allclose(steps[1].actions["right_stick"], [0, -2 / 12], rtol=1e-6)
 
 
-def test_a_rate_that_does_not_divide_the_video_s_is_refused(tmp_path):
+def test_rate_that_does_not_divide_the_video_rate_is_refused(tmp_path):
     write_play(tmp_path, "a", rate_hz=20)
     with pytest.raises(BadDataError, match="a.mp4: found 20 frames a second, expected 15 or a multiple of it"):
         read(tmp_path, rate_hz=15.0)
@@ -68,7 +68,7 @@ def test_a_rate_that_does_not_divide_the_video_s_is_refused(tmp_path):
         read(tmp_path)
 
 
-def test_idle_chunks_are_left_out_where_that_is_asked_for(tmp_path):
+def test_idle_chunks_are_left_out_by_the_option(tmp_path):
     rows = [pad_row(["Jump", "Evade"] if 4 <= t < 8 else [], frame=t) for t in range(12)]
     write_table(tmp_path / "a.csv", rows)
     write_video(tmp_path / "a.mp4", 12)
@@ -81,7 +81,7 @@ def test_idle_chunks_are_left_out_where_that_is_asked_for(tmp_path):
         read(tmp_path, window=4, options={"drop_idle": True})
 
 
-def test_a_missing_half_a_truncated_video_and_a_doubled_recording_are_refused(tmp_path):
+def test_missing_file_truncated_video_and_duplicate_recording_are_refused(tmp_path):
     write_play(tmp_path / "half", "a")
     (tmp_path / "half" / "b.csv").write_text("frame\n")
     with pytest.raises(BadDataError, match="found b.csv for the recording 'b', expected one video or folder"):
@@ -120,7 +120,7 @@ def test_rows_are_paired_with_the_frames_that_an_edit_list_shows(tmp_path):
     (11, "a.avi: shows 12 frames, expected 11 as its header counts"),
     (13, "a.avi: ends after 0.550 s, expected 13 frames"),
 ])
-def test_a_video_with_more_or_fewer_frames_than_its_header_counts_is_refused(tmp_path, counted, words):
+def test_video_with_another_frame_count_than_its_header_is_refused(tmp_path, counted, words):
     whole = write_video(tmp_path / "whole.avi", 12)
     folder = tmp_path / "plays"
     folder.mkdir()
@@ -130,7 +130,7 @@ def test_a_video_with_more_or_fewer_frames_than_its_header_counts_is_refused(tmp
         read(folder)
 
 
-def test_what_the_source_cannot_do_is_refused_by_name(tmp_path):
+def test_invalid_config_is_reported(tmp_path):
     write_play(tmp_path, "a")
     for config, words in (({"options": {"stick": 1}}, "config.options.stick: .*'sticks'"),
                           ({"fields": {"buttons": "x"}}, "config.fields.buttons: .* config.options.buttons"),

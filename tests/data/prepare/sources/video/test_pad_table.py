@@ -27,7 +27,7 @@ def down(actions: list[Action]) -> list[set[str]]:
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 @pytest.mark.parametrize("first", [0, 1])
-def test_with_a_frame_column_each_row_is_a_frame(tmp_path, suffix, first):
+def test_frame_column_gives_one_row_per_frame(tmp_path, suffix, first):
     rows = [pad_row(["Evade", "Taunt"] if t == 2 else [], (0.25, -1.0, 0, t / 4), frame=first + t) for t in range(4)]
     actions = read(write_table(tmp_path / f"a{suffix}", rows))
     assert down(actions) == [set(), set(), {"Evade", "Taunt"}, set()]
@@ -35,7 +35,7 @@ def test_with_a_frame_column_each_row_is_a_frame(tmp_path, suffix, first):
     np.testing.assert_allclose([action["right_stick"] for action in actions], [[0, t / 4] for t in range(4)])
 
 
-def test_with_a_time_column_a_frame_takes_the_last_row_and_all_presses_before_the_next(tmp_path):
+def test_time_column_gives_the_last_row_and_all_presses_before_the_next_frame(tmp_path):
     rows = [pad_row(time=-0.01), pad_row(["Jump"], (1, 0, 0, 0), time=0.02), pad_row(time=0.03),
             pad_row(["Mount"], time=0.1)]
     actions = read(write_table(tmp_path / "a.csv", rows))
@@ -43,7 +43,7 @@ def test_with_a_time_column_a_frame_takes_the_last_row_and_all_presses_before_th
     assert [action["left_stick"].tolist() for action in actions] == [[0, 0]] * 4  # the stick was back at frame 1
 
 
-def test_columns_units_and_ranges_are_named_by_options(tmp_path):
+def test_options_set_columns_units_and_ranges(tmp_path):
     names = {"left_stick": ("lx", "ly")}
     options = GamepadOptions(buttons={"Jump": "A"}, sticks=names, time="ms", time_unit_s=0.001, pressed=0.2,
                              stick_range=32767, invert_y=True)
@@ -66,39 +66,39 @@ def test_columns_units_and_ranges_are_named_by_options(tmp_path):
     ([pad_row(time=0.04)], "a.csv:2: found 0.04 s as the last row before frame 0"),
     ([pad_row(time=-0.9)], r"a.csv:2: found -0.9 s as the last row before frame 3 at 0.150 s .*max_gap_s"),
 ])
-def test_a_row_that_is_wrong_is_named(tmp_path, rows, words):
+def test_wrong_row_is_reported(tmp_path, rows, words):
     with pytest.raises(BadDataError, match=words):
         read(write_table(tmp_path / "a.csv", rows))
 
 
-def test_rows_behind_the_end_of_the_video_are_told(tmp_path, caplog):
+def test_rows_after_the_end_of_the_video_are_reported(tmp_path, caplog):
     path = write_table(tmp_path / "a.csv", [pad_row(time=0.05 * t) for t in range(8)])
     read(path)
-    assert f"{path}:7: this row and those after it (3 of 8) lie behind the 0.200 s of a.mp4" in caplog.text
+    assert f"{path}:7: this row and those after it (3 of 8) lie after the 0.200 s of a.mp4" in caplog.text
     caplog.clear()
     read(write_table(path, [pad_row(time=0.05 * t) for t in range(5)]))  # one row at the very end
     assert not caplog.text
 
 
-def test_a_log_of_changes_may_have_old_rows(tmp_path):
+def test_log_of_changes_may_have_old_rows(tmp_path):
     path = write_table(tmp_path / "a.csv", [pad_row(["Jump"], time=-100)])
     assert down(read(path, GamepadOptions(max_gap_s=0.0))) == [{"Jump"}] * 4
 
 
-def test_a_table_without_rows_is_refused(tmp_path):
+def test_table_without_rows_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("frame\n")
     with pytest.raises(BadDataError, match="a.csv: has no rows"):
         read(tmp_path / "a.csv")
 
 
-def test_of_several_actions_presses_add_up_and_sticks_are_those_of_the_first():
+def test_merged_actions_have_all_presses_and_the_first_sticks():
     made = [{"buttons": np.arange(11) == t, "left_stick": np.array([t, 0]), "right_stick": np.zeros(2)} for t in (1, 2)]
     merged = PadTable(BLEEDING_EDGE, GamepadOptions()).merged(made)
     assert np.flatnonzero(merged["buttons"]).tolist() == [1, 2]
     assert merged["left_stick"].tolist() == [1, 0]
 
 
-def test_options_that_fit_no_spec_are_refused():
+def test_options_that_do_not_fit_the_spec_are_refused():
     for spec, options, words in ((BLEEDING_EDGE, {"buttons": {"Dodge": "A"}}, "options.buttons: found 'Dodge'"),
                                  (BLEEDING_EDGE, {"sticks": {"stick": ("x", "y")}}, "options.sticks: found 'stick'"),
                                  (MINECRAFT, {}, r"found the part camera \(Camera\), expected buttons and sticks")):

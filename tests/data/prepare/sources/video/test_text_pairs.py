@@ -26,12 +26,12 @@ def test_captions_questions_and_labels_become_pairs(tmp_path):
         ("A video of", "a dog", 1), ("who?", "it", 1), ("why?", "so", 0)]
 
 
-def test_columns_are_named_by_options_and_classes_by_their_order(tmp_path):
+def test_options_name_columns_and_order_classes(tmp_path):
     assert said(tmp_path, "clip,rass\na,-5\nb,0\n", file="clip", label="rass", classes=("-5", "-4", "0")) == [
         ("A video of", "", 0), ("A video of", "", 2)]
 
 
-def test_a_stretch_is_in_seconds_and_by_default_the_whole(tmp_path):
+def test_stretch_is_in_seconds_and_defaults_to_the_whole_video(tmp_path):
     made = table(tmp_path, "file,caption,start,stop\na.mp4,x,1.5,3\na.mp4,y,,\n")
     first, second = (pair for row in made.rows for pair in made.pairs(row))
     assert first == Pair(tmp_path / "a.mp4", 1.5, 3.0, "A video of", "x", -1)
@@ -49,7 +49,7 @@ def test_a_stretch_is_in_seconds_and_by_default_the_whole(tmp_path):
     ("file,caption,start,stop\na,x,3,2\n", {}, "table.csv:2: found start=3 and stop=2"),
     ("file,caption,start\na,x,one\n", {}, "table.csv:2: found 'one', expected a finite number in column 'start'"),
 ])
-def test_a_row_that_is_wrong_is_named(tmp_path, text, options, words):
+def test_wrong_row_is_reported(tmp_path, text, options, words):
     with pytest.raises(BadDataError, match=words):
         said(tmp_path, text, **options)
 
@@ -60,12 +60,12 @@ def test_a_row_that_is_wrong_is_named(tmp_path, text, options, words):
     ("file\na\n", {}, "or 'label'; name others by config.options.file"),
     ("file,caption\na,x\n", {"group": "patient"}, "expected 'patient' .config.options.group"),
 ])
-def test_a_table_without_the_columns_is_refused(tmp_path, text, options, words):
+def test_table_without_required_columns_is_refused(tmp_path, text, options, words):
     with pytest.raises(ValueError, match=words):
         table(tmp_path, text, **options)
 
 
-def test_rows_are_grouped_by_file_or_by_the_column_asked_for(tmp_path):
+def test_rows_are_grouped_by_file_or_by_the_chosen_column(tmp_path):
     text = "file,caption,patient,split\na,x,p,train\nb,y,q,test\nc,z,p,train\n"
     assert {name: len(rows) for name, rows in table(tmp_path, text).groups().items()} == {"a": 1, "b": 1, "c": 1}
     twice = "file,caption\nb/a.mp4,x\n./b/a.mp4,y\nb//c/../a.mp4,z\n"

@@ -34,7 +34,7 @@ def busy(number: int) -> dict[str, Any]:
     return tick(number, keys=["w", "space"], dx=40)
 
 
-def test_the_files_of_a_recording_are_the_pair_and_the_instructions(tmp_path):
+def test_files_of_a_recording_are_the_pair_and_the_instructions(tmp_path):
     write_pair(tmp_path, "a", [tick(0)] * 4)
     (tmp_path / "texts.csv").write_text("name,instruction\na,chop\n")
     source = open_source("vpt", tmp_path, PrepareConfig(options={"instructions": "texts.csv"}))
@@ -43,7 +43,7 @@ def test_the_files_of_a_recording_are_the_pair_and_the_instructions(tmp_path):
 
 
 
-def test_keys_buttons_and_mouse_become_the_paper_s_action(tmp_path):
+def test_keys_buttons_and_mouse_become_the_action_of_the_paper(tmp_path):
     write_pair(tmp_path, "a", [
         tick(0), tick(1, keys=["w", "left.control", "9", "f3"], buttons=[1]),
         tick(2, keys=["escape", "s", "q", "1", "e", "space", "a", "d", "left.shift", "f"], buttons=[0, 2], new=[0]),
@@ -60,7 +60,7 @@ def test_keys_buttons_and_mouse_become_the_paper_s_action(tmp_path):
     assert [frame_number(step.images["rgb"]) for step in steps] == [0, 1, 2, 3, 4]
 
 
-def test_an_attack_that_is_stuck_from_the_first_line_on_is_left_out_until_it_is_pressed_anew(tmp_path):
+def test_stuck_attack_is_ignored_until_pressed_again(tmp_path):
     held = {"buttons": [0]}
     write_pair(tmp_path, "stuck", [tick(0, new=[0], **held), tick(1, **held), tick(2, buttons=[0, 1]),
                                    tick(3, new=[0], **held), tick(4, **held)])
@@ -70,13 +70,13 @@ def test_an_attack_that_is_stuck_from_the_first_line_on_is_left_out_until_it_is_
     assert true == [set(), {"attack"}, {"attack"}]
 
 
-def test_a_change_of_the_slot_is_a_press_of_its_key(tmp_path):
+def test_slot_change_is_a_press_of_its_key(tmp_path):
     write_pair(tmp_path, "a", [tick(0), tick(1, hotbar=2), tick(2, hotbar=2), tick(3, hotbar=8), tick(4, hotbar=0)])
     [(_, steps)] = read(tmp_path)
     assert [pressed(step) for step in steps] == [set(), {"hotbar.3"}, set(), {"hotbar.9"}, {"hotbar.1"}]
 
 
-def test_idle_chunks_are_left_out_and_the_rest_keeps_its_frames_and_places(tmp_path):
+def test_idle_chunks_are_left_out_and_the_rest_keeps_its_frames_and_steps(tmp_path):
     write_pair(tmp_path, "a", [busy(t) if t // 4 in (1, 2, 4) else tick(t, keys=["w"]) for t in range(22)])
     found = read(tmp_path, PrepareConfig(instruction_text="go", window=4))
     assert [(episode.name, episode.start, len(steps), episode.ends) for episode, steps in found] == [
@@ -84,11 +84,11 @@ def test_idle_chunks_are_left_out_and_the_rest_keeps_its_frames_and_places(tmp_p
     assert [frame_number(step.images["rgb"]) for _, steps in found for step in steps] == [
         *range(4, 12), *range(16, 20)]
     write_pair(tmp_path, "a", [tick(t) for t in range(8)])
-    with pytest.raises(BadDataError, match=r"a.jsonl: every chunk of 4 lines is idle; .*keep_idle=true.*on_error=skip"):
+    with pytest.raises(BadDataError, match=r"a.jsonl: every chunk of 4 steps is idle; .*keep_idle=true.*on_error=skip"):
         read(tmp_path, PrepareConfig(instruction_text="go", window=4))
 
 
-def test_a_cursor_is_drawn_where_a_screen_is_open_and_only_there(tmp_path):
+def test_cursor_is_drawn_only_while_a_screen_is_open(tmp_path):
     write_pair(tmp_path, "a", [tick(0), tick(1, gui=True, at=(600.0, 300.0))])
     off = PrepareConfig(instruction_text="go", options={"keep_idle": True, "cursor": False})
     [(_, with_cursor)], [(_, without)] = read(tmp_path), read(tmp_path, off)
@@ -99,14 +99,14 @@ def test_a_cursor_is_drawn_where_a_screen_is_open_and_only_there(tmp_path):
     assert changed[1].max(axis=0).tolist() == [20 + 10, 40 + 7]
 
 
-def test_a_cursor_beyond_all_numbers_is_outside(tmp_path):
+def test_cursor_with_huge_coordinates_is_outside(tmp_path):
     write_pair(tmp_path, "a", [tick(0, gui=True, at=(1e308, -1e308)), tick(1)])
     write_video(tmp_path / "a.mp4", 2, size=(1440, 64))
     [(_, steps)] = read(tmp_path)
     assert len(steps) == 2
 
 
-def test_a_cursor_outside_of_the_image_changes_nothing():
+def test_cursor_outside_of_the_image_changes_nothing():
     image = np.full((20, 20, 3), 7, np.uint8)
     draw_cursor(image, 30, -40)
     assert (image == 7).all()
@@ -116,7 +116,7 @@ def test_a_cursor_outside_of_the_image_changes_nothing():
     (8, 9, r"a.jsonl:8: the last of 8 lines, expected 9.* --config.options.trailing=1"),
     (9, 8, r"a.jsonl:9: the last of 9 lines, expected 8"),
 ])
-def test_lines_that_do_not_match_the_frames_are_refused_unless_told(tmp_path, lines, frames, words):
+def test_surplus_lines_or_frames_are_refused_unless_allowed(tmp_path, lines, frames, words):
     write_pair(tmp_path, "a", [busy(t) for t in range(lines)], frames)
     with pytest.raises(BadDataError, match=words):
         read(tmp_path)
@@ -136,7 +136,7 @@ def test_lines_are_paired_with_the_frames_that_an_edit_list_shows(tmp_path):
 
 @pytest.mark.parametrize("lines", [17, 15, 13])
 @pytest.mark.parametrize("trailing", [0, 9])
-def test_other_lines_than_an_edit_list_shows_frames_are_refused_with_both_counts(tmp_path, lines, trailing):
+def test_lines_that_do_not_match_an_edit_list_are_refused_with_both_counts(tmp_path, lines, trailing):
     whole = write_video(tmp_path / "whole.mp4", 29, b_frames=0)
     write_pair(tmp_path / "pairs", "a", [busy(t) for t in range(lines)])
     trimmed(whole, 0.75, tmp_path / "pairs" / "a.mp4")
@@ -160,7 +160,7 @@ def test_other_lines_than_an_edit_list_shows_frames_are_refused_with_both_counts
     (json.dumps({**busy(2), "isGuiOpen": "no"}), "a.jsonl:3: found isGuiOpen='no', expected a JSON true or false"),
     (json.dumps(busy(2)).replace('"dx": 40', '"dx": NaN'), "a.jsonl:3: found nan, .*column 'dx'"),
 ])
-def test_a_line_that_is_wrong_is_named(tmp_path, line, words):
+def test_wrong_line_is_reported(tmp_path, line, words):
     write_pair(tmp_path, "a", [busy(t) for t in range(4)])
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     (tmp_path / "a.jsonl").write_text("\n".join([*lines[:2], line, *lines[3:]]))
@@ -168,7 +168,7 @@ def test_a_line_that_is_wrong_is_named(tmp_path, line, words):
         read(tmp_path)
 
 
-def test_a_video_of_another_rate_a_truncated_one_and_a_missing_half_are_refused(tmp_path):
+def test_other_rate_truncated_video_and_missing_file_are_refused(tmp_path):
     write_pair(tmp_path / "rate", "a", [busy(t) for t in range(4)], rate_hz=30)
     with pytest.raises(BadDataError, match="a.mp4: found 30 frames a second, expected 20"):
         read(tmp_path / "rate")
@@ -184,7 +184,7 @@ def test_a_video_of_another_rate_a_truncated_one_and_a_missing_half_are_refused(
         read(tmp_path / "bare")
 
 
-def test_what_a_config_cannot_ask_for_is_refused_by_name(tmp_path):
+def test_invalid_config_is_reported(tmp_path):
     write_pair(tmp_path, "a", [busy(t) for t in range(4)])
     for config, words in (
         (PrepareConfig(instruction_text="go", rate_hz=10.0), "config.rate_hz=10.0: expected 0 or 20"),
