@@ -22,10 +22,10 @@ from agent_jax.actions import ActionSpec, Bins, Camera, Group
 from agent_jax.data.__main__ import main
 from agent_jax.data.images import encode_png, prepare_image
 from agent_jax.data.inspect.config import read_check_config
+from agent_jax.data.prepare import prepare as prepare_module
 from agent_jax.data.prepare import workers as prepare_workers
 from agent_jax.data.prepare.config import PrepareConfig, read_prepare_config
 from agent_jax.data.prepare.prepare import prepare, split_recordings, summary_lines
-from agent_jax.data.prepare.prepare import prepare as prepare_module
 from agent_jax.data.prepare.shard import Counts, RecordMaker, buffered, stored_features
 from agent_jax.data.prepare.sources import CLASSES, DESCRIPTIONS
 from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
@@ -92,7 +92,7 @@ def test_rotated_image_is_stored_upright_without_the_tag(tmp_path, image_size):
 
 
 def test_number_of_processes_does_not_change_the_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "_SHARD_RECORDINGS", 2)
+    monkeypatch.setattr(prepare_module, "_MAX_SHARD_RECORDINGS", 2)
     path = bridge_set(tmp_path, "tfrecord", {"train": 5, "val": 1})
     for processes in (1, 2):
         prepare("rlds", path, tmp_path / str(processes), CONFIG, processes=processes)
@@ -103,10 +103,10 @@ def test_number_of_processes_does_not_change_the_files(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from agent_jax.data.prepare.prepare import prepare
-from agent_jax.data.prepare.prepare import workers as prepare_workers
+from agent_jax.data.prepare import prepare
+from agent_jax.data.prepare import workers as prepare_workers
 from agent_jax.data.__main__ import main
-prepare._SHARD_RECORDINGS = 1
+prepare._MAX_SHARD_RECORDINGS = 1
 write, written = prepare_workers.write_shard, []
 def kill_in_the_third(plan, source, progress):
     def killing(recordings, steps):
@@ -172,7 +172,7 @@ def test_resumed_command_drops_shards_of_changed_files(tmp_path, monkeypatch, da
 
 
 def test_resumed_command_rewrites_only_shards_of_changed_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "_SHARD_RECORDINGS", 1)
+    monkeypatch.setattr(prepare_module, "_MAX_SHARD_RECORDINGS", 1)
     raw, config = tmp_path / "raw", PrepareConfig(window=2, validation=0.0, name="clips", image_size=32)
     raw.mkdir()
     for name in "abcdef":
@@ -197,7 +197,7 @@ def spoil(number: int, episode: dict[str, Any]) -> None:
 
 
 def test_bad_recording_stops_the_command_or_is_skipped_whole_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "_SHARD_RECORDINGS", 1)
+    monkeypatch.setattr(prepare_module, "_MAX_SHARD_RECORDINGS", 1)
     path = bridge_set(tmp_path, "tfrecord", {"train": 4, "val": 1}, change=spoil)
     bad = r"tfrecord-00000-of-00002, record 1, episode 'train/00000/1', step 2: 'world_vector' is \[nan, 0.0\]"
     with pytest.raises(BadDataError, match=bad) as refused:
@@ -482,15 +482,16 @@ def test_config_comes_from_file_and_overrides(tmp_path):
         read_prepare_config(str(tmp_path / "broken.json"), [])
 
 
-@pytest.mark.parametrize(("command", "goes_on"), [("prepare", True), ("check", False), ("stats", False)])
-def test_interrupted_command_announces_resuming_only_if_it_can(tmp_path, monkeypatch, capsys, command, goes_on):
+@pytest.mark.parametrize(("command", "resumes"), [("prepare", True), ("check", False), ("stats", False)])
+def test_interrupted_command_announces_resuming_only_if_it_can(tmp_path, monkeypatch, capsys, command, resumes):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"agent_jax.data.{command}.{command}", interrupted)
+    room = "prepare" if command == "prepare" else "inspect"
+    monkeypatch.setattr(f"agent_jax.data.{room}.{command}.{command}", interrupted)
     line = ["--source", "rlds", "--path", str(tmp_path), "--out", "x"] if command == "prepare" else [str(tmp_path)]
     assert main([command, *line]) == 130
-    assert ("goes on where this one ended" in capsys.readouterr().err) == goes_on
+    assert ("where this one ended" in capsys.readouterr().err) == resumes
 
 
 @pytest.mark.parametrize(("text", "value"), [("True", True), ("true", True), ("False", False), ("false", False)])
@@ -552,7 +553,7 @@ def test_empty_split_is_reported(tmp_path):
     path = bridge_set(tmp_path, "tfrecord", {"train": 1, "val": 1}, change=spoil)
     store, summary = prepare("rlds", path, tmp_path / "out", CONFIG, on_error="skip")
     assert store.splits == {"test": 0, "train": 1}
-    assert any("split 'test' is empty, for all its recordings were left out" in line
+    assert any("split 'test' is empty: all its recordings were left out" in line
                for line in summary_lines(store, summary))
 
 
