@@ -20,10 +20,10 @@ from machine import describe, write_json
 from agent_jax.convert.pytorch import torch_agent
 from agent_jax.envs import load
 from agent_jax.envs.workers.simulators import Simulators
-from agent_jax.evaluate.checkpoints import Trained
+from agent_jax.evaluate.checkpoints import TrainedRun
 from agent_jax.evaluate.closed_loop import at_a_time, check_domain
 from agent_jax.evaluate.in_training import simulator_image_size
-from agent_jax.evaluate.rollouts import CONCURRENT, Sees, run_policy
+from agent_jax.evaluate.rollouts import CONCURRENT, ObservationKeys, run_policy
 from agent_jax.evaluate.statistics import success_summary
 from agent_jax.json_files import json_path
 from agent_jax.policy import Policy
@@ -43,10 +43,10 @@ def main() -> int:
     options = parser.parse_args()
     machine = describe()
 
-    trained = Trained.load(options.checkpoint)
+    trained = TrainedRun.load(options.checkpoint)
     ours = Policy.load(options.checkpoint, domain=options.domain, step=trained.step)
     theirs = torch_agent.Policy(options.folder, domain=options.domain or ours.domain.name)
-    module, sees = load(options.environment), Sees.of(ours.domain)
+    module, keys = load(options.environment), ObservationKeys.of(ours.domain)
     check_domain(ours.domain, module)
     concurrent = at_a_time(module, CONCURRENT, processes=0)
     image_size = simulator_image_size(trained.config, options.environment)
@@ -57,8 +57,8 @@ def main() -> int:
     found, results = {}, []
     for name, policy in (("jax", ours), ("torch", theirs)):
         seeds = range(options.seed, options.seed + options.episodes)
-        with Simulators(options.environment, image_size, keys=sees.keys) as simulators:
-            result = run_policy(policy, simulators, options.level, seeds, sees=sees, concurrent=concurrent)
+        with Simulators(options.environment, image_size, keys=keys.all) as simulators:
+            result = run_policy(policy, simulators, options.level, seeds, keys=keys, concurrent=concurrent)
         summary = success_summary(result.success)
         found[name] = {**summary, "mean_steps": float(result.steps.mean()), "policy_seconds": result.policy_seconds}
         low, high = summary["ci95"]

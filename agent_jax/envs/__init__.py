@@ -1,7 +1,7 @@
 """Simulators behind one interface: gymnasium's, plus an instruction, an expert and random baselines.
 
-An environment is one module of this folder, and the only file that imports its simulator, or one of the user's own
-(`own.py`). It is imported on demand:
+An environment is one module of this folder, the only one that imports its simulator, or a module of the user
+(`custom.py`). It is imported on demand:
 
     module = load("babyai")
     environment = module.make("GoToLocal", image_size=56)
@@ -52,46 +52,46 @@ class Environment(Protocol):
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Observation, reward, terminated, truncated, and info with `success`, as in gymnasium.
 
-        Where an episode is a chain of instructions, of which each comes when the one before it is carried out, info
-        also has `completed` and `instructions`: how many were, and how many there are.
+        If an episode is a chain of instructions, each given when the one before it is completed, info also has
+        `completed` and `instructions`: how many are completed, and how many there are.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the simulator; the environment is of no use afterwards."""
+        """Release the simulator; the environment cannot be used afterwards."""
         ...
 
 
 class Expert(Protocol):
     """A scripted solver with access to the simulator's state; made after `reset`, for one episode."""
 
-    failed: bool  # the solver gave up: what it says from here on is idle
+    failed: bool  # the solver gave up: its actions from here on do nothing
 
     def act(self, taken: Action | None = None) -> Action:
-        """The action to take now.
+        """The next action.
 
         Args:
-            taken: what was done in the step before, where it was not what the expert had said.
+            taken: the action executed in the previous step, if it was not the expert's.
         """
         ...
 
 
 class EnvironmentModule(Protocol):
-    """What a module of this folder offers."""
+    """The interface of an environment module."""
 
     NAME: str
     ACTION_SPEC: ActionSpec
-    STATE_SPEC: StateSpec | None  # of the numbers in an observation; None: there are none, or those of STATE_SHAPES
-    STATE_SHAPES: Mapping[str, tuple[int, ...]]  # of numbers whose StateSpec comes with the data, by key
+    STATE_SPEC: StateSpec | None  # of the observation's numbers; None: no state, or one described by STATE_SHAPES
+    STATE_SHAPES: Mapping[str, tuple[int, ...]]  # by key, of a state whose StateSpec comes with the data
     CAMERAS: tuple[str, ...]  # keys of an observation's images, "rgb" first
-    TASKS: Mapping[str, tuple[str, ...]]  # suites of tasks, by name, the usual one first; `make` may know more tasks
-    IMAGE_SIZE: int  # pixels of square pictures where nothing else is asked for; 0: those of IMAGE_SHAPES
-    IMAGE_SHAPES: Mapping[str, tuple[int, int, int]]  # of the simulator's own pictures, by camera
+    TASKS: Mapping[str, tuple[str, ...]]  # suites of tasks by name, the default one first; `make` may know more tasks
+    IMAGE_SIZE: int  # default side of square images, in pixels; 0: images have IMAGE_SHAPES
+    IMAGE_SHAPES: Mapping[str, tuple[int, int, int]]  # the simulator's own image shapes, by camera
     ONE_A_PROCESS: bool  # a process cannot have two environments at once
     HAS_EXPERT: bool
-    # Draws are from tables, so that actions of any kind are drawn alike: random_actions.py makes those of numbers.
-    RANDOM: Mapping[str, Sequence[Action]]  # random baselines: name in the report -> the actions drawn from
-    NOISE: Sequence[Action]  # what may be executed in the expert's place
+    # Random actions are drawn from tables, whatever their kind; random_actions.py makes the tables of numbers.
+    RANDOM: Mapping[str, Sequence[Action]]  # random baselines: name in the report -> the actions to draw from
+    NOISE: Sequence[Action]  # actions that may replace the expert's
 
     def make(self, level: str, image_size: int = ...) -> Environment:
         """An environment of the level (or task); reset it before use."""
@@ -101,27 +101,27 @@ class EnvironmentModule(Protocol):
         """The solver of the environment's current episode.
 
         Raises:
-            ValueError: there is none (`HAS_EXPERT` is False).
+            ValueError: `HAS_EXPERT` is False.
         """
         ...
 
     def version(self) -> str:
-        """Name and version of the simulator: other versions make other episodes."""
+        """The simulator's name and version. Another version can make other episodes from the same seed."""
         ...
 
     def action_name(self, action: Action) -> str:
-        """The action in a word, for pictures."""
+        """A short text for the action, to draw on images."""
         ...
 
 
 def image_shapes(module: EnvironmentModule, image_size: int) -> dict[str, tuple[int, int, int]]:
-    """Height, width, 3 of the pictures that `module.make(..., image_size)` observes, by camera."""
+    """(height, width, 3) of the images that `module.make(..., image_size)` observes, by camera."""
     square = (image_size, image_size, 3)
     return {camera: square if image_size else module.IMAGE_SHAPES[camera] for camera in module.CAMERAS}
 
 
 def tasks_of(module: EnvironmentModule, names: Sequence[str]) -> tuple[str, ...]:
-    """The tasks that names stand for, once each: a suite for all of its tasks, another name for itself."""
+    """Expand suites to their tasks and keep other names; each task once."""
     return tuple(dict.fromkeys(task for name in names for task in module.TASKS.get(name, (name,))))
 
 
@@ -129,41 +129,41 @@ def load(name: str) -> EnvironmentModule:
     """The environment module of a config's `environment` field, or of a command's `--env`.
 
     Args:
-        name: one of `NAMES`, or an environment of the user's own: a module, a file, or a class in either, as `own.py`
-            has them. It is imported, so it has to come from the user, not from a data set or a checkpoint.
+        name: one of `NAMES`, or the user's own module, file, or class in either (`custom.py`). It is imported, so it
+        must
+            come from the user, never from a data set or a checkpoint.
 
     Raises:
-        ValueError: there is no such environment, or one of the user's lacks a part of the interface.
-        ModuleNotFoundError: its simulator is not installed; the message says how to install it.
-        FileNotFoundError: its simulator is a checkout of one's own that is not where it should be; the message says
-            from where to get it and where to point. Or there is no such file.
+        ValueError: unknown environment, or the user's environment lacks a part of the interface.
+        ModuleNotFoundError: the simulator is not installed; the message has the command that installs it.
+        FileNotFoundError: the file is missing, or the checkout of the simulator is; the message says what to clone
+            and which variable to set.
     """
     if name in _MODULES:
         return cast(EnvironmentModule, importlib.import_module(_MODULES[name]))
-    from agent_jax.envs.own import load_own
+    from agent_jax.envs.custom import load_custom
 
-    if name.isidentifier() and importlib.util.find_spec(name) is None:  # no path and no module: a slip of the keys
+    if name.isidentifier() and importlib.util.find_spec(name) is None:  # neither a path nor a module: a typo
         near = difflib.get_close_matches(name, _MODULES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(map(repr, _MODULES))}"
-        raise ValueError(f"environment: found {name!r}; {hint}; or one of your own, as MODULE, FILE.py or "
-                         "FILE.py:CLASS")
-    return cast(EnvironmentModule, load_own(name))
+        raise ValueError(f"environment: found {name!r}; {hint}; or your own, as MODULE, FILE.py or FILE.py:CLASS")
+    return cast(EnvironmentModule, load_custom(name))
 
 
 def try_out(module: EnvironmentModule, task: str, image_size: int = 0) -> None:
-    """Take one step in an environment of the user's own; the package's have been tried.
+    """Check an environment of the user by one step in it; those of the package have tests.
 
     Raises:
-        ValueError: its constructor fails, or it returns what it should not.
+        ValueError: its constructor fails, or a method returns something of the wrong kind.
     """
-    from agent_jax.envs.own_interface import OwnModule
+    from agent_jax.envs.custom_interface import CustomModule
 
-    if isinstance(module, OwnModule):
+    if isinstance(module, CustomModule):
         module.try_out(task, image_size)
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two names are of one environment."""
-    from agent_jax.envs.own import identity
+    """Whether two names mean the same environment."""
+    from agent_jax.envs.custom import identity
 
     return identity(one) == identity(other)

@@ -1,13 +1,12 @@
 """BabyAI (Chevalier-Boisvert et al. 2019, arXiv 1810.08272) as packaged in minigrid: instructions in a grid world.
 
-The agent sees the 7 x 7 cells in front of it, itself in the middle of the last row, as an RGB picture:
+The agent sees the 7 x 7 cells in front of it as an RGB image, with itself in the middle of the last row:
 
-    image_size 56: 8 pixels a cell, so that one 8-pixel patch is one cell
+    image_size 56: 8 pixels a cell, so one 8-pixel patch is one cell
 
-The picture equals `RGBImgPartialObsWrapper(env, tile_size=image_size // 7)` to the pixel (tests/envs/test_babyai.py).
-That wrapper computes the visible cells twice a step and draws them one by one, and the bot does so a third time; here
-they are computed once, and the picture is gathered from a table of drawn tiles. Where that matters: gathering
-demonstrations on a CPU is bound by it.
+The image equals `RGBImgPartialObsWrapper(env, tile_size=image_size // 7)` to the pixel (tests/envs/test_babyai.py).
+The wrapper and the bot compute the visible cells three times a step and draw each cell again. Here they are computed
+once and the image is gathered from a table of tiles, because this limits the speed of collecting demonstrations.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ ACTION_SPEC = BABYAI
 STATE_SPEC = None
 STATE_SHAPES = {}
 CAMERAS = ("rgb",)
-# Levels that the bot solves. `make` takes every level that minigrid has.
+# Levels that the bot solves. `make` takes every level of minigrid.
 TASKS = {
     "BabyAI": ("GoToLocal", "GoToObj", "GoToRedBallGrey", "GoToSeqS5R2", "PickupLoc", "PutNextLocal", "OpenDoor",
                "OpenTwoDoors", "UnlockPickup", "ActionObjDoor"),
@@ -65,10 +64,10 @@ RANDOM = {
 NOISE = RANDOM["random_moves"]
 _DONE = ACTION_NAMES.index("done")
 
-_VIEW = 7  # cells on a side of the agent's view, in every BabyAI level
+_VIEW = 7  # side of the agent's view in cells, in every BabyAI level
 _AGENT = _VIEW * (_VIEW - 1) + _VIEW // 2  # the agent's own cell: middle of the last row
-_WALL = Wall()  # what lies outside of the grid
-# World offset from the agent of each cell of its view, row by row; by the agent's direction (right, down, left, up).
+_WALL = Wall()  # stands for cells outside the grid
+# World offset of each cell of the view from the agent, row by row, by the agent's direction (right, down, left, up).
 _OFFSETS = tuple(
     tuple(
         ((_VIEW - 1 - row) * fx + (column - _VIEW // 2) * -fy, (_VIEW - 1 - row) * fy + (column - _VIEW // 2) * fx)
@@ -90,7 +89,7 @@ def action_name(action: Action) -> str:
 
 
 def make(level: str, image_size: int = 56) -> BabyAI:
-    """An environment of a level, e.g. "GoToLocal" (BabyAI-GoToLocal-v0); reset it before use.
+    """Make an environment of a level, e.g. "GoToLocal" (BabyAI-GoToLocal-v0); reset it before use.
 
     Raises:
         ValueError: minigrid has no such level, or `image_size` is not a multiple of 7.
@@ -105,7 +104,7 @@ def _level_id(level: str) -> str:
             return known[name]
     names = sorted(name.rpartition("-")[0] for name in known)
     near = difflib.get_close_matches(level, names, n=3) or names[:5]
-    raise ValueError(f"level: found {level!r}, which {version()} lacks; near it: {', '.join(near)}")
+    raise ValueError(f"level: found {level!r}, which {version()} lacks; similar: {', '.join(near)}")
 
 
 class BabyAI:
@@ -118,9 +117,9 @@ class BabyAI:
                 f"try {max(1, round(image_size / _VIEW)) * _VIEW}"
             )
         self.level = level
-        # Typed Any: minigrid's classes add to gymnasium.Env what is used here.
+        # Typed Any: minigrid adds the attributes used here to gymnasium.Env.
         self.simulator: Any = gymnasium.make(_level_id(level), disable_env_checker=True).unwrapped
-        # minigrid encodes its own view after every step; nobody reads it here.
+        # minigrid encodes its own view after every step, which is not used here.
         self.simulator.gen_obs = lambda: {}
         self._tiles = _tile_table(image_size // _VIEW)
         self.seen: tuple[tuple[int, int], ...] = ()  # world coordinates of the cells in view
@@ -142,7 +141,7 @@ class BabyAI:
         return self._observe(), float(reward), terminated, truncated, {"success": reward > 0}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Close the simulator."""
         self.simulator.close()
 
     def _observe(self) -> Observation:
@@ -166,7 +165,7 @@ class BabyAI:
 
 
 def _visible(view: list[Any]) -> list[bool]:
-    """Which cells of the view the agent sees: minigrid's `Grid.process_vis`, on a flat list."""
+    """Which cells of the view the agent sees; the same as minigrid's `Grid.process_vis`, on a flat list."""
     shown = [False] * (_VIEW * _VIEW)
     shown[_AGENT] = True
     for start in range(_VIEW * (_VIEW - 1), -1, -_VIEW):
@@ -182,7 +181,7 @@ def _visible(view: list[Any]) -> list[bool]:
 
 
 class _TileTable:
-    """Drawn tiles of one size, by what they show; minigrid draws each once."""
+    """Cache of the tiles of one size, drawn by minigrid when first used."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -207,7 +206,7 @@ class _TileTable:
         if key not in self._row:
             tile = Grid.render_tile(cell, agent_dir=3 if agent else None, highlight=shown, tile_size=self._size)
             self._row[key] = len(self._tiles)
-            # The cast cuts off fractions, as minigrid's does when it places a tile in its picture.
+            # The cast cuts off fractions, as minigrid does when it copies a tile into its image.
             self._tiles = np.concatenate([self._tiles, tile.astype(np.uint8)[None]])
         return self._row[key]
 
@@ -218,7 +217,7 @@ def _tile_table(size: int) -> _TileTable:
 
 
 class _Bot(BabyAIBot):
-    """minigrid's bot, action for action, with its two slowest parts replaced."""
+    """minigrid's bot with its two slowest parts replaced; its actions are the same."""
 
     def __init__(self, environment: BabyAI) -> None:
         self._environment = environment
@@ -229,8 +228,7 @@ class _Bot(BabyAIBot):
             self.vis_mask[place] = True
 
     def _breadth_first_search(self, initial_states: Any, accept_fn: Any, ignore_blockers: bool) -> Any:
-        # The order of visits decides between paths of equal length: straight on, then the turns, then back. minigrid
-        # copies its queue for every cell, and counts in NumPy scalars.
+        # The order of visits decides between paths of equal length: straight on, then the turns, then back.
         grid, seen = self._environment.simulator.grid, self.vis_mask
         queue: collections.deque[tuple[tuple[int, ...], tuple[int, int] | None]] = collections.deque()
         queue.extend((tuple(map(int, state)), None) for state in initial_states)
@@ -262,23 +260,19 @@ def _passable(cell: Any, *, ignore_blockers: bool) -> bool:
 
 
 class Expert:
-    """BabyAI's own bot: solves the current episode of an environment that was just reset."""
+    """BabyAI's bot, for the current episode of an environment that was just reset."""
 
     def __init__(self, environment: BabyAI) -> None:
         self._bot = _Bot(environment)
         self.failed = False
 
     def act(self, taken: Action | None = None) -> dict[str, int]:
-        """The bot's next action; `done` once it has failed.
-
-        Args:
-            taken: the action of the step before, where it was not the bot's own.
-        """
+        """The bot's next action; `done` once it has failed."""
         if not self.failed:
             try:
                 suggested: Any = self._bot.replan(None if taken is None else int(taken["action"]))
                 return {"action": int(suggested)}
             except (AssertionError, DisappearedBoxError):
-                # Its plan broke: it says so by assertions, or by this error when a box was opened.
+                # The bot reports a broken plan by an assertion, or by this error after a box was opened.
                 self.failed = True
         return {"action": _DONE}

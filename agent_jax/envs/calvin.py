@@ -1,16 +1,16 @@
-"""CALVIN (Mees et al. 2022, arXiv 2112.03227) from a checkout of one's own: chains of five instructions at a desk.
+"""CALVIN (Mees et al. 2022, arXiv 2112.03227) from the user's checkout: chains of five instructions at a desk.
 
     AGENT_JAX_CALVIN=DIR          git clone --recurse-submodules https://github.com/mees/calvin DIR
-    AGENT_JAX_CALVIN_DATA=DIR     one of its data sets, for its scene; unset: scene D, as the checkout describes it
-    AGENT_JAX_CALVIN_EGL=0        pybullet's renderer for CPUs in place of OpenGL's
+    AGENT_JAX_CALVIN_DATA=DIR     a CALVIN data set whose scene is used; unset: scene D of the checkout
+    AGENT_JAX_CALVIN_EGL=0        use pybullet's CPU renderer instead of OpenGL
 
     seed -> one of the 1,000 chains -> instruction 1 --done, by the task oracle--> instruction 2 ... 5
                                        at most 360 steps each
 
-"Chains" is the benchmark: the instruction changes within the episode whenever the oracle finds it carried out, and the
-episode ends with the first that is not. info["completed"] counts them; the closed loop empties the policy's memory at
-every new instruction, as CALVIN's protocol has it, and reports chains by their length. "First" is the first instruction
-alone.
+"Chains" is the benchmark: the instruction changes within the episode when the oracle finds it completed, and the
+episode ends with the first instruction that fails. info["completed"] counts them. The closed loop resets the policy at
+every new instruction, as CALVIN's protocol requires, and reports how many instructions in a row succeed. "First" has
+only the first instruction.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ SUBTASKS = 5
 SUBTASK_STEPS = 360  # evaluate_policy.py: EP_LEN
 IMAGE_SIZE = 0
 IMAGE_SHAPES = {"rgb": (200, 200, 3), "rgb_gripper": (84, 84, 3)}
-ONE_A_PROCESS = True  # the robot's code speaks to pybullet's first simulation, whichever it belongs to
+ONE_A_PROCESS = True  # the robot's code always uses pybullet's first simulation
 HAS_EXPERT = False
 RANDOM = {"random": uniform_actions(CALVIN)}
 NOISE = RANDOM["random"]
 
 
 def version() -> str:
-    """Of the checkout."""
+    """Name and commit of the checkout."""
     return CHECKOUT.version()
 
 
@@ -56,27 +56,23 @@ def action_name(action: Action) -> str:
 
 
 def make(level: str, image_size: int = IMAGE_SIZE) -> Calvin:
-    """An environment of "Chains" or "First", the only one of this process; reset it before use.
+    """Make the environment of "Chains" or "First", the only one of this process; reset it before use.
 
     Raises:
-        ValueError: there is no such task.
-        FileNotFoundError: AGENT_JAX_CALVIN_DATA leads to no data set.
-        RuntimeError: another one is open in this process.
+        ValueError: unknown task.
+        FileNotFoundError: AGENT_JAX_CALVIN_DATA is not a CALVIN data set.
+        RuntimeError: another environment is open in this process.
     """
     return Calvin(level, image_size)
 
 
 def Expert(environment: Any) -> Any:
-    """There is none.
-
-    Raises:
-        ValueError: always.
-    """
+    """Raise a ValueError: CALVIN has no expert."""
     del environment
     no_expert(NAME, "calvin")
 
 
-_MADE: weakref.WeakSet[Calvin] = weakref.WeakSet()  # what is left of those of this process
+_MADE: weakref.WeakSet[Calvin] = weakref.WeakSet()  # the environments of this process
 
 
 class Calvin:
@@ -84,10 +80,10 @@ class Calvin:
 
     def __init__(self, level: str, image_size: int) -> None:
         if level not in ("Chains", "First"):
-            raise ValueError(f'task: found {level!r}, expected "Chains" (five instructions) or "First" (one alone)')
+            raise ValueError(f'task: found {level!r}, expected "Chains" (five instructions) or "First" (one)')
         if any(other.open for other in _MADE):
-            raise RuntimeError("calvin: found another environment open in this process, and its simulator's code can "
-                               "drive one only; close that one, or make this one in a process of its own")
+            raise RuntimeError("calvin: found another environment open in this process, expected none: the simulator "
+                               "supports one a process; close it, or make this one in another process")
         self.level, self._size = level, image_size
         self._oracle, self._sentences = oracle(), sentences()
         self.simulator: Any = make_simulator()
@@ -99,7 +95,7 @@ class Calvin:
 
     @property
     def instruction(self) -> str:
-        """Of the current subtask: the benchmark's sentence for it."""
+        """The benchmark's sentence for the current subtask."""
         return str(self._sentences[self.subtasks[min(self._completed, len(self.subtasks) - 1)]][0])
 
     def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
@@ -113,10 +109,10 @@ class Calvin:
         return self._observe(seen), self._info
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Take {"action": (7,)}; reward 1 whenever a subtask is done.
+        """Take {"action": (7,)}; reward 1 when a subtask is completed.
 
-        The numbers are clipped to the ActionSpec's bounds, and the gripper to -1 (close) or 1 (open), which the
-        simulator insists on.
+        The numbers are clipped to the ActionSpec's bounds, and the gripper is set to -1 (close) or 1 (open), the only
+        values the simulator takes.
         """
         move = np.clip(np.asarray(action["action"], np.float64), -1, 1)
         move[6] = 1 if move[6] > 0 else -1
@@ -133,7 +129,7 @@ class Calvin:
         """End the physics server."""
         self.open = False
         self.simulator.close()
-        self.simulator.ownsPhysicsClient = False  # or it ends the server of that number once more when it is collected
+        self.simulator.ownsPhysicsClient = False  # otherwise its __del__ would end a later server of the same number
 
     @property
     def _info(self) -> dict[str, Any]:

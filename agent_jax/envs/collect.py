@@ -1,12 +1,12 @@
-"""Expert demonstrations from a simulator into the canonical store, once.
+"""Collect expert demonstrations from a simulator into the canonical store.
 
     config -> shards to write -> worker processes (workers/demonstration_worker.py) -> data set
 
     python -m agent_jax.envs.collect babyai --level GoToLocal --episodes 2000 --out DIR
     python -m agent_jax.envs.collect metaworld --task MT10 --episodes 100 --out DIR
 
-Which episodes are made depends on the config alone, not on the number of processes. A data set appears when it is
-whole; what was killed is taken up again with the shards that are there.
+The episodes depend only on the config, not on the number of processes. The data set appears when it is complete; after
+an interruption the same command continues with the shards already written.
 """
 
 from __future__ import annotations
@@ -18,65 +18,70 @@ import fcntl
 import hashlib
 import json
 import os
-import queue
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import agent_jax
 from agent_jax.config import DemonstrationsConfig
 from agent_jax.data.store.store import open_store
 from agent_jax.data.store.writer import begin_store, finish_store, shard_path
 from agent_jax.envs import NAMES, EnvironmentModule, load, tasks_of, try_out
-from agent_jax.envs.workers.demonstration_worker import SEEDS, SEEDS_AN_EPISODE, Progress, Shard, demonstration_features
+from agent_jax.envs.workers.demonstration_worker import (
+    SEEDS,
+    SEEDS_AN_EPISODE,
+    Progress,
+    Shard,
+    demonstration_features,
+    write_shard,
+)
+from agent_jax.runtime.worker_process import WorkerDiedError, run_tasks
 
-FORMAT = 1  # of how episodes are made and stored: raise it where the same config comes to make others
-# Short enough to share the work evenly, long enough to keep files few. Each shard has its own range of seeds, so
-# another number makes other episodes.
+FORMAT = 1  # raise it when the same config makes or stores other episodes
+# Short enough to share the work evenly, long enough to keep files few. It determines the seeds of the episodes, since
+# each shard has its own range of seeds.
 _SHARD_EPISODES = 1000
 
 
 def ensure_demonstrations(config: DemonstrationsConfig, directory: str | os.PathLike[str]) -> Path:
-    """The data set of a config, under `directory`: the one that is there, or a new one.
+    """The data set of a config below `directory`; collected if it does not exist.
 
     Raises:
-        ValueError: the config names no level, or an unknown one, or the expert fails at more than half the episodes.
-        ModuleNotFoundError, FileNotFoundError: the simulator is not installed, or not where it should be.
+        ValueError: the config has no level, an unknown level, or another invalid value.
+        ModuleNotFoundError, FileNotFoundError: the simulator is not installed, or its checkout is missing.
+        RuntimeError: as `collect`.
     """
     metadata = _metadata(config, load(config.environment))
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
     target = Path(directory) / f"{metadata['demonstrations']['environment']}-{digest[:12]}"
-    with _alone(target):
+    with _exclusive(target):
         if target.exists():
-            print(f"demonstrations: {_sizes(target)} from {target}", flush=True)
+            print(f"demonstrations: {_split_sizes(target)} from {target}", flush=True)
             return target
         return collect(config, target)
 
 
 def collect(config: DemonstrationsConfig, directory: str | os.PathLike[str]) -> Path:
-    """Gather the config's episodes into a new data set at `directory`.
+    """Collect the config's episodes into a new data set at `directory`.
 
     Raises:
         FileExistsError: `directory` exists.
         ValueError, ModuleNotFoundError, FileNotFoundError: as `ensure_demonstrations`.
-        RuntimeError: a worker process ended early; its own message is on stderr.
+        RuntimeError: a worker process ended early, e.g. because the expert fails at more than half of the episodes; its
+            own message is on stderr.
     """
     module, directory = load(config.environment), Path(directory)
     build = begin_store(directory, _metadata(config, module))
     shards = _shards(config, build, module.NAME)
     _write_shards([shard for shard in shards if not Path(shard.path).exists()], config.processes)
     finish_store(directory, module.NAME, demonstration_features(module, config.image_size))
-    print(f"demonstrations: {_sizes(directory)} in {directory}", flush=True)
+    print(f"demonstrations: {_split_sizes(directory)} in {directory}", flush=True)
     return directory
 
 
 def _metadata(config: DemonstrationsConfig, module: EnvironmentModule) -> dict[str, Any]:
-    """What decides about every byte of the episodes; checks the config."""
+    """Check the config; return everything that determines the episodes."""
     if not config.episodes or min(config.episodes.values()) < 1:
         raise ValueError(
             f"config.data.demonstrations.episodes={dict(config.episodes)}: expected at least one level with at least "
@@ -92,8 +97,8 @@ def _metadata(config: DemonstrationsConfig, module: EnvironmentModule) -> dict[s
     if not 0 <= config.noise < 1:
         raise ValueError(f"config.data.demonstrations.noise={config.noise} must lie in [0, 1)")
     if not module.HAS_EXPERT:
-        raise ValueError(f"environment {config.environment!r} has no expert to gather demonstrations from; prepare a "
-                         "recorded data set by `python -m agent_jax.data prepare`")
+        raise ValueError(f"environment {config.environment!r} has no expert to collect demonstrations from; "
+                         "prepare a recorded data set with `python -m agent_jax.data prepare`")
     for level in config.episodes:
         module.make(level, config.image_size).close()
         try_out(module, level, config.image_size)
@@ -106,7 +111,7 @@ def _metadata(config: DemonstrationsConfig, module: EnvironmentModule) -> dict[s
 
 
 def _shards(config: DemonstrationsConfig, build: Path, name: str) -> list[Shard]:
-    """The shards of the data set: of each split, its levels in order."""
+    """The shards of the data set, by split and level."""
     shards = []
     for split in ("train", "test"):
         parts = []
@@ -127,82 +132,41 @@ def _shards(config: DemonstrationsConfig, build: Path, name: str) -> list[Shard]
 
 
 def _write_shards(shards: Sequence[Shard], processes: int) -> None:
-    waiting: queue.SimpleQueue[Shard] = queue.SimpleQueue()
-    for shard in sorted(shards, key=lambda shard: -shard.episodes):
-        waiting.put(shard)
+    shards = sorted(shards, key=lambda shard: -shard.episodes)
     line = _ProgressLine(sum(shard.episodes for shard in shards))
-    workers = min(processes, len(shards))
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        running = [pool.submit(_drive_worker, waiting, line) for _ in range(workers)]
-        try:
-            for worker in running:
-                worker.result()
-        finally:
-            line.failed |= not all(worker.done() for worker in running)  # Ctrl-C, or another worker's error
+    try:
+        for _ in run_tasks(write_shard, shards, processes, line.add):
+            pass
+    except WorkerDiedError as error:
+        raise RuntimeError(
+            f"demonstrations: the worker for {shards[error.task].level!r} ended early ({error.reason}); its message is "
+            "above. The shards written so far are kept: the same command continues with them"
+        ) from error
     line.end()
 
 
-def _drive_worker(waiting: queue.SimpleQueue[Shard], line: _ProgressLine) -> None:
-    """Feed one worker process until no shard is waiting, or one of the workers has failed."""
-    # The package may have been found by the caller's sys.path alone.
-    path = os.pathsep.join(filter(None, [str(Path(agent_jax.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "agent_jax.envs.workers.demonstration_worker"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
-    ) as worker:
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        try:
-            while not line.failed:
-                try:
-                    shard = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                worker.stdin.write(json.dumps(dataclasses.asdict(shard)) + "\n")
-                worker.stdin.flush()
-                for message in worker.stdout:
-                    progress = Progress(**json.loads(message))
-                    line.add(progress)
-                    if progress.done or line.failed:
-                        break
-                else:
-                    raise RuntimeError(
-                        f"demonstrations: the worker for {shard.level!r} ended early (exit code {worker.wait()}); its "
-                        "message is above. Nothing is lost: the same command goes on where this one ended"
-                    )
-        except BaseException:
-            line.failed = True
-            raise
-        finally:
-            if line.failed:
-                worker.kill()
-            worker.stdin.close()
-
-
 class _ProgressLine:
-    """Counts what the workers report and prints it: one line on a terminal, one every 10 seconds elsewhere."""
+    """Sums the workers' progress and prints it: one line on a terminal, a line every 10 seconds elsewhere."""
 
     def __init__(self, total: int) -> None:
-        self.failed = False  # one worker failed: the others are to stop
         self._total, self._sum = total, Progress()
         self._begun = self._printed = time.monotonic()
-        self._lock, self._terminal = threading.Lock(), sys.stdout.isatty()
+        self._terminal = sys.stdout.isatty()
 
     def add(self, progress: Progress) -> None:
-        with self._lock:
-            self._sum.episodes += progress.episodes
-            self._sum.steps += progress.steps
-            self._sum.failed += progress.failed
-            now = time.monotonic()
-            if now - self._printed >= (0.5 if self._terminal else 10):
-                self._printed = now
-                left = (now - self._begun) * (self._total / max(self._sum.episodes, 1) - 1)
-                ahead = f"ETA {left // 60:.0f}:{left % 60:02.0f}"
-                print(f"{self._text(now)}, {ahead}", end="   \r" if self._terminal else "\n", flush=True)
+        self._sum.episodes += progress.episodes
+        self._sum.steps += progress.steps
+        self._sum.failed += progress.failed
+        now = time.monotonic()
+        if now - self._printed >= (0.5 if self._terminal else 10):
+            self._printed = now
+            left = (now - self._begun) * (self._total / max(self._sum.episodes, 1) - 1)
+            print(f"{self._text(now)}, ETA {left // 60:.0f}:{left % 60:02.0f}",
+                  end="   \r" if self._terminal else "\n", flush=True)
 
     def end(self) -> None:
         if self._total:
-            failed = f", {self._sum.failed} more that the expert did not solve were left out"
+            failed = f", without {self._sum.failed} that the expert did not solve"
             print(self._text(time.monotonic()) + failed, flush=True)
 
     def _text(self, now: float) -> str:
@@ -213,45 +177,45 @@ class _ProgressLine:
         )
 
 
-def _sizes(directory: Path) -> str:
+def _split_sizes(directory: Path) -> str:
     return " and ".join(f"{count:,} {split}" for split, count in open_store(directory).splits.items()) + " episodes"
 
 
 @contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Hold back other processes that want to make the same data set; a killed one lets go by itself."""
+def _exclusive(target: Path) -> Iterator[None]:
+    """Lock the data set against other processes; the lock of a killed process is released by the system."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target.parent / f".{target.name}.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"demonstrations: another process is gathering {target}; waiting for it", flush=True)
+            print(f"demonstrations: another process is collecting {target}; waiting for it", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser("python -m agent_jax.envs.collect", description="Gather expert demonstrations.")
+    parser = argparse.ArgumentParser("python -m agent_jax.envs.collect", description="Collect expert demonstrations.")
     defaults = DemonstrationsConfig()
-    parser.add_argument("environment", help=f"{', '.join(NAMES)}, or one of your own: MODULE, FILE.py, or either with "
-                        ":CLASS behind it")
-    parser.add_argument("--task", "--level", nargs="+", default=[], help="tasks (levels) of the environment, or suites "
-                        "of them, such as MT10; by default its first")
-    parser.add_argument("--episodes", type=int, required=True, help="of each task, in training")
+    parser.add_argument("environment", help=f"{', '.join(NAMES)}, or your own: MODULE, FILE.py, MODULE:CLASS or "
+                        "FILE.py:CLASS")
+    parser.add_argument("--task", "--level", nargs="+", default=[], help="tasks (levels) of the environment or suites, "
+                        "e.g. MT10; default: its first task")
+    parser.add_argument("--episodes", type=int, required=True, help="of each task, for training")
     parser.add_argument("--out", required=True, help="directory of the data set; must not exist")
-    parser.add_argument("--validation_episodes", type=int, default=100, help="of each task, from other seeds")
-    parser.add_argument("--noise", type=float, default=defaults.noise, help="share of random actions, not imitated")
-    parser.add_argument("--image_size", type=int, help="pixels; by default what is usual in the environment")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="other seeds make other episodes")
+    parser.add_argument("--validation_episodes", type=int, default=100, help="of each task, with other seeds")
+    parser.add_argument("--noise", type=float, default=defaults.noise, help="share of random actions (not imitated)")
+    parser.add_argument("--image_size", type=int, help="pixels; default: the environment's")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="determines the episodes")
     parser.add_argument("--processes", type=int, default=defaults.processes, help="simulators at a time")
-    given: dict[str, Any] = vars(parser.parse_args(arguments))
-    out, tasks, episodes = given.pop("out"), given.pop("task"), int(given.pop("episodes"))
+    options: dict[str, Any] = vars(parser.parse_args(arguments))
+    out, tasks, episodes = options.pop("out"), options.pop("task"), int(options.pop("episodes"))
     try:
-        module = load(given["environment"])
+        module = load(options["environment"])
         names = tasks_of(module, tasks or [next(iter(module.TASKS.values()))[0]])
-        given["image_size"] = module.IMAGE_SIZE if given["image_size"] is None else given["image_size"]
-        collect(DemonstrationsConfig(episodes=dict.fromkeys(names, episodes), **given), out)
+        options["image_size"] = module.IMAGE_SIZE if options["image_size"] is None else options["image_size"]
+        collect(DemonstrationsConfig(episodes=dict.fromkeys(names, episodes), **options), out)
     except (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

@@ -1,9 +1,9 @@
-"""Language-Table (Lynch et al. 2022, arXiv 2210.06407) from a checkout of one's own: blocks pushed about a board.
+"""Language-Table (Lynch et al. 2022, arXiv 2210.06407) from the user's checkout: an arm pushes blocks on a board.
 
     AGENT_JAX_LANGUAGE_TABLE=DIR     git clone https://github.com/google-research/language-table DIR
 
-The five rewards of its evaluation are the tasks, with 8 blocks; "blocktoblock@BLOCK_4" is the one with 4. As there, a
-reset is drawn again until the oracle finds a plan for it, and an episode has 200 steps.
+The tasks are the five rewards of its evaluation, with 8 blocks; "blocktoblock@BLOCK_4" has 4 blocks. As in its
+evaluation, a layout is drawn again until the oracle finds a plan for it, and an episode has 200 steps.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ ONE_A_PROCESS = False
 HAS_EXPERT = True
 RANDOM = {"random": uniform_actions(LANGUAGE_TABLE)}
 NOISE = RANDOM["random"]
-_ATTEMPTS = 100  # at a layout that the oracle can solve; most are
+_ATTEMPTS = 100  # to draw a layout that the oracle can solve; most can be solved
 
 
 def version() -> str:
-    """Of the checkout."""
+    """Name and commit of the checkout."""
     return CHECKOUT.version()
 
 
@@ -72,10 +72,10 @@ def action_name(action: Action) -> str:
 
 
 def make(level: str, image_size: int = IMAGE_SIZE) -> LanguageTable:
-    """An environment of one of the five rewards; reset it before use.
+    """Make an environment of one of the five rewards; reset it before use.
 
     Raises:
-        ValueError: there is no such reward or set of blocks.
+        ValueError: unknown reward or set of blocks.
     """
     return LanguageTable(level, image_size)
 
@@ -89,33 +89,33 @@ class LanguageTable:
         known = [item.name for item in variants]
         if name not in REWARDS or (variant and variant not in known):
             near = difflib.get_close_matches(name, REWARDS, n=1) or list(REWARDS)
-            raise ValueError(f"task: found {level!r}, expected one of {', '.join(near)}, and behind an @ none or one "
-                             f"of {', '.join(known)}")
+            raise ValueError(f"task: found {level!r}, expected one of {', '.join(near)}, optionally followed by @ and "
+                             f"one of {', '.join(known)}")
         self.level, self._size, self._steps = level, image_size, 0
         module, reward = REWARDS[name]
         self.simulator: Any = language_table.LanguageTable(
             block_mode=variants[variant or "BLOCK_8"],
             reward_factory=getattr(CHECKOUT.module(f"{_SOURCE}rewards.{module}"), reward), seed=0)
-        if not hasattr(self.simulator, "get_control_frequency"):  # the oracle asks for it; the public version lacks it
+        if not hasattr(self.simulator, "get_control_frequency"):  # the oracle calls it; the public version lacks it
             self.simulator.get_control_frequency = lambda: RATE_HZ
         self._seen: dict[str, Any] = {}
 
     @property
     def instruction(self) -> str:
-        """The sentence that the reward drew, e.g. "push the blue cube to the red star"."""
+        """The sentence drawn by the reward, e.g. "push the blue cube to the red star"."""
         return self.simulator.decode_instruction(np.asarray(self._seen["instruction"]))
 
     @functools.cached_property
     def oracle(self) -> Any:
-        """The repository's planner. It wants the interface of TF-Agents, by which the repository evaluates too."""
+        """The repository's planner, wrapped in TF-Agents' interface as in the repository's evaluation."""
         wrapped = gym_wrapper.GymWrapper(self.simulator)
         return oracles.ObstacleOrientedPushOracleBoard2dRRT(wrapped, use_ee_planner=True)
 
     def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
-        """Begin the episode of `seed`: the first of its layouts that the oracle can plan for.
+        """Begin the episode of `seed`, with the first of its layouts that the oracle can solve.
 
         Raises:
-            RuntimeError: there was none among 100.
+            RuntimeError: the oracle solves none of 100 layouts.
         """
         self.simulator.seed(seed % 2**32)
         self.oracle.reset()
@@ -154,7 +154,7 @@ class Expert:
         self.failed = False
 
     def act(self, taken: Action | None = None) -> dict[str, np.ndarray]:
-        """The planner's move; it looks at where things are, so `taken` is not read."""
+        """The planner's move; it depends on the current positions, so `taken` is not read."""
         del taken
         observation = self._environment._seen
         step = time_steps.restart(observation) if self._first else time_steps.transition(observation, 0.0)

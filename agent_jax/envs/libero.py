@@ -1,10 +1,10 @@
-"""LIBERO (Liu et al. 2023, arXiv 2306.03310) from a checkout of one's own: 130 tasks of an arm, in five suites.
+"""LIBERO (Liu et al. 2023, arXiv 2306.03310) from the user's checkout: 130 tasks of a robot arm, in five suites.
 
     AGENT_JAX_LIBERO=DIR     git clone https://github.com/Lifelong-Robot-Learning/LIBERO DIR
 
-"libero_goal/3" is the fourth task of a suite. An episode begins in the task's initial state number `seed % 50` and five
-steps of standing still, as in the repository's own evaluation. Pictures are turned by half a turn, as in the copies of
-its data that VLA models are trained on: the simulator's begin with the lowest row, so these are upright, and mirrored.
+"libero_goal/3" is the fourth task of a suite. An episode begins in the task's initial state `seed % 50` with five steps
+of standing still, as in the repository's evaluation. Images are rotated by 180 degrees, as in the copies of its data
+that VLA models are trained on. The simulator's images begin with the lowest row, so the result is upright and mirrored.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ CHECKOUT = Checkout(
 )
 
 
-def _say_where_its_files_are() -> None:
-    """Point LIBERO at its checkout, unless LIBERO_CONFIG_PATH does: without that, importing it asks on stdin."""
+def _write_libero_config() -> None:
+    """Point LIBERO to its checkout unless LIBERO_CONFIG_PATH is set; without it, importing LIBERO asks on stdin."""
     if "LIBERO_CONFIG_PATH" in os.environ:
         return
     root = CHECKOUT.directory().resolve() / "libero" / "libero"
     folder = tempfile.mkdtemp(prefix="agent_jax_libero_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    places = {"benchmark_root": root, "bddl_files": root / "bddl_files", "init_states": root / "init_files",
-              "datasets": root.parent / "datasets", "assets": root / "assets"}
-    # JSON is YAML, too.
-    Path(folder, "config.yaml").write_text(json.dumps({name: str(place) for name, place in places.items()}))
+    paths = {"benchmark_root": root, "bddl_files": root / "bddl_files", "init_states": root / "init_files",
+             "datasets": root.parent / "datasets", "assets": root / "assets"}
+    # JSON is also YAML.
+    Path(folder, "config.yaml").write_text(json.dumps({name: str(path) for name, path in paths.items()}))
     os.environ["LIBERO_CONFIG_PATH"] = folder
 
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # without a screen; robosuite reads it when it is imported
-_say_where_its_files_are()
+os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a display; read when robosuite is imported
+_write_libero_config()
 benchmark = CHECKOUT.module("libero.libero.benchmark")
 environments = CHECKOUT.module("libero.libero.envs")
 
@@ -71,11 +71,11 @@ ONE_A_PROCESS = False
 HAS_EXPERT = False
 RANDOM = {"random": uniform_actions(LIBERO)}
 NOISE = RANDOM["random"]
-_STILL = 5  # steps in which things settle
+_SETTLING_STEPS = 5  # without motion, until the objects come to rest
 
 
 def version() -> str:
-    """Of the checkout."""
+    """Name and commit of the checkout."""
     return CHECKOUT.version()
 
 
@@ -85,32 +85,28 @@ def action_name(action: Action) -> str:
 
 
 def make(level: str, image_size: int = IMAGE_SIZE) -> Libero:
-    """An environment of a task, e.g. "libero_goal/3"; reset it before use.
+    """Make an environment of a task, e.g. "libero_goal/3"; reset it before use.
 
     Raises:
-        ValueError: there is no such suite, or no such task in it.
+        ValueError: unknown suite or task.
     """
     return Libero(level, image_size)
 
 
 def Expert(environment: Any) -> Any:
-    """There is none.
-
-    Raises:
-        ValueError: always.
-    """
+    """Raise a ValueError: LIBERO has no expert."""
     del environment
     no_expert(NAME, "lerobot")
 
 
 class Libero:
-    """Observations: {"rgb", "wrist": uint8 (size, size, 3), "state": float32 (8,): place, axis-angle, fingers}."""
+    """Observations: {"rgb", "wrist": uint8 (size, size, 3), "state": float32 (8,): position, axis-angle, fingers}."""
 
     def __init__(self, level: str, image_size: int) -> None:
         suite, _, number = level.partition("/")
         if suite not in _SUITES or not number.isdigit() or int(number) >= _SUITES[suite]:
             near = difflib.get_close_matches(suite, _SUITES, n=1) or list(_SUITES)
-            raise ValueError(f"task: found {level!r}, expected SUITE/NUMBER, as in {near[0]}/0 to "
+            raise ValueError(f"task: found {level!r}, expected SUITE/NUMBER, e.g. {near[0]}/0 to "
                              f"{near[0]}/{_SUITES[near[0]] - 1}; suites are {', '.join(_SUITES)}")
         self.level, self._size, self._steps = level, image_size, 0
         tasks = benchmark.get_benchmark(suite)()
@@ -121,11 +117,11 @@ class Libero:
             bddl_file_name=tasks.get_task_bddl_file_path(int(number)), camera_heights=size, camera_widths=size)
 
     def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
-        """Begin in initial state `seed` modulo their number (50)."""
+        """Begin in initial state `seed % 50`."""
         self.simulator.seed(seed % 2**32)
         self.simulator.reset()
         seen = self.simulator.set_init_state(self._states[seed % len(self._states)])
-        for _ in range(_STILL):
+        for _ in range(_SETTLING_STEPS):
             seen, *_ = self.simulator.step(np.zeros(7))
         self._steps = 0
         return self._observe(seen), {"success": False}
@@ -150,8 +146,8 @@ class Libero:
 
 
 def _initial_states(tasks: Any, number: int) -> Any:
-    """The task's initial states, (50, numbers of the simulator)."""
-    # The repository reads them by torch.load, which since torch 2.6 takes only what it is told to take: arrays.
+    """The task's initial states (50, size of a simulator state)."""
+    # The repository reads them by torch.load, which since torch 2.6 reads only allowed types: here NumPy arrays.
     make = np.zeros(0).__reduce__()[0]
     names = [(make, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]  # numpy 1 and 2
     allowed = [np.ndarray, np.dtype, np.dtypes.Float64DType, *names]
@@ -160,7 +156,7 @@ def _initial_states(tasks: Any, number: int) -> Any:
 
 
 def _axis_angle(quaternion: Any) -> np.ndarray:
-    """Rotation vector of a unit quaternion (x, y, z, w), as robosuite's `quat2axisangle` has it."""
+    """Rotation vector of a unit quaternion (x, y, z, w), as in robosuite's `quat2axisangle`."""
     x, y, z, w = (float(number) for number in quaternion)
     w = min(1.0, max(-1.0, w))
     length = math.sqrt(1 - w * w)

@@ -1,13 +1,12 @@
 """Meta-World (Yu et al. 2019, arXiv 1910.10897; McLean et al. 2025, arXiv 2505.11289): a robot arm, 50 tasks.
 
-    "door-open" + seed -> where door, goal and hand are -> "open the door": rgb, hand's place and gripper's opening
+    "door-open" + seed -> positions of door, goal and hand -> "open the door": rgb, hand position, gripper opening
 
-Each episode has its own placement, drawn from the seed over the task's whole range, and ends at the first success or
-after 500 steps of the simulator. That takes 80 a second: "door-open@16hz" is the same task with each action held for 5
-of them, so an episode of 100 steps, which a small agent learns sooner.
+Each episode has its own positions, drawn from the seed over the task's whole range. It ends at the first success or
+after 500 steps of the simulator, which runs at 80 Hz. "door-open@16hz" is the same task with each action held for 5
+simulator steps, so an episode has 100 steps, which a small agent learns sooner.
 
-MuJoCo draws off screen by EGL. Shadows, reflections and multisampling are off: 112 pictures of 224 pixels a second on a
-CPU in place of 13.
+MuJoCo renders off screen by EGL, without shadows, reflections and multisampling, which are slow on a CPU.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from agent_jax.envs.random_actions import uniform_actions
 from agent_jax.runtime.extras import install
 
 try:
-    os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported; a machine without a display has no other
+    os.environ.setdefault("MUJOCO_GL", "egl")  # for machines without a display; read when mujoco is imported
     import mujoco
     from metaworld import env_dict
     from metaworld.policies import ENV_POLICY_MAP
@@ -48,7 +47,7 @@ IMAGE_SIZE = 224
 IMAGE_SHAPES = {"rgb": (IMAGE_SIZE, IMAGE_SIZE, 3)}
 ONE_A_PROCESS = False
 HAS_EXPERT = True
-# Our own words: Meta-World has names alone.
+# Our own sentences: Meta-World has only names.
 SENTENCES = {
     "assembly": "put the ring on the peg",
     "basketball": "put the basketball through the hoop",
@@ -108,36 +107,36 @@ TASKS = {
 }
 RANDOM = {"random": uniform_actions(METAWORLD)}
 NOISE = RANDOM["random"]
-_CAMERA = "corner4"  # from the front, above a corner: the nearer one of the two that see hand and objects alike
+_CAMERA = "corner4"  # from the front, above a corner: the nearer of the two cameras that show hand and objects
 
 
 def version() -> str:
-    """The simulator's name and version, and that of its physics."""
+    """Names and versions of Meta-World and MuJoCo."""
     return f"metaworld {importlib.metadata.version('metaworld')}, mujoco {importlib.metadata.version('mujoco')}"
 
 
 def action_name(action: Action) -> str:
-    """The hand's move in millimetres and the gripper's force, as in `+10 -3 +0 mm, close`."""
+    """The hand's move in millimetres and the gripper, e.g. `+10 -3 +0 mm, close`."""
     dx, dy, dz, grip = (float(number) for number in np.clip(action["action"], -1, 1))
     return f"{10 * dx:+.0f} {10 * dy:+.0f} {10 * dz:+.0f} mm, {'close' if grip > 0 else 'open'}"
 
 
 def make(level: str, image_size: int = IMAGE_SIZE) -> MetaWorld:
-    """An environment of a task, e.g. "door-open", "door-open-v3" or "door-open@16hz"; reset it before use.
+    """Make an environment of a task, e.g. "door-open", "door-open-v3" or "door-open@16hz"; reset it before use.
 
     Raises:
-        ValueError: Meta-World has no such task, the rate does not divide 80 Hz, or `image_size` is not positive.
+        ValueError: unknown task, a rate that does not divide 80 Hz, or `image_size` is not positive.
     """
     return MetaWorld(level, image_size)
 
 
 def _held_steps(level: str, rate: str) -> int:
-    """Steps of the simulator that an action is held for, of the part behind the @ of a level's name."""
+    """Simulator steps that an action is held for, from the part of a level's name after the @."""
     if not rate:
         return 1
     number = rate.removesuffix("hz")
     if number == rate or not number.isdigit() or int(number) < 1 or RATE_HZ % int(number):
-        raise ValueError(f"task: found {level!r}, expected a rate that divides {RATE_HZ:.0f} Hz, as in "
+        raise ValueError(f"task: found {level!r}, expected a rate that divides {RATE_HZ:.0f} Hz, e.g. "
                          f"{level.partition('@')[0]}@16hz")
     return int(RATE_HZ) // int(number)
 
@@ -150,19 +149,19 @@ class MetaWorld:
         task = task.removesuffix(_SUFFIX)
         if task not in SENTENCES:
             near = difflib.get_close_matches(task, SENTENCES, n=3) or list(TASKS["MT10"][:3])
-            raise ValueError(f"task: found {level!r}, which {version()} lacks; near it: {', '.join(near)}")
+            raise ValueError(f"task: found {level!r}, which {version()} lacks; similar: {', '.join(near)}")
         if image_size < 1:
             raise ValueError(f"image_size={image_size} must be at least 1 pixel")
         self.task, self._size, self._hold = task, image_size, _held_steps(level, rate)
         self.level = f"{task}@{rate}" if rate else task
-        # Typed Any: the classes are found by name.
+        # Typed Any: the class is looked up by name.
         self.simulator: Any = env_dict.ALL_V3_ENVIRONMENTS[task + _SUFFIX]()
-        self.simulator._set_task_called = True  # placements are drawn from the seed, not from a list of 50 tasks
+        self.simulator._set_task_called = True  # draw positions from the seed, not from a list of 50
         self.simulator._freeze_rand_vec, self.simulator.seeded_rand_vec = False, True
-        self.simulator._partially_observable = False  # the scripted policies read the goal; the agent sees pictures
+        self.simulator._partially_observable = False  # the scripted policies read the goal; the agent sees images
         vars(self.simulator).pop("sawyer_observation_space", None)  # cached for a hidden goal, and clips it to 0
         self._renderer: Any = None
-        self.numbers = np.zeros(39)  # what the scripted policies read
+        self.numbers = np.zeros(39)  # the observation of the scripted policies
 
     @property
     def instruction(self) -> str:
@@ -176,7 +175,7 @@ class MetaWorld:
         return self._observe(), {"success": False}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Take {"action": (dx, dy, dz, gripper)}, clipped to [-1, 1]; the episode ends with its first success."""
+        """Take {"action": (dx, dy, dz, gripper)}, clipped to [-1, 1]; the episode ends at the first success."""
         move = np.clip(np.asarray(action["action"], np.float32), -1, 1)
         total, success, truncated = 0.0, False, False
         for _ in range(self._hold):
@@ -187,7 +186,7 @@ class MetaWorld:
         return self._observe(), total, success, bool(truncated) and not success, {"success": success}
 
     def close(self) -> None:
-        """Free the drawing context."""
+        """Release the renderer and the simulator."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
@@ -199,12 +198,12 @@ class MetaWorld:
             visual.quality.offsamples = 0
             visual.global_.offwidth = visual.global_.offheight = self._size
             self._renderer = mujoco.Renderer(self.simulator.model, self._size, self._size)
-            flags: Any = vars(mujoco)["mjtRndFlag"]  # its stubs do not know its enumerations
+            flags: Any = vars(mujoco)["mjtRndFlag"]  # missing in its type stubs
             for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION):
                 self._renderer.scene.flags[flag] = False
         self._renderer.update_scene(self.simulator.data, camera=_CAMERA)
-        picture = self._renderer.render()[::-1, ::-1]  # the camera hangs upside down
-        return {"rgb": np.ascontiguousarray(picture), "state": self.numbers[:4].astype(np.float32)}
+        image = self._renderer.render()[::-1, ::-1]  # the camera is mounted upside down
+        return {"rgb": np.ascontiguousarray(image), "state": self.numbers[:4].astype(np.float32)}
 
 
 class Expert:
@@ -216,7 +215,7 @@ class Expert:
         self.failed = False
 
     def act(self, taken: Action | None = None) -> dict[str, np.ndarray]:
-        """The policy's action, clipped to [-1, 1]; it follows from the simulator's state, so `taken` is not read."""
+        """The policy's action, clipped to [-1, 1]; it depends on the current state, so `taken` is not read."""
         del taken
         with warnings.catch_warnings():  # "Constant(s) may be too high. Environments clip response to [-1, 1]"
             warnings.simplefilter("ignore", UserWarning)

@@ -1,4 +1,4 @@
-"""Random actions of any spec, as a table to draw from: baselines and noise for actions that cannot be listed."""
+"""Tables of random actions of any spec, for baselines and noise."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from agent_jax.actions import ActionSpec, Buttons, Choice
 from agent_jax.envs import Action
 
-TABLE = 4096  # actions; a draw from so many is as good as a fresh one
+TABLE = 4096  # actions: enough that drawing from the table equals drawing a new action
 
 
 def uniform_actions(spec: ActionSpec, count: int = TABLE, seed: int = 0) -> tuple[Action, ...]:
-    """`count` actions: numbers uniform within the bounds, each button down half of the time, choices equally likely."""
+    """`count` actions: numbers uniform within the bounds, buttons down with probability 0.5, uniform choices."""
     random = np.random.default_rng(seed)
     return tuple(_uniform_action(spec, random) for _ in range(count))
 

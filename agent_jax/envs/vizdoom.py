@@ -7,8 +7,8 @@
               ^
             player       o green skull
 
-An episode ends when the player comes near an object: a success if it is the one that was named. The room is a WAD that
-doom_wad.py makes; objects are put in place by the game's console, so a layout depends on the seed alone.
+An episode ends when the player comes near an object; it succeeds if that is the named one. doom_wad.py makes the room.
+Console commands of the game place the objects, so the layout depends only on the seed.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ ONE_A_PROCESS = False
 HAS_EXPERT = True
 RANDOM = {
     "random": uniform_actions(VIZDOOM),
-    # Forwards all the time, with random turns: it gets about, which the first hardly does.
+    # Always forward with random turns: it moves through the room, which uniform actions hardly do.
     "random_walk": tuple({"buttons": np.array([True, False, False, False]), "camera": np.array([0.0, yaw], np.float32)}
                          for yaw in (-14.5, -7.5, 0.0, 0.0, 7.5, 14.5)),
 }  # fmt: skip
 NOISE = RANDOM["random_walk"]
-TICS = 4  # of the game's 35 a second that a step takes
-REACH = 64.0  # map units from an object's middle at which it is reached; the player is 32 wide
-_APART = 176.0  # between any two objects, and between them and the player at the start: more than twice REACH
-_MARGIN = 80  # from the walls
-_SUMMON = 48.0  # the console's `summon` puts an actor of radius 16 this far in front of the player
-_TURNS = np.array([1.5, 3.5, 7.5, 14.5, 29.5])  # of the expert: few, and each the centre of a bin of the ActionSpec
+TICS = 4  # of a step; the game has 35 a second
+REACH = 64.0  # map units from an object's centre at which it is reached; the player is 32 wide
+_APART = 176.0  # least distance between objects, and to the player at the start: more than twice REACH
+_MARGIN = 80  # least distance from the walls
+_SUMMON = 48.0  # distance in front of the player at which the console's `summon` places an actor of radius 16
+_TURNS = np.array([1.5, 3.5, 7.5, 14.5, 29.5])  # of the expert, in degrees: each the centre of a bin of the ActionSpec
 _RESOLUTIONS = {120: "RES_160X120", 240: "RES_320X240", 480: "RES_640X480"}  # by height
 
 
@@ -77,7 +77,7 @@ def version() -> str:
 
 
 def action_name(action: Action) -> str:
-    """Keys that are down and the turn, as in `forward, 7 right`."""
+    """Pressed keys and the turn in degrees, e.g. `forward, 7 right`."""
     keys = [name for name, down in zip(VIZDOOM_BUTTONS, action["buttons"], strict=True) if down]
     pitch, yaw = (float(turn) for turn in action["camera"])
     turns = [f"{abs(turn):.0f} {words[turn > 0]}" for turn, words in ((yaw, ("left", "right")), (pitch, ("up", "down")))
@@ -86,16 +86,16 @@ def action_name(action: Action) -> str:
 
 
 def make(level: str, image_size: int = IMAGE_SIZE) -> GoTo:
-    """An environment of "GoTo1" to "GoTo6", by the number of objects; reset it before use.
+    """Make an environment of "GoTo1" to "GoTo6" (the number of objects); reset it before use.
 
     Raises:
-        ValueError: there is no such task, or `image_size` is not positive.
+        ValueError: unknown task, or `image_size` is not positive.
     """
     return GoTo(level, image_size)
 
 
-# The game is a process of its own that waits for ever when this one is killed. A shell waits for that: its input ends
-# with us, however we end. Then it ends every game with a file in our directory, and removes that.
+# The game is a separate process that waits forever if this one is killed. So a shell waits for the end of its input,
+# which comes when this process ends in any way; then it kills every game started from our directory and removes it.
 _WATCH = """cat
 for process in /proc/[0-9]*; do
   number=${process#/proc/}
@@ -106,8 +106,8 @@ rm -rf "$0"
 
 
 @functools.cache
-def _workplace() -> Path:
-    """A directory for the scenario and what the game writes while it starts; gone when the process ends."""
+def _temporary_directory() -> Path:
+    """A directory for the scenario and the game's own files; removed when the process ends."""
     directory = Path(tempfile.mkdtemp(prefix="agent_jax_vizdoom_"))
     (directory / "goto.wad").write_bytes(scenario())
     watch = subprocess.Popen(["sh", "-c", _WATCH, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
@@ -130,23 +130,23 @@ class GoTo:
         if number == level or number not in ("1", "2", "3", "4", "5", "6"):
             names = [f"GoTo{count}" for count in range(1, 7)]
             near = difflib.get_close_matches(level, names, n=1) or names
-            raise ValueError(f"task: found {level!r}, expected one of GoTo1 to GoTo6; near it: {', '.join(near)}")
+            raise ValueError(f"task: found {level!r}, expected one of GoTo1 to GoTo6; similar: {', '.join(near)}")
         if image_size < 1:
             raise ValueError(f"image_size={image_size} must be at least 1 pixel")
         self.level, self._count, self._size = level, int(number), image_size
         self._game: Any = None
         self._steps = 0
         self.target = ("red", "barrel")
-        self.objects: dict[tuple[str, str], tuple[float, float]] = {}  # place by (colour, kind)
+        self.objects: dict[tuple[str, str], tuple[float, float]] = {}  # position by (colour, kind)
 
     @property
     def instruction(self) -> str:
-        """Names one of the objects, e.g. "go to the red barrel"."""
+        """The instruction, e.g. "go to the red barrel"."""
         return f"go to the {' '.join(self.target)}"
 
     @property
     def player(self) -> tuple[float, float, float, float]:
-        """x, y, the direction looked in (degrees, counter-clockwise from +x), and the pitch (positive: down)."""
+        """x, y, view direction (degrees, counter-clockwise from +x), and pitch (positive: down)."""
         x, y, angle, pitch = (float(number) for number in self._game.get_state().game_variables)
         return x, y, angle, pitch
 
@@ -163,7 +163,7 @@ class GoTo:
             self._game.send_game_command(f"warp {to_x:.0f} {to_y - _SUMMON:.0f}")
             self._game.send_game_command(f"summon {actor_name(color, kind)}")
         self._game.send_game_command(f"warp {x:.0f} {y:.0f}")
-        self._game.advance_action(8)  # commands take effect, and the game listens to no action in its first 4 tics
+        self._game.advance_action(8)  # commands take effect; the game ignores actions in its first 4 tics
         self._game.make_action([0, 0, 0, 0, angle, 0], 1)
         found = {thing.name: (thing.position_x, thing.position_y) for thing in self._game.get_state().objects}
         self.objects = {pair: found[actor_name(*pair)] for pair in chosen}
@@ -171,10 +171,10 @@ class GoTo:
         return self._observe(), {"success": False}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Press {"buttons": bool (4,)} and turn by {"camera": (pitch, yaw)} for 4 tics; reward 1 for a success."""
+        """Press {"buttons": bool (4,)} and turn by {"camera": (pitch, yaw)} for 4 tics; reward 1 at success."""
         pitch, yaw = (float(turn) for turn in np.clip(action["camera"], -45, 45))
         keys = [int(down) for down in action["buttons"]]
-        self._game.make_action([*keys, yaw / TICS, -pitch / TICS], TICS)  # the game turns by these in every tic
+        self._game.make_action([*keys, yaw / TICS, -pitch / TICS], TICS)  # turns are a tic's
         self._steps += 1
         x, y, *_ = self.player
         near = [pair for pair, place in self.objects.items() if math.dist(place, (x, y)) <= REACH]
@@ -191,7 +191,7 @@ class GoTo:
 
     def _start(self) -> Any:
         game = vizdoom.DoomGame()
-        directory = _workplace()
+        directory = _temporary_directory()
         game.set_doom_scenario_path(str(directory / "goto.wad"))
         game.set_doom_map(MAP)
         game.set_doom_config_path(str(directory / "vizdoom.ini"))
@@ -200,19 +200,19 @@ class GoTo:
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
         game.set_window_visible(False)
         game.set_mode(vizdoom.Mode.PLAYER)
-        for shown in ("hud", "weapon", "crosshair", "decals", "particles", "messages"):
-            getattr(game, f"set_render_{shown}")(False)
+        for element in ("hud", "weapon", "crosshair", "decals", "particles", "messages"):
+            getattr(game, f"set_render_{element}")(False)
         keys = ("MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT", "TURN_LEFT_RIGHT_DELTA",
                 "LOOK_UP_DOWN_DELTA")
         game.set_available_buttons([getattr(vizdoom.Button, key) for key in keys])
         numbers = ("POSITION_X", "POSITION_Y", "ANGLE", "PITCH")
         game.set_available_game_variables([getattr(vizdoom.GameVariable, number) for number in numbers])
         game.set_objects_info_enabled(True)
-        game.set_seed(0)  # nothing that can be seen depends on it
+        game.set_seed(0)  # no observation depends on it
         game.add_game_args("+sv_cheats 1")  # for warp and summon
-        with contextlib.chdir(directory):  # the game leaves a folder where it is started
+        with contextlib.chdir(directory):  # the game writes a folder into the current directory
             game.init()
-        atexit.register(game.close)  # before its directory goes
+        atexit.register(game.close)  # before the directory is removed
         return game
 
     def _observe(self) -> Observation:
@@ -220,7 +220,7 @@ class GoTo:
 
 
 def _places(random: np.random.Generator, count: int) -> list[Any]:
-    """x and y of the player, then a place for each object: none near another or a wall."""
+    """x and y of the player, then a position for each object, with distance between them and to the walls."""
     inner = ROOM - _MARGIN
     places: list[tuple[float, float]] = []
     attempts = 0
@@ -229,20 +229,20 @@ def _places(random: np.random.Generator, count: int) -> list[Any]:
         if all(math.dist((x, y), other) >= _APART for other in places):
             places.append((x, y))
         attempts += 1
-        if attempts % 100 == 0:  # those that are there leave no room for the next
+        if attempts % 100 == 0:  # no space left for the next one: start again
             places.clear()
     return [*places[0], *places[1:]]
 
 
 class Expert:
-    """Turns to the object, walks there, and around others in the way; knows the places from the game."""
+    """Walks to the named object and around the others, with positions read from the game."""
 
     def __init__(self, environment: GoTo) -> None:
         self._environment = environment
         self.failed = False
 
     def act(self, taken: Action | None = None) -> dict[str, np.ndarray]:
-        """The action to take now; it depends on where the player is alone, so `taken` is not read."""
+        """The next action; it depends on the player's current position, so `taken` is not read."""
         del taken
         x, y, angle, pitch = self._environment.player
         target = self._environment.objects[self._environment.target]
@@ -253,7 +253,7 @@ class Expert:
         right = (angle - heading + 180) % 360 - 180
         yaw = 0.0 if abs(right) < 1 else math.copysign(_TURNS[np.abs(_TURNS - abs(right)).argmin()], right)
         level = 0.0 if abs(pitch) < 1 else float(np.clip(-pitch, -29.5, 29.5))
-        forward = abs(right) < 40  # further round, walking leads away
+        forward = abs(right) < 40  # at larger angles, walking leads away
         return {"buttons": np.array([forward, False, False, False]), "camera": np.array([level, yaw], np.float32)}
 
 
@@ -262,7 +262,7 @@ def _bearing(start: tuple[float, float], end: tuple[float, float]) -> float:
 
 
 def _detour(start: tuple[float, float], target: tuple[float, float], other: tuple[float, float]) -> float:
-    """Degrees, counter-clockwise, to turn aside on the way to `target` so as not to come within reach of `other`."""
+    """Degrees to turn aside (counter-clockwise) on the way to `target`, to stay out of reach of `other`."""
     away = math.dist(start, other)
     aside = (_bearing(start, other) - _bearing(start, target) + 180) % 360 - 180
     clear = math.degrees(math.asin(min(1.0, 1.35 * REACH / max(away, 1.0))))

@@ -1,1 +1,1 @@
-"""How good a trained agent is: acting in a simulator, with intervals."""
+"""Evaluation of trained agents, in a simulator and on recorded data."""

@@ -1,10 +1,10 @@
-"""`python -m agent_jax.evaluate`: how good a checkpoint is.
+"""`python -m agent_jax.evaluate`: evaluate a checkpoint.
 
 closed-loop --checkpoint DIR --env ENV [--task NAME ...] [--episodes N] [--baselines] [--video DIR] [--json PATH]
-    acts in a simulator: success of each task with its 95% interval
+    act in a simulator: success of each task with its 95% interval
 replay --checkpoint DIR [--data DIR] [--env ENV] [--json PATH]
-    recorded actions replayed in the simulator, raw and after encode-decode; recorded frames through the acting path
-    against the evaluation forward. Exits 1 where they differ
+    replay recorded actions in the simulator, raw and after encode-decode; compare the acting path with the evaluation
+    forward on recorded frames. Exit status 1 if they differ
 offline --checkpoint DIR [--data NAME=DIR ...] [--split NAME] [--json PATH]
     accuracy of choices and of whole actions, errors by name and unit, perplexity and BLEU-4, by domain
 """
@@ -21,7 +21,7 @@ from agent_jax.evaluate import commands
 from agent_jax.json_files import json_path
 from agent_jax.runtime.interrupts import end_at_once
 
-_OWN = "MODULE, FILE.py, or either with :CLASS behind it"
+_CUSTOM = "MODULE, FILE.py, MODULE:CLASS or FILE.py:CLASS"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     subparsers = parser.add_subparsers(dest="command", required=True)
     _add_closed_loop(subparsers.add_parser("closed-loop", help="act in a simulator", allow_abbrev=False))
-    _add_replay(subparsers.add_parser("replay", help="check data, simulator and acting against each other",
+    _add_replay(subparsers.add_parser("replay", help="compare data, simulator and acting",
                                       allow_abbrev=False))
     _add_offline(subparsers.add_parser("offline", help="predict recorded data", allow_abbrev=False))
     options = parser.parse_args(arguments)
@@ -46,54 +46,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR",
                         help="a workdir, its checkpoints directory, or one step")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="also write the figures here")
+    parser.add_argument("--json", type=json_path, metavar="PATH", help="also write the results here")
 
 
 def _add_simulator(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=2, metavar="P",
-                        help="that step the simulators (0: this one); changes no result")
+                        help="worker processes for the simulators (0: none); does not change results")
     parser.add_argument("--image_size", type=int, default=0, metavar="PIXELS",
-                        help="of the simulator's images; by default as in the run's demonstrations")
+                        help="of the simulator's images; default: as in the run's demonstrations")
     parser.add_argument("--domain", default="", help="to act in, if the checkpoint has several")
 
 
 def _add_closed_loop(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     _add_simulator(parser)
-    parser.add_argument("--env", required=True, help=f"{', '.join(NAMES)}, or one of your own: {_OWN}")
+    parser.add_argument("--env", required=True, help=f"{', '.join(NAMES)}, or your own: {_CUSTOM}")
     parser.add_argument("--task", nargs="+", default=[], metavar="NAME",
-                        help="tasks or suites of them; by default those that the run itself evaluates")
+                        help="tasks or suites; default: those of the run's own evaluation")
     parser.add_argument("--episodes", type=int, default=100, metavar="N", help="of each task")
     parser.add_argument("--seed", type=int, default=1_000_000_000, metavar="S",
-                        help="of the first episode; those after it follow. Demonstrations stay below the default")
+                        help="of the first episode; the next ones count up. Demonstrations use seeds below the default")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
     parser.add_argument("--history", choices=("sliding", "flushed"), default="sliding")
     parser.add_argument("--flush_every", type=int, default=0, metavar="STEPS", help="of --history flushed")
-    parser.add_argument("--baselines", action="store_true", help="also random actions and the environment's expert")
+    parser.add_argument("--baselines", action="store_true", help="also run random actions and the environment's expert")
     parser.add_argument("--concurrent", type=int, default=32, metavar="N",
-                        help="episodes at a time; part of the result where two actions are about equally good")
-    parser.add_argument("--video", default="", metavar="DIR", help="write rollouts there")
+                        help="episodes at a time; can change results where two actions are nearly equal")
+    parser.add_argument("--video", default="", metavar="DIR", help="write videos of rollouts here")
     parser.add_argument("--videos", type=int, default=3, metavar="N", help="rollouts of each task")
-    parser.add_argument("--format", choices=("mp4", "gif"), default=None, help="of them; mp4 where PyAV is installed")
+    parser.add_argument("--format", choices=("mp4", "gif"), help="of the videos; default: mp4 if PyAV is installed")
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     _add_simulator(parser)
-    parser.add_argument("--data", default="", metavar="DIR", help="data set; by default the run's own")
-    parser.add_argument("--split", default="", help="by default the run's own for validation")
-    parser.add_argument("--env", default="", help=f"environment, or one of your own: {_OWN}; by default "
-                        "the one of this package that the data were gathered from, if any")
-    parser.add_argument("--episodes", type=int, default=200, metavar="N", help="at most so many; 0: all")
+    parser.add_argument("--data", default="", metavar="DIR", help="data set; default: the run's own")
+    parser.add_argument("--split", default="", help="default: the run's validation split")
+    parser.add_argument("--env", default="", help=f"environment, or your own: {_CUSTOM}; default: the environment of "
+                        "this package that the data were collected from, if any")
+    parser.add_argument("--episodes", type=int, default=200, metavar="N", help="at most N; 0: all")
 
 
 def _add_offline(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=DIR",
-                        help="data set of a domain; by default the run's own")
-    parser.add_argument("--split", default="", help="by default the run's own for validation")
-    parser.add_argument("--domain", default="", help="by default each")
-    parser.add_argument("--rows", type=int, default=0, metavar="N", help="at most so many of each domain; 0: all")
+                        help="data set of a domain; default: the run's own")
+    parser.add_argument("--split", default="", help="default: the run's validation split")
+    parser.add_argument("--domain", default="", help="default: every domain")
+    parser.add_argument("--rows", type=int, default=0, metavar="N", help="at most N of each domain; 0: all")
 
 
 if __name__ == "__main__":

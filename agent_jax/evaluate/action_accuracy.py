@@ -1,10 +1,10 @@
-"""How well the recorded actions are predicted, choice by choice.
+"""Accuracy of predicted actions, choice by choice.
 
     [STARTACTION] [ROBOTACTIONX13] [ROBOTACTIONY3] [ENDOFACTION]
         forced        choice            choice         forced
 
-A choice is an id where the automaton allows more than one; the best of these is what greedy acting takes. Forced ids,
-as most delimiters are, need no model and count nowhere. Recorded ids stand before each choice (teacher forcing).
+A choice is an id where the automaton allows more than one; greedy acting takes the best legal one. Forced ids, such as
+most delimiters, are not counted. The ids before each choice are the recorded ones (teacher forcing).
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from agent_jax.actions.parts import Bins
 class BinError:
     """Error of one binned number of the action."""
 
-    name: str  # of the part, or its place in the action where it has none
-    unit: str  # "": the spec names none
-    mean_absolute_error: float  # between the decoded values of the best and of the recorded id
-    count: int  # of choices; those whose best id is no value of the number (TERMINAL) are left out
+    name: str  # of the part, or its place in the action if it has no name
+    unit: str  # "": the spec has none
+    mean_absolute_error: float  # between the decoded values of the best and the recorded id
+    count: int  # of choices, without those whose best id is not a value of the number (TERMINAL)
 
 
 @dataclasses.dataclass(frozen=True)
 class ActionAccuracy:
-    """Shares are weighted by the steps' action weights, as the action loss is."""
+    """Accuracy over many actions, weighted by the steps' action weights as in the action loss."""
 
     choices: int
-    accuracy: float  # share of the choices whose best legal id is the recorded one
+    accuracy: float  # share of choices whose best legal id is the recorded one
     actions: int
-    exact: float  # share of the actions all of whose choices are right
+    exact: float  # share of actions with all choices correct
     errors: tuple[BinError, ...]  # in the order of the spec
 
 
 def best_legal(bound: BoundSpec, ids: np.ndarray, logits_CA: np.ndarray) -> np.ndarray:
-    """The legal id with the best logit, of each of the C choices of some actions.
+    """The legal id with the best logit at each of C choices.
 
     Args:
         bound: spec of the actions.
-        ids: of the actions, one after another.
-        logits_CA: of every choice, over the ids of the automaton.
+        ids: the concatenated ids of the actions.
+        logits_CA: logits of the automaton's ids at each choice.
 
     Raises:
-        ValueError: an id is illegal where it stands.
+        ValueError: an id is illegal at its position.
     """
     automaton = bound.automaton
     choices = bound.choices(ids)
@@ -57,7 +57,7 @@ def best_legal(bound: BoundSpec, ids: np.ndarray, logits_CA: np.ndarray) -> np.n
 
 @dataclasses.dataclass
 class _Mean:
-    """A weighted mean in the making."""
+    """A running weighted mean."""
 
     total: float = 0.0
     weight: float = 0.0
@@ -75,21 +75,21 @@ class _Mean:
 
 
 class ActionScores:
-    """Adds up recorded actions and what was predicted for their choices."""
+    """Accumulates the accuracy of actions."""
 
     def __init__(self, bound: BoundSpec) -> None:
         self._bound = bound
-        self._right, self._exact = _Mean(), _Mean()
+        self._correct, self._exact = _Mean(), _Mean()
         self._errors = {part.place: (part, _Mean()) for part in bound.spec.parts if isinstance(part, Bins)}
 
     def add(self, ids: np.ndarray, best_C: np.ndarray, weight: float = 1.0) -> None:
-        """Count one action, by its ids and the best legal id of each of its C choices; not one of weight 0."""
+        """Count one action by its ids and the best legal id at each of its C choices; ignored if its weight is 0."""
         if not weight:
             return
         choice = self._bound.choices(ids) >= 0
-        right_C = best_C == ids[choice]
-        self._right.add(right_C, weight)
-        self._exact.add(right_C.all(), weight)
+        correct_C = best_C == ids[choice]
+        self._correct.add(correct_C, weight)
+        self._exact.add(correct_C.all(), weight)
         best = ids.copy()
         best[choice] = best_C
         for position, part, value_of in self._bound.bins(ids):
@@ -98,12 +98,12 @@ class ActionScores:
                 self._errors[part.place][1].add(abs(found - recorded), weight)
 
     def result(self) -> ActionAccuracy | None:
-        """What came of them; None without any choice."""
-        if not self._right.count:
+        """The accuracy; None without any choice."""
+        if not self._correct.count:
             return None
         errors = tuple(BinError(part.name or part.place, part.unit, error.mean, error.count)
                        for part, error in self._errors.values() if error.count)
-        return ActionAccuracy(self._right.count, self._right.mean, self._exact.count, self._exact.mean, errors)
+        return ActionAccuracy(self._correct.count, self._correct.mean, self._exact.count, self._exact.mean, errors)
 
 
 def format_errors(errors: tuple[BinError, ...]) -> str:

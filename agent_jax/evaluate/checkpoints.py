@@ -1,4 +1,4 @@
-"""A checkpoint and recorded data to hold it against: the domain as it was trained, its store, its parameters."""
+"""A checkpoint to evaluate: its config, domains, parameters, policy and data."""
 
 from __future__ import annotations
 
@@ -22,25 +22,23 @@ from agent_jax.policy.policy import History, Policy
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """What a checkpoint says about its run."""
+class TrainedRun:
+    """One step of a run's checkpoints, with the run's config and domains."""
 
     directory: Any  # of the checkpoints
     step: int
     config: Config
     domains: Mapping[str, Domain]
     passed_over: tuple[int, ...] = ()  # damaged newer steps
-    loaded: ActingCheckpoint | None = None  # read already, to see that the step is whole
+    loaded: ActingCheckpoint | None = None  # the parameters, if they were read already
 
     @classmethod
     def load(cls, path: str | Path, step: int | None = None) -> Self:
-        """Of a workdir, its checkpoints directory, or one step in it.
-
-        By default of the newest undamaged step, as `Policy.load`.
+        """Load a workdir, its checkpoints directory, or one step in it; default: the newest undamaged step.
 
         Raises:
             FileNotFoundError: no checkpoint there.
-            DamagedCheckpointError: the step is damaged, or every one.
+            DamagedCheckpointError: the step is damaged, or every step is.
         """
         loaded = load_to_act(path, step)
         vocabulary = Vocabulary.from_json(loaded.meta["vocabulary"])
@@ -49,12 +47,12 @@ class Trained:
         return cls(taken.directory, taken.step, loaded.config, domains, taken.passed_over, loaded)
 
     def params(self) -> Params:
-        """The parameters to evaluate: the averaged ones where the run kept some."""
+        """The parameters to evaluate: averaged ones if the run has them."""
         return self.loaded.params if self.loaded else restore_acting_parameters(self.directory, self.config, self.step)
 
     def policy(self, domain: str = "", *, temperature: float = 0.0, seed: int = 0, history: History = "sliding",
                flush_every: int = 0) -> Policy:
-        """The policy of this step; arguments and errors as `Policy.load`."""
+        """The policy of this step; arguments and errors as in `Policy.load`."""
         loaded = self.loaded or load_to_act(self.directory, self.step)
         return Policy.of(loaded, domain=domain, temperature=temperature, seed=seed, history=history,
                          flush_every=flush_every)
@@ -63,7 +61,7 @@ class Trained:
         """A domain by its name; "": the only one.
 
         Raises:
-            ValueError: no such domain, or several and none named.
+            ValueError: unknown domain, or no name although there are several.
         """
         if not name and len(self.domains) == 1:
             return next(iter(self.domains.values()))
@@ -73,7 +71,7 @@ class Trained:
         return self.domains[name]
 
     def open_store(self, domain: Domain, path: str = "") -> Store:
-        """The data of a domain: at `path`, or where the run had it; gathered anew if it was gathered and is gone.
+        """The data of a domain at `path`, by default at the run's path; demonstrations are collected again if missing.
 
         Raises:
             FileNotFoundError, ValueError: no data set there.
@@ -84,41 +82,41 @@ class Trained:
             return open_store(path)
         demonstrations = self.config.data.demonstrations
         if not demonstrations.environment:
-            raise ValueError(f"domain {domain.name!r}: the checkpoint does not say where its data are; name their "
-                             f"directory by --data {domain.name}=DIR")
+            raise ValueError(f"domain {domain.name!r}: the checkpoint has no path of its data; pass it as "
+                             f"--data {domain.name}=DIR")
         if demonstrations.environment not in NAMES:  # a checkpoint must not choose what is imported
-            raise ValueError(f"domain {domain.name!r}: its data were gathered in {demonstrations.environment!r}, which "
-                             "is not an environment of this package, so they are not gathered anew; name their "
-                             f"directory by --data {domain.name}=DIR")
+            raise ValueError(f"domain {domain.name!r}: its data were collected in {demonstrations.environment!r}, "
+                             "which is not an environment of this package and is not imported; pass the data as "
+                             f"--data {domain.name}=DIR")
         return open_store(ensure_demonstrations(demonstrations, Path(self.config.data.directory).expanduser()))
 
     def split(self, domain: Domain, name: str = "") -> str:
-        """The split to evaluate on: the one named, or the run's own for validation."""
+        """The split to evaluate on; default: the run's validation split."""
         entry = self.config.data.domains.get(domain.name)
         return name or (entry.validation_split if entry else "test")
 
     def rows(self, domain: Domain, store: Store, split: str) -> PackedRows:
-        """The rows of a split as validation lays them out: every step once, all visual tokens.
+        """The rows of a split, laid out as in validation: every step once, all visual tokens.
 
         Raises:
             ValueError: an unknown split, or data that do not fit the domain.
         """
         model = self.config.model
-        store.split(split)  # an unknown one is refused here, in words
+        store.split(split)  # raises the error of an unknown split
         windows = Windows(dataclasses.replace(domain, sampling="consecutive"), store, split)
         frames = self.config.data.frames_per_row or domain.images
         size = row_size([domain], 1 + model.vision.patches, max(frames, domain.images), model.language.positions)
         return PackedRows([windows], size, 1 + model.vision.patches, model.vision.patches, self.config.seed, fit=True)
 
 
-def data_paths(given: Sequence[str], domains: Mapping[str, Domain]) -> dict[str, str]:
-    """The values of --data, each NAME=DIR, or DIR where there is one domain, by domain.
+def data_paths(values: Sequence[str], domains: Mapping[str, Domain]) -> dict[str, str]:
+    """Directories by domain, from the values of --data: NAME=DIR, or DIR for the only domain.
 
     Raises:
-        ValueError: an unknown domain, or a directory alone where there are several domains.
+        ValueError: an unknown domain, or no domain although there are several.
     """
     found = {}
-    for text in given:
+    for text in values:
         name, separator, path = text.partition("=")
         if not separator and len(domains) == 1:
             name, path = next(iter(domains)), text

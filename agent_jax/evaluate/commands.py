@@ -1,4 +1,4 @@
-"""What the subcommands of `python -m agent_jax.evaluate` do with their options."""
+"""The subcommands of `python -m agent_jax.evaluate`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from agent_jax.data.store.store import Store
 from agent_jax.envs import EnvironmentModule, load, same, tasks_of, try_out
 from agent_jax.envs.workers.simulators import Simulators
 from agent_jax.evaluate.action_accuracy import format_errors
-from agent_jax.evaluate.checkpoints import Trained, data_paths
+from agent_jax.evaluate.checkpoints import TrainedRun, data_paths
 from agent_jax.evaluate.closed_loop import TRACED, at_a_time, baseline_names, check_domain, closed_loop
 from agent_jax.evaluate.in_training import simulator_image_size
 from agent_jax.evaluate.offline import evaluate_offline, format_scores
-from agent_jax.evaluate.replay_actions import format_replayed, gathered_from, recorded_episodes, replay_actions
+from agent_jax.evaluate.outcomes import RolloutRecording
+from agent_jax.evaluate.replay_actions import collected_from, format_replayed, recorded_episodes, replay_actions
 from agent_jax.evaluate.replay_frames import replay_frames
-from agent_jax.evaluate.rollout_video import Format, check_format, usual_format, write_recording
-from agent_jax.evaluate.rollouts import RolloutRecording
+from agent_jax.evaluate.rollout_video import Format, check_format, default_format, write_recording
 from agent_jax.json_files import write_json
 from agent_jax.runtime.extras import install
 from agent_jax.runtime.host_memory import tune_heap
@@ -38,7 +38,7 @@ def closed_loop_command(options: argparse.Namespace) -> int:
     videos = _Videos(options) if options.video else None
     tune_heap()
     module = load(options.env)
-    trained = Trained.load(options.checkpoint)
+    trained = TrainedRun.load(options.checkpoint)
     check_domain(trained.domain(options.domain), module)
     tasks = _tasks(options, module, trained.config)
     image_size = options.image_size or simulator_image_size(trained.config, options.env)
@@ -46,17 +46,17 @@ def closed_loop_command(options: argparse.Namespace) -> int:
         try_out(module, task, image_size)
     policy = trained.policy(options.domain, temperature=options.temperature, seed=options.seed,
                             history=options.history, flush_every=options.flush_every)
-    trained = dataclasses.replace(trained, loaded=None)  # the policy has the parameters, in the type it acts in
+    trained = dataclasses.replace(trained, loaded=None)  # frees the parameters; the policy has its own copy
     name = "greedy" if options.temperature == 0 else f"sampled-{options.temperature:g}"
     config = ClosedLoopConfig(environment=options.env, episodes={task: int(options.episodes) for task in tasks},
                               seed=options.seed, processes=options.processes)
-    _say(f"checkpoint: {trained.directory}, step {trained.step}; domain {policy.domain.name!r}\n"
+    _log(f"checkpoint: {trained.directory}, step {trained.step}; domain {policy.domain.name!r}\n"
          f"simulator: {module.version()}, {options.processes} process(es)\n"
-         f"seeds: {options.seed} to {options.seed + options.episodes - 1} of each of {len(tasks)} task(s), "
+         f"seeds: {options.seed} to {options.seed + options.episodes - 1} for each of {len(tasks)} task(s), "
          f"{', '.join((name, *(baseline_names(module) if options.baselines else ())))}")
     report = closed_loop(config, {name: policy}, domain=policy.domain, image_size=image_size, record=options.videos,
                          watch=videos.write if videos else None, baselines=options.baselines, per_episode=True,
-                         traced=TRACED, concurrent=options.concurrent, say=_say)
+                         traced=TRACED, concurrent=options.concurrent, log=_log)
     _write(options, trained, {
         "environment": options.env, "simulator": module.version(), "domain": policy.domain.name,
         "seed": options.seed, "temperature": options.temperature, "history": options.history,
@@ -68,37 +68,37 @@ def closed_loop_command(options: argparse.Namespace) -> int:
 
 
 def offline_command(options: argparse.Namespace) -> int:
-    """Predict recorded data; returns the exit status."""
-    trained = Trained.load(options.checkpoint)
+    """Evaluate on recorded data; returns the exit status."""
+    trained = TrainedRun.load(options.checkpoint)
     paths = data_paths(options.data, trained.domains)
     domains = [trained.domain(options.domain)] if options.domain else list(trained.domains.values())
     params = trained.params()
     scores = [evaluate_offline(trained, params, domain, data=paths.get(domain.name, ""), split=options.split,
                                rows_limit=options.rows) for domain in domains]
-    _say(format_scores(scores))
+    _log(format_scores(scores))
     if any(one.action and one.bleu4 is None for one in scores):
-        _say(f"BLEU-4 needs sacrebleu, which is not installed: {install('evaluate')}")
+        _log(f"BLEU-4 needs sacrebleu, which is not installed: {install('evaluate')}")
     _write(options, trained, {"domains": [dataclasses.asdict(one) for one in scores]})
     return 0
 
 
 def replay_command(options: argparse.Namespace) -> int:
-    """Check data, simulator and acting against each other; returns the exit status: 1 where they differ."""
-    trained = Trained.load(options.checkpoint)
+    """Compare data, simulator and acting; returns the exit status: 1 if they differ."""
+    trained = TrainedRun.load(options.checkpoint)
     domain = trained.domain(options.domain)
     policy = trained.policy(options.domain)
     store, split = trained.open_store(domain, options.data), trained.split(domain, options.split)
-    _say(f"checkpoint: {trained.directory}, step {trained.step}; domain {domain.name!r}\n"
+    _log(f"checkpoint: {trained.directory}, step {trained.step}; domain {domain.name!r}\n"
          f"data: {store.directory}, split {split!r}")
     frames = replay_frames(trained, trained.params(), policy, store, split, most=options.episodes)
-    _say(f"frames through the acting path: {frames.windows:,} windows, {frames.choices:,} choices; "
-         f"{frames.different} differ from the evaluation forward, {frames.near_ties} near ties; right "
+    _log(f"frames through the acting path: {frames.windows:,} windows, {frames.choices:,} choices; "
+         f"{frames.different} differ from the evaluation forward, {frames.near_ties} near ties; accuracy "
          f"{frames.acting_accuracy:.2%} acting, {frames.forward_accuracy:.2%} forward; logits differ by at most "
          f"{frames.largest_difference:.1e}\n"
          f"exact actions: {frames.acting.exact:.2%} acting, {frames.forward.exact:.2%} forward")
     if frames.acting.errors:
-        _say(f"mean absolute error, acting: {format_errors(frames.acting.errors)}")
-    environment = options.env or gathered_from(store)
+        _log(f"mean absolute error, acting: {format_errors(frames.acting.errors)}")
+    environment = options.env or collected_from(store)
     if environment:
         module = load(environment)
         check_domain(domain, module)
@@ -107,25 +107,26 @@ def replay_command(options: argparse.Namespace) -> int:
         image_size = options.image_size or simulator_image_size(trained.config, environment)
         with Simulators(environment, image_size, processes=options.processes) as simulators:
             tasks = replay_actions(simulators, episodes, domain)
-        _say(format_replayed(tasks))
+        _log(format_replayed(tasks))
     else:
         tasks = []
-        _say("actions in the simulator: not replayed, since the data set does not say from which simulator of this "
-             "package, task and seed its episodes are; one of your own is named by --env")
-    alike = not frames.different and not any(task.different or task.lost for task in tasks)
-    _say("alike" if alike else "NOT ALIKE: acting, data and simulator have come apart; see above")
-    _write(options, trained, {"domain": domain.name, "data": str(store.directory), "split": split, "alike": alike,
+        _log("actions in the simulator: not replayed, because the data set has no simulator of this package, task and "
+             "seed of its episodes; name an environment of your own by --env")
+    equal = not frames.different and not any(task.different or task.lost for task in tasks)
+    _log("equal: acting, data and simulator agree" if equal else
+         "MISMATCH: acting, data and simulator disagree; see above")
+    _write(options, trained, {"domain": domain.name, "data": str(store.directory), "split": split, "alike": equal,
                               "frames": dataclasses.asdict(frames), "environment": environment,
                               "tasks": [dataclasses.asdict(task) for task in tasks]})
-    return 0 if alike else 1
+    return 0 if equal else 1
 
 
 class _Videos:
-    """Writes recordings as they come; one that cannot be written is told, and costs no figures."""
+    """Writes recordings; an error is reported and does not stop the evaluation."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._directory = Path(options.video)
-        self._kind: Format = options.format or usual_format()
+        self._kind: Format = options.format or default_format()
         self.error: Exception | None = None  # the last one
         check_format(self._kind)
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -133,20 +134,20 @@ class _Videos:
     def write(self, recording: RolloutRecording) -> None:
         """Write the video of an episode."""
         try:
-            _say(f"video: {write_recording(self._directory, recording, kind=self._kind, with_seed=True)}")
-        except (OSError, ValueError, RuntimeError) as error:  # FFmpeg has its own of each
+            _log(f"video: {write_recording(self._directory, recording, kind=self._kind, with_seed=True)}")
+        except (OSError, ValueError, RuntimeError) as error:  # FFmpeg raises subclasses of all three
             self.error = error
-            _say(f"video not written: {error}")
+            _log(f"video not written: {error}")
 
 
 def _warn_of_version(store: Store, module: EnvironmentModule) -> None:
     recorded = store.metadata.get("demonstrations", {}).get("simulator", "")
     if recorded and recorded != module.version():
-        _say(f"warning: the data are from {recorded}, here is {module.version()}: the same seed may be another episode")
+        _log(f"warning: the data are from {recorded}, this is {module.version()}: a seed may give another episode")
 
 
 def _tasks(options: argparse.Namespace, module: EnvironmentModule, config: Config) -> tuple[str, ...]:
-    """The tasks named, or those of the run's own evaluation, or the environment's usual suite."""
+    """The tasks of --task, or of the run's own evaluation, or the environment's default suite."""
     if options.task:
         return tasks_of(module, options.task)
     if same(config.closed_loop.environment, options.env) and config.closed_loop.episodes:
@@ -154,20 +155,20 @@ def _tasks(options: argparse.Namespace, module: EnvironmentModule, config: Confi
     return tasks_of(module, list(module.TASKS)[:1])
 
 
-def _write(options: argparse.Namespace, trained: Trained, figures: Mapping[str, Any]) -> None:
-    """The figures as JSON, where they were asked for."""
+def _write(options: argparse.Namespace, trained: TrainedRun, results: Mapping[str, Any]) -> None:
+    """Write the results as JSON if --json is set."""
     if not options.json:
         return
     content = {
         "checkpoint": str(trained.directory), "step": trained.step,
-        "damaged_steps_passed_over": list(trained.passed_over), **figures,
+        "damaged_steps_passed_over": list(trained.passed_over), **results,
         "command": " ".join(sys.argv), "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {"cores": cores(), "platform": platform.platform(), "python": platform.python_version(),
                     "jax": version("jax")},
     }
     write_json(options.json, content)
-    _say(f"written: {options.json}")
+    _log(f"written: {options.json}")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, flush=True)

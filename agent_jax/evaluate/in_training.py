@@ -1,7 +1,7 @@
-"""Acting in the simulator in the course of a training run, every `config.closed_loop.every` steps.
+"""Closed-loop evaluation during training, every `config.closed_loop.every` steps.
 
-The greedy policy alone, on the seeds of the final evaluation. Nothing here touches the run's state, its data or its
-random numbers, so a run learns the same with and without it.
+Only the greedy policy acts, on the seeds of the final evaluation. The run's state, data and random numbers are not
+changed, so a run learns the same with and without it.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from agent_jax.models.agent import Params
 from agent_jax.policy import Policy
 
 
-class InTraining:
-    """Evaluates parameters as they come to be; checked before the first step."""
+class InTrainingEvaluation:
+    """Evaluates the parameters of a training run in the simulator."""
 
     def __init__(self, config: Config, domains: Sequence[Domain]) -> None:
-        """Of a run.
+        """Check domain, simulator and tasks before the first training step.
 
         Args:
             config: of the run; `closed_loop.environment` is set.
             domains: of the run.
 
         Raises:
-            ValueError: the domain does not fit the environment, an unknown task, or its first instruction is beyond
+            ValueError: the domain does not fit the environment, an unknown task, or a first instruction longer than
                 `max_text`.
-            ModuleNotFoundError, FileNotFoundError: the simulator is not installed, or not where it should be.
+            ModuleNotFoundError, FileNotFoundError: the simulator is not installed, or its checkout is missing.
         """
         name = acting_domain(config)
         self._domain = next(domain for domain in domains if domain.name == name or not name)
         module = load(config.closed_loop.environment)
         check_domain(self._domain, module)
         self._image_size = simulator_image_size(config, config.closed_loop.environment)
-        for task in config.closed_loop.episodes:  # an unknown one, or words that are always too many, are told now
+        for task in config.closed_loop.episodes:
             try_out(module, task, self._image_size)
             with contextlib.closing(make(module, task, self._image_size)) as environment:
                 environment.reset(seed=config.closed_loop.seed)
@@ -47,36 +47,35 @@ class InTraining:
         self._policy: Policy | None = None
 
     def __call__(self, params: Params) -> Report:
-        """{TASK: {"greedy": figures}} of parameters on the host."""
-        # The policy puts on one device what it needs; the others have the training's arrays and are idle.
+        """{TASK: {"greedy": results}} of parameters on the host; the policy acts on one device."""
         policy = self._policy.with_params(params) if self._policy else Policy(self._run, params, self._domain)
-        self._policy = policy  # it keeps what was compiled
+        self._policy = policy  # keeps the compiled functions
         return closed_loop(self._run.closed_loop, {"greedy": policy}, domain=self._domain, baselines=False,
-                           image_size=self._image_size, say=lambda line: None)
+                           image_size=self._image_size, log=lambda line: None)
 
 
 def acting_domain(config: Config) -> str:
-    """The name of the domain that acts in `config.closed_loop.environment`; "": the only one.
+    """The name of the domain that acts in `config.closed_loop.environment`; "": the only domain.
 
-    Of several, the one named like the environment, or else the one whose data is gathered from it.
+    Of several domains, the one with the environment's name, else the one whose data are collected from it.
 
     Raises:
-        ValueError: several domains, and none of them can be told to be the one.
+        ValueError: no such domain, or several.
     """
     domains, environment = config.data.domains, config.closed_loop.environment
     if len(domains) <= 1:
         return ""
-    gathered = [name for name, entry in domains.items()
+    collected = [name for name, entry in domains.items()
                 if not entry.path and same(config.data.demonstrations.environment, environment)]
     own = load(environment).NAME
-    found = [own] if own in domains else gathered
+    found = [own] if own in domains else collected
     if len(found) != 1:
-        raise ValueError(f"config.closed_loop.environment={environment!r}: of the domains {', '.join(sorted(domains))} "
-                         f"none has its name; name the domain that is to act in it {own!r}")
+        raise ValueError(f"config.closed_loop.environment={environment!r}: found the domains "
+                         f"{', '.join(sorted(domains))}, expected one named {own!r}; rename the domain that acts in it")
     return found[0]
 
 
 def simulator_image_size(config: Config, environment: str) -> int:
-    """Pixels of what a simulator shows: as in the run's demonstrations of it; 0, its default, if there are none."""
+    """Pixels of a simulator's images: as in the run's demonstrations, or 0 (the default) if it has none from it."""
     demonstrations = config.data.demonstrations
     return demonstrations.image_size if same(demonstrations.environment, environment) else 0

@@ -1,9 +1,9 @@
-"""Recorded actions, executed again in the simulator they were recorded in, from the same seed.
+"""Execute recorded actions again in the simulator, from the recorded seeds.
 
-    raw            the recorded values: must reach the recorded success, or simulator and data have come apart
-    encode-decode  the values after the ActionSpec's tokens and back: the ceiling that quantisation leaves to an agent
+    raw            the recorded values: they must reach the recorded success, otherwise simulator and data disagree
+    encode-decode  the values after encoding to tokens and decoding: the best success an agent can have
 
-A data set of `agent_jax.envs.collect` says all that is needed: its simulator, and with each episode the task and seed.
+The data set must come from `agent_jax.envs.collect`, which stores its simulator and the task and seed of each episode.
 """
 
 from __future__ import annotations
@@ -19,48 +19,49 @@ from agent_jax.data.store.episode import Episode
 from agent_jax.data.store.store import Store
 from agent_jax.envs import NAMES
 from agent_jax.envs.workers.simulators import Command, Simulators
-from agent_jax.evaluate.rollouts import Lost, run_whole
+from agent_jax.evaluate.outcomes import LostEpisode
+from agent_jax.evaluate.rollouts import run_whole
 from agent_jax.evaluate.statistics import success_summary
 from agent_jax.text_table import ruled
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedActions:
-    """One recorded episode: only solved ones are stored."""
+    """The actions of one recorded episode, which succeeded."""
 
     task: str
     seed: int
-    actions: dict[str, np.ndarray]  # a row a step
+    actions: dict[str, np.ndarray]  # one row a step
     steps: int
 
 
 @dataclasses.dataclass(frozen=True)
 class ReplayedTask:
-    """What became of the episodes of one task."""
+    """Results of the replayed episodes of one task."""
 
     task: str
     episodes: int
     raw: dict[str, Any]  # success, episodes, ci95
-    decoded: dict[str, Any]  # likewise, after encode-decode
-    different: tuple[int, ...]  # seeds whose raw actions did not succeed, or not at the recorded step
-    lost: tuple[Lost, ...]  # whose process died
+    decoded: dict[str, Any]  # the same after encode-decode
+    different: tuple[int, ...]  # seeds whose raw actions did not succeed at the recorded step
+    lost: tuple[LostEpisode, ...]
 
 
 def recorded_episodes(store: Store, domain: Domain, split: str, most: int = 0) -> list[RecordedActions]:
-    """Whole episodes with their task and seed.
+    """Read whole episodes with their task and seed.
 
     Args:
         store: of `agent_jax.envs.collect`.
-        domain: whose ActionSpec names the fields of an action.
+        domain: its ActionSpec has the fields of an action.
         split: of the store.
-        most: at most so many, spread evenly over the split; 0: all.
+        most: maximum number of episodes, spread evenly over the split; 0: all.
 
     Raises:
-        ValueError: the data set does not say from which task and seed its episodes are.
+        ValueError: the data set does not have task and seed of its episodes.
     """
-    if not gathered_from(store):
-        raise ValueError(f"{store.directory}: does not say from which simulator, task and seed its episodes are, so "
-                         "they cannot be begun again; expected a data set of `python -m agent_jax.envs.collect`")
+    if not collected_from(store):
+        raise ValueError(f"{store.directory}: found no simulator, task and seed of its episodes, which are needed to "
+                         "replay them; expected a data set of `python -m agent_jax.envs.collect`")
     assert domain.spec is not None
     paths = {key: store.step_field(key).path for key in domain.spec.spec.fields}
     episodes = store.split(split)
@@ -68,10 +69,10 @@ def recorded_episodes(store: Store, domain: Domain, split: str, most: int = 0) -
     return [_read(episodes[number], paths) for number in chosen.tolist()]
 
 
-def gathered_from(store: Store) -> str:
-    """The environment of this package that a data set was gathered from; "" if it was not.
+def collected_from(store: Store) -> str:
+    """The environment of this package that a data set was collected from; "" if there is none.
 
-    Any other name is left to the user to give: environments are imported, and a data set must not choose what is.
+    Other names are ignored: environments are imported, and a data set must not choose what is imported.
     """
     name = str(store.metadata.get("demonstrations", {}).get("environment", "")) if "episode_id" in store.fields else ""
     return name if name in NAMES else ""
@@ -81,10 +82,10 @@ def _read(episode: Episode, paths: dict[str, str]) -> RecordedActions:
     name = bytes(episode.value("episode_id")).decode("utf-8")
     task, _, seed = name.rpartition("/")
     if not task or not seed.isdecimal():
-        raise ValueError(f"{episode.where}: episode_id {name!r} is not TASK/SEED, so it cannot be begun again; gather "
-                         "the data set anew by `python -m agent_jax.envs.collect`")
+        raise ValueError(f"{episode.where}: found episode_id {name!r}, expected TASK/SEED; collect the data set "
+                         "again with `python -m agent_jax.envs.collect`")
     if int(np.ravel(episode.value("start"))[0]):
-        raise ValueError(f"{episode.where}: begins in the middle of an episode; expected whole ones")
+        raise ValueError(f"{episode.where}: found the middle part of an episode, expected whole episodes")
     actions = {key: np.asarray(episode.values(path, 0, episode.steps)) for key, path in paths.items()}
     return RecordedActions(task, int(seed), actions, episode.steps)
 
@@ -98,8 +99,8 @@ def replay_actions(simulators: Simulators, episodes: list[RecordedActions], doma
     for task, members in sorted(by_task.items()):
         seeds = [episode.seed for episode in members]
         raw, decoded = (
-            run_whole(simulators, task, seeds, [Command("replay", {"task": task, "seed": episode.seed}, actions)
-                                                for episode, actions in zip(members, versions, strict=True)])
+            run_whole(simulators, task, seeds, [Command("replay", {"task": task, "seed": seed, "actions": actions})
+                                                for seed, actions in zip(seeds, versions, strict=True)])
             for versions in ([episode.actions for episode in members],
                              [quantised(episode.actions, domain) for episode in members]))
         steps = {episode.seed: episode.steps for episode in members}
@@ -107,7 +108,7 @@ def replay_actions(simulators: Simulators, episodes: list[RecordedActions], doma
                           if not success or taken != steps[seed])
         lost = (*raw.lost, *decoded.lost)
         if not raw.seeds or not decoded.seeds:
-            raise RuntimeError(f"task {task!r}: all {len(members)} episodes were lost, since their processes died "
+            raise RuntimeError(f"task {task!r}: all {len(members)} episodes were lost because their processes died "
                                f"({lost[0].reason}); their messages are above")
         found.append(ReplayedTask(task, len(members), success_summary(raw.success), success_summary(decoded.success),
                                   different, lost))
@@ -115,7 +116,7 @@ def replay_actions(simulators: Simulators, episodes: list[RecordedActions], doma
 
 
 def quantised(actions: dict[str, np.ndarray], domain: Domain) -> dict[str, np.ndarray]:
-    """The actions as an agent could have said them: through the ActionSpec's tokens and back."""
+    """The actions after encoding to the ActionSpec's tokens and decoding."""
     assert domain.spec is not None
     rows = len(next(iter(actions.values())))
     decoded = [domain.spec.decode(domain.spec.encode({key: values[row] for key, values in actions.items()}))
@@ -124,8 +125,8 @@ def quantised(actions: dict[str, np.ndarray], domain: Domain) -> dict[str, np.nd
 
 
 def format_replayed(tasks: list[ReplayedTask]) -> str:
-    """The outcome as aligned text, a line a task."""
-    rows = [("task", "episodes", "raw", "encode-decode", "95% interval", "unlike the record")]
+    """The results as aligned text, a line a task."""
+    rows = [("task", "episodes", "raw", "encode-decode", "95% interval", "different")]
     for task in tasks:
         low, high = task.decoded["ci95"]
         rows.append((task.task, str(task.episodes), f"{task.raw['success']:.1%}", f"{task.decoded['success']:.1%}",

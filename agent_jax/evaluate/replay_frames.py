@@ -1,12 +1,12 @@
-"""Recorded frames through the acting path, held against the evaluation forward: do they choose alike?
+"""Compare the acting path with the evaluation forward on recorded frames.
 
     record --Windows.read--> row -----------------> Agent, all at once ----> logits of the legal ids --.
-        `--images as a camera gives them, instruction, state--> Policy.prepare, Policy.follow, ------> same choice?
-                                                                step by step with the recorded actions as history
+        `--camera images, instruction, state------> Policy.prepare, Policy.follow, ------------------> same choice?
+                                                    step by step with the recorded actions as history
 
-Both know the recorded ids before each choice. A difference means that acting sees something else than training did:
-another resize, another order of cameras, another row. Choices are the same wherever the forward's two best logits
-differ by more than `NEAR`.
+Both receive the recorded ids before each choice. A difference means that acting and training have different inputs:
+another resize, order of cameras or row. Choices must be equal where the forward's two best logits differ by more than
+`NEAR`.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ from agent_jax.data.store.episode import Episode
 from agent_jax.data.store.split import Split
 from agent_jax.data.store.store import Store
 from agent_jax.evaluate.action_accuracy import ActionAccuracy, ActionScores, best_legal
-from agent_jax.evaluate.checkpoints import Trained
+from agent_jax.evaluate.checkpoints import TrainedRun
 from agent_jax.models.agent import Agent, Params
 from agent_jax.policy import Policy
 from agent_jax.runtime.compiler_options import compiler_options
 
-NEAR = 1e-3  # logits closer than this may be ordered either way
-_TOGETHER = 16  # windows
+NEAR = 1e-3  # closer logits can have either order
+_BATCH_SIZE = 16  # windows
 
 
 @dataclasses.dataclass(frozen=True)
 class ReplayedFrames:
-    """Choices of ids made twice, and how often each was the recorded one."""
+    """Choices of the acting path and the evaluation forward, and their accuracy."""
 
     windows: int
     choices: int
-    different: int  # although the forward's two best logits differ by more than NEAR
-    near_ties: int  # those that do not
-    forward_accuracy: float  # share of the choices, as `evaluate offline` counts them
+    different: int  # choices that differ although the forward's two best logits differ by more than NEAR
+    near_ties: int  # choices whose two best logits are closer
+    forward_accuracy: float  # share of choices, as in `evaluate offline`
     acting_accuracy: float
-    largest_difference: float  # of a logit
+    largest_difference: float  # between logits
     forward: ActionAccuracy
     acting: ActionAccuracy
 
 
-def replay_frames(trained: Trained, params: Params, policy: Policy, store: Store, split: str, *,
+def replay_frames(trained: TrainedRun, params: Params, policy: Policy, store: Store, split: str, *,
                   most: int = 0) -> ReplayedFrames:
     """Compare every choice of every action in the windows of a split.
 
     Args:
         trained: the checkpoint.
         params: its parameters.
-        policy: of it, greedy and with sliding history.
+        policy: of the checkpoint, greedy and with sliding history.
         store: the data of the policy's domain.
         split: of the store.
-        most: at most so many windows, spread evenly over the split; 0: all.
+        most: maximum number of windows, spread evenly over the split; 0: all.
 
     Raises:
-        ValueError: the split does not fit the domain, or holds nothing to compare.
+        ValueError: the split does not fit the domain, or has nothing to compare.
     """
     domain = dataclasses.replace(policy.domain, sampling="consecutive")
     windows = Windows(domain, store, split)
@@ -72,15 +72,16 @@ def replay_frames(trained: Trained, params: Params, policy: Policy, store: Store
     evaluated, records, found = _Forward(trained, params, domain), store.split(split), []
     assert domain.spec is not None
     forward, acting = ActionScores(domain.spec), ActionScores(domain.spec)
-    for first in range(0, len(chosen), _TOGETHER):
-        numbers = chosen[first : first + _TOGETHER].tolist()
+    for first in range(0, len(chosen), _BATCH_SIZE):
+        numbers = chosen[first : first + _BATCH_SIZE].tolist()
         laid = [windows.read(number, 0) for number in numbers]
         acted = _act(policy, windows, records, numbers, laid)
         for window, ours, theirs, number in zip(laid, evaluated(laid), acted, numbers, strict=True):
-            real = int(windows.steps[number])  # those after it are repetitions, which no camera shows
-            # An image of a clip is encoded with the later ones, which acting has not seen yet.
-            kept = [real - 1] if domain.video and real == len(window.steps) else [] if domain.video else range(real)
-            for step in kept:
+            recorded_steps = int(windows.steps[number])  # the steps after them are padding
+            compared: Sequence[int] = range(recorded_steps)
+            if domain.video:  # an image of a clip is encoded with the later ones, which acting has not received yet
+                compared = [recorded_steps - 1] if recorded_steps == len(window.steps) else []
+            for step in compared:
                 recorded = window.steps[step]
                 choice = recorded.action_choices >= 0
                 found.append(_compare(recorded, ours[step][choice], theirs[step], domain.spec))
@@ -89,7 +90,7 @@ def replay_frames(trained: Trained, params: Params, policy: Policy, store: Store
                     scores.add(recorded.action_ids, best_C, recorded.action_weight)
     of_forward, of_acting = forward.result(), acting.result()
     if of_forward is None or of_acting is None:
-        whole = f" of {domain.window} whole steps, whose last one is compared in a clip" if domain.video else ""
+        whole = f" of {domain.window} recorded steps, since only a clip's last one is compared" if domain.video else ""
         raise ValueError(f"{store.directory}, split {split!r}: found nothing to compare in {len(chosen)} windows, "
                          f"expected windows{whole}")
     counts = np.concatenate(found)
@@ -98,9 +99,9 @@ def replay_frames(trained: Trained, params: Params, policy: Policy, store: Store
 
 
 class _Forward:
-    """The evaluation forward of windows, a row each."""
+    """The evaluation forward, with one window a row."""
 
-    def __init__(self, trained: Trained, params: Params, domain: Domain) -> None:
+    def __init__(self, trained: TrainedRun, params: Params, domain: Domain) -> None:
         assert domain.spec is not None
         model = trained.config.model
         self._spec, self._patches = domain.spec, model.vision.patches
@@ -115,9 +116,9 @@ class _Forward:
         self._logits = jax.jit(logits, compiler_options=compiler_options(jax.local_devices()[0], model.dtype))
 
     def __call__(self, windows: Sequence[Window]) -> list[list[np.ndarray]]:
-        """Of each window and step: the logits (ids of the action, A)."""
+        """Logits (ids of the action, A) by window and step."""
         rows = [lay_out((window,), self._size, 1 + self._patches, self._patches) for window in windows]
-        rows += [rows[-1]] * (_TOGETHER - len(rows))
+        rows += [rows[-1]] * (_BATCH_SIZE - len(rows))
         logits_BTA = np.asarray(self._logits(self._params, stack(rows)))
         found = []
         for window, logits_TA in zip(windows, logits_BTA, strict=False):
@@ -131,28 +132,27 @@ class _Forward:
 
 def _act(policy: Policy, windows: Windows, records: Split, numbers: Sequence[int],
          laid: Sequence[Window]) -> list[list[np.ndarray]]:
-    """Of each window and step: the logits (choices, A) that the policy heard, the recorded actions behind it."""
-    heard: list[list[np.ndarray]] = [[] for _ in numbers]
-    seen = [_observations(policy.domain, records.fields, records[int(windows.record[number])],
-                          int(windows.start[number]), int(windows.steps[number])) for number in numbers]
-    # Always as many rows, all of one length, so that few shapes are compiled: those that have ended, and those that
-    # fill up the batch, act along and are not listened to.
-    ids = range(_TOGETHER)
+    """The policy's logits (choices, A) by window and step, with the recorded actions as history."""
+    found: list[list[np.ndarray]] = [[] for _ in numbers]
+    observations = [_observations(policy.domain, records.fields, records[int(windows.record[number])],
+                                  int(windows.start[number]), int(windows.steps[number])) for number in numbers]
+    # Every batch has the same size, so that few shapes are compiled; the outputs of ended windows are ignored.
+    ids = range(_BATCH_SIZE)
     policy.reset(ids)
-    for step in range(max(map(len, seen))):
-        places = [(i, min(step, len(seen[i]) - 1)) for i in (min(row, len(numbers) - 1) for row in ids)]
-        prepared = [policy.prepare(*seen[i][t]) for i, t in places]
-        answers = policy.follow(prepared, ids, [laid[i].steps[t].action_ids for i, t in places])
+    for step in range(max(map(len, observations))):
+        rows = [(i, min(step, len(observations[i]) - 1)) for i in (min(row, len(numbers) - 1) for row in ids)]
+        prepared = [policy.prepare(*observations[i][t]) for i, t in rows]
+        answers = policy.follow(prepared, ids, [laid[i].steps[t].action_ids for i, t in rows])
         for row, logits in enumerate(answers[: len(numbers)]):
-            if step < len(seen[row]):
-                heard[row].append(logits)
+            if step < len(observations[row]):
+                found[row].append(logits)
     policy.forget(ids)
-    return heard
+    return found
 
 
 def _observations(domain: Domain, fields: Any, episode: Episode, start: int, count: int
                   ) -> list[tuple[dict[str, np.ndarray], str, dict[str, np.ndarray] | None]]:
-    """What an agent would be shown at each step: images as the camera gave them, instruction, state."""
+    """The observations of each step as an agent would receive them: camera images, instruction, state."""
     stop, instruction = start + count, episode.texts(domain.instruction)[start]
     images = {name: [prepare_image(image, 0) for image in episode.values(path, start, stop)]
               for name, path in zip(domain.camera_names, domain.cameras, strict=True)}
@@ -167,7 +167,7 @@ def _observations(domain: Domain, fields: Any, episode: Episode, start: int, cou
 
 
 def _compare(step: Step, forward_CA: np.ndarray, acting_CA: np.ndarray, bound: BoundSpec) -> np.ndarray:
-    """(choices, 3) of one action: different, near tie, largest difference of a logit."""
+    """(choices, 3) of one action: different, near tie, largest difference between logits."""
     automaton, rows = bound.automaton, []
     for state, forward_A, acting_A in zip(step.action_choices[step.action_choices >= 0], forward_CA, acting_CA,
                                           strict=True):

@@ -1,103 +1,55 @@
-"""A rollout as a video: the instruction above, what the agent sees, the decoded action below.
+"""Videos of rollouts: the instruction, the agent's image, and the decoded action below it.
 
     go to the red ball
-    [ enlarged frame ]      green or red frame around the last picture
+    [ enlarged image ]      green or red border around the last image
     step 3 of 5: forward
 
-Pillow draws it, without a window; the file is an animated GIF, or an MP4 where PyAV is installed.
+The file is an animated GIF, or an MP4 if PyAV is installed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fractions
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from agent_jax.evaluate.outcomes import RolloutRecording
 from agent_jax.runtime.extras import install
 
-_SIDE = 336  # pixels of the enlarged frame, at least
+_SIDE = 336  # smallest side of the enlarged image, in pixels
 _MARGIN, _FONT_SIZE, _LINE = 8, 17, 22
 _INK, _PALE, _PAPER = (25, 25, 25), (120, 120, 120), (250, 250, 250)
 _GOOD, _BAD = (20, 140, 60), (190, 40, 40)
-_STEP_MS, _LAST_MS = 500, 2000
-_LONG = 60  # steps from which on an episode is shown faster, all of it in about 30 s
+_LAST_MS = 2000
 
 Format = Literal["gif", "mp4"]
 
 
-class RecordedRollout(Protocol):
-    """An episode to look at, e.g. `evaluate.rollouts.Recording`."""
-
-    @property
-    def task(self) -> str: ...  # noqa: D102
-    @property
-    def policy(self) -> str: ...  # noqa: D102
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def instructions(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def frames(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def actions(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def success(self) -> bool: ...  # noqa: D102
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """What a video shows."""
-
-    frames: np.ndarray  # uint8 (steps + 1, height, width, 3): before each action, and after the last
-    instructions: Sequence[str]  # what the agent was told, one a frame
-    actions: Sequence[str]  # a word for each step
-    success: bool  # the episode ended well
-    title: str = ""  # a line above the instruction, e.g. level and policy
-
-    def __post_init__(self) -> None:
-        frames, steps = self.frames, len(self.actions)
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) != steps + 1:
-            raise ValueError(
-                f"frames: found {frames.dtype} of shape {frames.shape} for {steps} actions, expected uint8 "
-                f"({steps + 1}, height, width, 3): one before each action and one after the last"
-            )
-        if len(self.instructions) != len(frames):
-            raise ValueError(f"instructions: found {len(self.instructions)} for {len(frames)} frames, expected one of "
-                             "each")
-
-    @property
-    def step_ms(self) -> int:
-        """Milliseconds that a picture stays."""
-        steps = len(self.actions)
-        return _STEP_MS if steps < _LONG else max(20, 30_000 // steps // 10 * 10)
-
-
-def usual_format() -> Format:
-    """What `write_recording` writes: MP4, a tenth of the size, where PyAV is installed."""
+def default_format() -> Format:
+    """MP4, a tenth of the size, if PyAV is installed; else GIF."""
     return "mp4" if importlib.util.find_spec("av") else "gif"
 
 
 def check_format(kind: Format) -> None:
-    """Refuse a format that cannot be written here.
+    """Check that a format can be written here.
 
     Raises:
-        ModuleNotFoundError: an MP4, and PyAV is not installed; says how to install it.
+        ModuleNotFoundError: an MP4, and PyAV is not installed.
     """
-    if kind == "mp4" and usual_format() != "mp4":
+    if kind == "mp4" and default_format() != "mp4":
         raise ModuleNotFoundError(f"an MP4 needs av, which is not installed: {install('data')}, or write a GIF",
                                   name="av")
 
 
-def write_recording(directory: str | os.PathLike[str], recording: RecordedRollout, *, kind: Format = "gif",
+def write_recording(directory: str | os.PathLike[str], recording: RolloutRecording, *, kind: Format = "gif",
                     with_seed: bool = False) -> Path:
-    """Write TASK-POLICY-OUTCOME.gif, or TASK-POLICY-SEED-OUTCOME.mp4, into a directory, which is made.
+    """Write TASK-POLICY[-SEED]-OUTCOME.KIND into a directory, which is created.
 
     Args:
         directory: of the file.
@@ -108,92 +60,90 @@ def write_recording(directory: str | os.PathLike[str], recording: RecordedRollou
     Returns:
         The path; OUTCOME is "success" or "failure".
     """
-    place = Path(directory)
-    place.mkdir(parents=True, exist_ok=True)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
     seed = f"-{recording.seed}" if with_seed else ""
     outcome = "success" if recording.success else "failure"
-    path = place / f"{recording.task.replace('/', '_')}-{recording.policy}{seed}-{outcome}.{kind}"
+    path = folder / f"{recording.task.replace('/', '_')}-{recording.policy}{seed}-{outcome}.{kind}"
     write = write_mp4 if kind == "mp4" else write_gif
-    title = f"{recording.task}, {recording.policy}, seed {recording.seed}"
-    write(path, Rollout(recording.frames, recording.instructions, recording.actions, recording.success, title))
+    write(path, recording)
     return path
 
 
-def write_gif(path: str | os.PathLike[str], rollout: Rollout) -> None:
+def write_gif(path: str | os.PathLike[str], recording: RolloutRecording) -> None:
     """Write an episode as an animated GIF."""
-    pictures = list(draw_rollout(rollout))
-    durations = [rollout.step_ms] * len(rollout.actions) + [_LAST_MS]
-    # One palette for all pictures: with one each, flat colours would flicker.
-    drawn = [np.asarray(picture).reshape(-1, 1, 3) for picture in (pictures[0], pictures[-1])]
-    palette = Image.fromarray(np.concatenate([*drawn, rollout.frames.reshape(-1, 1, 3)])).quantize(256)
-    flat = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    partial = _beside(path)
+    images = list(draw_rollout(recording))
+    durations = [recording.step_ms] * len(recording.actions) + [_LAST_MS]
+    # One palette for all images: with one for each image, flat colours would flicker.
+    drawn = [np.asarray(image).reshape(-1, 1, 3) for image in (images[0], images[-1])]
+    palette = Image.fromarray(np.concatenate([*drawn, recording.frames.reshape(-1, 1, 3)])).quantize(256)
+    flat = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    partial = _partial_path(path)
     flat[0].save(partial, "gif", save_all=True, append_images=flat[1:], duration=durations, loop=0)
     os.replace(partial, path)
 
 
-def write_mp4(path: str | os.PathLike[str], rollout: Rollout) -> None:
+def write_mp4(path: str | os.PathLike[str], recording: RolloutRecording) -> None:
     """Write an episode as H.264 in an MP4.
 
     Raises:
-        ModuleNotFoundError: PyAV is not installed; says how to install it.
+        ModuleNotFoundError: PyAV is not installed.
     """
     check_format("mp4")
     import av
 
-    step_ms, partial = rollout.step_ms, _beside(path)
+    step_ms, partial = recording.step_ms, _partial_path(path)
     with av.open(str(partial), "w", format="mp4") as container:
-        # Typed Any: which class of stream it is depends on the codec's name.
+        # Typed Any: the class of the stream depends on the codec's name.
         stream: Any = container.add_stream("libx264", rate=fractions.Fraction(1000, step_ms), options={"crf": "18"})
-        stream.pix_fmt = "yuv420p"  # what every player shows
-        for number, picture in enumerate(draw_rollout(rollout)):
+        stream.pix_fmt = "yuv420p"  # supported by every player
+        for number, image in enumerate(draw_rollout(recording)):
             if not number:
-                stream.width, stream.height = (side + side % 2 for side in picture.size)  # the codec wants even sides
+                stream.width, stream.height = (side + side % 2 for side in image.size)  # the codec needs even sides
             canvas = Image.new("RGB", (stream.width, stream.height), _PAPER)
-            canvas.paste(picture)
-            stays = _LAST_MS // step_ms if number == len(rollout.actions) else 1
-            for _ in range(stays):
+            canvas.paste(image)
+            repeats = _LAST_MS // step_ms if number == len(recording.actions) else 1
+            for _ in range(repeats):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(canvas), format="rgb24")))
         container.mux(stream.encode())
     os.replace(partial, path)
 
 
-def _beside(path: str | os.PathLike[str]) -> Path:
-    """Where a file is written before it has its name."""
+def _partial_path(path: str | os.PathLike[str]) -> Path:
+    """The temporary name of a file that is being written."""
     return Path(path).with_name(f".{Path(path).name}.partial")
 
 
-def draw_rollout(rollout: Rollout) -> Iterator[Image.Image]:
-    """The pictures of a video, one a frame, all of one size; drawn as they are asked for, since they may be many."""
-    frames, actions = rollout.frames, rollout.actions
+def draw_rollout(recording: RolloutRecording) -> Iterator[Image.Image]:
+    """The images of a video, one a frame, all of the same size."""
+    frames, actions = recording.frames, recording.actions
     scale = max(1, -(-_SIDE // max(frames.shape[1:3])))
     height, width = frames.shape[1] * scale, frames.shape[2] * scale
     font = ImageFont.load_default(_FONT_SIZE)
-    title = [rollout.title] if rollout.title else []
-    told = {text: title + _wrapped(text, width, font) for text in dict.fromkeys(rollout.instructions)}
-    top = _MARGIN + _LINE * max(map(len, told.values())) + _MARGIN
+    title = f"{recording.task}, {recording.policy}, seed {recording.seed}"
+    texts = {text: [title, *_wrapped(text, width, font)] for text in dict.fromkeys(recording.instructions)}
+    top = _MARGIN + _LINE * max(map(len, texts.values())) + _MARGIN
     for step, frame in enumerate(frames):
-        picture = Image.new("RGB", (width + 2 * _MARGIN, top + height + _MARGIN + _LINE + _MARGIN), _PAPER)
-        draw = ImageDraw.Draw(picture)
-        for line, text in enumerate(told[rollout.instructions[step]]):
-            draw.text((_MARGIN, _MARGIN + _LINE * line), text, _PALE if title and not line else _INK, font)
+        image = Image.new("RGB", (width + 2 * _MARGIN, top + height + _MARGIN + _LINE + _MARGIN), _PAPER)
+        draw = ImageDraw.Draw(image)
+        for line, text in enumerate(texts[recording.instructions[step]]):
+            draw.text((_MARGIN, _MARGIN + _LINE * line), text, _INK if line else _PALE, font)
         last = step == len(actions)
-        colour = (_GOOD if rollout.success else _BAD) if last else _INK
+        colour = (_GOOD if recording.success else _BAD) if last else _INK
         if last:
-            around = (_MARGIN - 5, top - 5, _MARGIN + width + 4, top + height + 4)
-            draw.rectangle(around, fill=colour)
+            draw.rectangle((_MARGIN - 5, top - 5, _MARGIN + width + 4, top + height + 4), fill=colour)
             steps = f"{len(actions)} step{'s' * (len(actions) != 1)}"
-            below = f"succeeded after {steps}" if rollout.success else f"failed after {steps}"
+            below = f"succeeded after {steps}" if recording.success else f"failed after {steps}"
         else:
             below = f"step {step + 1} of {len(actions)}: {actions[step]}"
         enlarged = Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST)
-        picture.paste(enlarged, (_MARGIN, top))
+        image.paste(enlarged, (_MARGIN, top))
         draw.text((_MARGIN, top + height + _MARGIN), below, colour, font)
-        yield picture
+        yield image
 
 
 def _wrapped(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
-    """The text in lines of at most `width` pixels, or of one word."""
+    """The text in lines of at most `width` pixels, but at least one word."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

@@ -1,10 +1,9 @@
-"""Episodes of one task, run until each has ended: of a policy, of a baseline, or of recorded actions.
+"""Run the episodes of one task: of a policy, of a baseline, or of recorded actions.
 
-    step of all running episodes:  simulators --what is seen--> policy, one batch --actions--> simulators
+    one step of all running episodes:  simulators --observations--> policy, one batch --actions--> simulators
 
-Episodes advance together, at most `CONCURRENT` at a time; where one ends, the next begins. So the batches the policy
-sees, and with them the results, do not depend on the number of processes. An episode is known to the policy by its
-number.
+At most `concurrent` episodes run at a time; when one ends, the next begins in its slot. So the policy's batches, and
+with them the results, do not depend on the number of processes. The policy knows an episode by its number.
 """
 
 from __future__ import annotations
@@ -22,16 +21,17 @@ from agent_jax.actions.specs import TERMINAL_KEY
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.envs import Action
 from agent_jax.envs.workers.simulator_pool import EpisodeStatus
-from agent_jax.envs.workers.simulators import Command, Died, Interrupted, Simulators
+from agent_jax.envs.workers.simulators import Answer, Command, Simulators, WorkerDied
+from agent_jax.evaluate.outcomes import RolloutRecording, TaskResult
 
 CONCURRENT = 32  # the largest batch that a policy is compiled for
 
 
 class ActingPolicy(Protocol):
-    """What chooses actions, for many episodes at a time. `env_ids` name the episodes, from `reset` to their end."""
+    """Chooses actions for many episodes at a time. `env_ids` name the episodes, from `reset` to their end."""
 
     def reset(self, env_ids: Sequence[Any]) -> None:
-        """Begin these episodes, or go on with a new instruction: forget what was seen under their ids."""
+        """Begin these episodes, or continue them with a new instruction: drop their history."""
         ...
 
     def act(self, images: Any, instructions: Sequence[str], env_ids: Sequence[Any],
@@ -39,263 +39,210 @@ class ActingPolicy(Protocol):
         """The next action of each episode.
 
         Args:
-            images: n mappings from a camera to what it sees, uint8 (height, width, 3).
-            instructions: n of them.
-            env_ids: n of them, in any order.
-            states: n mappings of the state's values, where the policy reads a state.
+            images: n mappings from a camera to its image, uint8 (height, width, 3).
+            instructions: n texts.
+            env_ids: n ids, in any order.
+            states: n mappings of the state's values, if the policy reads a state.
         """
         ...
 
 
 @runtime_checkable
-class Forgetful(Protocol):
-    """A policy that can be told that an episode will not go on."""
+class ForgettingPolicy(Protocol):
+    """A policy that frees the memory of ended episodes."""
 
     def forget(self, env_ids: Sequence[Any]) -> None:
-        """Drop all memory of these episodes."""
+        """Drop the history of these episodes."""
         ...
 
 
 @runtime_checkable
-class Weighing(Protocol):
-    """A policy that knows how probable its actions were."""
+class ProbabilisticPolicy(Protocol):
+    """A policy that knows the probability of its actions."""
 
     def probability(self, env_id: Any) -> float:
-        """Of the last action of an episode."""
+        """The probability of an episode's last action."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutRecording:
-    """One episode to look at: `view.rollout` draws it."""
-
-    task: str
-    policy: str
-    seed: int
-    instructions: tuple[str, ...]  # one a frame
-    frames: np.ndarray  # uint8 (steps + 1, height, width, 3): before each action, and after the last
-    actions: tuple[str, ...]
-    success: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class EpisodeOutcome:
-    """What came of one episode, by which it can be found and begun again."""
-
-    seed: int
-    success: bool
-    steps: int
-    instruction: str  # of a chain, all that were begun, joined by "; "
-    actions: tuple[dict[str, Any], ...] = ()  # one a step, as JSON; () where they were not asked for
-    probabilities: tuple[float, ...] = ()  # of each action; () where the policy knows of none
-
-    def to_json(self, *, steps: bool) -> dict[str, Any]:
-        """JSON, with or without what was done at each step."""
-        content: dict[str, Any] = {"seed": self.seed, "success": self.success, "steps": self.steps,
-                                   "instruction": self.instruction}
-        if steps and self.actions:
-            content["actions"] = list(self.actions)
-        if steps and self.probabilities:
-            content["probabilities"] = list(self.probabilities)
-        return content
-
-
-@dataclasses.dataclass(frozen=True)
-class Lost:
-    """An episode that has no outcome, since its process died."""
-
-    seed: int
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskResult:
-    """Episodes of one policy on one task, in the order of their seeds, less the lost ones."""
-
-    task: str
-    seeds: tuple[int, ...]
-    success: np.ndarray  # bool, one an episode
-    steps: np.ndarray  # int64, one an episode
-    lost: tuple[Lost, ...] = ()
-    outcomes: tuple[EpisodeOutcome, ...] = ()  # one an episode
-    recordings: tuple[RolloutRecording, ...] = ()  # failures first
-    seconds: float = 0.0  # of all episodes
-    policy_seconds: float = 0.0  # of which in the policy
-    completed: np.ndarray | None = None  # int64, one an episode: instructions of its chain that were carried out
-    instructions: int = 1  # of an episode; several where `completed` counts them
-
-
-@dataclasses.dataclass(frozen=True)
-class Sees:
-    """What of an observation a policy is given."""
+class ObservationKeys:
+    """The parts of an observation that a policy receives."""
 
     cameras: tuple[str, ...] = ("rgb",)
-    state: tuple[str, ...] = ()  # keys of the state
+    state: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, domain: Domain) -> Sees:
-        """What a policy of the domain is given: the images of its cameras and the keys of its StateSpec."""
+    def of(cls, domain: Domain) -> ObservationKeys:
+        """The cameras of the domain and the keys of its StateSpec."""
         return cls(domain.camera_names, tuple(domain.state.spec.fields) if domain.state else ())
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """Of the observation."""
+    def all(self) -> tuple[str, ...]:
+        """Cameras, then state."""
         return (*self.cameras, *self.state)
 
 
 def run_policy(policy: ActingPolicy, simulators: Simulators, task: str, seeds: Sequence[int], *,
-               sees: Sees | None = None, name: str = "", record: int = 0, trace: bool = False,
+               keys: ObservationKeys | None = None, name: str = "", record: int = 0, trace: bool = False,
                action_name: Callable[[Action], str] = str, concurrent: int = CONCURRENT) -> TaskResult:
     """Run a policy through the episodes of `seeds`.
 
     Args:
-        policy: what acts.
+        policy: the policy.
         simulators: of the environment.
         task: of the environment.
         seeds: of the episodes.
-        sees: what the policy is shown; by default the image "rgb".
+        keys: the policy's inputs; None: the image "rgb".
         name: of the policy, for the recordings.
-        record: how many episodes to record: the first that failed, then the first of the others.
+        record: number of episodes to record: the first that failed, then the first of the others.
         trace: whether outcomes have the actions and their probabilities.
-        action_name: an action in a word, for the recordings.
+        action_name: a short text for an action, for the recordings.
         concurrent: episodes at a time.
 
     Raises:
-        ValueError: no episodes, or none at a time; or the policy answers with another number of actions than it was
-            asked for.
+        ValueError: no episodes, `concurrent` below 1, or the policy returns a wrong number of actions.
     """
     if not seeds:
         raise ValueError(f"task {task!r}: found 0 episodes to evaluate, expected at least 1")
     if concurrent < 1:
         raise ValueError(f"concurrent={concurrent}: expected at least 1 episode at a time")
     begun = time.perf_counter()
-    rollouts = _Rollouts(policy, task, seeds, sees or Sees(), name, record, action_name, trace=trace)
+    rollouts = _Rollouts(policy, task, seeds, keys or ObservationKeys(), name, record, action_name, trace=trace)
     while rollouts.unfinished:
-        commands = rollouts.commands(concurrent)
-        rollouts.take(simulators.exchange(commands))
+        rollouts.update(simulators.exchange(rollouts.commands(concurrent)))
     return rollouts.result(time.perf_counter() - begun)
 
 
-class _Rollouts:
-    """The state of `run_policy`: which episode is in which place, and what it shows."""
+@dataclasses.dataclass
+class _EpisodeLog:
+    """The latest status of an episode, and what was recorded of it."""
 
-    def __init__(self, policy: ActingPolicy, task: str, seeds: Sequence[int], sees: Sees, name: str, record: int,
-                 action_name: Callable[[Action], str], *, trace: bool) -> None:
-        self._policy, self._task, self._seeds, self._sees = policy, task, seeds, sees
+    number: int
+    status: EpisodeStatus | None = None
+    instructions: list[str] = dataclasses.field(default_factory=list)  # each one once, in order
+    actions: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # as JSON
+    probabilities: list[float] = dataclasses.field(default_factory=list)
+    frames: list[bytes] = dataclasses.field(default_factory=list)  # compressed
+    frame_instructions: list[str] = dataclasses.field(default_factory=list)
+    action_names: list[str] = dataclasses.field(default_factory=list)
+
+
+class _Rollouts:
+    """The state of `run_policy`."""
+
+    def __init__(self, policy: ActingPolicy, task: str, seeds: Sequence[int], keys: ObservationKeys, name: str,
+                 record: int, action_name: Callable[[Action], str], *, trace: bool) -> None:
+        self._policy, self._task, self._seeds, self._keys = policy, task, seeds, keys
         self._name, self._record, self._action_name, self._trace = name, record, action_name, trace
         self._waiting = collections.deque(range(len(seeds)))
-        self._episode: dict[int, int] = {}  # by place
-        self._seen: dict[int, EpisodeStatus] = {}  # by place
-        self._ended: dict[int, EpisodeStatus] = {}  # by episode
+        self._running: dict[int, _EpisodeLog] = {}  # by slot
+        self._ended: dict[int, _EpisodeLog] = {}  # by episode
         self._lost: dict[int, str] = {}  # by episode
-        # By episode. Which of them fail is known at their ends, so frames of all that run are kept, compressed.
-        self._frames: dict[int, list[bytes]] = {}
-        self._shape: tuple[int, ...] = ()  # of a frame
-        self._instructions: dict[int, list[str]] = {}
-        self._actions: dict[int, list[str]] = {}
-        self._told: dict[int, list[str]] = {}  # each instruction once
-        self._steps: dict[int, list[tuple[dict[str, Any], float | None]]] = {}
+        self._frame_shape: tuple[int, ...] = ()
         self._policy_seconds = 0.0
 
     @property
     def unfinished(self) -> bool:
         """Whether an episode is running or waiting."""
-        return bool(self._waiting or self._episode)
+        return bool(self._waiting or self._running)
 
     def commands(self, concurrent: int) -> dict[int, Command]:
-        """By place: the next action of each running episode, and the beginning of others in the free places."""
-        running = sorted(self._episode)
-        commands = {}
-        for place, action in zip(running, self._ask(running) if running else (), strict=True):
-            commands[place] = Command("step", {"place": place}, action)
-            episode = self._episode[place]
+        """By slot: the next action of each running episode, and the start of waiting episodes in free slots."""
+        commands, slots = {}, sorted(self._running)
+        for slot, action in zip(slots, self._act([self._running[slot] for slot in slots]), strict=True):
+            arrays = {key: np.asarray(value) for key, value in action.items()}  # a worker may lack their library
+            commands[slot] = Command("step", {"slot": slot, "action": arrays})
+            episode = self._running[slot]
             if self._trace:
-                odds = self._policy.probability(episode) if isinstance(self._policy, Weighing) else None
-                self._steps[episode].append((_as_json(action), odds))
-            if episode in self._actions:
+                episode.actions.append(_as_json(action))
+                if isinstance(self._policy, ProbabilisticPolicy):
+                    episode.probabilities.append(self._policy.probability(episode.number))
+            if self._record:
                 over = action.get(TERMINAL_KEY, False)
-                self._actions[episode].append(TERMINAL_KEY if over else self._action_name(action))
-        for place in range(min(concurrent, len(self._seeds))):
-            if place not in self._episode and self._waiting:
-                episode = self._episode[place] = self._waiting.popleft()
-                self._policy.reset([episode])
-                self._told[episode], self._steps[episode] = [], []
-                if self._record:
-                    self._frames[episode], self._instructions[episode], self._actions[episode] = [], [], []
-                arguments = {"place": place, "task": self._task, "seed": self._seeds[episode]}
-                commands[place] = Command("begin", arguments)
+                episode.action_names.append(TERMINAL_KEY if over else self._action_name(action))
+        for slot in range(min(concurrent, len(self._seeds))):
+            if slot not in self._running and self._waiting:
+                episode = self._running[slot] = _EpisodeLog(self._waiting.popleft())
+                self._policy.reset([episode.number])
+                arguments = {"slot": slot, "task": self._task, "seed": self._seeds[episode.number]}
+                commands[slot] = Command("begin", arguments)
         return commands
 
-    def take(self, answers: Mapping[int, Any]) -> None:
-        """What the simulators answered, by place."""
-        interrupted = []
-        for place, answer in answers.items():
-            episode = self._episode[place]
-            if isinstance(answer, EpisodeStatus):
-                if answer.steps and answer.instruction != self._seen[place].instruction:
-                    self._policy.reset([episode])  # what was done for another instruction is no part of this one
-                self._seen[place] = answer
-                if [answer.instruction] != self._told[episode][-1:]:
-                    self._told[episode].append(answer.instruction)
-                if episode in self._frames:
-                    frame = answer.observation[self._sees.cameras[0]]
-                    self._shape = frame.shape
-                    self._frames[episode].append(zlib.compress(frame.tobytes(), 1))
-                    self._instructions[episode].append(answer.instruction)
-                if not answer.over:
-                    continue
-                self._ended[episode] = answer
-                self._drop_frames()
-            elif isinstance(answer, Died):
-                self._lost[episode] = answer.reason
-                self._frames.pop(episode, None)
-            elif isinstance(answer, Interrupted):
-                interrupted.append(episode)
-            del self._episode[place]
-            if isinstance(self._policy, Forgetful):
-                self._policy.forget([episode])
-        self._waiting.extendleft(sorted(interrupted, reverse=True))
-
-    def _recorded(self) -> list[int]:
-        """The episodes to look at that have ended: failures first."""
-        return sorted(self._frames.keys() & self._ended.keys(), key=lambda i: (self._ended[i].success, i))
-
-    def _drop_frames(self) -> None:
-        for episode in self._recorded()[self._record :]:
-            del self._frames[episode], self._instructions[episode], self._actions[episode]
-
-    def _ask(self, places: Sequence[int]) -> Sequence[Action]:
-        seen, episodes = [self._seen[place] for place in places], [self._episode[place] for place in places]
-        images = [{camera: one.observation[camera] for camera in self._sees.cameras} for one in seen]
-        states = [{key: one.observation[key] for key in self._sees.state} for one in seen] if self._sees.state else None
-        asked = time.perf_counter()
-        actions = self._policy.act(images, [one.instruction for one in seen], episodes, states)
-        self._policy_seconds += time.perf_counter() - asked
-        if len(actions) != len(places):
-            raise ValueError(f"policy {self._name!r}: found {len(actions)} actions for {len(places)} episodes, "
+    def _act(self, episodes: Sequence[_EpisodeLog]) -> Sequence[Action]:
+        if not episodes:
+            return ()
+        statuses = [episode.status for episode in episodes if episode.status]
+        images, states = ([{key: status.observation[key] for key in keys} for status in statuses]
+                          for keys in (self._keys.cameras, self._keys.state))
+        begun = time.perf_counter()
+        actions = self._policy.act(images, [status.instruction for status in statuses],
+                                   [episode.number for episode in episodes], states if self._keys.state else None)
+        self._policy_seconds += time.perf_counter() - begun
+        if len(actions) != len(episodes):
+            raise ValueError(f"policy {self._name!r}: found {len(actions)} actions for {len(episodes)} episodes, "
                              "expected one each")
         return actions
 
+    def update(self, answers: Mapping[int, Answer]) -> None:
+        """Take the simulators' answers, by slot."""
+        interrupted = []
+        for slot, answer in answers.items():
+            episode = self._running[slot]
+            if isinstance(answer, EpisodeStatus):
+                self._log(episode, answer)
+                if not answer.over:
+                    continue
+                self._ended[episode.number] = episode
+                for other in self._recorded()[self._record :]:
+                    other.frames.clear()
+            elif isinstance(answer, WorkerDied):
+                self._lost[episode.number] = answer.reason
+            else:
+                interrupted.append(episode.number)
+            del self._running[slot]
+            if isinstance(self._policy, ForgettingPolicy):
+                self._policy.forget([episode.number])
+        self._waiting.extendleft(sorted(interrupted, reverse=True))
+
+    def _log(self, episode: _EpisodeLog, status: EpisodeStatus) -> None:
+        if episode.status and status.instruction != episode.status.instruction:
+            self._policy.reset([episode.number])  # the history of another instruction does not count
+        episode.status = status
+        if [status.instruction] != episode.instructions[-1:]:
+            episode.instructions.append(status.instruction)
+        if self._record:  # every running episode: only its end shows whether it fails
+            frame = status.observation[self._keys.cameras[0]]
+            self._frame_shape = frame.shape
+            episode.frames.append(zlib.compress(frame.tobytes(), 1))
+            episode.frame_instructions.append(status.instruction)
+
+    def _recorded(self) -> list[_EpisodeLog]:
+        """The ended episodes with frames, failures first."""
+        return sorted((episode for episode in self._ended.values() if episode.frames),
+                      key=lambda episode: (episode.status is not None and episode.status.success, episode.number))
+
     def result(self, seconds: float) -> TaskResult:
-        """What came of all episodes."""
+        """The result of all episodes."""
         recordings = tuple(
-            RolloutRecording(self._task, self._name, self._seeds[i], tuple(self._instructions[i]),
-                      np.stack([np.frombuffer(zlib.decompress(frame), np.uint8).reshape(self._shape)
-                                for frame in self._frames[i]]),
-                      tuple(self._actions[i]), self._ended[i].success)
-            for i in self._recorded())
-        found = _result(self._task, self._seeds, self._ended, self._lost)
+            RolloutRecording(
+                self._task, self._name, self._seeds[one.number], tuple(one.frame_instructions),
+                np.stack([np.frombuffer(zlib.decompress(frame), np.uint8).reshape(self._frame_shape)
+                          for frame in one.frames]),
+                tuple(one.action_names), success=one.status is not None and one.status.success)
+            for one in self._recorded())
+        ended = {number: episode.status for number, episode in self._ended.items() if episode.status}
+        result = TaskResult.of(self._task, self._seeds, ended, self._lost)
         outcomes = tuple(
-            dataclasses.replace(outcome, instruction="; ".join(self._told[i]),
-                                actions=tuple(action for action, _ in self._steps[i]),
-                                probabilities=tuple(odds for _, odds in self._steps[i] if odds is not None))
-            for i, outcome in zip(sorted(self._ended), found.outcomes, strict=True))
-        return dataclasses.replace(found, outcomes=outcomes, recordings=recordings, seconds=seconds,
+            dataclasses.replace(outcome, instruction="; ".join(episode.instructions), actions=tuple(episode.actions),
+                                probabilities=tuple(episode.probabilities))
+            for outcome, (_, episode) in zip(result.outcomes, sorted(self._ended.items()), strict=True))
+        return dataclasses.replace(result, outcomes=outcomes, recordings=recordings, seconds=seconds,
                                    policy_seconds=self._policy_seconds)
 
 
 def _as_json(action: Action) -> dict[str, Any]:
-    """An action as JSON; numbers to 6 digits, which is more than bins have."""
+    """An action as JSON; numbers to 6 digits, which is more precise than bins."""
 
     def rounded(value: Any) -> Any:
         if isinstance(value, list):
@@ -306,7 +253,7 @@ def _as_json(action: Action) -> dict[str, Any]:
 
 
 def run_whole(simulators: Simulators, task: str, seeds: Sequence[int], commands: Sequence[Command]) -> TaskResult:
-    """Run episodes that need no policy here: one command ("play" or "replay") of each seed."""
+    """Run whole episodes by one command ("play" or "replay") for each seed."""
     begun = time.perf_counter()
     ended: dict[int, EpisodeStatus] = {}
     lost: dict[int, str] = {}
@@ -314,35 +261,21 @@ def run_whole(simulators: Simulators, task: str, seeds: Sequence[int], commands:
         for number, answer in simulators.exchange({i: commands[i] for i in missing}).items():
             if isinstance(answer, EpisodeStatus):
                 ended[number] = answer
-            elif isinstance(answer, Died):
+            elif isinstance(answer, WorkerDied):
                 lost[number] = answer.reason
-    return dataclasses.replace(_result(task, seeds, ended, lost), seconds=time.perf_counter() - begun)
+    return dataclasses.replace(TaskResult.of(task, seeds, ended, lost), seconds=time.perf_counter() - begun)
 
 
-def run_baseline(simulators: Simulators, task: str, seeds: Sequence[int], who: str, seed: int) -> TaskResult:
+def run_baseline(simulators: Simulators, task: str, seeds: Sequence[int], baseline: str, seed: int) -> TaskResult:
     """Run the environment's expert ("bot") or random actions through the episodes of `seeds`.
 
     Args:
         simulators: of the environment.
         task: of the environment.
         seeds: of the episodes.
-        who: "bot", or a name of the module's RANDOM.
+        baseline: "bot", or a key of the module's RANDOM.
         seed: of the random actions; each episode has its own stream, so other episodes do not change it.
     """
     return run_whole(simulators, task, seeds, [
-        Command("play", {"task": task, "seed": episode_seed, "who": who, "stream": [seed, i]})
+        Command("play", {"task": task, "seed": episode_seed, "baseline": baseline, "stream": [seed, i]})
         for i, episode_seed in enumerate(seeds)])
-
-
-def _result(task: str, seeds: Sequence[int], ended: Mapping[int, EpisodeStatus], lost: Mapping[int, str]) -> TaskResult:
-    order = sorted(ended)
-    result = TaskResult(task, tuple(seeds[i] for i in order), np.array([ended[i].success for i in order], bool),
-                        np.array([ended[i].steps for i in order], np.int64),
-                        tuple(Lost(seeds[i], lost[i]) for i in sorted(lost)),
-                        tuple(EpisodeOutcome(seeds[i], ended[i].success, ended[i].steps, ended[i].instruction)
-                              for i in order))
-    chains = [chain for i in order if (chain := ended[i].chain)]
-    if not chains:
-        return result
-    return dataclasses.replace(result, completed=np.array([done for done, _ in chains], np.int64),
-                               instructions=chains[0][1])

@@ -14,14 +14,14 @@ def success_summary(successes: np.ndarray) -> dict[str, Any]:
     at 0 of N and N of N.
 
     Raises:
-        ValueError: there are no episodes, or something other than booleans.
+        ValueError: no episodes, or values other than booleans.
     """
     successes = np.asarray(successes)
     if successes.dtype != np.bool_ or successes.ndim != 1 or not successes.size:
         raise ValueError(
             f"successes: found {successes.dtype} of shape {successes.shape}, expected booleans, one an episode"
         )
-    from scipy.stats import binomtest  # a fifth of all that training would import at its start
+    from scipy.stats import binomtest  # imported here because it takes long and training imports this module
 
     interval = binomtest(int(successes.sum()), successes.size).proportion_ci(0.95, method="wilson")
     return {
@@ -32,16 +32,16 @@ def success_summary(successes: np.ndarray) -> dict[str, Any]:
 
 
 def chain_summary(completed: np.ndarray, instructions: int) -> dict[str, Any]:
-    """{"in_a_row": [success_summary of at least 1, of 2, ... instructions], "mean_length": of chains}.
+    """{"in_a_row": [success_summary of at least 1, 2, ... instructions], "mean_length": mean of `completed`}.
 
-    As CALVIN (Mees et al. 2022) reports it: an episode is a chain of instructions that ends with the first failure.
+    As in CALVIN (Mees et al. 2022): an episode is a chain of instructions that ends with the first failure.
 
     Args:
-        completed: instructions carried out, one number an episode.
-        instructions: of each chain.
+        completed: number of completed instructions of each episode.
+        instructions: number of instructions of a chain.
 
     Raises:
-        ValueError: there are no episodes, or numbers that no chain of this length has.
+        ValueError: no episodes, or a number outside 0 to `instructions`.
     """
     completed = np.asarray(completed)
     if not completed.size or completed.min() < 0 or completed.max() > instructions:

@@ -29,7 +29,7 @@ from agent_jax.data.pipeline.run_data import RunData, open_data, with_vocabulary
 from agent_jax.data.store.episode import RecordError
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.evaluate.closed_loop import without_episodes
-from agent_jax.evaluate.in_training import InTraining
+from agent_jax.evaluate.in_training import InTrainingEvaluation
 from agent_jax.models.agent import abstract_params
 from agent_jax.models.choice_table import ChoiceTable
 from agent_jax.models.losses import LossSums, total
@@ -86,7 +86,7 @@ class Run:
             self.checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest,
                                            keep_best=config.checkpoint.keep_best)
             acts = config.closed_loop.environment and distributed.leads()
-            self.in_training = InTraining(config, self.data.domains) if acts else None
+            self.in_training = InTrainingEvaluation(config, self.data.domains) if acts else None
             with self.alone() if resumes else contextlib.nullcontext():  # a start may set damaged steps aside
                 self.first: Start = start(config, self.mesh, self.optimizer, self.data.vocabulary, self.data.domains,
                                           self.checkpoints)

@@ -26,8 +26,8 @@ from agent_jax.batch import Batch
 from agent_jax.config import Config, ModelConfig
 from agent_jax.evaluate.closed_loop import Report, closed_loop
 from agent_jax.evaluate.in_training import acting_domain, simulator_image_size
+from agent_jax.evaluate.outcomes import RolloutRecording
 from agent_jax.evaluate.rollout_video import write_recording
-from agent_jax.evaluate.rollouts import RolloutRecording
 from agent_jax.json_files import write_json
 from agent_jax.models.agent import Agent, Params
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
@@ -108,7 +108,7 @@ def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path
     image_size = simulator_image_size(config, config.closed_loop.environment)
     return closed_loop(config.closed_loop, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
                        image_size=image_size, watch=watch if config.closed_loop.video else None,
-                       per_episode=True, say=say)
+                       per_episode=True, log=say)
 
 
 def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) -> None:

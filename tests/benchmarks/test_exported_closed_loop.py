@@ -15,7 +15,7 @@ from data_stores import language_table_domain
 
 from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
 from agent_jax.config import Config
-from agent_jax.evaluate.rollouts import Sees, TaskResult
+from agent_jax.evaluate.rollouts import ObservationKeys, TaskResult
 
 
 def test_both_agents_are_given_state_and_images_as_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +30,7 @@ def test_both_agents_are_given_state_and_images_as_in_evaluation(monkeypatch: py
         return contextlib.nullcontext()
 
     def run_policy(policy: Any, simulators: Any, task: str, seeds: Any, **options: Any) -> TaskResult:
-        shown.append((options["sees"], options["concurrent"]))
+        shown.append((options["keys"], options["concurrent"]))
         return TaskResult(task, tuple(seeds), np.ones(2, bool), np.ones(2, np.int64))
 
     def warm_up(sizes: Any) -> None:
@@ -39,7 +39,7 @@ def test_both_agents_are_given_state_and_images_as_in_evaluation(monkeypatch: py
     load = lambda *arguments, **options: SimpleNamespace(domain=domain, config=config, step=7,  # noqa: E731
                                                          warm_up=warm_up)
     monkeypatch.setattr(benchmark, "load", lambda name: module)
-    monkeypatch.setattr(benchmark, "Trained", SimpleNamespace(load=load))
+    monkeypatch.setattr(benchmark, "TrainedRun", SimpleNamespace(load=load))
     monkeypatch.setattr(benchmark, "Policy", SimpleNamespace(load=load))
     monkeypatch.setattr(benchmark.torch_agent, "Policy", load)
     monkeypatch.setattr(benchmark, "Simulators", simulators)
@@ -47,5 +47,5 @@ def test_both_agents_are_given_state_and_images_as_in_evaluation(monkeypatch: py
     monkeypatch.setattr(sys, "argv", ["exported_closed_loop", "--checkpoint", "a", "--folder", "b", "--environment",
                                       "table", "--episodes", "2"])
     assert benchmark.main() == 0
-    sees = Sees(("rgb",), tuple(LANGUAGE_TABLE_STATE.fields))
-    assert shown == [(1,)] + 2 * [("table", 40, sees.keys), (sees, 1)]
+    keys = ObservationKeys(("rgb",), tuple(LANGUAGE_TABLE_STATE.fields))
+    assert shown == [(1,)] + 2 * [("table", 40, keys.all), (keys, 1)]

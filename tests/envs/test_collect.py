@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return collect.ensure_demonstrations(CONFIG, tmp_path_factory.mktemp("demonstrations") / "new")
 
 
-def test_the_data_set_holds_the_episodes_asked_for_and_says_how_they_were_made(made: Path) -> None:
+def test_the_data_set_has_the_requested_episodes_and_their_metadata(made: Path) -> None:
     store = open_store(made)
     assert dict(store.splits) == {"train": 12, "test": 6}
     levels = [name.decode().split("/")[0] for name, *_ in records(made, "train")]
@@ -68,7 +68,7 @@ def test_the_number_of_processes_changes_nothing(
     assert printed.err == ""
 
 
-def test_a_data_set_that_is_there_is_used_again_and_another_config_makes_another(
+def test_an_existing_data_set_is_reused_and_another_config_makes_another(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (made / "dataset_info.json").stat()
@@ -108,7 +108,7 @@ def test_a_killed_collection_leaves_no_data_set_and_no_process_and_is_taken_up_a
             os.killpg(running.pid, 0)
             time.sleep(0.05)
         os.killpg(running.pid, signal.SIGKILL)
-        pytest.fail("the workers outlived their caller by a minute")
+        pytest.fail("workers are still running a minute after the end of their caller")
     assert not (tmp_path / "made").exists()
     whole = {path.name: path.stat().st_mtime_ns for path in build.glob("babyai-train.*")}
     assert 1 <= len(whole) < 6
@@ -117,7 +117,7 @@ def test_a_killed_collection_leaves_no_data_set_and_no_process_and_is_taken_up_a
     config = DemonstrationsConfig(environment="babyai", episodes={"GoToObj": 120})
     made = collect.collect(config, tmp_path / "made")
     files = {path.name: path.stat().st_mtime_ns for path in open_store(made).files("train")}
-    assert whole.items() <= files.items()  # kept, not made anew
+    assert whole.items() <= files.items()  # kept, not written again
     assert len({name for name, *_ in records(made, "train")}) == 120
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
@@ -145,7 +145,7 @@ def test_a_worker_that_fails_ends_the_collection_with_its_message(
         ({"environment": ""}, "environment '': expected MODULE"),
     ],
 )
-def test_a_config_that_makes_no_sense_is_refused_before_anything_is_made(
+def test_an_invalid_config_is_an_error_before_anything_is_written(
     tmp_path: Path, change: dict, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

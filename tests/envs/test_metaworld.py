@@ -12,10 +12,10 @@ from agent_jax.data.store.store import open_store
 from agent_jax.envs import collect, load, tasks_of
 from agent_jax.envs.workers.demonstration_worker import demonstrate
 
-# Not by importing it: what draws is decided when mujoco is imported, and agent_jax.envs.metaworld sees to that.
+# Without importing it: the renderer is chosen when mujoco is imported, and agent_jax.envs.metaworld sets it.
 if importlib.util.find_spec("metaworld") is None:
     pytest.skip("metaworld is not installed", allow_module_level=True)
-# In another process: mujoco's objects are untidy where there is no EGL.
+# In another process: without EGL, mujoco's objects raise errors when they are deleted.
 DRAW = "from agent_jax.envs import load; load('metaworld').make('drawer-close', 8).reset(seed=0)"
 if (drawn := subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True, check=False)).returncode:
     pytest.skip(f"MuJoCo cannot draw here: {drawn.stderr[-200:]}", allow_module_level=True)
@@ -30,7 +30,7 @@ def drawer():
     environment.close()
 
 
-def test_there_are_ten_and_fifty_tasks_each_with_a_sentence_of_its_own() -> None:
+def test_there_are_ten_and_fifty_tasks_each_with_its_own_sentence() -> None:
     assert len(metaworld.TASKS["MT10"]) == 10
     assert set(metaworld.TASKS["MT10"]) < set(metaworld.TASKS["MT50"]) == set(metaworld.SENTENCES)
     assert len(set(metaworld.SENTENCES.values())) == len(metaworld.SENTENCES) == 50
@@ -50,7 +50,7 @@ def test_an_episode_is_determined_by_its_seed(drawer) -> None:
     assert not np.array_equal(first["rgb"], other["rgb"])
 
 
-def test_the_state_is_the_hand_and_moves_as_the_action_says(drawer) -> None:
+def test_the_state_is_the_hands_position_and_follows_the_action(drawer) -> None:
     before = drawer.reset(seed=1)[0]["state"]
     after = drawer.step({"action": np.array([1.0, 0.0, 0.0, -1.0])})[0]["state"]
     assert after[0] - before[0] > 0.005
@@ -60,7 +60,7 @@ def test_the_state_is_the_hand_and_moves_as_the_action_says(drawer) -> None:
 
 
 @pytest.mark.parametrize("task", ["door-open@16hz", "reach"])
-def test_the_scripted_policy_solves_the_task_at_either_rate(task: str) -> None:
+def test_the_scripted_policy_solves_the_task_at_both_rates(task: str) -> None:
     environment = metaworld.make(task, 8)
     record = demonstrate(metaworld, environment, 3, 0.0)
     environment.close()
@@ -73,7 +73,7 @@ def test_the_scripted_policy_solves_the_task_at_either_rate(task: str) -> None:
     assert np.abs(actions).max() <= 1
 
 
-def test_tasks_beyond_mt10_begin_with_the_hand_within_the_states_bounds() -> None:
+def test_tasks_outside_mt10_begin_with_the_hand_within_the_states_bounds() -> None:
     for task in ("assembly", "shelf-place"):
         environment = metaworld.make(task, 8)
         observation, _ = environment.reset(seed=0)
@@ -83,7 +83,7 @@ def test_tasks_beyond_mt10_begin_with_the_hand_within_the_states_bounds() -> Non
         environment.close()
 
 
-def test_an_episode_is_cut_off_after_500_steps_of_the_simulator() -> None:
+def test_an_episode_is_truncated_after_500_steps_of_the_simulator() -> None:
     environment = metaworld.make("pick-place@2hz", 8)
     environment.reset(seed=0)
     ends = [environment.step({"action": np.zeros(4)})[2:4] for _ in range(13)]  # 500 / 40, rounded up
@@ -92,7 +92,7 @@ def test_an_episode_is_cut_off_after_500_steps_of_the_simulator() -> None:
     assert not any(any(end) for end in ends[:-1])
 
 
-def test_demonstrations_hold_pictures_and_state(tmp_path: Path) -> None:
+def test_demonstrations_have_images_and_state(tmp_path: Path) -> None:
     collect.main(["metaworld", "--task", "drawer-close@16hz", "--episodes", "2", "--validation_episodes", "1",
                   "--image_size", "16", "--processes", "1", "--noise", "0.3", "--out", str(tmp_path / "made")])
     store = open_store(tmp_path / "made")
@@ -105,10 +105,10 @@ def test_demonstrations_hold_pictures_and_state(tmp_path: Path) -> None:
     assert weights <= {0.0, 1.0}
 
 
-def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"task: found 'door-opn', which metaworld .* lacks; near it: door-open"):
+def test_user_errors_name_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"task: found 'door-opn', .*: door-open"):
         metaworld.make("door-opn")
-    with pytest.raises(ValueError, match=r"found 'door-open@30hz', expected a rate that divides 80 Hz"):
+    with pytest.raises(ValueError, match=r"found 'door-open@30hz', expected .*80 Hz"):
         metaworld.make("door-open@30hz")
     with pytest.raises(ValueError, match="image_size=0 must be at least 1"):
         metaworld.make("reach", 0)

@@ -32,7 +32,7 @@ def still(yaw: float = 0.0, pitch: float = 0.0, key: int = -1) -> dict[str, np.n
     return {"buttons": np.arange(4) == key, "camera": np.array([pitch, yaw], np.float32)}
 
 
-def test_an_episode_is_determined_by_its_seed_whatever_was_played_before(four) -> None:
+def test_an_episode_depends_only_on_its_seed(four) -> None:
     first = four.reset(seed=5)[0]["rgb"].copy()
     where, what = dict(four.objects), four.instruction
     for key in (0, 3):
@@ -46,7 +46,7 @@ def test_an_episode_is_determined_by_its_seed_whatever_was_played_before(four) -
     assert first.dtype == np.uint8
 
 
-def test_the_instruction_names_one_of_the_objects_and_they_lie_apart(four) -> None:
+def test_the_instruction_names_one_of_the_objects_and_they_have_distance(four) -> None:
     for seed in range(10):
         _, info = four.reset(seed=seed)
         assert info == {"success": False}
@@ -60,7 +60,7 @@ def test_the_instruction_names_one_of_the_objects_and_they_lie_apart(four) -> No
         assert min(apart) > 2 * vizdoom.REACH
 
 
-def test_keys_move_and_the_mouse_turns_by_the_degrees_that_are_said(four) -> None:
+def test_keys_move_and_the_mouse_turns_by_the_given_degrees(four) -> None:
     four.reset(seed=1)
     x, y, angle, pitch = four.player
     four.step(still(yaw=20.0, pitch=8.0))
@@ -79,7 +79,7 @@ def test_keys_move_and_the_mouse_turns_by_the_degrees_that_are_said(four) -> Non
         assert moved @ direction > 0.9 * np.linalg.norm(moved) > 1
 
 
-def test_the_expert_reaches_what_is_named_and_nothing_else(four) -> None:
+def test_the_expert_reaches_only_the_named_object(four) -> None:
     for seed in range(15):
         record = demonstrate(vizdoom, four, seed, 0.1)
         assert record is not None
@@ -106,13 +106,13 @@ def test_reaching_another_object_ends_the_episode_without_success(four) -> None:
     assert (reward, info["success"]) == (0.0, False)
 
 
-def test_an_episode_in_which_nothing_is_reached_is_cut_off(four) -> None:
+def test_an_episode_in_which_no_object_is_reached_is_truncated(four) -> None:
     four.reset(seed=3)
     ends = [four.step(still())[2:4] for _ in range(vizdoom.MAX_STEPS)]
     assert ends == [(False, False)] * (vizdoom.MAX_STEPS - 1) + [(False, True)]
 
 
-def test_the_experts_actions_survive_encoding_exactly(four) -> None:
+def test_the_experts_actions_are_encoded_without_error(four) -> None:
     four.reset(seed=4)
     expert = vizdoom.Expert(four)
     camera = vizdoom.ACTION_SPEC.parts[1]
@@ -122,7 +122,7 @@ def test_the_experts_actions_survive_encoding_exactly(four) -> None:
         four.step(expert.act())
 
 
-def test_nothing_is_left_where_it_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_files_remain_in_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     environment = vizdoom.make("GoTo1", 100)
     assert environment.reset(seed=0)[0]["rgb"].shape == (100, 100, 3)
@@ -134,14 +134,14 @@ def test_nothing_is_left_where_it_was_started(tmp_path: Path, monkeypatch: pytes
 KILLED = """
 import os, signal
 from agent_jax.envs import load
-from agent_jax.envs.vizdoom import _workplace
+from agent_jax.envs.vizdoom import _temporary_directory
 load("vizdoom").make("GoTo1", 64).reset(seed=0)
-print(_workplace(), flush=True)
+print(_temporary_directory(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_killed_process_leaves_no_game_and_no_directory(root: Path) -> None:
+def test_after_a_kill_no_game_and_no_directory_remain(root: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(root)}
     killed = subprocess.run([sys.executable, "-c", KILLED], env=environment, stdout=subprocess.PIPE, text=True,
                             check=False)
@@ -164,7 +164,7 @@ def mentions(path: Path, text: bytes) -> bool:
         return False
 
 
-def test_demonstrations_are_gathered_by_the_command(tmp_path: Path) -> None:
+def test_the_command_collects_demonstrations(tmp_path: Path) -> None:
     collect.main(["vizdoom", "--task", "GoTo2", "--episodes", "3", "--validation_episodes", "1", "--image_size", "64",
                   "--processes", "1", "--out", str(tmp_path / "made")])
     store = open_store(tmp_path / "made")
@@ -174,7 +174,7 @@ def test_demonstrations_are_gathered_by_the_command(tmp_path: Path) -> None:
     assert np.asarray(episode.values("steps/buttons", 0, episode.steps)).dtype == bool
 
 
-def test_actions_have_names_and_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_actions_have_names_and_user_errors_name_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vizdoom.action_name(still(yaw=-7.5, key=0)) == "forward, 8 left"
     assert vizdoom.action_name(still()) == "nothing"
     with pytest.raises(ValueError, match=r"task: found 'GoTo9', expected one of GoTo1 to GoTo6"):

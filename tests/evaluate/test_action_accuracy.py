@@ -20,19 +20,19 @@ VOCABULARY = Vocabulary.build("bytes", ("iafm", "babyai"))
 TABLE, BABY, GAME = (BoundSpec(spec, VOCABULARY) for spec in (LANGUAGE_TABLE, BABYAI, MINECRAFT))
 
 
-def test_delimiters_and_what_follows_from_a_choice_are_no_choices() -> None:
+def test_delimiters_and_forced_ids_are_not_choices() -> None:
     assert (BABY.choices(BABY.encode({"action": 2})) >= 0).tolist() == [False, True, False]
     assert (TABLE.choices(TABLE.encode({"action": [0, 0]})) >= 0).tolist() == [False, True, True, False]
     assert (TABLE.choices(TABLE.terminal_ids()) >= 0).tolist() == [False, True, False, False]
     still = GAME.encode({"buttons": [False] * 23, "camera": [0, 0]})
-    assert (GAME.choices(still) >= 0).tolist() == [False, True]  # to end the action is a choice here
+    assert (GAME.choices(still) >= 0).tolist() == [False, True]  # ending the action is a choice here
     two = np.concatenate([BABY.encode({"action": 2}), BABY.encode({"action": 0})])
     assert (BABY.choices(two) >= 0).tolist() == [False, True, False] * 2
     with pytest.raises(ValueError, match=r"position 1: id .* may not follow"):
         BABY.choices(two[[0, 2]])
 
 
-def test_errors_are_in_the_units_of_the_spec_by_name() -> None:
+def test_errors_have_the_names_and_units_of_the_spec() -> None:
     spec = ActionSpec.from_dict(arm_spec("arm", names=("shoulder_pan", "gripper"), low=(-90, 0), high=(90, 1), count=19,
                                          unit=("deg", "")))
     bound = BoundSpec(spec, Vocabulary(ByteTokenizer(), (Block("arm", spec.tokens()),)))
@@ -52,10 +52,10 @@ def test_errors_are_in_the_units_of_the_spec_by_name() -> None:
     assert format_errors(found.errors) == "shoulder_pan 67.5 deg, gripper 0"
 
 
-def test_an_end_of_episode_has_no_number_and_weights_count() -> None:
+def test_a_terminal_action_has_no_error_and_weights_count() -> None:
     scores = ActionScores(TABLE)
     ids = TABLE.encode({"action": [0.01, 0.0]})
-    scores.add(ids, np.asarray([TABLE.terminal_ids()[1], ids[2]]), weight=3.0)  # says that the episode is over
+    scores.add(ids, np.asarray([TABLE.terminal_ids()[1], ids[2]]), weight=3.0)  # the terminal id
     scores.add(TABLE.terminal_ids(), TABLE.terminal_ids()[1:2])
     found = scores.result()
     assert found is not None
@@ -63,8 +63,8 @@ def test_an_end_of_episode_has_no_number_and_weights_count() -> None:
     assert [(one.name, one.count) for one in found.errors] == [("dy", 1)]
 
 
-def test_training_counts_the_choices_and_takes_the_best_legal_id_as_acting_does() -> None:
-    """Two domains in one batch, random logits over the whole vocabulary."""
+def test_training_and_acting_use_the_same_choices_and_best_legal_ids() -> None:
+    """Two domains in one batch, with random logits over the whole vocabulary."""
     random = np.random.default_rng(0)
     bounds = {0: TABLE, 2: GAME}
     table = ChoiceTable.of({**bounds, 1: None})
@@ -81,7 +81,7 @@ def test_training_counts_the_choices_and_takes_the_best_legal_id_as_acting_does(
         rows.append(lay_out([Window(domain, np.asarray([2, 70], np.int32), steps, 0)], RowSize(3, 8, 80, 60), 2, 1))
     batch: Batch = stack(rows)
     logits_BTK = random.normal(size=(2, 60, VOCABULARY.size)).astype(np.float32)
-    favoured = random.random((2, 60)) < 0.5  # so that some are right
+    favoured = random.random((2, 60)) < 0.5  # so that some are correct
     np.put_along_axis(logits_BTK, batch.target_BT[..., None], np.where(favoured, 9.0, 0.0)[..., None].astype("f4"), -1)
     output = AgentOutput(jnp.asarray(logits_BTK))
     sums, weights = loss_sums(output, batch, 3, table), loss_weights(batch, 3, 1)
@@ -99,9 +99,9 @@ def test_training_counts_the_choices_and_takes_the_best_legal_id_as_acting_does(
     assert weights.action_correct.sum() == choice_weight(batch).sum() < weights.action.sum()
     assert sums.action_correct[1] == weights.action_correct[1] == 0
     plain = loss_sums(output, batch, 3)
-    for name in ("language", "action", "action_share", "language_correct"):  # the losses know nothing of choices
+    for name in ("language", "action", "action_share", "language_correct"):  # the losses do not depend on choices
         np.testing.assert_array_equal(getattr(sums, name), getattr(plain, name))
 
 
-def test_a_run_without_actions_has_no_table() -> None:
+def test_a_run_without_actions_has_no_choice_table() -> None:
     assert ChoiceTable.of({0: None}) is None

@@ -10,7 +10,7 @@ from data_stores import CAMERAS, babyai_domain, language_table_domain
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.envs import Action, load
 from agent_jax.evaluate.closed_loop import check_domain, closed_loop, format_table, without_episodes
-from agent_jax.evaluate.rollouts import RolloutRecording
+from agent_jax.evaluate.outcomes import RolloutRecording
 
 pytest.importorskip("minigrid")
 
@@ -18,7 +18,7 @@ babyai = load("babyai")
 
 
 class Idle:
-    """Does nothing, except in even episodes, where it walks."""
+    """Walks in even episodes, does nothing in odd ones."""
 
     def reset(self, env_ids: Any) -> None:
         pass
@@ -28,9 +28,9 @@ class Idle:
 
 
 def test_the_report_has_each_policy_and_baseline_of_each_task_and_is_printed() -> None:
-    said: list[str] = []
+    logged: list[str] = []
     config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 4, "GoToLocal": 3})
-    report = closed_loop(config, {"greedy": Idle()}, say=said.append)
+    report = closed_loop(config, {"greedy": Idle()}, log=logged.append)
     assert list(report) == ["GoToObj", "GoToLocal"]
     for task, episodes in config.episodes.items():
         assert set(report[task]) == {"greedy", "random", "random_moves", "bot"}
@@ -38,43 +38,44 @@ def test_the_report_has_each_policy_and_baseline_of_each_task_and_is_printed() -
         assert (bot["success"], bot["episodes"], bot["lost"]) == (1.0, episodes, [])
         assert 0 < bot["ci95"][0] < bot["ci95"][1] == pytest.approx(1)
         assert report[task]["greedy"]["success"] < 1
-    assert len(said) == 2 * 4 + 1
-    assert said[-1] == format_table(report)
+    assert len(logged) == 2 * 4 + 1
+    assert logged[-1] == format_table(report)
 
 
 def test_results_do_not_depend_on_the_number_of_processes() -> None:
     config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 5})
-    reports = [closed_loop(dataclasses.replace(config, processes=processes), {"greedy": Idle()}, say=lambda line: None,
+    reports = [closed_loop(dataclasses.replace(config, processes=processes), {"greedy": Idle()}, log=lambda line: None,
                            concurrent=2) for processes in (0, 1, 2)]
     assert reports[0] == reports[1] == reports[2]
 
 
-def test_recordings_are_handed_over_when_their_task_is_done_and_no_baseline_is_run_unasked() -> None:
+def test_recordings_are_passed_on_after_each_task_and_baselines_can_be_off() -> None:
     config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 3, "GoToLocal": 1})
-    heard: list[Any] = []
-    report = closed_loop(config, {"greedy": Idle()}, record=2, baselines=False, say=heard.append, watch=heard.append)
-    assert [one.task if isinstance(one, RolloutRecording) else one[:20] for one in heard[:-1]] == [
+    received: list[Any] = []
+    report = closed_loop(config, {"greedy": Idle()}, record=2, baselines=False, log=received.append,
+                         watch=received.append)
+    assert [one.task if isinstance(one, RolloutRecording) else one[:20] for one in received[:-1]] == [
         "GoToObj", "GoToObj", "closed loop: GoToObj", "GoToLocal", "closed loop: GoToLoc"]
     assert set(report["GoToObj"]) == {"greedy"}
 
 
-def test_steps_are_reported_of_failures_first_and_of_no_more_than_asked_for() -> None:
+def test_actions_are_reported_for_failures_first_and_up_to_the_limit() -> None:
     config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 4})
-    figures = closed_loop(config, {"greedy": Idle()}, baselines=False, per_episode=True, traced=3,
-                          say=lambda line: None)
-    episodes = figures["GoToObj"]["greedy"]["per_episode"]
+    report = closed_loop(config, {"greedy": Idle()}, baselines=False, per_episode=True, traced=3,
+                          log=lambda line: None)
+    episodes = report["GoToObj"]["greedy"]["per_episode"]
     assert [one["seed"] for one in episodes] == [config.seed + i for i in range(4)]
     order = sorted(range(4), key=lambda i: (episodes[i]["success"], i))
     assert ["actions" in episodes[i] for i in order] == [True, True, True, False]
     for i in order[:3]:
         assert episodes[i]["actions"] == [{"action": 6 if i % 2 else 2}] * episodes[i]["steps"]
-        assert "probabilities" not in episodes[i]  # the policy knows of none
-    assert without_episodes(figures) == closed_loop(config, {"greedy": Idle()}, baselines=False, say=lambda line: None)
+        assert "probabilities" not in episodes[i]  # the policy has none
+    assert without_episodes(report) == closed_loop(config, {"greedy": Idle()}, baselines=False, log=lambda line: None)
 
 
 def test_the_table_is_aligned() -> None:
-    figures = {"success": 0.745, "episodes": 200, "ci95": [0.68, 0.8], "mean_steps": 21.04}
-    table = format_table({"GoToLocal": {"greedy": figures, "bot": {**figures, "success": 1.0, "ci95": [0.98, 1.0]}}})
+    report = {"success": 0.745, "episodes": 200, "ci95": [0.68, 0.8], "mean_steps": 21.04}
+    table = format_table({"GoToLocal": {"greedy": report, "bot": {**report, "success": 1.0, "ci95": [0.98, 1.0]}}})
     assert table.splitlines() == [
         "task       policy  success     95% interval  episodes  steps",
         "------------------------------------------------------------",
@@ -83,19 +84,18 @@ def test_the_table_is_aligned() -> None:
     ]
 
 
-def test_unfit_configs_are_refused() -> None:
+def test_invalid_configs_are_errors() -> None:
     with pytest.raises(ValueError, match="'GoToObj': found 0 episodes"):
         closed_loop(ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 0}), {})
-    with pytest.raises(ValueError, match="the names bot are those of baselines"):
+    with pytest.raises(ValueError, match="policies: found bot"):
         closed_loop(ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 1}), {"bot": Idle()})
 
 
-def test_a_domain_unlike_the_environment_is_refused_with_the_differences() -> None:
+def test_a_domain_that_does_not_fit_the_environment_is_an_error_with_the_differences() -> None:
     check_domain(babyai_domain(), babyai)
-    with pytest.raises(ValueError, match=r"domain 'table' cannot act in the environment 'babyai': ActionSpec, .*"
-                                         r"has no StateSpec"):
+    with pytest.raises(ValueError, match=r"domain 'table' .* environment 'babyai': ActionSpec, .*has no StateSpec"):
         check_domain(language_table_domain(), babyai)
-    with pytest.raises(ValueError, match=r"cameras: the domain sees through front, wrist; the environment has rgb"):
+    with pytest.raises(ValueError, match=r"cameras: .* front, wrist; the environment has rgb"):
         check_domain(babyai_domain(cameras=CAMERAS), babyai)
     config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 1})
     with pytest.raises(ValueError, match="cannot act"):

@@ -1,4 +1,4 @@
-"""Acting in the course of a run: logged, and nothing learnt otherwise."""
+"""Closed-loop evaluation during training: logged, and without effect on the training."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def acted(base: Path) -> Trained:
     return trained(small_config(store_directory(base), **changes), base / "in_training")
 
 
-def test_a_run_learns_the_same_to_the_bit_whether_it_acts_or_not(base: Path, acted: Trained) -> None:
+def test_a_run_is_bitwise_equal_with_and_without_evaluation(base: Path, acted: Trained) -> None:
     assert list(differing(acted.state, straight_run(base).state)) == []
 
 
-def test_what_the_parameters_of_a_step_do_is_in_the_log(base: Path, acted: Trained) -> None:
+def test_the_success_of_a_steps_parameters_is_in_the_log(base: Path, acted: Trained) -> None:
     lines = [json.loads(line) for line in (acted.workdir / "metrics.jsonl").read_text().splitlines()]
     (line,) = [line for line in lines if line["split"] == "closed_loop"]
     assert line["step"] == 10
     policy = Policy.load(acted.workdir, step=10)
     config = ClosedLoopConfig(environment="babyai", episodes=TASKS)
-    expected = closed_loop(config, {"greedy": policy}, domain=policy.domain, baselines=False, say=lambda line: None)
+    expected = closed_loop(config, {"greedy": policy}, domain=policy.domain, baselines=False, log=lambda line: None)
     assert line["success"] == expected
 
 
-def test_the_report_is_written_though_the_evaluation_at_the_end_fails(
+def test_the_report_is_written_even_if_the_final_evaluation_fails(
         acted: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> None:
         raise ValueError("the instruction has 99 tokens")
@@ -61,13 +61,13 @@ def test_the_report_is_written_though_the_evaluation_at_the_end_fails(
     assert (written["closed_loop"], written["losses"]["total"]) == ({}, acted.validation.loss)
 
 
-def test_an_instruction_that_is_too_long_is_refused_before_the_first_step(base: Path) -> None:
+def test_an_instruction_that_is_too_long_is_an_error_before_the_first_step(base: Path) -> None:
     changes = {"closed_loop.environment": "babyai", "closed_loop.episodes": TASKS, "closed_loop.every": 10}
     with pytest.raises(ValueError, match=r"the instruction 'go to .*' has \d+ tokens with </s>, expected at most"):
         open_run(small_config(store_directory(base), **changes), base / "too_long")
 
 
-def test_of_several_domains_the_one_of_the_environment_acts() -> None:
+def test_the_domain_of_the_environment_acts() -> None:
     def config(**domains: str) -> Config:
         made = Config(closed_loop=ClosedLoopConfig(environment="babyai"))
         entries = {name: DomainConfig(path=path) for name, path in domains.items()}
@@ -78,5 +78,5 @@ def test_of_several_domains_the_one_of_the_environment_acts() -> None:
     assert acting_domain(config(table="/x")) == ""
     assert acting_domain(config(table="/x", babyai="/y")) == "babyai"
     assert acting_domain(config(table="/x", tiles="")) == "tiles"
-    with pytest.raises(ValueError, match="of the domains other, table none has its name"):
+    with pytest.raises(ValueError, match="'babyai': found the domains other, table, expected one named 'babyai'"):
         acting_domain(config(table="/x", other="/y"))

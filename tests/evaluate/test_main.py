@@ -1,4 +1,4 @@
-"""`python -m agent_jax.evaluate`, on a tiny agent of random parameters."""
+"""`python -m agent_jax.evaluate`, on a tiny agent with random parameters."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_closed_loop_prints_seeds_and_a_table_and_writes_json_and_videos(
     status = main(["closed-loop", "--checkpoint", agent, "--env", "babyai", "--task", "GoToObj", "--episodes", "3",
                    "--processes", "0", "--baselines", "--video", str(videos), "--videos", "2", "--format", "gif",
                    "--json", str(written)])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert status == 0
-    assert "seeds: 1000000000 to 1000000002" in said
-    assert "95% interval" in said
+    assert "seeds: 1000000000 to 1000000002" in printed
+    assert "95% interval" in printed
     found = json.loads(written.read_text())
     assert (found["seed"], found["step"], found["domain"], found["environment"]) == (10**9, 7, "babyai", "babyai")
     assert set(found["tasks"]["GoToObj"]) == {"greedy", "random", "random_moves", "bot"}
@@ -47,7 +47,7 @@ def test_closed_loop_prints_seeds_and_a_table_and_writes_json_and_videos(
         assert one["instruction"].startswith("go to the ")
         assert len(one["actions"]) == len(one["probabilities"]) == one["steps"]
         assert all(set(action) == {"action"} and 0 <= action["action"] < 7 for action in one["actions"])
-        assert all(1 / 7 <= odds <= 1 for odds in one["probabilities"])  # greedy: the most probable of seven
+        assert all(1 / 7 <= value <= 1 for value in one["probabilities"])  # greedy: the most probable of seven
     failed_first = sorted(episodes, key=lambda one: (one["success"], one["seed"]))[:2]
     assert sorted(path.name for path in videos.iterdir()) == sorted(
         f"GoToObj-greedy-{one['seed']}-{'success' if one['success'] else 'failure'}.gif" for one in failed_first)
@@ -55,8 +55,8 @@ def test_closed_loop_prints_seeds_and_a_table_and_writes_json_and_videos(
     assert [set(one) for one in bot] == [{"seed", "success", "steps", "instruction"}] * 3
 
 
-def test_replay_exits_0_where_all_is_alike_and_1_where_it_is_not(base: Path, agent: str, tmp_path: Path,
-                                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay_exits_with_0_if_all_is_equal_and_1_if_not(base: Path, agent: str, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
     written = tmp_path / "found.json"
     common = ["replay", "--checkpoint", agent, "--processes", "0", "--episodes", "3"]
     assert main([*common, "--data", str(recorded_store(base / "store").directory), "--json", str(written)]) == 0
@@ -66,7 +66,7 @@ def test_replay_exits_0_where_all_is_alike_and_1_where_it_is_not(base: Path, age
     assert found["frames"]["forward"]["exact"] == found["frames"]["forward"]["accuracy"]  # one choice an action
     assert found["tasks"][0]["raw"]["success"] == 1.0
     assert main([*common, "--data", str(recorded_store(base / "shifted", shift=1000).directory)]) == 1
-    assert "NOT ALIKE" in capsys.readouterr().out
+    assert "MISMATCH" in capsys.readouterr().out
     assert main([*common, "--data", str(recorded_store(base / "foreign", gathered=False).directory)]) == 0
     assert "actions in the simulator: not replayed" in capsys.readouterr().out
 
@@ -83,7 +83,7 @@ def test_offline_writes_the_scores(base: Path, agent: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), ValueError("an encoder's own")])
-def test_videos_that_cannot_be_written_cost_no_figures(
+def test_videos_that_cannot_be_written_do_not_stop_the_evaluation(
         error: Exception, agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:
     def full(*arguments: Any, **options: Any) -> None:
@@ -97,24 +97,24 @@ def test_videos_that_cannot_be_written_cost_no_figures(
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
-def test_a_format_or_a_directory_that_videos_cannot_have_is_told_before_anything_runs(
+def test_an_impossible_format_or_directory_of_videos_is_an_error_before_anything_runs(
         agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["closed-loop", "--checkpoint", agent, "--env", "babyai", "--processes", "0"]
     (tmp_path / "file").touch()
     assert main([*common, "--format", "gif", "--video", str(tmp_path / "file")]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
-    monkeypatch.setattr(rollout, "usual_format", lambda: "gif")  # as without PyAV
+    monkeypatch.setattr(rollout, "default_format", lambda: "gif")  # as without PyAV
     assert main([*common, "--format", "mp4", "--video", str(tmp_path / "videos")]) == 2
-    said = capsys.readouterr()
-    assert "an MP4 needs av" in said.err
-    assert "checkpoint:" not in said.out
+    printed = capsys.readouterr()
+    assert "an MP4 needs av" in printed.err
+    assert "checkpoint:" not in printed.out
 
 
 @pytest.mark.parametrize("command", [["closed-loop", "--env", "babyai"], ["replay"]], ids=["closed-loop", "replay"])
-def test_what_acts_is_of_the_step_that_is_reported_though_the_run_saves_another_meanwhile(
+def test_the_reported_step_acts_even_if_the_run_saves_another_meanwhile(
         agent: str, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
     class StopError(Exception):
-        """Enough was seen."""
+        """Ends the command."""
 
     def of(loaded: ActingCheckpoint, **options: Any) -> None:
         raise StopError(loaded.taken.step)
@@ -124,8 +124,8 @@ def test_what_acts_is_of_the_step_that_is_reported_though_the_run_saves_another_
         main([*command, "--checkpoint", agent])
 
 
-def test_mistakes_are_told_in_one_line_before_anything_runs(agent: str, tmp_path: Path,
-                                                            capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_one_line_before_anything_runs(agent: str, tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["--checkpoint", str(tmp_path), "--env", "babyai"], "no checkpoint in"),
         (["--checkpoint", agent, "--env", "babyay"], "did you mean 'babyai'?"),
@@ -135,7 +135,7 @@ def test_mistakes_are_told_in_one_line_before_anything_runs(agent: str, tmp_path
         (["--checkpoint", agent, "--env", "babyai", "--concurrent", "0"], "concurrent=0: expected at least 1"),
     ):
         assert main(["closed-loop", *arguments, "--processes", "0"]) == 2
-        told = capsys.readouterr().err
-        assert message in told
-        assert told.startswith("error: ")
-        assert "Traceback" not in told
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert printed.startswith("error: ")
+        assert "Traceback" not in printed

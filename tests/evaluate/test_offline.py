@@ -11,34 +11,40 @@ import numpy as np
 import pytest
 from data_stores import clip_domain, clip_store
 from packed_rows import random_params
-from small_runs import Trained as Run
-from small_runs import copied, flip_a_bit, straight_run
+from small_runs import Trained, copied, flip_a_bit, straight_run
 from tiny_checkpoints import tiny_config
 
 from agent_jax.data.pipeline.layout import lay_out, stack
 from agent_jax.evaluate.__main__ import main
 from agent_jax.evaluate.action_accuracy import ActionAccuracy, BinError
-from agent_jax.evaluate.checkpoints import Trained, data_paths
-from agent_jax.evaluate.offline import Classes, Scores, Tokens, evaluate_offline, format_scores, forwards
+from agent_jax.evaluate.checkpoints import TrainedRun, data_paths
+from agent_jax.evaluate.offline import (
+    ClassScores,
+    DomainScores,
+    TokenScores,
+    evaluate_offline,
+    format_scores,
+    forwards,
+)
 from agent_jax.models.agent import Agent
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return straight_run(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
-def trained(straight: Run) -> Trained:
-    return Trained.load(straight.workdir)
+def trained(straight: Trained) -> TrainedRun:
+    return TrainedRun.load(straight.workdir)
 
 
 @pytest.fixture(scope="module")
-def scores(trained: Trained) -> Scores:
+def scores(trained: TrainedRun) -> DomainScores:
     return evaluate_offline(trained, trained.params(), trained.domain())
 
 
-def test_accuracy_and_perplexity_are_those_of_the_runs_own_validation(straight: Run, scores: Scores) -> None:
+def test_accuracy_and_perplexity_equal_those_of_the_runs_validation(straight: Trained, scores: DomainScores) -> None:
     assert straight.validation is not None
     losses = straight.validation.losses
     assert (scores.domain, scores.split, scores.windows) == ("tiles", "test", 5)  # 3 and 5 steps in windows of 2
@@ -50,7 +56,7 @@ def test_accuracy_and_perplexity_are_those_of_the_runs_own_validation(straight: 
     assert scores.classes is None
 
 
-def test_at_most_so_many_rows_are_read_as_are_asked_for(trained: Trained) -> None:
+def test_the_number_of_rows_can_be_limited(trained: TrainedRun) -> None:
     domain, params = trained.domain(), trained.params()
     rows = trained.rows(domain, trained.open_store(domain), "train")
     assert len(rows.plan(0)) > 3
@@ -60,41 +66,41 @@ def test_at_most_so_many_rows_are_read_as_are_asked_for(trained: Trained) -> Non
         np.testing.assert_array_equal(found, expected[:3])
 
 
-def test_bleu_is_that_of_each_windows_best_ids(trained: Trained, scores: Scores) -> None:
+def test_bleu_compares_the_best_ids_of_each_window(trained: TrainedRun, scores: DomainScores) -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
     domain, params = trained.domain(), trained.params()
     rows = trained.rows(domain, trained.open_store(domain), "test")
-    patches, said, meant = trained.config.model.vision.patches, [], []
+    patches, predicted, recorded = trained.config.model.vision.patches, [], []
     laid = [lay_out((rows.windows[0].read(number, 0),), rows.size, 1 + patches, patches)
             for number in range(rows.counts[0])]
     batch = stack(laid)
     output: Any = jax.jit(Agent(trained.config.model).apply)({"params": params}, batch)
     for row, best_T in enumerate(np.argmax(np.asarray(output.logits_BTK), axis=-1)):
-        places = np.flatnonzero(batch.action_weight_BT[row])
-        said.append(" ".join(map(str, best_T[places])))
-        meant.append(" ".join(map(str, batch.target_BT[row, places])))
-    expected = sacrebleu.corpus_bleu(said, [meant], tokenize="none", force=True).score
+        positions = np.flatnonzero(batch.action_weight_BT[row])
+        predicted.append(" ".join(map(str, best_T[positions])))
+        recorded.append(" ".join(map(str, batch.target_BT[row, positions])))
+    expected = sacrebleu.corpus_bleu(predicted, [recorded], tokenize="none", force=True).score
     assert scores.bleu4 == pytest.approx(expected)
     assert 0 < expected < 100
 
 
 @pytest.mark.parametrize("always", [0, 2])
-def test_class_accuracy_stands_beside_that_of_the_most_frequent_training_class(tmp_path: Path, always: int) -> None:
+def test_class_accuracy_and_that_of_the_most_frequent_training_class(tmp_path: Path, always: int) -> None:
     domain = clip_domain("label")
     config = tiny_config(domain.vocabulary, ["clips"], classes=3, image_size=16)
     params = random_params(config.model)
     params["classifier"]["bias"] = 1e6 * jax.nn.one_hot(always, 3)
     store = clip_store(tmp_path / "clips")  # labels 2, 0, 2 in training, 2 in the test split
-    trained = Trained(tmp_path, 0, config, {"clips": domain})
+    trained = TrainedRun(tmp_path, 0, config, {"clips": domain})
     found = evaluate_offline(trained, params, domain, data=str(store.directory))
-    assert found.classes == Classes(2, float(always == 2), 1.0)
+    assert found.classes == ClassScores(2, float(always == 2), 1.0)
     assert found.action is None
     assert found.bleu4 is None
 
 
-def test_the_table_shows_what_there_is() -> None:
-    one = Scores("tiles", "test", 1234, Tokens(10, 0.5, 2.0), 12.34, None, None)
-    two = Scores("ward", "val", 5, None, None, None, Classes(5, 0.8, 0.6))
+def test_the_table_shows_existing_metrics_and_dashes() -> None:
+    one = DomainScores("tiles", "test", 1234, TokenScores(10, 0.5, 2.0), 12.34, None, None)
+    two = DomainScores("ward", "val", 5, None, None, None, ClassScores(5, 0.8, 0.6))
     errors = (BinError("shoulder_pan", "deg", 3.14159, 4), BinError("action[1]", "", 0.5, 4))
     one = dataclasses.replace(one, choices=ActionAccuracy(8, 0.5, 4, 0.25, errors))
     lines = format_scores([one, two]).splitlines()
@@ -103,19 +109,19 @@ def test_the_table_shows_what_there_is() -> None:
     assert lines[4:] == ["tiles: mean absolute error shoulder_pan 3.14 deg, action[1] 0.5"]
 
 
-def test_data_sets_are_named_by_domain(trained: Trained, tmp_path: Path) -> None:
+def test_data_sets_are_named_by_domain(trained: TrainedRun, tmp_path: Path) -> None:
     assert data_paths(["/x"], trained.domains) == data_paths(["tiles=/x"], trained.domains) == {"tiles": "/x"}
     with pytest.raises(ValueError, match=r"--data table=/x: expected NAME=DIR with one of the domains tiles"):
         data_paths(["table=/x"], trained.domains)
     with pytest.raises(ValueError, match="domain='table': .* was trained on tiles"):
         trained.domain("table")
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        Trained.load(tmp_path)
+        TrainedRun.load(tmp_path)
     with pytest.raises(ValueError, match="no split 'dev'"):
         evaluate_offline(trained, trained.params(), trained.domain(), split="dev")
 
 
-def test_the_figures_name_the_step_that_was_taken_and_the_damaged_ones_passed_over(straight: Run, tmp_path: Path):
+def test_the_results_name_the_evaluated_step_and_the_damaged_ones(straight: Trained, tmp_path: Path):
     workdir = copied(straight.workdir, tmp_path / "run")
     flip_a_bit(workdir / "checkpoints" / "20")
     assert main(["offline", "--checkpoint", str(workdir), "--rows", "1", "--json", str(tmp_path / "found.json")]) == 0

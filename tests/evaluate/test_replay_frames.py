@@ -10,7 +10,7 @@ from recorded_babyai import recorded_store, tiny_agent
 from tiny_checkpoints import make_checkpoint
 
 from agent_jax.data.images import prepare_image
-from agent_jax.evaluate.checkpoints import Trained
+from agent_jax.evaluate.checkpoints import TrainedRun
 from agent_jax.evaluate.offline import evaluate_offline
 from agent_jax.evaluate.replay_frames import ReplayedFrames, replay_frames
 from agent_jax.policy import Policy, observation
@@ -19,7 +19,7 @@ pytest.importorskip("minigrid")
 
 
 def replayed(path: Path, store, split: str, most: int = 0) -> ReplayedFrames:
-    trained = Trained.load(path)
+    trained = TrainedRun.load(path)
     return replay_frames(trained, trained.params(), Policy.load(path), store, split, most=most)
 
 
@@ -28,7 +28,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "replay_frames"
 
 
-def test_acting_chooses_as_the_evaluation_forward(base: Path) -> None:
+def test_acting_and_the_evaluation_forward_choose_the_same(base: Path) -> None:
     store = recorded_store(base / "store")
     found = replayed(tiny_agent(base / "agent").path, store, "test")
     assert found.choices == sum(episode.steps for episode in store.split("test"))  # one choice an action
@@ -38,10 +38,10 @@ def test_acting_chooses_as_the_evaluation_forward(base: Path) -> None:
     assert 0 < found.forward_accuracy < 1
 
 
-def test_the_evaluation_of_the_same_rows_offline_counts_the_same_choices(base: Path, tmp_path: Path) -> None:
+def test_offline_evaluation_of_the_same_rows_counts_the_same_choices(base: Path, tmp_path: Path) -> None:
     store = recorded_store(base / "store")
     made = tiny_agent(base / "agent")
-    trained = Trained.load(made.path)
+    trained = TrainedRun.load(made.path)
     offline = evaluate_offline(trained, trained.params(), trained.domain(), data=str(store.directory), split="test")
     assert offline.choices is not None
     assert offline.action is not None
@@ -55,7 +55,7 @@ def test_the_evaluation_of_the_same_rows_offline_counts_the_same_choices(base: P
     fields = {"max_text": 80, "instruction": language_table_domain().instruction, "window": 1, "stride": 1}
     table = make_checkpoint(tmp_path / "table", ("table",), domain_fields=fields).path
     store = language_table_store(tmp_path / "store")
-    trained = Trained.load(table)
+    trained = TrainedRun.load(table)
     scores = evaluate_offline(trained, trained.params(), trained.domain(), data=str(store.directory), split="train")
     found = replayed(table, store, "train")
     assert scores.choices is not None
@@ -68,26 +68,26 @@ def test_the_evaluation_of_the_same_rows_offline_counts_the_same_choices(base: P
         assert 0.003 < ours.mean_absolute_error < 0.06  # metres, of bins of 3 mm over 6 cm
 
 
-def test_another_preprocessing_in_acting_is_noticed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_different_preprocessing_in_acting_is_a_difference(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observation, "prepare_image", lambda image, size: prepare_image(image, size)[..., ::-1])
     found = replayed(tiny_agent(base / "agent").path, recorded_store(base / "store"), "test")
     assert found.different > 0
     assert found.largest_difference > 1e-2
 
 
-def test_states_several_choices_and_padded_windows_are_compared_too(base: Path, tmp_path: Path) -> None:
+def test_states_several_choices_and_padded_windows_are_compared(base: Path, tmp_path: Path) -> None:
     fields = {"max_text": 80, "instruction": language_table_domain().instruction}
     made = make_checkpoint(tmp_path / "table", ("table",), domain_fields=fields)
     store = language_table_store(tmp_path / "store")  # 6, 8 and 3 steps: the second ends in a padded window
     found = replayed(made.path, store, "train")
     terminal = sum(len(np.unique(np.arange(0, steps, 3))) for steps in (6, 8, 3))
     assert found.windows == terminal == 6
-    assert found.choices == 2 * 17  # x and y of every step; what is filled up is not seen
+    assert found.choices == 2 * 17  # x and y of every step, without padding
     assert found.different == 0
     assert found.largest_difference < 1e-4
 
 
-def test_a_split_in_which_nothing_can_be_compared_is_refused(tmp_path: Path) -> None:
+def test_a_split_with_nothing_to_compare_is_an_error(tmp_path: Path) -> None:
     fields = {"max_text": 58, "instruction": language_table_domain().instruction, "video": True, "window": 9}
     made = make_checkpoint(tmp_path / "video", ("table",), domain_fields=fields | {"stride": 9},
                            temporal_attention=True)
@@ -96,7 +96,7 @@ def test_a_split_in_which_nothing_can_be_compared_is_refused(tmp_path: Path) -> 
         replayed(made.path, store, "train")
 
 
-def test_of_a_clip_the_last_step_is_compared_and_a_part_of_the_windows_is_enough(base: Path, tmp_path: Path) -> None:
+def test_the_last_step_of_a_clip_is_compared_and_windows_can_be_limited(base: Path, tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "video", ("babyai",), domain_fields={"max_text": 40, "video": True},
                            temporal_attention=True)
     store = recorded_store(base / "store")

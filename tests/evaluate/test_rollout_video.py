@@ -1,36 +1,38 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from agent_jax.evaluate.rollout_video import Rollout, draw_rollout, write_gif, write_mp4, write_recording
-from agent_jax.evaluate.rollouts import RolloutRecording
+from agent_jax.evaluate.outcomes import RolloutRecording
+from agent_jax.evaluate.rollout_video import draw_rollout, write_gif, write_mp4, write_recording
 
 ACTIONS = ("left", "forward", "forward")
 INSTRUCTION = "go to the red ball, then put the yellow box next to the purple key on your left"
 
 
 def episode() -> np.ndarray:
-    """Flat pictures; the third and the fourth are the same, as after a bump against a wall."""
+    """Frames of one colour; the third and the fourth are equal."""
     colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [40, 40, 200]], np.uint8)
     return np.broadcast_to(colours[:, None, None], (4, 56, 56, 3)).copy()
 
 
-def rollout(*instructions: str, actions: tuple[str, ...] = ACTIONS, success: bool = True, title: str = "") -> Rollout:
-    """Of an instruction for all of its frames, or of one for each."""
-    told = instructions if len(instructions) == 4 else instructions * 4
-    return Rollout(episode(), told, actions, success, title)
+def rollout(*instructions: str, actions: tuple[str, ...] = ACTIONS, success: bool = True, policy: str = "greedy"
+            ) -> RolloutRecording:
+    """A recording with one instruction for all frames, or one for each."""
+    texts = instructions if len(instructions) == 4 else instructions * 4
+    return RolloutRecording("suite/open", policy, 7, texts, episode(), actions, success)
 
 
 def colour_near(picture: Image.Image, x: int, y: int) -> np.ndarray:
     return np.asarray(picture.convert("RGB")).astype(int)[y, x]
 
 
-def test_a_gif_has_a_picture_a_step_with_its_colours_and_lasts(tmp_path: Path) -> None:
-    write_gif(tmp_path / "a.gif", rollout(INSTRUCTION, title="GoToLocal, greedy"))
+def test_a_gif_has_an_image_a_step_with_its_colours_and_durations(tmp_path: Path) -> None:
+    write_gif(tmp_path / "a.gif", rollout(INSTRUCTION))
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.info["loop"] == 0
         pictures = [(picture.convert("RGB"), picture.info["duration"]) for picture in ImageSequence.Iterator(gif)]
@@ -39,7 +41,7 @@ def test_a_gif_has_a_picture_a_step_with_its_colours_and_lasts(tmp_path: Path) -
         assert np.abs(colour_near(picture, picture.width // 2, picture.height // 2) - frame[0, 0]).max() <= 4
 
 
-def test_the_outcome_frames_the_last_picture_alone() -> None:
+def test_only_the_last_image_has_a_border_in_the_outcomes_colour() -> None:
     for success, channel in ((True, 1), (False, 0)):
         *before, last = draw_rollout(rollout(INSTRUCTION, success=success))
         border = colour_near(last, 5, last.height // 2)
@@ -50,11 +52,11 @@ def test_the_outcome_frames_the_last_picture_alone() -> None:
 
 
 def test_instruction_action_and_step_are_drawn() -> None:
-    def drawn(instruction: str = INSTRUCTION, actions: tuple[str, ...] = ACTIONS, title: str = "a") -> np.ndarray:
-        return np.asarray(next(draw_rollout(rollout(instruction, actions=actions, title=title))))
+    def drawn(instruction: str = INSTRUCTION, actions: tuple[str, ...] = ACTIONS, policy: str = "a") -> np.ndarray:
+        return np.asarray(next(draw_rollout(rollout(instruction, actions=actions, policy=policy))))
 
     base = drawn()
-    assert (drawn(title="b") != base)[:30].any()
+    assert (drawn(policy="b") != base)[:30].any()
     assert (drawn(instruction=INSTRUCTION.replace("red", "tan")) != base)[30:80].any()
     assert not (drawn(actions=("right", *ACTIONS[1:])) != base)[:-40].any()
     assert (drawn(actions=("right", *ACTIONS[1:])) != base)[-40:].any()
@@ -67,16 +69,17 @@ def test_a_long_instruction_is_wrapped_and_stays_inside() -> None:
     assert (np.asarray(long)[:60, -4:] == 250).all()
 
 
-def test_frames_that_do_not_fit_the_actions_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"found uint8 of shape \(3, 56, 56, 3\) for 3 actions, expected uint8 \(4,"):
-        Rollout(episode()[:3], [INSTRUCTION] * 3, ACTIONS, success=True)
+def test_frames_that_do_not_fit_the_actions_are_errors() -> None:
+    good = rollout(INSTRUCTION)
+    with pytest.raises(ValueError, match=r"frames: found uint8 .*\(3, 56, 56, 3\) for 3 actions, expected uint8 \(4,"):
+        dataclasses.replace(good, frames=episode()[:3])
     with pytest.raises(ValueError, match="frames: found float64"):
-        Rollout(episode() / 255, [INSTRUCTION] * 4, ACTIONS, success=True)
-    with pytest.raises(ValueError, match="instructions: found 3 for 4 frames, expected one of each"):
-        Rollout(episode(), [INSTRUCTION] * 3, ACTIONS, success=True)
+        dataclasses.replace(good, frames=episode() / 255)
+    with pytest.raises(ValueError, match="instructions: found 3 for 4 frames"):
+        dataclasses.replace(good, instructions=good.instructions[:3])
 
 
-def test_a_picture_shows_the_instruction_of_its_own_step_and_all_are_of_one_size() -> None:
+def test_an_image_shows_the_instruction_of_its_step_and_all_have_one_size() -> None:
     first, second, third, last = draw_rollout(rollout("go", "go", INSTRUCTION, INSTRUCTION))
     assert first.size == second.size == third.size == last.size
     head = [np.asarray(picture)[:50] for picture in (first, second, third, last)]
@@ -85,21 +88,21 @@ def test_a_picture_shows_the_instruction_of_its_own_step_and_all_are_of_one_size
     assert (head[1] != head[2]).any()
 
 
-def test_an_mp4_shows_the_same_pictures_for_as_long(tmp_path: Path) -> None:
+def test_an_mp4_shows_the_same_images_for_as_long(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
-    write_mp4(tmp_path / "a.mp4", rollout(INSTRUCTION, title="GoToLocal, greedy"))
+    write_mp4(tmp_path / "a.mp4", rollout(INSTRUCTION))
     with av.open(str(tmp_path / "a.mp4")) as video:
         pictures = [frame.to_image() for frame in video.decode(video=0)]
-    assert len(pictures) == 3 + 4  # two a second; the last one stands for two seconds
-    for picture, drawn in zip(pictures, draw_rollout(rollout(INSTRUCTION, title="a")), strict=False):
+    assert len(pictures) == 3 + 4  # two a second; the last one stays for two seconds
+    for picture, drawn in zip(pictures, draw_rollout(rollout(INSTRUCTION)), strict=False):
         assert abs(picture.width - drawn.width) <= 1
         middle = picture.width // 2, picture.height // 2
         assert np.abs(colour_near(picture, *middle) - colour_near(drawn, *middle)).max() <= 12
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_a_recording_is_written_under_a_name_that_tells_task_policy_and_seed(tmp_path: Path) -> None:
-    recording = RolloutRecording("suite/open", "greedy", 7, (INSTRUCTION,) * 4, episode(), ACTIONS, success=False)
+def test_the_file_name_has_task_policy_seed_and_outcome(tmp_path: Path) -> None:
+    recording = rollout(INSTRUCTION, success=False)
     assert write_recording(tmp_path / "deep", recording).name == "suite_open-greedy-failure.gif"
     assert write_recording(tmp_path / "deep", recording, with_seed=True).name == "suite_open-greedy-7-failure.gif"
     assert len(list((tmp_path / "deep").iterdir())) == 2

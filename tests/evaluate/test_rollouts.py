@@ -12,7 +12,8 @@ import pytest
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.envs import Action, load
 from agent_jax.envs.workers.simulators import Command, Simulators
-from agent_jax.evaluate.rollouts import Sees, TaskResult, run_baseline, run_policy, run_whole
+from agent_jax.evaluate.outcomes import TaskResult
+from agent_jax.evaluate.rollouts import ObservationKeys, run_baseline, run_policy, run_whole
 
 pytest.importorskip("minigrid")
 
@@ -23,7 +24,7 @@ Call = tuple[list[np.ndarray], list[str], list[int]]
 
 
 class Scripted:
-    """Walks by what it sees: forward where its picture's sum is even, else left; keeps what it was shown."""
+    """Goes forward if the sum of its image is odd, else turns left; stores its inputs."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -72,7 +73,7 @@ def by_hand(seed: int) -> tuple[bool, list[np.ndarray], str]:
     return info["success"], pictures, environment.instruction
 
 
-def test_success_steps_and_pictures_are_those_of_each_episode_alone(seen: tuple[Scripted, TaskResult]) -> None:
+def test_success_steps_and_images_equal_those_of_each_episode_run_alone(seen: tuple[Scripted, TaskResult]) -> None:
     policy, result = seen
     assert result.seeds == tuple(SEEDS)
     shown: dict[int, list[np.ndarray]] = {}
@@ -87,17 +88,17 @@ def test_success_steps_and_pictures_are_those_of_each_episode_alone(seen: tuple[
         np.testing.assert_array_equal(shown[i], pictures[:-1])
 
 
-def test_an_episode_begins_where_another_one_ends_and_is_forgotten(seen: tuple[Scripted, TaskResult]) -> None:
+def test_an_episode_begins_when_another_one_ends_and_is_forgotten(seen: tuple[Scripted, TaskResult]) -> None:
     policy, result = seen
     assert policy.begun == list(range(8))
     assert sorted(policy.forgotten) == list(range(8))
     assert policy.calls[0][2] == [0, 1, 2]
     assert sum(len(ids) for _, _, ids in policy.calls) == result.steps.sum()
     alive = [len(ids) for _, _, ids in policy.calls]
-    assert alive.index(2) >= len(alive) - max(result.steps)  # full until there is nobody to take a place
+    assert alive.index(2) >= len(alive) - max(result.steps)  # full until no episode is waiting
 
 
-def test_recordings_hold_every_picture_and_action_of_the_first_episodes(seen: tuple[Scripted, TaskResult]) -> None:
+def test_recordings_have_every_image_and_action_of_the_first_episodes(seen: tuple[Scripted, TaskResult]) -> None:
     _, result = seen
     assert [recording.seed for recording in result.recordings] == [SEED, SEED + 1]  # none succeeds
     for recording in result.recordings:
@@ -109,7 +110,7 @@ def test_recordings_hold_every_picture_and_action_of_the_first_episodes(seen: tu
         assert recording.actions == tuple(named[choose(picture)] for picture in pictures[:-1])
 
 
-def test_outcomes_say_which_episode_ended_how(seen: tuple[Scripted, TaskResult]) -> None:
+def test_outcomes_have_seed_success_steps_and_instruction(seen: tuple[Scripted, TaskResult]) -> None:
     _, result = seen
     for seed, outcome in zip(SEEDS, result.outcomes, strict=True):
         success, pictures, instruction = by_hand(seed)
@@ -117,7 +118,7 @@ def test_outcomes_say_which_episode_ended_how(seen: tuple[Scripted, TaskResult])
             seed, success, len(pictures) - 1, instruction)
 
 
-def test_the_expert_solves_every_episode_and_random_actions_depend_on_their_own_episode_alone(here: Simulators) -> None:
+def test_the_expert_solves_every_episode_and_random_actions_depend_only_on_their_episode(here: Simulators) -> None:
     expert = run_baseline(here, "GoToObj", SEEDS, "bot", 0)
     assert expert.success.all()
     few, many, other = (run_baseline(here, "GoToObj", range(SEED, SEED + n), "random_moves", seed)
@@ -127,7 +128,7 @@ def test_the_expert_solves_every_episode_and_random_actions_depend_on_their_own_
     assert (few.steps >= expert.steps[:3]).all()
 
 
-def test_an_action_that_says_that_the_episode_is_over_ends_it_as_it_stands(here: Simulators) -> None:
+def test_the_terminal_action_ends_the_episode(here: Simulators) -> None:
     class Quitter(Scripted):
         def act(self, images: Any, instructions: Any, env_ids: Any, states: Any = None) -> list[Action]:
             return [{"terminal": np.array(True)} for _ in env_ids]
@@ -138,14 +139,15 @@ def test_an_action_that_says_that_the_episode_is_over_ends_it_as_it_stands(here:
     assert result.recordings[0].actions == ("terminal",)
 
 
-def test_replayed_actions_end_with_the_last_of_them(here: Simulators) -> None:
-    commands = [Command("replay", {"task": "GoToObj", "seed": SEED}, {"action": np.full(count, 0)}) for count in (1, 5)]
+def test_a_replayed_episode_ends_with_its_last_action(here: Simulators) -> None:
+    commands = [Command("replay", {"task": "GoToObj", "seed": SEED, "actions": {"action": np.full(count, 0)}})
+                for count in (1, 5)]
     result = run_whole(here, "GoToObj", [SEED, SEED], commands)
     assert result.steps.tolist() == [1, 5]
     assert not result.success.any()
 
 
-def test_policies_that_answer_too_little_and_no_episodes_are_refused(here: Simulators) -> None:
+def test_policies_with_too_few_actions_and_no_episodes_are_errors(here: Simulators) -> None:
     class Mute(Scripted):
         def act(self, images: Any, instructions: Any, env_ids: Any, states: Any = None) -> list[Action]:
             return super().act(images, instructions, env_ids)[1:]
@@ -153,7 +155,7 @@ def test_policies_that_answer_too_little_and_no_episodes_are_refused(here: Simul
     with pytest.raises(ValueError, match="policy 'mute': found 1 actions for 2 episodes"):
         run_policy(Mute(), here, "GoToObj", SEEDS[:2], name="mute")
     with pytest.raises(ValueError, match="'GoToObj': found 0 episodes"):
-        run_policy(Scripted(), here, "GoToObj", [], sees=Sees())
+        run_policy(Scripted(), here, "GoToObj", [], keys=ObservationKeys())
     for concurrent in (0, -1):
         with pytest.raises(ValueError, match=f"concurrent={concurrent}: expected at least 1 episode"):
             run_policy(Scripted(), here, "GoToObj", SEEDS[:2], concurrent=concurrent)

@@ -29,13 +29,13 @@ def test_the_interval_of_8_in_10_is_the_published_one() -> None:
     assert success_summary(np.arange(10) < 8)["ci95"] == pytest.approx([0.4902, 0.9433], abs=5e-5)
 
 
-def test_no_episodes_and_things_that_are_not_booleans_are_refused() -> None:
+def test_no_episodes_and_values_other_than_booleans_are_errors() -> None:
     for wrong in (np.zeros(0, bool), np.ones(3), np.zeros((2, 2), bool)):
         with pytest.raises(ValueError, match="successes: found"):
             success_summary(wrong)
 
 
-def test_chains_are_counted_by_how_many_in_a_row_were_carried_out() -> None:
+def test_chains_are_counted_by_completed_instructions_in_a_row() -> None:
     summary = chain_summary(np.array([5, 3, 0, 1]), 5)
     assert [share["success"] for share in summary["in_a_row"]] == [0.75, 0.5, 0.5, 0.25, 0.25]
     assert summary["in_a_row"][0] == success_summary(np.array([True, True, False, True]))
@@ -43,6 +43,6 @@ def test_chains_are_counted_by_how_many_in_a_row_were_carried_out() -> None:
 
 
 @pytest.mark.parametrize("completed", [[], [6], [-1]])
-def test_numbers_that_no_chain_has_are_refused(completed: list[int]) -> None:
+def test_impossible_numbers_of_completed_instructions_are_errors(completed: list[int]) -> None:
     with pytest.raises(ValueError, match="expected numbers from 0 to 5, one an episode"):
         chain_summary(np.array(completed, np.int64), 5)

@@ -216,12 +216,12 @@ def test_what_acts_takes_the_step_before_a_damaged_one_and_says_so(straight: Tra
     (line,) = [record.getMessage() for record in caplog.records if record.name == "absl"]
     assert line.startswith(f"Step 10 of {workdir / 'checkpoints'} is taken. Passed over as damaged: checkpoint ")
     assert "\n" not in line
-    trained = evaluate_checkpoints.Trained.load(workdir)
+    trained = evaluate_checkpoints.TrainedRun.load(workdir)
     assert (trained.step, trained.passed_over) == (10, (20,))
     assert list(differing(trained.params(), load_to_act(straight.workdir, 10).params)) == []
     assert load_to_act(workdir, averaged=False).taken.step == 10
     for path, step in ((workdir, 20), (workdir / "checkpoints" / "20", None)):  # a step that was named is no other
-        for load in (Policy.load, evaluate_checkpoints.Trained.load):
+        for load in (Policy.load, evaluate_checkpoints.TrainedRun.load):
             with pytest.raises(DamagedCheckpointError, match="20 is damaged"):
                 load(path, step=step)
     assert listing(workdir) == before

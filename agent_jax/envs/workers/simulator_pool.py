@@ -1,9 +1,9 @@
-"""The simulators of one process, in this one or in a worker: episodes step by step, or whole.
+"""The simulators of one process: episodes step by step, or whole.
 
-    begin(place, task, seed) -> Seen    step(place, action) -> Seen             a policy elsewhere chooses the actions
-    play(task, seed, who) -> Seen       replay(task, seed, actions) -> Seen     a whole episode: its end
+    begin(slot, task, seed), step(slot, action)       one step of an episode whose actions a policy chooses
+    play(task, seed, ...), replay(task, seed, ...)    a whole episode
 
-What goes in and comes out is plain: numbers, texts and arrays.
+All return an `EpisodeStatus`. Arguments and results are numbers, texts and arrays, so they can be sent to a process.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ import numpy as np
 from agent_jax.actions.specs import TERMINAL_KEY
 from agent_jax.envs import Action, Environment, load
 
-EXPERT = "bot"  # name of the environment's expert among the baselines
+EXPERT = "bot"  # the expert's name among the baselines
 
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeStatus:
-    """What an episode shows after its reset or a step."""
+    """The state of an episode after its reset or a step."""
 
-    observation: Mapping[str, np.ndarray]  # images and state by key; {} at the end of a whole episode
+    observation: Mapping[str, np.ndarray]  # images and state by key; {} after a whole episode
     instruction: str
     steps: int  # taken so far
     over: bool
     success: bool
-    chain: tuple[int, int] | None = None  # instructions carried out, and of how many; None: the episode has one
+    chain: tuple[int, int] | None = None  # instructions completed and their number; None: the episode has one
 
 
 class SimulatorPool:
-    """Environments of one module, each in a place of its own; made when a task is first begun there, and kept."""
+    """Environments of one module, one a slot; a slot keeps its environment until another task begins there."""
 
     def __init__(self, environment: str, image_size: int = 0, keys: Sequence[str] = ()) -> None:
-        """Of an environment module, by its name.
+        """Load the environment module.
 
         Args:
-            environment: of a config.
-            image_size: pixels of the observations; 0: the module's own default.
-            keys: of the observation to keep; none: all.
+            environment: a name, as for `envs.load`.
+            image_size: pixels of the images; 0: the module's default.
+            keys: keys of the observation to return; empty: all.
 
         Raises:
             ValueError, ModuleNotFoundError: as `envs.load`.
@@ -51,74 +51,74 @@ class SimulatorPool:
         self._environments: dict[int, tuple[str, Environment]] = {}
         self._last: dict[int, EpisodeStatus] = {}
 
-    def begin(self, place: int, task: str, seed: int) -> EpisodeStatus:
-        """Begin the episode of a seed; whatever ran in this place is over."""
-        found = self._environments.get(place)
+    def begin(self, slot: int, task: str, seed: int) -> EpisodeStatus:
+        """Begin the episode of a seed, in place of the slot's last one."""
+        found = self._environments.get(slot)
         if found is None or found[0] != task:
-            ended = self._environments.keys() if self.module.ONE_A_PROCESS else self._environments.keys() & {place}
+            ended = self._environments.keys() if self.module.ONE_A_PROCESS else self._environments.keys() & {slot}
             for other in list(ended):
                 self._environments.pop(other)[1].close()
-            found = self._environments[place] = task, make(self.module, task, self._image_size)
+            found = self._environments[slot] = task, make(self.module, task, self._image_size)
         observation, info = found[1].reset(seed=seed)
-        return self._seen(place, observation, info, steps=0, over=False)
+        return self._status(slot, observation, info, steps=0, over=False)
 
-    def step(self, place: int, action: Action) -> EpisodeStatus:
-        """Take one action in a place; one that says that the episode is over ends it as it stands."""
-        last = self._last[place]
+    def step(self, slot: int, action: Action) -> EpisodeStatus:
+        """Take one action in a slot; the terminal action ends the episode without a step of the simulator."""
+        last = self._last[slot]
         if action.get(TERMINAL_KEY, False):
             return dataclasses.replace(last, steps=last.steps + 1, over=True)
-        observation, _, terminated, truncated, info = self._environments[place][1].step(action)
-        return self._seen(place, observation, info, steps=last.steps + 1, over=terminated or truncated)
+        observation, _, terminated, truncated, info = self._environments[slot][1].step(action)
+        return self._status(slot, observation, info, steps=last.steps + 1, over=terminated or truncated)
 
-    def play(self, task: str, seed: int, who: str, stream: Sequence[int]) -> EpisodeStatus:
+    def play(self, task: str, seed: int, baseline: str, stream: Sequence[int]) -> EpisodeStatus:
         """A whole episode of a baseline.
 
         Args:
             task: of the environment.
             seed: of the episode.
-            who: "bot", the environment's expert, or a name of the module's `RANDOM`.
-            stream: what seeds the random actions.
+            baseline: "bot" for the expert, or a key of the module's `RANDOM`.
+            stream: seed of the random actions.
         """
-        seen = self.begin(_WHOLE, task, seed)
+        status = self.begin(_WHOLE, task, seed)
         environment = self._environments[_WHOLE][1]
-        if who == EXPERT:
+        if baseline == EXPERT:
             act = self.module.Expert(environment).act
         else:
-            actions, random = self.module.RANDOM[who], np.random.default_rng(stream)
+            actions, random = self.module.RANDOM[baseline], np.random.default_rng(stream)
             act = lambda: actions[int(random.integers(len(actions)))]  # noqa: E731
-        while not seen.over:
-            seen = self.step(_WHOLE, act())
-        return dataclasses.replace(seen, observation={})
+        while not status.over:
+            status = self.step(_WHOLE, act())
+        return dataclasses.replace(status, observation={})
 
     def replay(self, task: str, seed: int, actions: Mapping[str, np.ndarray]) -> EpisodeStatus:
-        """A whole episode of given actions, each key of which has a row a step; ends with them, or earlier."""
-        seen = self.begin(_WHOLE, task, seed)
+        """An episode of given actions, one row a step by key; it ends with the last action or earlier."""
+        status = self.begin(_WHOLE, task, seed)
         for row in range(len(next(iter(actions.values())))):
-            seen = self.step(_WHOLE, {key: values[row] for key, values in actions.items()})
-            if seen.over:
+            status = self.step(_WHOLE, {key: values[row] for key, values in actions.items()})
+            if status.over:
                 break
-        return dataclasses.replace(seen, observation={}, over=True)
+        return dataclasses.replace(status, observation={}, over=True)
 
     def close(self) -> None:
-        """Let go of the simulators."""
+        """Close the simulators."""
         for _, environment in self._environments.values():
             environment.close()
         self._environments = {}
 
-    def _seen(self, place: int, observation: Mapping[str, Any], info: Mapping[str, Any], *, steps: int, over: bool
-              ) -> EpisodeStatus:
-        kept = {key: np.asarray(value) for key, value in observation.items() if not self._keys or key in self._keys}
-        instruction = self._environments[place][1].instruction
+    def _status(self, slot: int, observation: Mapping[str, Any], info: Mapping[str, Any], *, steps: int, over: bool
+                ) -> EpisodeStatus:
+        arrays = {key: np.asarray(value) for key, value in observation.items() if not self._keys or key in self._keys}
+        instruction = self._environments[slot][1].instruction
         several = info.get("instructions", 1) > 1
         chain = (int(info["completed"]), int(info["instructions"])) if several else None
-        self._last[place] = EpisodeStatus(kept, instruction, steps, over=bool(over),
+        self._last[slot] = EpisodeStatus(arrays, instruction, steps, over=bool(over),
                                           success=bool(info["success"]), chain=chain)
-        return self._last[place]
+        return self._last[slot]
 
 
-_WHOLE = -1  # the place of whole episodes
+_WHOLE = -1  # the slot of whole episodes
 
 
 def make(module: Any, task: str, image_size: int) -> Environment:
-    """An environment of a task, with images of `image_size` pixels or, if that is 0, the module's default."""
+    """Make an environment of a task; image_size 0: the module's default."""
     return module.make(task, image_size) if image_size else module.make(task)

@@ -1,4 +1,4 @@
-"""Simulators in worker processes: the same answers, and what is left when a worker dies."""
+"""Simulators in worker processes: the same answers as in this process, and the death of a worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.envs.workers.simulator_pool import EpisodeStatus
-from agent_jax.envs.workers.simulators import Command, Died, Interrupted, Simulators
+from agent_jax.envs.workers.simulators import Command, EpisodeInterrupted, Simulators, WorkerDied
 from agent_jax.evaluate.rollouts import run_policy
 
 pytest.importorskip("minigrid")
@@ -19,21 +19,21 @@ pytest.importorskip("minigrid")
 SEED = ClosedLoopConfig().seed
 
 
-def begin(place: int, task: str = "GoToLocal") -> Command:
-    return Command("begin", {"place": place, "task": task, "seed": SEED + place})
+def begin(slot: int, task: str = "GoToLocal") -> Command:
+    return Command("begin", {"slot": slot, "task": task, "seed": SEED + slot})
 
 
-def step(place: int, action: int) -> Command:
-    return Command("step", {"place": place}, {"action": np.int64(action)})
+def step(slot: int, action: int) -> Command:
+    return Command("step", {"slot": slot, "action": {"action": np.int64(action)}})
 
 
-def test_workers_answer_as_this_process_would() -> None:
+def test_workers_give_the_same_answers_as_this_process() -> None:
     with Simulators("babyai", 14) as here, Simulators("babyai", 14, processes=2, keys=("rgb",)) as workers:
-        for commands in ({place: begin(place) for place in range(3)}, {place: step(place, 2) for place in (0, 2)}):
+        for commands in ({slot: begin(slot) for slot in range(3)}, {slot: step(slot, 2) for slot in (0, 2)}):
             ours, theirs = here.exchange(commands), workers.exchange(commands)
             assert list(ours) == list(theirs) == list(commands)
-            for place in commands:
-                mine, other = ours[place], theirs[place]
+            for slot in commands:
+                mine, other = ours[slot], theirs[slot]
                 assert isinstance(mine, EpisodeStatus)
                 assert isinstance(other, EpisodeStatus)
                 assert (mine.instruction, mine.steps, mine.over, mine.success) == (
@@ -42,15 +42,15 @@ def test_workers_answer_as_this_process_would() -> None:
                 assert other.observation["rgb"].shape == (14, 14, 3)
 
 
-def test_a_worker_that_dies_takes_one_episode_and_is_replaced(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_that_dies_loses_one_episode_and_is_replaced(capfd: pytest.CaptureFixture[str]) -> None:
     with Simulators("babyai", 14, processes=2) as workers:
-        workers.exchange({place: begin(place) for place in range(4)})
-        # No such action: the simulator raises in the worker of places 1 and 3.
+        workers.exchange({slot: begin(slot) for slot in range(4)})
+        # An unknown action: the simulator raises in the worker of slots 1 and 3.
         answers = workers.exchange({0: step(0, 2), 1: step(1, 2), 2: step(2, 2), 3: step(3, 99)})
         assert isinstance(answers[0], EpisodeStatus)
         assert isinstance(answers[2], EpisodeStatus)
-        assert answers[3] == Died("exit code 1")
-        assert answers[1] == Interrupted()  # it was in the same process
+        assert answers[3] == WorkerDied("exit code 1")
+        assert answers[1] == EpisodeInterrupted()  # it was in the same process
         again = workers.exchange({0: step(0, 2), 1: begin(1)})
         assert isinstance(again[0], EpisodeStatus)
         assert again[0].steps == 2
@@ -58,7 +58,7 @@ def test_a_worker_that_dies_takes_one_episode_and_is_replaced(capfd: pytest.Capt
     assert "ValueError" in capfd.readouterr().err  # the worker's own message
 
 
-def test_a_killed_worker_is_reported_with_the_seed_and_the_others_go_on() -> None:
+def test_a_killed_worker_is_reported_with_the_seed_and_the_others_continue() -> None:
     class Killer:
         """Kills one worker in its third call."""
 
@@ -82,12 +82,12 @@ def test_a_killed_worker_is_reported_with_the_seed_and_the_others_go_on() -> Non
     assert [(lost.seed, lost.reason) for lost in result.lost] == [(SEED + 1, "signal 9")]
     assert result.seeds == (SEED, *range(SEED + 2, SEED + 6))
     assert (result.steps == 64).all()
-    assert policy.begun.count(3) == 2  # it was in the same process, and began anew
+    assert policy.begun.count(3) == 2  # it was in the same process and began again
 
 
-def test_a_worker_that_never_gets_ready_and_a_negative_number_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_does_not_start_and_a_negative_number_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(RuntimeError, match=r"'babyai': a simulator process ended before it was ready \(exit code 1\)"):
+    with pytest.raises(RuntimeError, match=r"'babyai': .*\(exit code 1\)"):
         Simulators("babyai", processes=1)
     with pytest.raises(ValueError, match="processes=-1"):
         Simulators("babyai", processes=-1)

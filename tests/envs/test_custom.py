@@ -1,4 +1,4 @@
-"""Environments of the user's own: found, checked, acted in; never imported because data name them."""
+"""Environments of the user: loading, checks, acting; names from data are never imported."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from agent_jax.data.store.writer import write_store
 from agent_jax.envs import Action, load, same, try_out
 from agent_jax.envs.collect import collect
 from agent_jax.envs.collect import main as collect_main
-from agent_jax.envs.own_interface import OwnModule
+from agent_jax.envs.custom_interface import CustomModule
 from agent_jax.envs.workers.demonstration_worker import demonstrate, demonstration_features
 from agent_jax.evaluate.__main__ import main
-from agent_jax.evaluate.checkpoints import Trained
+from agent_jax.evaluate.checkpoints import TrainedRun
 from agent_jax.evaluate.closed_loop import closed_loop
-from agent_jax.evaluate.replay_actions import gathered_from
-from agent_jax.evaluate.rollouts import RolloutRecording
+from agent_jax.evaluate.outcomes import RolloutRecording
+from agent_jax.evaluate.replay_actions import collected_from
 
 DOTS = Path(dot_world.__file__)
 PUSHT = DOTS.parent.parent.parent / "examples" / "pusht.py"
@@ -50,7 +50,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("reference", ["dot_world", str(DOTS), f"{DOTS}:DotWorld", "dot_world:DotWorld"])
 def test_a_module_a_file_and_a_class_are_the_same_environment(reference: str) -> None:
     module = load(reference)
-    assert isinstance(module, OwnModule)
+    assert isinstance(module, CustomModule)
     assert (module.NAME, module.CAMERAS, module.STATE_SPEC, module.HAS_EXPERT) == ("dot_world", ("rgb",), None, True)
     assert (module.IMAGE_SIZE, module.IMAGE_SHAPES) == (20, {"rgb": (20, 20, 3)})
     assert module.version() == load("dot_world").version()
@@ -69,7 +69,7 @@ def test_policies_experts_and_random_actions_act_in_it(processes: int) -> None:
     config = ClosedLoopConfig(environment=str(DOTS), episodes={"reach": 8}, processes=processes)
     recordings: list[RolloutRecording] = []
     report = closed_loop(config, {"greedy": Right()}, record=7, watch=recordings.append, concurrent=3,
-                         per_episode=True, say=lambda line: None)["reach"]
+                         per_episode=True, log=lambda line: None)["reach"]
     begun = [np.random.default_rng(config.seed + i).choice(5, 2, replace=False) for i in range(8)]
     assert report["greedy"]["success"] == np.mean([place < target for place, target in begun])
     assert (report["bot"]["success"], report["bot"]["mean_steps"]) == (
@@ -94,7 +94,7 @@ def test_closed_loop_of_the_command_line_and_its_videos(agent: str, tmp_path: Pa
     assert len(list((tmp_path / "v").iterdir())) == 2
 
 
-def test_demonstrations_are_gathered_from_it_and_bear_its_name(tmp_path: Path) -> None:
+def test_demonstrations_are_collected_from_it_and_have_its_name(tmp_path: Path) -> None:
     collect_main([str(DOTS), "--task", "reach", "--episodes", "3", "--validation_episodes", "1", "--processes", "1",
                   "--out", str(tmp_path / "store")])
     store = open_store(tmp_path / "store")
@@ -110,7 +110,7 @@ WRONG = {
     "name": ("NAME = 'My Dots'", r"NAME='My Dots'"),
     "constructor": ("def make(task, size):\n    raise RuntimeError('no display')",
                     r"make\('reach', 20\) failed: RuntimeError: no display \(.*own.py, line \d+\)"),
-    "methods": ("make = lambda task, size: object()", r"a object, lacks reset\(seed=...\), step\(action\), close\(\)"),
+    "methods": ("make = lambda task, size: object()", r"a object, .*reset\(seed=...\), step\(action\), close\(\)"),
     "reset": ("DotWorld.reset = lambda self, seed: 3", r"reset\(\) returned a int, expected \(observation, info\)"),
     "instruction": ("DotWorld.reset = lambda self, seed: (self._seen(), {})", r"found instruction ''"),
     "pictures": ("DotWorld._seen = lambda self: {'rgb': np.zeros((20, 20, 3))}",
@@ -125,7 +125,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_with_an_environment_is_told_with_its_place(case: str, tmp_path: Path) -> None:
+def test_errors_in_an_environment_name_file_and_line(case: str, tmp_path: Path) -> None:
     source, message = WRONG[case]
     file = tmp_path / "own.py"
     file.write_text(f"{DOTS.read_text()}\n{source}\n" if source else "pass\n")
@@ -133,9 +133,9 @@ def test_what_is_wrong_with_an_environment_is_told_with_its_place(case: str, tmp
         try_out(load(str(file)), "reach")
 
 
-def test_what_cannot_be_found_is_told_with_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_a_missing_file_module_or_class_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "needy.py").write_text("import a_simulator_that_nobody_has\n")
-    with pytest.raises(FileNotFoundError, match="absent.py is no file"):
+    with pytest.raises(FileNotFoundError, match="absent.py is not a file"):
         load(str(tmp_path / "absent.py"))
     with pytest.raises(ModuleNotFoundError, match=r"no module 'my_lab'.*PYTHONPATH.*\./pusht.py"):
         load("my_lab.pusht")
@@ -151,22 +151,22 @@ def test_what_cannot_be_found_is_told_with_where_it_was_looked_for(tmp_path: Pat
         load("json")
 
 
-def test_mistakes_end_the_command_with_one_line(agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_in_the_command_are_a_line(agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "own.py"
     file.write_text(DOTS.read_text() + "\nDotWorld.step = lambda self, action: None\n")
     assert main(["closed-loop", "--checkpoint", agent, "--env", str(file), "--episodes", "2"]) == 2
     assert re.fullmatch(r"error: environment '.*own.py', task 'reach': step\(\) returned .*\n", capsys.readouterr().err)
 
 
-def test_no_data_set_and_no_checkpoint_chooses_what_is_imported(agent: str, tmp_path: Path) -> None:
+def test_names_in_data_sets_and_checkpoints_are_not_imported(agent: str, tmp_path: Path) -> None:
     planted, module = tmp_path / "planted.py", load(str(DOTS))
     planted.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     record = demonstrate(module, module.make("reach"), 3, 0.0)
     assert record is not None
     store = write_store(tmp_path / "store", "dots", demonstration_features(module, 20),
                         {"train": [record], "test": [record]}, {"demonstrations": {"environment": str(planted)}})
-    assert gathered_from(store) == ""
-    trained = Trained.load(agent)
+    assert collected_from(store) == ""
+    trained = TrainedRun.load(agent)
     object.__setattr__(trained.config.data, "demonstrations",
                        DemonstrationsConfig(environment=str(planted), episodes={"reach": 1}))
     with pytest.raises(ValueError, match="--data babyai=DIR"):
@@ -174,7 +174,7 @@ def test_no_data_set_and_no_checkpoint_chooses_what_is_imported(agent: str, tmp_
     assert not (tmp_path / "ran").exists()
 
 
-def test_two_ways_to_write_a_path_are_one_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_paths_of_one_file_are_the_same_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert same("own.py", f"{tmp_path}/./own.py")
     assert same("own.py:A", f"{tmp_path}/own.py:A")
@@ -182,7 +182,7 @@ def test_two_ways_to_write_a_path_are_one_environment(tmp_path: Path, monkeypatc
     assert not same("babyai", "vizdoom")
 
 
-def test_the_example_of_pusht_acts_and_its_expert_touches_the_t(tmp_path: Path) -> None:
+def test_the_pusht_example_runs_and_its_expert_touches_the_t(tmp_path: Path) -> None:
     pytest.importorskip("gym_pusht")
     module = load(str(PUSHT))
     for task in ("push-t", "touch-t"):
