@@ -1,4 +1,4 @@
-"""PushT (Chi et al. 2023, arXiv 2303.04137), of the package gym-pusht, as an environment of one's own.
+"""PushT (Chi et al. 2023, arXiv 2303.04137) from the package gym-pusht, as an example of your own environment.
 
     pip install gym-pusht
     python -m agent_jax.envs.collect examples/pusht.py --task touch-t --episodes 200 --out DIR
@@ -6,11 +6,12 @@
 
 A blue disc on a table of 512 x 512 pixels pushes a grey T. Two tasks:
 
-    push-t     push it onto its green outline: 95% of it covered, in 300 steps. The published task; data are recorded
-               by people (lerobot/pusht on the Hugging Face hub)
-    touch-t    touch it, in 10 steps. Has an expert, so that all of the way can be tried without other people's data
+    push-t     push it onto its green outline: 95% covered within 300 steps. The published task; human recordings
+               are in lerobot/pusht on the Hugging Face hub
+    touch-t    touch it within 10 steps. It has an expert, so you can try every step without recordings
 """
 
+import importlib.metadata
 from typing import Any
 
 import gym_pusht  # noqa: F401 (registers the environment)
@@ -20,10 +21,10 @@ import numpy as np
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.config import presets
 
-SIDE = 512.0  # pixels of the table, whatever the size of its picture
+SIDE = 512.0  # pixels of the table, for any image size
 
 NAME = "pusht"
-# Where the disc is to go, in absolute pixels; it is pulled there as by a spring, at 10 targets a second. 65: every 8.
+# Target position of the disc in absolute pixels, which pulls it like a spring; 10 a second. 65 bins: every 8 pixels.
 ACTION_SPEC = ActionSpec.from_dict(presets.arm_spec(
     "pusht", names=("x", "y"), low=0.0, high=SIDE, unit="px", rate_hz=10.0, frame="table, from its top left corner",
     absolute=True, count=65))
@@ -45,11 +46,11 @@ class PushT:
         self.instruction = INSTRUCTIONS[task]
         made = gymnasium.make("gym_pusht/PushT-v0", obs_type="pixels_agent_pos", disable_env_checker=True,
                               observation_width=image_size, observation_height=image_size)
-        self.simulator: Any = made.unwrapped  # counts no steps of its own
+        self.simulator: Any = made.unwrapped  # without gymnasium's step limit
         self._steps = 0
 
     def reset(self, *, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Begin the episode of `seed`: places of disc and T."""
+        """Begin the episode of `seed`, which sets the positions of disc and T."""
         observed, _ = self.simulator.reset(seed=seed)
         self._steps = 0
         return self._observation(observed), {"success": False}
@@ -63,7 +64,7 @@ class PushT:
                 {"success": success, "coverage": info["coverage"]})
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Close the simulator."""
         self.simulator.close()
 
     def _observation(self, observed: Any) -> dict[str, np.ndarray]:
@@ -74,25 +75,23 @@ make = PushT
 
 
 class Expert:
-    """Goes to the T; of "push-t" there is none, and it gives up."""
+    """Goes to the T; fails at "push-t", which has no expert."""
 
     def __init__(self, environment: PushT) -> None:
         self._simulator = environment.simulator
         self.failed = environment.task != "touch-t"
 
     def act(self, taken: Any = None) -> dict[str, np.ndarray]:
-        """The place of the T as the target; it depends on the moment alone, so `taken` is not read."""
+        """The T's position as the target; it depends on the current state, so `taken` is not read."""
         return {"action": np.clip(np.array(self._simulator.block.position), 0, SIDE).astype(np.float32)}
 
 
 def action_name(action: Any) -> str:
-    """The target, for pictures."""
+    """The target as text."""
     x, y = np.asarray(action["action"])
     return f"to {x:.0f}, {y:.0f}"
 
 
 def version() -> str:
     """Name and version of the simulator."""
-    from importlib.metadata import version as of
-
-    return f"gym-pusht {of('gym-pusht')}"
+    return f"gym-pusht {importlib.metadata.version('gym-pusht')}"

@@ -1,10 +1,10 @@
-"""Gather demonstrations of touching the T, train a small agent on them, watch it act. 2 CPU cores.
+"""Collect demonstrations of touching the T, train a small agent on them, and evaluate it. 2 CPU cores.
 
-300 steps go through everything and leave it no better than random actions; raise config.train.steps for more.
+300 steps show the whole process, but the agent is then no better than random actions; raise config.train.steps.
 
     python -m agent_jax.train --config examples/pusht_config.py
 
-With recordings of people for the published task, prepared by `python -m agent_jax.data prepare`
+With human recordings of the published task, prepared by `python -m agent_jax.data prepare`
 (docs/guides/environments.md):
 
     python -m agent_jax.train --config examples/pusht_config.py:push --config.data.domains.pusht.path=DIR
@@ -30,7 +30,7 @@ def _main(config: presets.Draft) -> None:
 
     config.data.demonstrations.episodes = {"touch-t": 400}
     config.data.demonstrations.validation_episodes = 20
-    # No path: the demonstrations of this run. Two steps tell how the disc moves.
+    # No path: the demonstrations of this run. Two steps show the disc's motion.
     config.data.domains = {"pusht": presets.domain(
         action_spec=environment.ACTION_SPEC.to_dict(), state_spec=environment.STATE_SPEC.to_dict(), window=2, stride=2,
         max_text=40, fixed_positions=True)}
@@ -43,7 +43,7 @@ def _main(config: presets.Draft) -> None:
 
 
 def _push(config: presets.Draft) -> None:
-    config.data.demonstrations.environment = ""  # recorded by people
+    config.data.demonstrations.environment = ""  # human recordings
     config.closed_loop.episodes = {"push-t": 50}
 
 

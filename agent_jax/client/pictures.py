@@ -1,8 +1,6 @@
-"""Images as a program has them: arrays of NumPy, jax and torch, and pictures of Pillow.
+"""Convert images of NumPy, jax, torch and Pillow to arrays; only NumPy is imported.
 
-    as_array(image) -> np.ndarray        advice(array) -> what to write to make uint8 (height, width, 3) of it
-
-Of these libraries NumPy alone is imported.
+as_array(image) -> np.ndarray        advice(array) -> an expression that converts it to uint8 (height, width, 3)
 """
 
 from __future__ import annotations
@@ -13,21 +11,21 @@ import numpy as np
 
 
 def is_image(value: Any) -> bool:
-    """Whether a value is one image (or a batch) rather than a mapping or a sequence of images."""
+    """Whether a value is one image or a batch, not a mapping or a sequence of images."""
     return hasattr(value, "__array__") or hasattr(value, "__array_interface__")
 
 
 def as_array(image: Any) -> Any:
-    """The pixels of an image of any library that NumPy can read; what is no image stays as it is.
+    """An image as an array; other values are returned unchanged.
 
     Raises:
-        ValueError: they cannot be read from here, as those of a tensor on a GPU.
+        ValueError: NumPy cannot read it, e.g. a tensor on a GPU.
     """
     if isinstance(image, np.ndarray) or not is_image(image):
         return image
-    mode = getattr(image, "mode", "RGB")  # of Pillow: a palette's pixels would be numbers of colours
+    mode = getattr(image, "mode", "RGB")  # of Pillow; the pixels of a palette image are not colours
     if isinstance(mode, str) and mode != "RGB":
-        raise ValueError(f"found a picture of mode {mode}, expected RGB; pass image.convert('RGB')")
+        raise ValueError(f"found an image of mode {mode}, expected RGB; pass image.convert('RGB')")
     try:
         return np.asarray(image)
     except (TypeError, RuntimeError, ValueError) as error:
@@ -37,33 +35,33 @@ def as_array(image: Any) -> Any:
 
 
 def shown(image: Any) -> str:
-    """Type and shape, as in uint8[224, 224, 3]."""
+    """Type and shape, e.g. uint8[224, 224, 3]."""
     return f"{image.dtype}{list(image.shape)}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
 
 
 def advice(image: Any) -> str:
-    """An expression in `image` that gives uint8 (height, width, 3); "" where there is none to name."""
+    """An expression that converts `image` to uint8 (height, width, 3); "" if there is none."""
     if isinstance(image, bytes):
         return "; pass np.asarray(PIL.Image.open(io.BytesIO(image)).convert('RGB'))"
     if isinstance(image, (list, tuple)):
         return "; pass np.asarray(image, np.uint8)"
     if not isinstance(image, np.ndarray) or image.dtype.kind not in "biuf":
         return ""
-    shape, made = image.shape, "image"
+    shape, expression = image.shape, "image"
     if len(shape) == 4 and shape[0] == 1:
-        shape, made = shape[1:], "image[0]"
+        shape, expression = shape[1:], "image[0]"
     if len(shape) == 3 and shape[0] == 3 and shape[2] != 3:
-        shape, made = (*shape[1:], 3), f"np.transpose({made}, (1, 2, 0))"  # torch's order
+        shape, expression = (*shape[1:], 3), f"np.transpose({expression}, (1, 2, 0))"  # torch's order
     elif len(shape) == 3 and shape[2] == 4:
-        shape, made = (*shape[:2], 3), f"{made}[..., :3]"
+        shape, expression = (*shape[:2], 3), f"{expression}[..., :3]"
     elif len(shape) == 3 and shape[2] == 1:
-        shape, made = (*shape[:2], 3), f"np.repeat({made}, 3, axis=2)"
+        shape, expression = (*shape[:2], 3), f"np.repeat({expression}, 3, axis=2)"
     elif len(shape) == 2:
-        shape, made = (*shape, 3), f"np.repeat({made}[..., None], 3, axis=2)"
+        shape, expression = (*shape, 3), f"np.repeat({expression}[..., None], 3, axis=2)"
     if len(shape) != 3 or shape[2] != 3 or 0 in shape:
         return ""
     if image.dtype.kind == "f" and not (image > 1).any():
-        made = f"({made} * 255).astype(np.uint8)"
+        expression = f"({expression} * 255).astype(np.uint8)"
     elif image.dtype != np.uint8:
-        made = f"{made}.astype(np.uint8)"  # 0 to 255 in another type
-    return f"; pass {made}"
+        expression = f"{expression}.astype(np.uint8)"  # 0 to 255 in another type
+    return f"; pass {expression}"

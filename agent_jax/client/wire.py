@@ -1,9 +1,9 @@
-"""Messages between a robot and the server: msgpack, with NumPy arrays as maps of dtype, shape and bytes.
+"""Messages between client and server: msgpack, with NumPy arrays as maps of dtype, shape and bytes.
 
     {b"__ndarray__": True, b"data": bytes, b"dtype": "|u1", b"shape": [224, 224, 3]}
 
-This is how openpi's client and others of the field write an array, scalars (`__npgeneric__`) included. Only booleans
-and numbers are read: nothing in a message names code, and no size in it is believed before the bytes are there.
+The format of arrays and scalars (`__npgeneric__`) is that of openpi's client. Only booleans and numbers are read: a
+message cannot name code, and memory is allocated only for bytes that were received.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import msgpack
 import numpy as np
 
-PROTOCOL = 1  # in the metadata; a change that older clients cannot read raises it
+PROTOCOL = 1  # in the metadata; raise it for a change that older clients cannot read
 
-# An array or a map whose header claims more is refused before room is made for it. 4,096 numbers of a state may come as
-# a plain list; anything larger is an array.
+# A list or a map with a longer length in its header is refused before memory is allocated. A state of up to 4,096
+# numbers can be a list; larger data must be arrays.
 MAX_ITEMS = 4096
 MAX_DIMENSIONS = 8
 
@@ -30,26 +30,26 @@ _SCALAR_KEYS = {_SCALAR, b"data", b"dtype"}
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """The bytes of a message of strings, numbers, lists, maps and arrays.
+    """Encode a message of strings, numbers, lists, maps and arrays.
 
     Raises:
-        ValueError: it holds something else, as an array of objects.
+        ValueError: it contains something else, e.g. an array of objects.
     """
     try:
         packed = msgpack.packb(message, default=_plain)
     except (TypeError, OverflowError) as error:
         raise ValueError(f"message: {error}; expected strings, numbers, lists, maps and arrays of numbers") from None
-    if packed is None:  # only of a Packer with autoreset=False
+    if packed is None:  # only with autoreset=False
         raise AssertionError("msgpack returned nothing")
     return packed
 
 
 def unpack(content: bytes) -> dict[str, Any]:
-    """The message of some bytes; its arrays are read-only views of them.
+    """Decode a message; its arrays are read-only views of the bytes.
 
     Raises:
-        ValueError: no msgpack, no map, an array of another dtype or whose bytes do not fit its shape, a length beyond
-            `MAX_ITEMS`.
+        ValueError: not msgpack, not a map, an array of another dtype or with bytes that do not fit its shape, a length
+            beyond `MAX_ITEMS`.
     """
     try:
         message = msgpack.unpackb(content, object_hook=_restored, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS)
@@ -108,7 +108,7 @@ def _array(found: dict[Any, Any]) -> np.ndarray:
 
 
 def _dtype(found: dict[Any, Any], expected: set[bytes]) -> np.dtype[Any]:
-    """The declared dtype; looked up, never parsed."""
+    """The declared dtype; looked up in a table, never parsed."""
     if set(found) != expected:
         raise ValueError(f"array: found the keys {sorted(map(str, found))}, expected {sorted(map(str, expected))}")
     name = found[b"dtype"]

@@ -94,7 +94,13 @@ class EnvironmentModule(Protocol):
     NOISE: Sequence[Action]  # actions that may replace the expert's
 
     def make(self, level: str, image_size: int = ...) -> Environment:
-        """An environment of the level (or task); reset it before use."""
+        """Make an environment of the level (or task); reset it before use.
+
+        Raises:
+            ValueError: an unknown level, or an image size that is not possible.
+            FileNotFoundError: files of the simulator are missing.
+            RuntimeError: `ONE_A_PROCESS`, and another environment is open.
+        """
         ...
 
     def Expert(self, environment: Any) -> Expert:

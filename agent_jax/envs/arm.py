@@ -1,8 +1,6 @@
-"""Shared code of the adapters for robot arms without a scripted expert."""
+"""Shared code of the adapters for robot arms."""
 
 from __future__ import annotations
-
-from typing import NoReturn
 
 from agent_jax.envs import Action
 
@@ -17,9 +15,3 @@ def hand_move(action: Action, mm: float, *, opens: bool) -> str:
     """
     dx, dy, dz, *_, grip = (float(number) for number in action["action"])
     return f"{mm * dx:+.0f} {mm * dy:+.0f} {mm * dz:+.0f} mm, {'open' if (grip > 0) == opens else 'close'}"
-
-
-def no_expert(name: str, source: str) -> NoReturn:
-    """Raise the error of a simulator that has only recorded data."""
-    raise ValueError(f"{name} has no scripted expert; prepare recorded data of it with `python -m agent_jax.data "
-                     f"prepare --source {source}`")

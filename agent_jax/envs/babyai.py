@@ -88,15 +88,6 @@ def action_name(action: Action) -> str:
     return ACTION_NAMES[int(action["action"])]
 
 
-def make(level: str, image_size: int = 56) -> BabyAI:
-    """Make an environment of a level, e.g. "GoToLocal" (BabyAI-GoToLocal-v0); reset it before use.
-
-    Raises:
-        ValueError: minigrid has no such level, or `image_size` is not a multiple of 7.
-    """
-    return BabyAI(level, image_size)
-
-
 def _level_id(level: str) -> str:
     known = {name.removeprefix("BabyAI-"): name for name in gymnasium.registry if name.startswith("BabyAI-")}
     for name in (level.removeprefix("BabyAI-"), f"{level}-v0", f"{level}-v1"):
@@ -108,9 +99,9 @@ def _level_id(level: str) -> str:
 
 
 class BabyAI:
-    """One BabyAI level. Observations are {"rgb": uint8 (image_size, image_size, 3)}."""
+    """One level, e.g. "GoToLocal" (BabyAI-GoToLocal-v0). Observations: {"rgb": uint8 (image_size, image_size, 3)}."""
 
-    def __init__(self, level: str, image_size: int) -> None:
+    def __init__(self, level: str, image_size: int = IMAGE_SIZE) -> None:
         if image_size <= 0 or image_size % _VIEW:
             raise ValueError(
                 f"image_size={image_size} must be a multiple of {_VIEW}: the agent sees {_VIEW} x {_VIEW} cells; "
@@ -162,6 +153,9 @@ class BabyAI:
         )
         view[_AGENT] = simulator.carrying  # the agent is drawn over what it carries, or over an empty cell
         return {"rgb": self._tiles.picture(view, visible)}
+
+
+make = BabyAI
 
 
 def _visible(view: list[Any]) -> list[bool]:

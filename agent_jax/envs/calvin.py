@@ -15,6 +15,7 @@ only the first instruction.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from agent_jax.actions import CALVIN
 from agent_jax.data.images import prepare_image
 from agent_jax.envs import Action, Observation
-from agent_jax.envs.arm import hand_move, no_expert
+from agent_jax.envs.arm import hand_move
 from agent_jax.envs.calvin_checkout import CHAINS, CHECKOUT, chain, initial_state, make_simulator, oracle, sentences
 from agent_jax.envs.random_actions import uniform_actions
 
@@ -45,40 +46,15 @@ RANDOM = {"random": uniform_actions(CALVIN)}
 NOISE = RANDOM["random"]
 
 
-def version() -> str:
-    """Name and commit of the checkout."""
-    return CHECKOUT.version()
-
-
-def action_name(action: Action) -> str:
-    """The hand's move in millimetres and the gripper."""
-    return hand_move(action, 20, opens=True)
-
-
-def make(level: str, image_size: int = IMAGE_SIZE) -> Calvin:
-    """Make the environment of "Chains" or "First", the only one of this process; reset it before use.
-
-    Raises:
-        ValueError: unknown task.
-        FileNotFoundError: AGENT_JAX_CALVIN_DATA is not a CALVIN data set.
-        RuntimeError: another environment is open in this process.
-    """
-    return Calvin(level, image_size)
-
-
-def Expert(environment: Any) -> Any:
-    """Raise a ValueError: CALVIN has no expert."""
-    del environment
-    no_expert(NAME, "calvin")
-
-
+version = CHECKOUT.version
+action_name = functools.partial(hand_move, mm=20, opens=True)
 _MADE: weakref.WeakSet[Calvin] = weakref.WeakSet()  # the environments of this process
 
 
 class Calvin:
     """Observations: {"rgb": uint8 (200, 200, 3), "rgb_gripper": uint8 (84, 84, 3), "robot_obs": float32 (15,)}."""
 
-    def __init__(self, level: str, image_size: int) -> None:
+    def __init__(self, level: str, image_size: int = IMAGE_SIZE) -> None:
         if level not in ("Chains", "First"):
             raise ValueError(f'task: found {level!r}, expected "Chains" (five instructions) or "First" (one)')
         if any(other.open for other in _MADE):
@@ -103,10 +79,10 @@ class Calvin:
         condition, subtasks = chain(seed % CHAINS)
         self.subtasks = tuple(subtasks) if self.level == "Chains" else tuple(subtasks[:1])
         robot, scene = initial_state(condition)
-        seen = self.simulator.reset(robot_obs=robot, scene_obs=scene)
+        observed = self.simulator.reset(robot_obs=robot, scene_obs=scene)
         self._completed = self._steps = 0
         self._before = self.simulator.get_info()
-        return self._observe(seen), self._info
+        return self._observe(observed), self._info
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Take {"action": (7,)}; reward 1 when a subtask is completed.
@@ -116,14 +92,14 @@ class Calvin:
         """
         move = np.clip(np.asarray(action["action"], np.float64), -1, 1)
         move[6] = 1 if move[6] > 0 else -1
-        seen, _, _, info = self.simulator.step(move)
+        observed, _, _, info = self.simulator.step(move)
         self._steps += 1
         done = bool(self._oracle.get_task_info_for_set(self._before, info, {self.subtasks[self._completed]}))
         if done:
             self._completed, self._steps, self._before = self._completed + 1, 0, info
         info = self._info
         late = not done and self._steps >= SUBTASK_STEPS
-        return self._observe(seen), float(done), info["success"], late, info
+        return self._observe(observed), float(done), info["success"], late, info
 
     def close(self) -> None:
         """End the physics server."""
@@ -136,8 +112,11 @@ class Calvin:
         count = len(self.subtasks)
         return {"success": self._completed == count, "completed": self._completed, "instructions": count}
 
-    def _observe(self, seen: Any) -> Observation:
-        images = seen["rgb_obs"]
+    def _observe(self, observed: Any) -> Observation:
+        images = observed["rgb_obs"]
         return {"rgb": prepare_image(np.asarray(images["rgb_static"], np.uint8), self._size),
                 "rgb_gripper": prepare_image(np.asarray(images["rgb_gripper"], np.uint8), self._size),
-                "robot_obs": np.asarray(seen["robot_obs"], np.float32)}
+                "robot_obs": np.asarray(observed["robot_obs"], np.float32)}
+
+
+make = Calvin

@@ -60,9 +60,7 @@ NOISE = RANDOM["random"]
 _ATTEMPTS = 100  # to draw a layout that the oracle can solve; most can be solved
 
 
-def version() -> str:
-    """Name and commit of the checkout."""
-    return CHECKOUT.version()
+version = CHECKOUT.version
 
 
 def action_name(action: Action) -> str:
@@ -71,19 +69,10 @@ def action_name(action: Action) -> str:
     return f"{dx:+.0f} {dy:+.0f} mm"
 
 
-def make(level: str, image_size: int = IMAGE_SIZE) -> LanguageTable:
-    """Make an environment of one of the five rewards; reset it before use.
-
-    Raises:
-        ValueError: unknown reward or set of blocks.
-    """
-    return LanguageTable(level, image_size)
-
-
 class LanguageTable:
     """One reward. Observations: {"rgb": uint8 (180, 320, 3), or square; and the keys of LANGUAGE_TABLE_STATE}."""
 
-    def __init__(self, level: str, image_size: int) -> None:
+    def __init__(self, level: str, image_size: int = IMAGE_SIZE) -> None:
         name, _, variant = level.partition("@")
         variants = blocks.LanguageTableBlockVariants
         known = [item.name for item in variants]
@@ -98,12 +87,12 @@ class LanguageTable:
             reward_factory=getattr(CHECKOUT.module(f"{_SOURCE}rewards.{module}"), reward), seed=0)
         if not hasattr(self.simulator, "get_control_frequency"):  # the oracle calls it; the public version lacks it
             self.simulator.get_control_frequency = lambda: RATE_HZ
-        self._seen: dict[str, Any] = {}
+        self._raw: dict[str, Any] = {}
 
     @property
     def instruction(self) -> str:
         """The sentence drawn by the reward, e.g. "push the blue cube to the red star"."""
-        return self.simulator.decode_instruction(np.asarray(self._seen["instruction"]))
+        return self.simulator.decode_instruction(np.asarray(self._raw["instruction"]))
 
     @functools.cached_property
     def oracle(self) -> Any:
@@ -121,7 +110,7 @@ class LanguageTable:
         self.oracle.reset()
         self.oracle._np_random_state = np.random.RandomState(seed % 2**32)
         for _ in range(_ATTEMPTS):
-            self._seen = self.simulator.reset()
+            self._raw = self.simulator.reset()
             if self.oracle.get_plan(self.simulator.compute_state()):
                 self._steps = 0
                 return self._observe(), {"success": False}
@@ -131,7 +120,7 @@ class LanguageTable:
         """Take {"action": (dx, dy) in metres}, clipped to the ActionSpec's bounds."""
         low, high = ACTION_SPEC.bounds("action")
         move = np.clip(np.asarray(action["action"], np.float64), low, high).astype(np.float32)
-        self._seen, reward, done, _ = self.simulator.step(move)
+        self._raw, reward, done, _ = self.simulator.step(move)
         self._steps += 1
         success = bool(self.simulator.succeeded)
         over = bool(done) or success
@@ -142,8 +131,11 @@ class LanguageTable:
         self.simulator.pybullet_client.disconnect()
 
     def _observe(self) -> Observation:
-        state = {key: np.asarray(self._seen[key], np.float32) for key in LANGUAGE_TABLE_STATE.fields}
-        return {"rgb": prepare_image(np.asarray(self._seen["rgb"], np.uint8), self._size), **state}
+        state = {key: np.asarray(self._raw[key], np.float32) for key in LANGUAGE_TABLE_STATE.fields}
+        return {"rgb": prepare_image(np.asarray(self._raw["rgb"], np.uint8), self._size), **state}
+
+
+make = LanguageTable
 
 
 class Expert:
@@ -156,7 +148,7 @@ class Expert:
     def act(self, taken: Action | None = None) -> dict[str, np.ndarray]:
         """The planner's move; it depends on the current positions, so `taken` is not read."""
         del taken
-        observation = self._environment._seen
+        observation = self._environment._raw
         step = time_steps.restart(observation) if self._first else time_steps.transition(observation, 0.0)
         self._first = False
         move = self._environment.oracle._action(step, ()).action

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import functools
 import json
 import math
 import os
@@ -24,7 +25,7 @@ import numpy as np
 from agent_jax.actions.simulators import LIBERO, LIBERO_STATE
 from agent_jax.data.images import prepare_image
 from agent_jax.envs import Action, Observation
-from agent_jax.envs.arm import hand_move, no_expert
+from agent_jax.envs.arm import hand_move
 from agent_jax.envs.checkout import Checkout
 from agent_jax.envs.random_actions import uniform_actions
 
@@ -74,35 +75,14 @@ NOISE = RANDOM["random"]
 _SETTLING_STEPS = 5  # without motion, until the objects come to rest
 
 
-def version() -> str:
-    """Name and commit of the checkout."""
-    return CHECKOUT.version()
-
-
-def action_name(action: Action) -> str:
-    """The hand's move in millimetres and the gripper."""
-    return hand_move(action, 50, opens=False)
-
-
-def make(level: str, image_size: int = IMAGE_SIZE) -> Libero:
-    """Make an environment of a task, e.g. "libero_goal/3"; reset it before use.
-
-    Raises:
-        ValueError: unknown suite or task.
-    """
-    return Libero(level, image_size)
-
-
-def Expert(environment: Any) -> Any:
-    """Raise a ValueError: LIBERO has no expert."""
-    del environment
-    no_expert(NAME, "lerobot")
+version = CHECKOUT.version
+action_name = functools.partial(hand_move, mm=50, opens=False)
 
 
 class Libero:
     """Observations: {"rgb", "wrist": uint8 (size, size, 3), "state": float32 (8,): position, axis-angle, fingers}."""
 
-    def __init__(self, level: str, image_size: int) -> None:
+    def __init__(self, level: str, image_size: int = IMAGE_SIZE) -> None:
         suite, _, number = level.partition("/")
         if suite not in _SUITES or not number.isdigit() or int(number) >= _SUITES[suite]:
             near = difflib.get_close_matches(suite, _SUITES, n=1) or list(_SUITES)
@@ -120,29 +100,32 @@ class Libero:
         """Begin in initial state `seed % 50`."""
         self.simulator.seed(seed % 2**32)
         self.simulator.reset()
-        seen = self.simulator.set_init_state(self._states[seed % len(self._states)])
+        observed = self.simulator.set_init_state(self._states[seed % len(self._states)])
         for _ in range(_SETTLING_STEPS):
-            seen, *_ = self.simulator.step(np.zeros(7))
+            observed, *_ = self.simulator.step(np.zeros(7))
         self._steps = 0
-        return self._observe(seen), {"success": False}
+        return self._observe(observed), {"success": False}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Take {"action": (7,)}, clipped to [-1, 1]."""
-        seen, reward, done, _ = self.simulator.step(np.clip(np.asarray(action["action"], np.float64), -1, 1))
+        observed, reward, done, _ = self.simulator.step(np.clip(np.asarray(action["action"], np.float64), -1, 1))
         self._steps += 1
         success = bool(done) or bool(self.simulator.check_success())
-        return self._observe(seen), float(reward), success, not success and self._steps >= MAX_STEPS, {
+        return self._observe(observed), float(reward), success, not success and self._steps >= MAX_STEPS, {
             "success": success}
 
     def close(self) -> None:
         """End the simulator."""
         self.simulator.close()
 
-    def _observe(self, seen: Any) -> Observation:
-        images = {name: prepare_image(np.ascontiguousarray(np.asarray(seen[key], np.uint8)[::-1, ::-1]), self._size)
+    def _observe(self, observed: Any) -> Observation:
+        images = {name: prepare_image(np.ascontiguousarray(np.asarray(observed[key], np.uint8)[::-1, ::-1]), self._size)
                   for name, key in (("rgb", "agentview_image"), ("wrist", "robot0_eye_in_hand_image"))}
-        numbers = (seen["robot0_eef_pos"], _axis_angle(seen["robot0_eef_quat"]), seen["robot0_gripper_qpos"])
-        return {**images, "state": np.concatenate(numbers).astype(np.float32)}
+        state = (observed["robot0_eef_pos"], _axis_angle(observed["robot0_eef_quat"]), observed["robot0_gripper_qpos"])
+        return {**images, "state": np.concatenate(state).astype(np.float32)}
+
+
+make = Libero
 
 
 def _initial_states(tasks: Any, number: int) -> Any:

@@ -121,15 +121,6 @@ def action_name(action: Action) -> str:
     return f"{10 * dx:+.0f} {10 * dy:+.0f} {10 * dz:+.0f} mm, {'close' if grip > 0 else 'open'}"
 
 
-def make(level: str, image_size: int = IMAGE_SIZE) -> MetaWorld:
-    """Make an environment of a task, e.g. "door-open", "door-open-v3" or "door-open@16hz"; reset it before use.
-
-    Raises:
-        ValueError: unknown task, a rate that does not divide 80 Hz, or `image_size` is not positive.
-    """
-    return MetaWorld(level, image_size)
-
-
 def _held_steps(level: str, rate: str) -> int:
     """Simulator steps that an action is held for, from the part of a level's name after the @."""
     if not rate:
@@ -142,9 +133,12 @@ def _held_steps(level: str, rate: str) -> int:
 
 
 class MetaWorld:
-    """One task. Observations are {"rgb": uint8 (image_size, image_size, 3), "state": float32 (4,)}."""
+    """One task, e.g. "door-open", "door-open-v3" or "door-open@16hz".
 
-    def __init__(self, level: str, image_size: int) -> None:
+    Observations: {"rgb": uint8 (image_size, image_size, 3), "state": float32 (4,)}.
+    """
+
+    def __init__(self, level: str, image_size: int = IMAGE_SIZE) -> None:
         task, _, rate = level.partition("@")
         task = task.removesuffix(_SUFFIX)
         if task not in SENTENCES:
@@ -204,6 +198,9 @@ class MetaWorld:
         self._renderer.update_scene(self.simulator.data, camera=_CAMERA)
         image = self._renderer.render()[::-1, ::-1]  # the camera is mounted upside down
         return {"rgb": np.ascontiguousarray(image), "state": self.numbers[:4].astype(np.float32)}
+
+
+make = MetaWorld
 
 
 class Expert:

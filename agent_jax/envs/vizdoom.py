@@ -85,15 +85,6 @@ def action_name(action: Action) -> str:
     return ", ".join(["+".join(keys)] * bool(keys) + turns) or "nothing"
 
 
-def make(level: str, image_size: int = IMAGE_SIZE) -> GoTo:
-    """Make an environment of "GoTo1" to "GoTo6" (the number of objects); reset it before use.
-
-    Raises:
-        ValueError: unknown task, or `image_size` is not positive.
-    """
-    return GoTo(level, image_size)
-
-
 # The game is a separate process that waits forever if this one is killed. So a shell waits for the end of its input,
 # which comes when this process ends in any way; then it kills every game started from our directory and removes it.
 _WATCH = """cat
@@ -125,7 +116,7 @@ def _temporary_directory() -> Path:
 class GoTo:
     """One task; the game runs from the first `reset` to `close`. Observations: {"rgb": uint8 (size, size, 3)}."""
 
-    def __init__(self, level: str, image_size: int) -> None:
+    def __init__(self, level: str, image_size: int = IMAGE_SIZE) -> None:
         number = level.removeprefix("GoTo")
         if number == level or number not in ("1", "2", "3", "4", "5", "6"):
             names = [f"GoTo{count}" for count in range(1, 7)]
@@ -217,6 +208,9 @@ class GoTo:
 
     def _observe(self) -> Observation:
         return {"rgb": np.ascontiguousarray(prepare_image(self._game.get_state().screen_buffer, self._size))}
+
+
+make = GoTo
 
 
 def _places(random: np.random.Generator, count: int) -> list[Any]:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from agent_jax.config import Config
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.envs import load, same, try_out
-from agent_jax.envs.workers.simulator_pool import make
 from agent_jax.evaluate.closed_loop import Report, check_domain, closed_loop
 from agent_jax.models.agent import Params
 from agent_jax.policy import Policy
@@ -40,7 +39,7 @@ class InTrainingEvaluation:
         self._image_size = simulator_image_size(config, config.closed_loop.environment)
         for task in config.closed_loop.episodes:
             try_out(module, task, self._image_size)
-            with contextlib.closing(make(module, task, self._image_size)) as environment:
+            with contextlib.closing(module.make(task, self._image_size or module.IMAGE_SIZE)) as environment:
                 environment.reset(seed=config.closed_loop.seed)
                 self._domain.text_ids(environment.instruction)
         self._run = config

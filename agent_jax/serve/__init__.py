@@ -1,1 +1,1 @@
-"""A policy behind a websocket: `python -m agent_jax.serve --checkpoint DIR`; `agent_jax.client` is its other end."""
+"""A policy server on a websocket: `python -m agent_jax.serve --checkpoint DIR`; its client is `agent_jax.client`."""

@@ -1,7 +1,7 @@
-"""`python -m agent_jax.serve --checkpoint DIR`: a trained agent behind a websocket, for robots and simulators.
+"""`python -m agent_jax.serve --checkpoint DIR`: serve a trained agent on a websocket, for robots and simulators.
 
-Says "ready" once it has compiled all that acting needs; until then /healthz answers 503. Ends on SIGTERM or Ctrl-C when
-the requests under way are answered. The other end is `agent_jax.client`; docs/guides/serving.md has both.
+Prints "ready" when everything is compiled; until then /healthz returns 503. After SIGTERM or Ctrl-C it answers the
+current requests and ends. The client is `agent_jax.client`; docs/guides/serving.md describes both.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from agent_jax.serve.options import ServeOptions, read_token
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _HELP = {
-    "host": "address to listen on; 0.0.0.0: every one, and then with a token",
-    "port": "0: any free one",
-    "max_batch": "robots answered by one call of the policy",
-    "max_wait_ms": "that the first robot of a batch waits for others",
-    "max_connections": "robots at a time",
-    "max_message_bytes": "of one message; a larger one ends its connection",
-    "max_rate_hz": "messages of one connection a second; 0: no limit",
-    "ping_s": "seconds between pings, and until a robot that does not answer one is gone",
-    "drain_s": "seconds for the requests under way, when told to end",
+    "host": "address to listen on; 0.0.0.0: all, only with a token",
+    "port": "0: any free port",
+    "max_batch": "requests in one call of the policy",
+    "max_wait_ms": "time the first request of a batch waits for others",
+    "max_connections": "connections at a time",
+    "max_message_bytes": "of one message; a larger one closes its connection",
+    "max_rate_hz": "messages a second of one connection; 0: no limit",
+    "ping_s": "seconds between pings, and until a connection without an answer is closed",
+    "drain_s": "seconds to finish the current requests at the end",
 }
 
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("agent_jax").setLevel(options.log_level.upper())
-    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # whoever knocks wrongly is answered; no trace of ours
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # no traceback for malformed requests
     try:
         _serve(options)
     except ModuleNotFoundError as error:
@@ -56,23 +56,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m agent_jax.serve", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a workdir, its checkpoints, or one step")
-    parser.add_argument("--domain", default="", help="to act in; needed if the run had several")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest undamaged one")
+    parser.add_argument("--domain", default="", help="to act in; required if the run has several")
+    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest undamaged step")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the best action")
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--history", choices=("sliding", "flushed"), default="sliding")
-    parser.add_argument("--flush_every", type=int, default=0, metavar="M", help="steps, of --history flushed")
+    parser.add_argument("--flush_every", type=int, default=0, metavar="M", help="steps of --history flushed")
     parser.add_argument("--ahead", action="store_true",
-                        help="sliding history: read what is known of the next row once an action is sent")
+                        help="sliding history: prefill the known part of the next row after an action is sent")
     for field in dataclasses.fields(ServeOptions):
         kind = {"int": int, "float": float, "str": str}[str(field.type)]
         parser.add_argument(f"--{field.name}", type=kind, default=field.default,
                             help=f"{_HELP[field.name]} (default {field.default})")
     parser.add_argument("--token_file", default="", metavar="PATH",
-                        help=f"holds the secret that clients must send; or the environment's {TOKEN_VARIABLE}")
+                        help=f"file with the clients' secret; or set the variable {TOKEN_VARIABLE}")
     parser.add_argument("--action_limits", default="", metavar="FILE.json", help="[low, high] of components, by key")
     parser.add_argument("--beyond_limits", choices=("clamp", "refuse"), default="clamp",
-                        help="what becomes of an action beyond them (default clamp)")
+                        help="clamp or refuse an action beyond the limits (default clamp)")
     parser.add_argument("--log_level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
 
@@ -101,22 +101,22 @@ def _serve(options: argparse.Namespace) -> None:
     if options.action_limits:
         limits = ActionLimits.read(options.action_limits, spec, options.beyond_limits)
     if not token and chosen.host not in ("127.0.0.1", "::1", "localhost"):
-        logging.warning("--host=%s without a token: whoever reaches this port may ask the policy", chosen.host)
+        logging.warning("--host=%s without a token: anyone who can reach this port can use the policy", chosen.host)
 
     async def run() -> None:
-        hello = metadata(policy.domain, taken.step, checkpoint=os.path.basename(os.path.abspath(options.checkpoint)),
+        first = metadata(policy.domain, taken.step, checkpoint=os.path.basename(os.path.abspath(options.checkpoint)),
                          temperature=options.temperature, passed_over=taken.passed_over)
-        server = Server(policy, hello, chosen, limits, token=token)
+        server = Server(policy, first, chosen, limits, token=token)
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
-            for number in _SIGNALS:  # a second one ends the process at once
+            for number in _SIGNALS:  # a second signal ends the process at once
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_DFL)
             server.stop()
 
-        def told(phase: str) -> None:
-            # Before, nobody is connected, and a signal ends the process at once.
+        def enter_phase(phase: str) -> None:
+            # Before "ready" there are no connections, and a signal ends the process at once.
             for number in _SIGNALS if phase == "ready" else ():
                 if number == signal.SIGINT and ignored():
                     continue
@@ -124,8 +124,8 @@ def _serve(options: argparse.Namespace) -> None:
             print(f"{phase}: domain {policy.domain.name!r} of step {taken.step} at ws://{chosen.host}:{server.port}, "
                   f"{time.monotonic() - begun:.1f} s", flush=True)
 
-        await server.run(told)
-        print(f"ended after {server.figures.counts['actions']} actions", flush=True)
+        await server.run(enter_phase)
+        print(f"ended after {server.metrics.counts['actions']} actions", flush=True)
 
     asyncio.run(run())
 

@@ -1,9 +1,9 @@
-"""Robots that ask at about the same time are answered by one call of the policy.
+"""Batch the requests of many connections into calls of the policy.
 
     connections --act()--> queue --(max_batch, or max_wait after the first)--> policy.step, in one thread
 
-While the policy computes, requests gather; the next batch takes what is there. A batch is not waited for when every
-connected robot is in it already, so a robot that is alone never waits.
+While the policy computes, requests collect in the queue; the next batch takes them. A batch that has a request from
+every connected robot does not wait, so a single robot never waits.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Acting(Protocol):
-    """What is asked of a policy; one thread calls it."""
+class BatchedPolicy(Protocol):
+    """The policy's interface; always called from the same thread."""
 
     def step(self, prepared: Sequence[Prepared], env_ids: Sequence[Any]) -> Sequence[dict[str, Any]]:
-        """The next action of each."""
+        """The next action of each episode."""
         ...
 
     def reset(self, env_ids: Sequence[Any]) -> None:
@@ -35,17 +35,17 @@ class Acting(Protocol):
 
 
 class PolicyFailedError(Exception):
-    """The policy raised; its reason is in the log, not on the wire."""
+    """The policy raised an exception, which is in the log and is not sent to the client."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ServedAction:
-    """An action, and what it took."""
+    """An action and its timing."""
 
     action: dict[str, Any]
     queue_s: float
     policy_s: float
-    batch: int  # robots answered with it
+    batch: int  # requests in the same call
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,22 +53,22 @@ class _Request:
     prepared: Prepared
     env_id: Any
     answer: asyncio.Future[ServedAction]
-    asked: float
+    received: float  # time.perf_counter()
 
 
 class Batcher:
-    """Calls a policy for many connections. Everything but the policy happens in the event loop."""
+    """Calls a policy for many connections. Everything except the policy runs in the event loop."""
 
-    def __init__(self, policy: Acting, *, max_batch: int, max_wait_s: float, connected: Callable[[], int],
+    def __init__(self, policy: BatchedPolicy, *, max_batch: int, max_wait_s: float, connected: Callable[[], int],
                  on_batch: Callable[[int], None]) -> None:
-        """Of a policy.
+        """Create the policy's thread.
 
         Args:
-            policy: what acts; from now on, only through this.
-            max_batch: robots of a batch.
+            policy: the policy; no other code may call it from now on.
+            max_batch: requests in a batch.
             max_wait_s: seconds that the first request of a batch waits for others.
-            connected: how many robots there are.
-            on_batch: is told the size of each batch.
+            connected: returns the number of connected robots.
+            on_batch: called with the size of each batch.
         """
         self._policy, self._max_batch, self._max_wait_s = policy, max_batch, max_wait_s
         self._connected, self._on_batch = connected, on_batch
@@ -76,34 +76,34 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "policy")
 
     async def act(self, prepared: Prepared, env_id: Any) -> ServedAction:
-        """The next action of one robot, which has no other request under way.
+        """The next action of one robot, which must have no other pending request.
 
         Raises:
-            PolicyFailedError: the policy raised; the episode of this robot begins anew.
+            PolicyFailedError: the policy raised an exception; this robot's episode begins again.
         """
         answer = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(_Request(prepared, env_id, answer, time.perf_counter()))
         return await answer
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What `function` returns, called in the policy's thread between two batches."""
+        """Call `function` in the policy's thread between two batches; returns its result."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     async def run(self) -> None:
         """Answer until cancelled."""
         try:
             while True:
-                requests = await self._gathered()
+                requests = await self._next_batch()
                 if requests:
                     self._on_batch(len(requests))
                     await self._answer(requests)
         finally:
             self._thread.shutdown(wait=False)
 
-    async def _gathered(self) -> list[_Request]:
-        """The requests of the next batch; those given up meanwhile are left out."""
+    async def _next_batch(self) -> list[_Request]:
+        """The requests of the next batch, without cancelled ones."""
         requests = [await self._queue.get()]
-        end = requests[0].asked + self._max_wait_s
+        end = requests[0].received + self._max_wait_s
         while len(requests) < self._max_batch:
             if self._queue.empty():
                 left = end - time.perf_counter()
@@ -121,7 +121,7 @@ class Batcher:
     async def _answer(self, requests: list[_Request]) -> None:
         begun = time.perf_counter()
         prepared, env_ids = [request.prepared for request in requests], [request.env_id for request in requests]
-        # Whatever it raises is one robot's affair, so it is looked at rather than raised.
+        # An exception must not end the loop: it concerns only the robots of this batch.
         (found,) = await asyncio.gather(self.call(self._policy.step, prepared, env_ids), return_exceptions=True)
         if isinstance(found, BaseException):
             await self._failed(requests, found)
@@ -129,10 +129,10 @@ class Batcher:
         policy_s = time.perf_counter() - begun
         for request, action in zip(requests, found, strict=True):
             if not request.answer.done():
-                request.answer.set_result(ServedAction(action, begun - request.asked, policy_s, len(requests)))
+                request.answer.set_result(ServedAction(action, begun - request.received, policy_s, len(requests)))
 
     async def _failed(self, requests: list[_Request], error: BaseException) -> None:
-        """Who caused it is told; the others of the batch are asked for again, alone."""
+        """Run each request of the batch again alone, so that only the one that failed gets an error."""
         _log.error("the policy failed on a batch of %d", len(requests), exc_info=error)
         if len(requests) > 1:
             for request in requests:

@@ -1,4 +1,4 @@
-"""The first message of a connection: all that a robot needs to know of the policy it is about to ask."""
+"""The first message of a connection: the metadata of the policy."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from agent_jax.data.pipeline.domains import Domain
 
 def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float,
              passed_over: Sequence[int] = ()) -> dict[str, Any]:
-    """What holds of the policy: plain JSON values.
+    """The policy's metadata, as JSON values.
 
     Args:
         domain: of the policy.
         step: of the checkpoint.
-        checkpoint: where it lies, as the user named it.
+        checkpoint: the name of its directory.
         temperature: of the policy.
-        passed_over: newer steps of the checkpoint, which are damaged.
+        passed_over: newer steps, which are damaged.
     """
     spec, state = _spec(domain.spec), _spec(domain.state)
     return {
@@ -49,7 +49,7 @@ def _spec(bound: BoundSpec | None) -> ActionSpec | StateSpec | None:
 
 
 def _fields(spec: ActionSpec | StateSpec | None) -> dict[str, Any]:
-    """Shape, dtype, bounds of each key, and the values of components that are choices, by component."""
+    """Shape, dtype and bounds of each key, and the values of each component that is a choice."""
     fields: dict[str, Any] = {}
     if spec is None:
         return fields

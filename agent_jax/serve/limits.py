@@ -1,8 +1,8 @@
-"""What a robot may be told, and how often it may ask.
+"""Limits of actions and of the rate of requests.
 
     {"action": [[-0.02, 0.02], [-0.02, 0.02]]}      limits.json: [low, high] of each component, null: no limit
 
-An action is a robot's motion: one that is not finite is refused whatever the limits say.
+An action moves a robot, so one that is not finite is always refused.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _LARGEST = float(np.finfo(np.float32).max)  # actions are float32
 
 
 class RefusedActionError(Exception):
-    """The policy chose what this robot may not be told."""
+    """The policy's action is not finite, has a wrong shape, or is beyond the limits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ActionLimits:
-    """Bounds of an ActionSpec's numbers, tighter than its own."""
+    """Bounds of an ActionSpec's numbers, within the spec's bounds."""
 
     spec: ActionSpec
     bounds: Mapping[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)  # (low, high)
@@ -37,12 +37,12 @@ class ActionLimits:
 
     @classmethod
     def read(cls, path: str | Path, spec: ActionSpec, beyond: Literal["clamp", "refuse"] = "clamp") -> Self:
-        """The limits of a JSON file.
+        """Read limits from a JSON file.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not JSON, a key that the spec lacks or that holds no real numbers, another number of
-                components, a low above its high, or limits that leave nothing of the spec's range.
+            ValueError: not JSON, a key that the spec lacks or that has no real numbers, a wrong number of components,
+                a low above its high, or limits outside the spec's bounds.
         """
         file = Path(path)
         if not file.is_file():
@@ -54,20 +54,20 @@ class ActionLimits:
         return cls(spec, bounds, beyond)
 
     def to_json(self) -> dict[str, Any]:
-        """For the metadata; null where there is no limit."""
+        """The limits for the metadata; null: no limit."""
         plain = lambda array: [float(x) if math.isfinite(x) else None for x in array.reshape(-1)]  # noqa: E731
         return {"beyond": self.beyond, "bounds": {key: {"low": plain(low), "high": plain(high)}
                                                   for key, (low, high) in self.bounds.items()}}
 
     def apply(self, action: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
-        """The action within the limits, and the components that were changed for it, as in "action[1]: 0.03 -> 0.02".
+        """The action within the limits, and the changed components, e.g. "action[1]: 0.03 -> 0.02".
 
         Raises:
-            RefusedActionError: a number that is not finite, keys or shapes other than the spec's, or beyond the limits
-                where these refuse.
+            RefusedActionError: a number that is not finite, keys or shapes other than the spec's, or an action beyond
+                limits that refuse.
         """
         made = {key: np.asarray(value) for key, value in action.items()}
-        if self.spec.terminal and made.keys() == {TERMINAL_KEY}:  # the episode is over: nothing to move
+        if self.spec.terminal and made.keys() == {TERMINAL_KEY}:  # the episode is over, no motion
             return made, []
         expected = {key: shape for key, (shape, _) in self.spec.fields.items()}
         found = {key: value.shape for key, value in made.items()}
@@ -80,8 +80,8 @@ class ActionLimits:
         for key, (low, high) in self.bounds.items():
             value = made[key]
             within = np.clip(value, low, high)
-            for place in np.argwhere(within != value):
-                index = tuple(int(i) for i in place)
+            for component in np.argwhere(within != value):
+                index = tuple(int(i) for i in component)
                 name = key if not index else f"{key}[{index[0]}]"
                 changed.append(f"{name}: {value[index]:g} -> {within[index]:g}")
             made[key] = within.astype(value.dtype)
@@ -92,14 +92,14 @@ class ActionLimits:
 
 def _bounds(where: str, key: str, pairs: Any, spec: ActionSpec) -> tuple[np.ndarray, np.ndarray]:
     if key not in spec.fields:
-        raise ValueError(f"{where}: the ActionSpec {spec.name!r} has {', '.join(spec.fields)}")
+        raise ValueError(f"{where}: expected a key of the ActionSpec {spec.name!r}: {', '.join(spec.fields)}")
     shape, dtype = spec.fields[key]
     if dtype.kind != "f":
-        raise ValueError(f"{where}: found limits of {dtype}, expected them of real numbers: a choice cannot be clamped")
-    pairs = pairs if shape else [pairs]  # of a key that is one number: its [low, high] alone
+        raise ValueError(f"{where}: found limits of {dtype}, expected real numbers: a choice cannot be clamped")
+    pairs = pairs if shape else [pairs]  # for a key with one number: its [low, high]
     size = math.prod(shape)
     if not isinstance(pairs, list) or len(pairs) != size:
-        raise ValueError(f"{where}: found {pairs!r}, expected a list with [low, high] of each of {size} components")
+        raise ValueError(f"{where}: found {pairs!r}, expected a list with [low, high] for each of {size} components")
     low, high = np.full(size, -np.inf), np.full(size, np.inf)
     for i, pair in enumerate(pairs):
         if pair is None:
@@ -111,14 +111,14 @@ def _bounds(where: str, key: str, pairs: Any, spec: ActionSpec) -> tuple[np.ndar
         low[i], high[i] = pair
     lowest, highest = (bound.reshape(-1) for bound in spec.bounds(key))
     if ((high < lowest) | (low > highest)).any():
-        raise ValueError(f"{where}: found {pairs!r}, none of which the ActionSpec reaches: its bounds are "
-                         f"{lowest.tolist()} to {highest.tolist()}; are the units the same?")
-    # float32 bounds that no action, which is float32 too, passes by rounding.
+        raise ValueError(f"{where}: found {pairs!r}, expected limits that overlap the ActionSpec's bounds, "
+                         f"{lowest.tolist()} to {highest.tolist()}; check the units")
+    # Rounded inwards to float32, so that no float32 action passes a limit by rounding.
     return inner(low, np.inf).reshape(shape), inner(high, -np.inf).reshape(shape)
 
 
-class Rate:
-    """A token bucket (Turner, 1986): on average `hz` messages a second, and as many at once after a pause."""
+class RateLimiter:
+    """A token bucket (Turner, 1986): on average `hz` messages a second, and up to as many at once after a pause."""
 
     def __init__(self, hz: float) -> None:
         self._hz = hz
@@ -126,7 +126,7 @@ class Rate:
         self._left, self._seen = self._capacity, time.monotonic()
 
     def take(self) -> float:
-        """0 if a message may come now; else the seconds until one may."""
+        """0 if a message is allowed now, else the seconds until the next is allowed."""
         if not self._hz:
             return 0.0
         now = time.monotonic()

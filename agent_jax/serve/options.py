@@ -1,4 +1,4 @@
-"""What an operator chooses about the server; each field is a flag of the same name."""
+"""Options of the server; each field is a flag of the same name."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 
 from agent_jax.client.connection import TOKEN_VARIABLE
 
-_SHORTEST_TOKEN = 16  # characters; what a random one of 64 bits has in hexadecimal
+_SHORTEST_TOKEN = 16  # characters: 64 random bits in hexadecimal
 
 
 @dataclasses.dataclass(frozen=True)
 class ServeOptions:
-    """Where to listen, and the limits of what one robot may do to the others."""
+    """Address, and limits that protect the other connections."""
 
-    host: str = "127.0.0.1"  # this machine alone; 0.0.0.0 for the network, and then with a token
+    host: str = "127.0.0.1"  # only this machine; 0.0.0.0 for the network, with a token
     port: int = 8000
     max_batch: int = 16
-    max_wait_ms: float = 2.0  # that the first robot of a batch waits for others: little beside any policy's step
+    max_wait_ms: float = 2.0  # time the first request of a batch waits: short compared with any policy's step
     max_connections: int = 64
     max_message_bytes: int = 8 << 20  # three 720p cameras, uncompressed
-    max_rate_hz: float = 0.0  # messages of one connection, on average over a second; 0: as many as it likes
-    ping_s: float = 10.0  # a robot that does not answer a ping within the same time again is gone
-    drain_s: float = 10.0  # that requests under way have to end in when the server is told to
+    max_rate_hz: float = 0.0  # messages a second of one connection, on average; 0: no limit
+    ping_s: float = 10.0  # between pings, and until a connection without an answer is closed
+    drain_s: float = 10.0  # to finish the current requests at the end
 
     def __post_init__(self) -> None:
         expected = {
@@ -42,21 +42,21 @@ class ServeOptions:
 
 
 def read_token(path: str) -> str:
-    """The secret that clients must know: the file's, or that of the environment variable; "": none is asked for.
+    """The clients' secret from the file or the environment variable; "": clients need none.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the secret is short, or has characters that a header cannot hold.
+        ValueError: the secret is too short, or has characters that are not allowed in a header.
     """
     where, token = f"the environment variable {TOKEN_VARIABLE}", os.environ.get(TOKEN_VARIABLE, "")
     if path:
         file = Path(path)
         if not file.is_file():
-            raise FileNotFoundError(f"--token_file={file}: no such file; expected one that holds the token alone")
+            raise FileNotFoundError(f"--token_file={file}: no such file; expected a file with only the token")
         where, token = f"--token_file={file}", file.read_text(encoding="utf-8").strip()
     elif not token:
         return ""
     if len(token) < _SHORTEST_TOKEN or not (token.isascii() and token.isprintable() and " " not in token):
         raise ValueError(f"{where}: found {len(token)} characters, expected at least {_SHORTEST_TOKEN} ASCII ones "
-                         "without spaces; make one by `openssl rand -hex 16`")
+                         "without spaces; make one with `openssl rand -hex 16`")
     return token

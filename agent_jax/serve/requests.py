@@ -1,4 +1,4 @@
-"""A message of a robot: read and checked, with every mistake told in words to the one who made it."""
+"""Read and check a robot's message; errors are sent back to the robot."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from agent_jax.data.images import LONGEST_SIDE
 from agent_jax.data.pipeline.domains import Domain
 
 _FIELDS = {"act": {"type", "images", "instruction", "state"}, "reset": {"type"}}
-_LONGEST_TEXT = 10_000  # characters; tokenising more is work that no instruction is worth
-_MESSAGE_ENDS = 800, 200  # characters of a long error that are kept: what was found, and what is expected
+_LONGEST_TEXT = 10_000  # characters of an instruction, so that tokenising it takes a bounded time
+_MESSAGE_ENDS = 800, 200  # first and last characters kept of a long error: found and expected
 
 
 class RefusedError(Exception):
-    """A message that is answered with an error; the connection goes on.
+    """A message that is answered with an error; the connection stays open.
 
-    Its text may hold what the robot sent: the middle of a long one is left out, and control characters are escaped, so
-    that it is one line of a log.
+    The text may contain data of the robot: the middle of a long text is removed and control characters are escaped, so
+    that it is one line in a log.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -33,24 +33,24 @@ class RefusedError(Exception):
         self.code = code
 
     def reply(self) -> str:
-        """The error as it goes over the wire: text, where all other replies are binary."""
+        """The error as a text message; all other replies are binary."""
         return json.dumps({"error": self.code, "message": str(self)})
 
 
 @dataclasses.dataclass(frozen=True)
-class Observation:
-    """What a robot sees, in the types of `Policy.prepare`, which checks the rest."""
+class ReceivedObservation:
+    """A robot's observation, with the types of `Policy.prepare`, which checks the rest."""
 
     images: Any
     instruction: str
     state: Mapping[str, Any] | None
 
 
-def read_request(content: str | bytes, domain: Domain) -> Observation | None:
+def read_request(content: str | bytes, domain: Domain) -> ReceivedObservation | None:
     """The observation of an "act", or None for a "reset".
 
     Raises:
-        ValueError: anything else; says what was found and what is expected.
+        ValueError: an invalid message.
     """
     if isinstance(content, str):
         raise ValueError("found a text message, expected a binary one: a msgpack map (agent_jax/client/wire.py)")
@@ -59,7 +59,7 @@ def read_request(content: str | bytes, domain: Domain) -> Observation | None:
     if not isinstance(kind, str) or kind not in _FIELDS:
         raise ValueError(f"type: found {kind!r}, expected one of {', '.join(_FIELDS)}")
     if unknown := sorted(message.keys() - _FIELDS[kind]):
-        raise ValueError(f"unknown fields {', '.join(unknown)[:200]}; a message of type {kind!r} has "
+        raise ValueError(f"found unknown fields {', '.join(unknown)[:200]}; a message of type {kind!r} has "
                          f"{', '.join(sorted(_FIELDS[kind]))}")
     if kind == "reset":
         return None
@@ -72,7 +72,7 @@ def read_request(content: str | bytes, domain: Domain) -> Observation | None:
         raise ValueError(f"instruction: found {len(instruction)} characters, expected at most {domain.max_text} tokens")
     _check_images(images)
     _check_state(state, domain)
-    return Observation(images, instruction, state)
+    return ReceivedObservation(images, instruction, state)
 
 
 def _check_images(images: Any) -> None:
@@ -107,5 +107,4 @@ def _check_state(state: Any, domain: Domain) -> None:
         if array.dtype.kind not in "biuf":
             raise ValueError(f"state: {key}: expected an array of numbers")
         if not np.isfinite(array).all():
-            raise ValueError(f"state: {key}: found {array.tolist()}, expected finite numbers: no action is chosen from "
-                             "a reading that is none")
+            raise ValueError(f"state: {key}: found {array.tolist()}, expected finite numbers")

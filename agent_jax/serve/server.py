@@ -1,9 +1,9 @@
-"""The websocket server: connections in, one policy behind them all.
+"""The websocket server: one policy for many connections.
 
     robot ==ws==> handler: metadata, then [message -> read_request -> prepare] -> Batcher -> limits -> reply
-    GET /healthz: 503 until warmed up and while it ends, else 200       GET /metrics: figures as JSON
+    GET /healthz: 200 when ready, 503 before and while it ends      GET /metrics: counts and timings as JSON
 
-A connection is one history of the policy, which ends with it. Whatever a message holds, its sender alone is answered.
+Each connection has its own history of the policy. An error is sent only to the robot whose message caused it.
 """
 
 from __future__ import annotations
@@ -29,70 +29,70 @@ from agent_jax.client.connection import TOKEN_VARIABLE
 from agent_jax.policy import Policy
 from agent_jax.runtime.processor import cores
 from agent_jax.serve.batching import Batcher, PolicyFailedError
-from agent_jax.serve.figures import Figures
-from agent_jax.serve.limits import ActionLimits, Rate, RefusedActionError
+from agent_jax.serve.limits import ActionLimits, RateLimiter, RefusedActionError
+from agent_jax.serve.metrics import ServerMetrics
 from agent_jax.serve.options import ServeOptions
-from agent_jax.serve.requests import Observation, RefusedError, read_request
+from agent_jax.serve.requests import RefusedError, read_request
 
 _log = logging.getLogger(__name__)
 
 
 class Server:
-    """Serves a policy until it is told to stop."""
+    """Serves a policy until `stop`."""
 
     def __init__(self, policy: Policy, metadata: Mapping[str, Any], options: ServeOptions, limits: ActionLimits, *,
                  token: str = "") -> None:
-        """Of a policy, which is this server's alone from now on.
+        """Create a server; `run` starts it.
 
         Args:
-            policy: what acts.
+            policy: the policy; no other code may call it from now on.
             metadata: of `handshake.metadata`; limits are added.
-            options: where and how much.
-            limits: of its actions.
-            token: that clients must send; "": none.
+            options: address and limits.
+            limits: of the actions.
+            token: the clients' secret; "": none.
         """
         self.policy, self.options, self.limits = policy, options, limits
-        self.port = 0  # what it listens on, once it does
-        self.phase = "starting"  # "warming up", "ready", "draining"
-        self.figures = Figures()
-        self.robots: set[int] = set()  # connected
+        self.port = 0  # set in `run`
+        self.phase = "starting"  # then "warming up", "ready", "draining"
+        self.metrics = ServerMetrics()
+        self.robots: set[int] = set()  # numbers of the connected ones
         self._token = token
         self._numbers = itertools.count(1)
-        self._under_way = 0
+        self._pending = 0  # requests
         self._stopped = asyncio.Event()
         self._readers = ThreadPoolExecutor(min(4, cores()), "prepare")
         self._batcher = Batcher(policy, max_batch=options.max_batch, max_wait_s=options.max_wait_ms / 1e3,
-                                connected=lambda: len(self.robots), on_batch=self.figures.batch)
-        self._hello = wire.pack({**metadata, "max_message_bytes": options.max_message_bytes,
+                                connected=lambda: len(self.robots), on_batch=self.metrics.batch)
+        self._metadata = wire.pack({**metadata, "max_message_bytes": options.max_message_bytes,
                                  "max_rate_hz": options.max_rate_hz, "action_limits": limits.to_json()})
 
     def stop(self) -> None:
-        """Answer what is under way, then end; from the event loop's thread, as a signal's handler is."""
+        """Answer the pending requests, then end; call it in the event loop's thread, e.g. in a signal handler."""
         self._stopped.set()
 
-    async def run(self, told: Callable[[str], None] = lambda phase: None) -> None:
+    async def run(self, on_phase: Callable[[str], None] = lambda phase: None) -> None:
         """Listen, warm up, serve until `stop`, drain.
 
         Args:
-            told: is called with each new `phase`, the first one once `port` is known.
+            on_phase: called with each new `phase`; `port` is set before the first call.
 
         Raises:
-            OSError: the port is taken.
+            OSError: the port is in use.
         """
         options = self.options
         async with serve(self._handle, options.host, options.port, process_request=self._admit, compression=None,
                          max_size=options.max_message_bytes, max_queue=1, ping_interval=options.ping_s,
-                         ping_timeout=options.ping_s, close_timeout=options.ping_s, origins=[None],  # of no web page
+                         ping_timeout=options.ping_s, close_timeout=options.ping_s, origins=[None],  # refuse web pages
                          server_header=None) as listening:
             self.port = next(iter(listening.sockets)).getsockname()[1]
-            self._enter("warming up", told)
+            self._enter("warming up", on_phase)
             answering = asyncio.create_task(self._batcher.run())
             try:
                 await self._batcher.call(self.policy.warm_up, tuple(range(1, options.max_batch + 1)))
-                self._enter("ready", told)
+                self._enter("ready", on_phase)
                 stopped = asyncio.create_task(self._stopped.wait())
                 await asyncio.wait({stopped, answering}, return_when=asyncio.FIRST_COMPLETED)
-                self._enter("draining", told)
+                self._enter("draining", on_phase)
                 await self._drain()
                 listening.close(code=CloseCode.GOING_AWAY, reason="the server shuts down")
                 await listening.wait_closed()
@@ -100,31 +100,31 @@ class Server:
                 answering.cancel()
                 self._readers.shutdown(wait=False)
             (error,) = await asyncio.gather(answering, return_exceptions=True)
-            if not isinstance(error, asyncio.CancelledError):  # ended by itself, which it never should
+            if not isinstance(error, asyncio.CancelledError):  # it ended without being cancelled
                 raise RuntimeError("the batching loop ended") from error
 
-    def _enter(self, phase: str, told: Callable[[str], None]) -> None:
+    def _enter(self, phase: str, on_phase: Callable[[str], None]) -> None:
         self.phase = phase
-        told(phase)
+        on_phase(phase)
 
     async def _drain(self) -> None:
         end = time.monotonic() + self.options.drain_s
-        while self._under_way and time.monotonic() < end:
+        while self._pending and time.monotonic() < end:
             await asyncio.sleep(0.01)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """The answer to a plain HTTP request, or to a robot that may not come in; None: it may."""
+        """The response to a plain HTTP request or a refused connection; None accepts the connection."""
         path = request.path.partition("?")[0]
         if path == "/healthz":
             status = http.HTTPStatus.OK if self.phase == "ready" else http.HTTPStatus.SERVICE_UNAVAILABLE
             return connection.respond(status, f"{self.phase}\n")
-        given = request.headers.get_all("Authorization")
-        if not self._is_authorised(given):
-            what = "the token is not this server's" if given else "no token was given"
-            return connection.respond(http.HTTPStatus.UNAUTHORIZED, f"{what}; expected that of its --token_file or its "
-                                                                    f"{TOKEN_VARIABLE}\n")
+        headers = request.headers.get_all("Authorization")
+        if not self._is_authorised(headers):
+            found = "found another token" if headers else "found no token"
+            return connection.respond(http.HTTPStatus.UNAUTHORIZED, f"{found}, expected that of the server's "
+                                                                    f"--token_file or {TOKEN_VARIABLE}\n")
         if path == "/metrics":
-            response = connection.respond(http.HTTPStatus.OK, json.dumps(self.metrics(), indent=2) + "\n")
+            response = connection.respond(http.HTTPStatus.OK, json.dumps(self.metrics_json(), indent=2) + "\n")
             del response.headers["Content-Type"]
             response.headers["Content-Type"] = "application/json"
             return response
@@ -133,100 +133,100 @@ class Server:
         if self.phase != "ready":
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{self.phase}\n")
         if len(self.robots) >= self.options.max_connections:
-            self.figures.errors["connections"] += 1
+            self.metrics.errors["connections"] += 1
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, self._full() + "\n")
         return None
 
     def _is_authorised(self, headers: list[str]) -> bool:
         if not self._token:
             return True
-        # "Bearer" is HTTP's word, "Api-Key" what openpi's client says.
-        kind, _, given = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
-        same = hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
-        return same and kind in ("Bearer", "Api-Key")
+        # "Bearer" is the standard scheme, "Api-Key" that of openpi's client.
+        scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+        equal = hmac.compare_digest(token.encode("utf-8", "replace"), self._token.encode())
+        return equal and scheme in ("Bearer", "Api-Key")
 
     def _full(self) -> str:
-        return f"{self.options.max_connections} robots are connected, as many as may be (--max_connections)"
+        return f"{self.options.max_connections} robots are connected, the maximum (--max_connections)"
 
-    def metrics(self) -> dict[str, Any]:
-        """What /metrics says."""
-        return {"phase": self.phase, "connected": len(self.robots), "under_way": self._under_way,
-                **self.figures.summary()}
+    def metrics_json(self) -> dict[str, Any]:
+        """The content of /metrics."""
+        return {"phase": self.phase, "connected": len(self.robots), "under_way": self._pending,
+                **self.metrics.summary()}
 
     async def _handle(self, connection: ServerConnection) -> None:
-        """One robot, from its handshake to its end."""
+        """Serve one connection from its handshake to its end."""
         if len(self.robots) >= self.options.max_connections:  # several were admitted at once
             await connection.close(CloseCode.TRY_AGAIN_LATER, self._full())
             return
         number = next(self._numbers)
         self.robots.add(number)
-        self.figures.counts["connections"] += 1
+        self.metrics.counts["connections"] += 1
         _log.info("robot %d: connected from %s", number, connection.remote_address)
         try:
-            await connection.send(self._hello)
-            rate = Rate(self.options.max_rate_hz)
+            await connection.send(self._metadata)
+            limiter = RateLimiter(self.options.max_rate_hz)
             async for content in connection:
-                self._under_way += 1
+                self._pending += 1
                 try:
-                    await connection.send(await self._reply(content, number, rate))
+                    await connection.send(await self._reply(content, number, limiter))
                 finally:
-                    self._under_way -= 1
-        except ConnectionClosed as error:  # vanished, or broke the protocol: a message too large, as
-            self.figures.errors["connection_lost"] += 1
+                    self._pending -= 1
+        except ConnectionClosed as error:  # lost, or a violation of the protocol such as a message that is too large
+            self.metrics.errors["connection_lost"] += 1
             _log.info("robot %d: lost: %s", number, error)
         finally:
             self.robots.discard(number)
             await self._batcher.call(self.policy.forget, [number])
-            _log.info("robot %d: gone", number)
+            _log.info("robot %d: disconnected", number)
 
-    async def _reply(self, content: str | bytes, number: int, rate: Rate) -> str | bytes:
-        """The answer to one message: binary, or an error as text."""
+    async def _reply(self, content: str | bytes, number: int, limiter: RateLimiter) -> str | bytes:
+        """The reply to one message: binary, or an error as text."""
         try:
-            if wait := rate.take():
+            if wait := limiter.take():
                 raise RefusedError("rate", f"more than {self.options.max_rate_hz:g} messages a second (--max_rate_hz); "
-                                           f"the next may come in {1e3 * wait:.0f} ms")
+                                           f"send the next in {1e3 * wait:.0f} ms")
             if self.phase != "ready":
                 raise RefusedError("draining", "the server shuts down")
-            return wire.pack(await self._answered(content, number))
+            return wire.pack(await self._act_or_reset(content, number))
         except RefusedError as error:
-            self.figures.errors[error.code] += 1
+            self.metrics.errors[error.code] += 1
             _log.info("robot %d: %s: %s", number, error.code, error)
             return error.reply()
 
-    async def _answered(self, content: str | bytes, number: int) -> dict[str, Any]:
+    async def _act_or_reset(self, content: str | bytes, number: int) -> dict[str, Any]:
         begun = time.perf_counter()
         loop = asyncio.get_running_loop()
-        # Whatever a robot sends, it must not end this: what is raised is looked at.
+        # An exception must not end the connection: it becomes an error reply.
         (prepared,) = await asyncio.gather(loop.run_in_executor(self._readers, self._prepared, content),
                                            return_exceptions=True)
         if isinstance(prepared, ValueError):
             raise RefusedError("bad_request", str(prepared))
         if isinstance(prepared, BaseException):
             _log.error("robot %d: a message could not be read", number, exc_info=prepared)
-            raise RefusedError("internal", "the message could not be read; the server's log says why")
+            raise RefusedError("internal", "the message could not be read; see the server's log")
         if prepared is None:
             await self._batcher.call(self.policy.reset, [number])
-            self.figures.counts["resets"] += 1
+            self.metrics.counts["resets"] += 1
             return {"type": "reset"}
         prepare_s = time.perf_counter() - begun
         try:
             answer = await self._batcher.act(prepared, number)
             action, changed = self.limits.apply(answer.action)
         except PolicyFailedError:
-            raise RefusedError("internal", "the policy failed, and the episode begins anew; the server's log says "
-                                           "why") from None
+            raise RefusedError("internal", "the policy failed and the episode begins again; see the server's log"
+                               ) from None
         except RefusedActionError as error:
             _log.warning("robot %d: action refused: %s", number, error)
             raise RefusedError("action_refused", str(error)) from None
         if changed:
-            self.figures.counts["clamped"] += 1
+            self.metrics.counts["clamped"] += 1
             _log.warning("robot %d: action clamped: %s", number, "; ".join(changed))
         timing = {"queue_ms": 1e3 * answer.queue_s, "prepare_ms": 1e3 * prepare_s, "policy_ms": 1e3 * answer.policy_s,
                   "total_ms": 1e3 * (time.perf_counter() - begun), "batch": answer.batch}
-        self.figures.action(timing)
+        self.metrics.action(timing)
         return {"type": "action", "action": action, "server_timing": timing, "clamped": changed}
 
     def _prepared(self, content: str | bytes) -> Any:
-        """The observation ready for the policy, or None for a reset; in a thread of its own."""
-        request: Observation | None = read_request(content, self.policy.domain)
+        """The observation prepared for the policy, or None for a reset; runs in a separate thread."""
+        request = read_request(content, self.policy.domain)
         return None if request is None else self.policy.prepare(request.images, request.instruction, request.state)

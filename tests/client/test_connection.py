@@ -1,4 +1,4 @@
-"""The robot's end: light to import, and never silently in an episode other than it believes."""
+"""The client: few imports, and no silent change of the episode."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def robots(babyai: Policy) -> Iterator[Served]:
 
 
 def lose(client: Client) -> None:
-    """Pull the cable."""
+    """Break the connection."""
     assert client._connection is not None
     client._connection.socket.shutdown(socket.SHUT_RDWR)
 
@@ -44,15 +44,15 @@ def test_importing_the_client_imports_neither_jax_nor_the_model():
     code = ("import sys, agent_jax.client, agent_jax.client.demo, agent_jax.client.__main__\n"
             "print(sorted({name.partition('.')[0] for name in sys.modules if not hasattr(sys.modules[name], '__path__')"
             " or '.' not in name}), sorted(name for name in sys.modules if name.startswith('agent_jax')))")
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    libraries, own = (set(json.loads(part.replace("'", '"') + "]")) for part in said.strip().split("]")[:2])
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    libraries, own = (set(json.loads(part.replace("'", '"') + "]")) for part in printed.strip().split("]")[:2])
     assert not libraries & {"jax", "jaxlib", "flax", "orbax", "transformers", "tokenizers", "torch", "PIL", "scipy"}
     assert {"numpy", "msgpack", "websockets"} <= libraries
     shared = {"agent_jax", "agent_jax.runtime", "agent_jax.runtime.interrupts"}
     assert all(name in shared or name.startswith("agent_jax.client") for name in own)
 
 
-def test_a_lost_connection_is_not_mended_before_the_next_reset(robots: Served):
+def test_a_lost_connection_is_opened_again_at_the_next_reset(robots: Served):
     with Client(robots.url) as client:
         fresh = client.act(make_image(), TEXT)
         lose(client)
@@ -67,7 +67,7 @@ def test_a_lost_connection_is_not_mended_before_the_next_reset(robots: Served):
         assert client.act(make_image(), TEXT) == fresh
 
 
-def test_always_reconnecting_counts_the_histories_and_never_does_not_reconnect(robots: Served):
+def test_reconnect_always_counts_histories_and_never_does_not_reconnect(robots: Served):
     with Client(robots.url, reconnect="always") as client:
         client.act(make_image(), TEXT)
         lose(client)
@@ -80,7 +80,7 @@ def test_always_reconnecting_counts_the_histories_and_never_does_not_reconnect(r
                 client.reset()
 
 
-def test_a_late_reply_is_never_taken_for_the_next_one(babyai: Policy, monkeypatch: pytest.MonkeyPatch):
+def test_a_late_reply_is_not_used_for_the_next_request(babyai: Policy, monkeypatch: pytest.MonkeyPatch):
     gate, step = threading.Event(), babyai.step
 
     def late(prepared: Any, env_ids: Any) -> Any:
@@ -100,29 +100,29 @@ def test_a_late_reply_is_never_taken_for_the_next_one(babyai: Policy, monkeypatc
         eventually(lambda: len(running.server.robots) == 1)
 
 
-def test_no_server_no_url_and_no_such_policy_are_said():
+def test_no_server_an_invalid_url_and_an_invalid_option_are_errors():
     with contextlib.closing(socket.socket()) as bound:
         bound.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectionError, match="no server within 0.3 s"):
             Client(f"ws://127.0.0.1:{bound.getsockname()[1]}", connect_timeout=0.3)
     with pytest.raises(ValueError, match="expected ws://HOST:PORT"):
         Client("127.0.0.1:8000")
-    with pytest.raises(ValueError, match="expected 'reset', 'always' or 'never'"):
+    with pytest.raises(ValueError, match="reconnect='sometimes'"):
         Client("ws://127.0.0.1", reconnect="sometimes")  # pyright: ignore[reportArgumentType]
 
 
-def test_choices_of_a_state_are_drawn_among_their_values():
+def test_choices_of_a_state_are_drawn_from_their_values():
     field = {"shape": [2], "dtype": "float32", "low": [0, -1], "high": [1, 1], "choices": {"1": [1.0, -1.0]}}
-    seen = RandomObservations({"state_fields": {"s": field}, "cameras": [], "image_size": 8}, 0)
-    drawn = np.stack([state["s"] for state in (seen.state() for _ in range(50)) if state])
+    observations = RandomObservations({"state_fields": {"s": field}, "cameras": [], "image_size": 8}, 0)
+    drawn = np.stack([state["s"] for state in (observations.state() for _ in range(50)) if state])
     assert set(drawn[:, 1].tolist()) == {1.0, -1.0}
     assert len(set(drawn[:, 0].tolist())) == 50
 
 
-def test_measuring_counts_every_action_of_every_robot_and_prints_a_table(robots: Served):
-    before = robots.server.figures.counts["actions"]
+def test_measure_counts_every_action_of_every_client_and_prints_a_table(robots: Served):
+    before = robots.server.metrics.counts["actions"]
     found = measure(robots.url, steps=5, clients=3, warm_up=1)
-    assert robots.server.figures.counts["actions"] - before == 3 * (5 + 1)
+    assert robots.server.metrics.counts["actions"] - before == 3 * (5 + 1)
     assert {len(values) for values in found.milliseconds.values()} == {15}
     assert found.to_json()["actions"] == 15
     lines = format_table([found]).splitlines()
@@ -131,24 +131,24 @@ def test_measuring_counts_every_action_of_every_robot_and_prints_a_table(robots:
         "trip", "queue", "prepare", "policy", "total"]
 
 
-def test_a_robot_that_asks_at_a_rate_is_not_asked_for_faster(robots: Served):
+def test_a_client_with_a_rate_does_not_exceed_it(robots: Served):
     assert measure(robots.url, steps=6, rate_hz=50, warm_up=0).rate_hz < 60
 
 
-def test_measuring_a_server_that_turns_a_robot_away_raises_what_it_said(babyai: Policy):
+def test_measuring_a_server_that_refuses_a_client_raises_its_error(babyai: Policy):
     with served(babyai, token="0123456789abcdef") as running, pytest.raises(ConnectionError, match="401"):
         measure(running.url, steps=1, clients=2)
     with pytest.raises(ValueError, match="steps=0"):
         measure("ws://127.0.0.1", steps=0)
 
 
-def test_the_demo_prints_what_it_is_told_and_writes_the_figures(robots: Served, tmp_path: Path,
-                                                                 capsys: pytest.CaptureFixture[str]):
+def test_the_demo_prints_the_metadata_and_writes_the_results(robots: Served, tmp_path: Path,
+                                                             capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "figures.json"
     assert __main__.main(["demo", robots.url, "--steps", "2", "--clients", "2", "--json", str(path)]) == 0
-    said = capsys.readouterr().out
-    assert "domain 'babyai' of step 7" in said
-    assert "round trip" in said
+    printed = capsys.readouterr().out
+    assert "domain 'babyai' of step 7" in printed
+    assert "round trip" in printed
     assert json.loads(path.read_text())["round_trip_ms"].keys() == {"p50", "p90", "p99"}
     assert __main__.main(["demo", "no-url"]) == 2
     assert "expected ws://HOST:PORT" in capsys.readouterr().err

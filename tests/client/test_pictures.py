@@ -1,4 +1,4 @@
-"""What a robot's program hands over as an image, and what it is told where that cannot be one."""
+"""Images of several libraries, and the advice for values that are not images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 FLOATS = (PIXELS / 255).astype(np.float64)
 
 TAKEN = {"numpy": PIXELS, "pillow": Image.fromarray(PIXELS), "torch": torch.from_numpy(PIXELS),
-         "jax": jnp.asarray(PIXELS), "turned over": np.ascontiguousarray(PIXELS[..., ::-1])[..., ::-1]}
+         "jax": jnp.asarray(PIXELS), "negative strides": np.ascontiguousarray(PIXELS[..., ::-1])[..., ::-1]}
 
 
 @pytest.mark.parametrize("library", TAKEN)
-def test_images_of_every_library_have_the_same_pixels(library: str) -> None:
+def test_images_of_every_library_give_the_same_pixels(library: str) -> None:
     assert is_image(TAKEN[library])
     np.testing.assert_array_equal(as_array(TAKEN[library]), PIXELS)
 
@@ -43,7 +43,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_the_advice_makes_an_image_of_what_is_none(case: str) -> None:
+def test_the_advice_converts_a_value_to_an_image(case: str) -> None:
     image, expected = WRONG[case]
     found = as_array(image)
     assert expected in advice(found)
@@ -55,7 +55,7 @@ def test_the_advice_makes_an_image_of_what_is_none(case: str) -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, np.zeros((0, 0, 3), np.uint8), np.zeros((6, 8, 5)), np.array(["a"])])
-def test_of_what_cannot_become_an_image_nothing_is_advised(nothing: Any) -> None:
+def test_there_is_no_advice_for_values_that_cannot_be_images(nothing: Any) -> None:
     assert advice(as_array(nothing)) == ""
     assert shown(nothing)
 
@@ -66,6 +66,6 @@ def test_of_what_cannot_become_an_image_nothing_is_advised(nothing: Any) -> None
     (torch.zeros(6, 8, 3, requires_grad=True), r"torch.Tensor that NumPy cannot read .*image.detach\(\).cpu\(\)"),
     (torch.zeros(6, 8, 3, dtype=torch.bfloat16), "torch.Tensor that NumPy cannot read"),
 ])
-def test_what_numpy_cannot_read_as_colours_is_refused_with_the_way(image: Any, message: str) -> None:
+def test_values_that_numpy_cannot_read_are_errors_with_advice(image: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         as_array(image)

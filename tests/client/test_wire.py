@@ -1,4 +1,4 @@
-"""Messages on the wire: arrays as openpi writes them, and nothing in a message is believed before it is checked."""
+"""Messages between client and server: arrays in openpi's format, and checks of everything in a message."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def array(data: Any = b"\1\2\3", dtype: Any = "|u1", shape: Any = (3,), **more: 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
                                    "float16", "float32", "float64", ">f4", ">i2"])
 @pytest.mark.parametrize("shape", [(), (3,), (0, 4), (2, 1, 3)])
-def test_arrays_come_back_as_they_were(dtype: str, shape: tuple[int, ...]):
+def test_arrays_are_decoded_unchanged(dtype: str, shape: tuple[int, ...]):
     sent = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
     found = wire.unpack(wire.pack({"x": sent}))["x"]
     np.testing.assert_array_equal(found, sent)
     assert (found.shape, found.dtype) == (sent.shape, sent.dtype.newbyteorder("="))
 
 
-def test_arrays_and_scalars_are_written_and_read_as_the_fields_clients_do():
+def test_arrays_and_scalars_have_openpis_format():
     assert msgpack.unpackb(wire.pack({"x": np.uint8([1, 2, 3]), "y": np.float32(0.5)})) == {
         "x": {b"__ndarray__": True, b"data": b"\1\2\3", b"dtype": "|u1", b"shape": [3]},
         "y": {b"__npgeneric__": True, b"data": 0.5, b"dtype": "<f4"}}
@@ -38,14 +38,14 @@ def test_arrays_and_scalars_are_written_and_read_as_the_fields_clients_do():
     assert found.dtype == np.float32
 
 
-def test_an_array_that_is_not_contiguous_is_sent_in_order():
+def test_an_array_that_is_not_contiguous_is_sent_in_index_order():
     sent = np.arange(24, dtype=np.uint8).reshape(2, 3, 4).transpose(2, 1, 0)
     np.testing.assert_array_equal(wire.unpack(wire.pack({"x": sent}))["x"], sent)
 
 
 @pytest.mark.parametrize("value", [np.array([None, 1]), np.array(["a"]), np.array([1j]), object(), 1 << 70,
                                    np.zeros(2, "f4,i4")], ids=lambda value: type(value).__name__)
-def test_objects_texts_and_records_are_not_sent(value: Any):
+def test_arrays_of_objects_texts_and_records_are_errors(value: Any):
     with pytest.raises(ValueError, match="expected"):
         wire.pack({"x": value})
 
@@ -78,12 +78,12 @@ def test_objects_texts_and_records_are_not_sent(value: Any):
     (b"\x81\xa1x" + b"\xdd\x7f\xff\xff\xff", "exceeds max_array_len"),
     (b"\xdf\x7f\xff\xff\xff", "exceeds max_map_len"),
 ], ids=range(26))
-def test_what_is_no_message_is_refused_in_words(content: bytes, message: str):
+def test_invalid_messages_are_errors(content: bytes, message: str):
     with pytest.raises(ValueError, match=message):
         wire.unpack(content)
 
 
 @given(st.binary(max_size=64))
-def test_no_bytes_raise_anything_but_a_value_error(content: bytes):
+def test_any_bytes_raise_at_most_a_value_error(content: bytes):
     with contextlib.suppress(ValueError):
         wire.unpack(content)

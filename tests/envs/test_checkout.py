@@ -15,7 +15,7 @@ from simulator_checkouts import CALVIN, LANGUAGE_TABLE, LIBERO, write_checkout
 from agent_jax import actions
 from agent_jax.actions import BoundSpec
 from agent_jax.actions.vocabulary import Vocabulary
-from agent_jax.config import ClosedLoopConfig
+from agent_jax.config import ClosedLoopConfig, DemonstrationsConfig
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.store.store import open_store
 from agent_jax.envs import collect, load
@@ -291,13 +291,13 @@ def test_a_policy_is_reset_at_every_new_instruction_and_chains_are_reported_by_l
     ]
 
 
-def test_errors_of_calvin_without_data_or_expert(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_calvin_without_data_or_expert(found: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module = found("calvin")
     monkeypatch.setenv("AGENT_JAX_CALVIN_DATA", "/nowhere")
     with pytest.raises(FileNotFoundError, match="AGENT_JAX_CALVIN_DATA=/nowhere, expected a data set of CALVIN"):
         module.make("Chains")
-    with pytest.raises(ValueError, match="no scripted expert"):
-        module.Expert(None)
+    with pytest.raises(ValueError, match="'calvin' has no expert"):
+        collect.collect(DemonstrationsConfig(environment="calvin", episodes={"Chains": 1}), tmp_path / "made")
     with pytest.raises(ValueError, match='found \'Chain\', expected "Chains"'):
         module.make("Chain")
 

@@ -67,7 +67,7 @@ def test_replay_exits_with_0_if_all_is_equal_and_1_if_not(base: Path, agent: str
     assert found["tasks"][0]["raw"]["success"] == 1.0
     assert main([*common, "--data", str(recorded_store(base / "shifted", shift=1000).directory)]) == 1
     assert "MISMATCH" in capsys.readouterr().out
-    assert main([*common, "--data", str(recorded_store(base / "foreign", gathered=False).directory)]) == 0
+    assert main([*common, "--data", str(recorded_store(base / "foreign", collected=False).directory)]) == 0
     assert "actions in the simulator: not replayed" in capsys.readouterr().out
 
 

@@ -67,7 +67,7 @@ def test_a_limited_number_of_episodes_is_spread_over_the_split(base: Path, domai
 
 
 def test_a_data_set_without_seeds_is_an_error(base: Path, domain, tmp_path: Path) -> None:
-    foreign = recorded_store(base / "foreign", gathered=False)
+    foreign = recorded_store(base / "foreign", collected=False)
     assert collected_from(foreign) == ""
     with pytest.raises(ValueError, match="found no simulator, task and seed"):
         recorded_episodes(foreign, domain, "test")

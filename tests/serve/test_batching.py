@@ -1,4 +1,4 @@
-"""Batches: as large as there are robots asking, never waited for longer than said."""
+"""Batches contain all waiting requests and wait no longer than the limit."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from agent_jax.serve.batching import Batcher, PolicyFailedError
 
 
 class Counting:
-    """Acts by naming the robot; remembers its batches; waits while the gate is shut."""
+    """Returns the robot's number as its action; stores its batches; waits while the gate is closed."""
 
     def __init__(self) -> None:
         self.batches: list[list[Any]] = []
-        self.began: list[Any] = []
+        self.resets: list[Any] = []
         self.gate = threading.Event()
         self.gate.set()
 
@@ -29,7 +29,7 @@ class Counting:
         return [{"action": env_id} for env_id in env_ids]
 
     def reset(self, env_ids: Sequence[Any]) -> None:
-        self.began += env_ids
+        self.resets += env_ids
 
 
 def run(policy: Counting, body: Callable[[Batcher], Awaitable[None]], *, max_batch: int = 8, max_wait_s: float = 0.0,
@@ -52,7 +52,7 @@ def ask(batcher: Batcher, *robots: Any, prepared: Any = None) -> Any:
     return asyncio.gather(*(batcher.act(prepared, robot) for robot in robots))
 
 
-def test_robots_that_ask_together_are_answered_together_each_with_its_own_action():
+def test_simultaneous_requests_are_one_batch_and_each_gets_its_own_action():
     policy = Counting()
 
     async def body(batcher: Batcher) -> None:
@@ -64,7 +64,7 @@ def test_robots_that_ask_together_are_answered_together_each_with_its_own_action
     assert policy.batches == [[0, 1, 2, 3, 4]]
 
 
-def test_no_batch_is_larger_than_it_may_be():
+def test_no_batch_is_larger_than_the_limit():
     policy = Counting()
 
     async def body(batcher: Batcher) -> None:
@@ -74,7 +74,7 @@ def test_no_batch_is_larger_than_it_may_be():
     assert [len(batch) for batch in policy.batches] == [3, 3, 1]
 
 
-def test_a_robot_alone_does_not_wait_for_others_and_one_of_two_does_no_longer_than_said():
+def test_a_single_robot_does_not_wait_and_one_of_two_waits_no_longer_than_the_limit():
     async def body(batcher: Batcher) -> None:
         await ask(batcher, 0)
 
@@ -82,7 +82,7 @@ def test_a_robot_alone_does_not_wait_for_others_and_one_of_two_does_no_longer_th
     run(Counting(), body, max_wait_s=0.05, connected=2)
 
 
-def test_what_comes_while_the_policy_computes_is_the_next_batch():
+def test_requests_during_a_computation_are_the_next_batch():
     policy = Counting()
 
     async def body(batcher: Batcher) -> None:
@@ -99,7 +99,7 @@ def test_what_comes_while_the_policy_computes_is_the_next_batch():
     assert policy.batches == [[0], [1, 2, 3]]
 
 
-def test_a_request_that_is_given_up_is_not_computed():
+def test_a_cancelled_request_is_not_computed():
     policy = Counting()
 
     async def body(batcher: Batcher) -> None:
@@ -119,7 +119,7 @@ def test_a_request_that_is_given_up_is_not_computed():
     assert policy.batches == [[0], [2]]
 
 
-def test_where_one_of_a_batch_fails_the_others_are_answered_and_it_begins_anew():
+def test_if_one_request_of_a_batch_fails_the_others_are_answered_and_it_is_reset():
     policy = Counting()
 
     async def body(batcher: Batcher) -> None:
@@ -130,10 +130,10 @@ def test_where_one_of_a_batch_fails_the_others_are_answered_and_it_begins_anew()
 
     run(policy, body, max_wait_s=0.2)
     assert policy.batches == [[0, 1, 2], [0], [1], [2], [3]]
-    assert policy.began == [2]
+    assert policy.resets == [2]
 
 
-def test_calls_happen_between_batches_in_their_thread():
+def test_calls_run_between_batches_in_the_policys_thread():
     policy = Counting()
 
     async def body(batcher: Batcher) -> None:

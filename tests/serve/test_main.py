@@ -1,4 +1,4 @@
-"""The command: from a checkpoint directory to answers, until a SIGTERM."""
+"""The command serves a checkpoint until a SIGTERM."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from agent_jax.serve.options import ServeOptions, read_token
 TOKEN = "0123456789abcdef"
 
 
-def test_the_command_serves_the_newest_whole_step_until_it_is_told_to_end(tmp_path_factory: pytest.TempPathFactory,
-                                                                          tmp_path: Path):
+def test_the_command_serves_the_newest_undamaged_step_until_sigterm(tmp_path_factory: pytest.TempPathFactory,
+                                                                    tmp_path: Path):
     workdir = copied(straight_run(tmp_path_factory.getbasetemp()).workdir, tmp_path / "damaged")
     flip_a_bit(workdir / "checkpoints" / "20")
     token = tmp_path / "token"
@@ -34,10 +34,10 @@ def test_the_command_serves_the_newest_whole_step_until_it_is_told_to_end(tmp_pa
             subprocess.Popen(line, stdout=subprocess.PIPE, stderr=errors, text=True, env=home) as running:
         try:
             assert running.stdout is not None
-            said = [running.stdout.readline() for _ in range(2)]
+            printed = [running.stdout.readline() for _ in range(2)]
             errors.seek(0)
-            assert said[1].startswith("ready: domain 'tiles' of step 10 at ws://127.0.0.1:"), (said, errors.read())
-            address = said[1].partition("ws://")[2].partition(",")[0]
+            assert printed[1].startswith("ready: domain 'tiles' of step 10 at ws://127.0.0.1:"), errors.read()
+            address = printed[1].partition("ws://")[2].partition(",")[0]
             with urllib.request.urlopen(f"http://{address}/healthz", timeout=30) as response:
                 assert response.status == 200
             with Client(f"ws://{address}", token=TOKEN) as client:
@@ -57,20 +57,20 @@ def test_the_command_serves_the_newest_whole_step_until_it_is_told_to_end(tmp_pa
     assert [policy.act([image], ["go to red"], [0])[0]["action"] for _ in range(3)] == found
 
 
-def test_what_the_user_must_mend_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_user_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for arguments, message in [
         (["--checkpoint", str(tmp_path / "none")], "no checkpoint"),
         (["--checkpoint", ".", "--port", "70000"], "--port=70000: expected 0 (any free one) to 65535"),
         (["--checkpoint", ".", "--max_batch", "0"], "--max_batch=0: expected at least 1"),
-        (["--checkpoint", ".", "--token_file", str(tmp_path / "none")], "no such file; expected one that holds the"),
+        (["--checkpoint", ".", "--token_file", str(tmp_path / "none")], "no such file"),
     ]:
         assert __main__.main(arguments) == 2
-        said = capsys.readouterr().err
-        assert message in said
-        assert "Traceback" not in said
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert "Traceback" not in printed
 
 
-def test_the_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_token_is_read_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "token"
     path.write_text(f" {TOKEN}\n")
     monkeypatch.setenv("AGENT_JAX_TOKEN", "f" * 20)
@@ -84,7 +84,7 @@ def test_the_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypa
     assert read_token("") == ""
 
 
-def test_every_option_is_a_flag_and_says_what_it_expects():
+def test_every_option_is_a_flag_with_a_checked_range():
     parser = __main__._parser()
     assert parser.parse_args(["--checkpoint", "x"]).host == ServeOptions().host == "127.0.0.1"
     for name, value in {"port": -1, "max_batch": 0, "max_wait_ms": -1.0, "max_connections": 0, "max_message_bytes": 1,

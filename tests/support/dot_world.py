@@ -1,4 +1,4 @@
-"""An environment of a user's own: a dot on a line of cells that is to reach the cell that the sentence names."""
+"""An environment of a user: a dot on a line of cells must reach the cell named in the instruction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from agent_jax.actions import BABYAI
 
 CELLS = 5
-ACTION_SPEC = BABYAI  # 0: left, 1: right; all else does nothing
+ACTION_SPEC = BABYAI  # 0: left, 1: right; other actions do nothing
 TASKS = {"Dots": ("reach", "stay")}
 IMAGE_SIZE = 20
 

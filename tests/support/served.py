@@ -1,4 +1,4 @@
-"""Servers that tests connect to: a tiny model of random parameters, on a free port of this machine, in a thread."""
+"""Servers for tests: a tiny model with random parameters, on a free port of this machine, in a thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from agent_jax.serve.server import Server
 
 
 def tiny_policy(domain: Domain) -> Policy:
-    """Greedy, of random parameters."""
+    """A greedy policy with random parameters."""
     config = Config(model=ModelConfig(
         vision=VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2, mlp_width=32),
         language=LanguageConfig(width=16, depth=1, heads=2, mlp_width=32, positions=512,
@@ -36,13 +36,13 @@ def tiny_policy(domain: Domain) -> Policy:
 
 @functools.cache
 def table_policy() -> Policy:
-    """Of a domain with a state and actions of real numbers, compiled once a session; a `twin` has its own histories."""
+    """The policy of a domain with a state and real actions, compiled once; a `twin` has its own histories."""
     return tiny_policy(language_table_domain(window=2))
 
 
 @functools.cache
 def babyai_policy() -> Policy:
-    """Likewise, of a domain without a state."""
+    """The policy of a domain without a state, compiled once."""
     return tiny_policy(babyai_domain(max_text=32, window=2))
 
 
@@ -72,8 +72,8 @@ class Served:
 @contextlib.contextmanager
 def served(policy: Any, *, token: str = "", limits: ActionLimits | None = None, phase: str = "ready",
            **options: Any) -> Iterator[Served]:
-    """A server, once it has reached a phase; it has ended without an error at the end of the block."""
-    options.setdefault("max_batch", 2)  # each size that a batch may have is compiled
+    """A server that has reached a phase; at the end of the block it must end without an error."""
+    options.setdefault("max_batch", 2)  # every batch size is compiled
     limits = limits or ActionLimits(policy.domain.spec.spec)
     entered: queue.Queue[Served | BaseException] = queue.Queue()
 
@@ -107,8 +107,8 @@ def served(policy: Any, *, token: str = "", limits: ActionLimits | None = None, 
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait until something holds; a test fails that waits in vain."""
+    """Wait until a condition is true; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, "in vain"
+        assert time.monotonic() < end, f"not true within {seconds} s"
         time.sleep(0.01)

@@ -1,7 +1,6 @@
-"""Stand-ins for simulators that are found in a checkout: files with the real repositories' modules and classes.
+"""Replacements for checkouts of simulators: files with the real repositories' modules and classes.
 
-They know no physics: a counter moves with the first number of the action, and what is asked for happens when it is high
-enough. What the adapters do with the answers is what they do with the real ones.
+They have no physics: a counter moves with the first number of the action, and the task succeeds when it is high enough.
 """
 
 from __future__ import annotations
@@ -219,7 +218,7 @@ class Suite:
     def get_task(self, i): return Task(f"do thing {i}")
     def get_task_init_states(self, i):
         path = os.path.join(get_libero_path("init_states"), "suite", f"{i}.pruned_init")
-        torch.save(np.arange(50, dtype=float)[:, None], path)  # as the files of the real one were written
+        torch.save(np.arange(50, dtype=float)[:, None], path)  # as in the real files
         return torch.load(path)
     def get_task_bddl_file_path(self, i): return os.path.join(get_libero_path("bddl_files"), f"suite/{i}.bddl")
 def get_benchmark(name): return Suite
@@ -250,7 +249,7 @@ class OffScreenRenderEnv:
 
 
 def write_checkout(directory: Path, files: dict[str, str]) -> Path:
-    """The files of a stand-in below `directory`."""
+    """Write the files of a checkout below `directory`."""
     for name, text in files.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)

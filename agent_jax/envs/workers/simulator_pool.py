@@ -47,7 +47,7 @@ class SimulatorPool:
             ValueError, ModuleNotFoundError: as `envs.load`.
         """
         self.module = load(environment)
-        self._image_size, self._keys = image_size, tuple(keys)
+        self._image_size, self._keys = image_size or self.module.IMAGE_SIZE, tuple(keys)
         self._environments: dict[int, tuple[str, Environment]] = {}
         self._last: dict[int, EpisodeStatus] = {}
 
@@ -58,7 +58,7 @@ class SimulatorPool:
             ended = self._environments.keys() if self.module.ONE_A_PROCESS else self._environments.keys() & {slot}
             for other in list(ended):
                 self._environments.pop(other)[1].close()
-            found = self._environments[slot] = task, make(self.module, task, self._image_size)
+            found = self._environments[slot] = task, self.module.make(task, self._image_size)
         observation, info = found[1].reset(seed=seed)
         return self._status(slot, observation, info, steps=0, over=False)
 
@@ -117,8 +117,3 @@ class SimulatorPool:
 
 
 _WHOLE = -1  # the slot of whole episodes
-
-
-def make(module: Any, task: str, image_size: int) -> Environment:
-    """Make an environment of a task; image_size 0: the module's default."""
-    return module.make(task, image_size) if image_size else module.make(task)

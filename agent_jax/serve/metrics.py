@@ -1,4 +1,4 @@
-"""What the server counts and times, for /metrics."""
+"""Counts and timings of the server, for /metrics."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-LAST = 10_000  # replies that the quantiles are taken over: minutes of a busy server, and 320 kB
+LAST = 10_000  # replies in the quantiles: minutes of a busy server, and 320 kB
 
 
-class Figures:
-    """Counts since the start, and quantiles of the last `LAST` replies. Used by the event loop alone."""
+class ServerMetrics:
+    """Counts since the start, and quantiles of the last `LAST` replies. Used only in the event loop."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -23,19 +23,19 @@ class Figures:
         self._begun = time.monotonic()
 
     def action(self, timing: Mapping[str, float]) -> None:
-        """An action was sent; `timing` is the reply's, in milliseconds."""
+        """Count an action with its reply's timing, in milliseconds."""
         self.counts["actions"] += 1
         for name, value in timing.items():
             if name.endswith("_ms"):
                 self._milliseconds.setdefault(name, deque(maxlen=LAST)).append(value)
 
     def batch(self, size: int) -> None:
-        """The policy acted for `size` robots at once."""
+        """Count a call of the policy with `size` requests."""
         self.counts["batches"] += 1
         self._batches.append(size)
 
     def summary(self) -> dict[str, Any]:
-        """All of it, as JSON."""
+        """All metrics as JSON."""
         sizes = list(self._batches)
         return {
             "uptime_s": round(time.monotonic() - self._begun, 1),
