@@ -193,7 +193,7 @@ def test_a_half_open_connection_is_detected_by_its_missing_pong(table: Policy):
 def test_too_many_connections_and_web_pages_are_refused(table: Policy):
     with served(table, max_connections=1) as running, Client(running.url) as first:
         with pytest.raises(ConnectionError, match="1 robots are connected"):
-            Client(running.url, connect_timeout=0.3)
+            Client(running.url, connect_timeout=1.0)
         first.act(make_image(), TEXT, STATE)
         first.close()
         with Client(running.url) as second:
