@@ -1,7 +1,7 @@
-"""The only contract between data and model: a batch of laid-out rows.
+"""The contract between data and model: a batch of laid-out rows.
 
-A row is S slots. A slot is a token (an embedding lookup) or a visual token (taken from the encoder's output); which it
-is, is data:
+A row has S slots. A slot is a token (an embedding lookup) or a visual token (of the encoder's output), as the fields
+`token_BS` and `visual_BS` of the batch say:
 
     </s> instruction   image 0          state   action      image 1          state   action
     [b w w w w w]  [v v v ... v (V)]  [s s s s]  [a a a a]  [v v v ... v (V)]  [s s s s]  [a a a a]   (padding)
@@ -25,13 +25,12 @@ import numpy as np
 # An array on the host or the device, a ShapeDtypeStruct or a sharding: a Batch is a pytree of any of them.
 Array = Any
 
-PADDING_SEGMENT = 0  # segment_BS of an empty slot; samples of a row count from 1.
 PADDING_CLIP = -1  # clip_BF of an empty image.
 
 
 @dataclasses.dataclass(frozen=True)
 class RowSize:
-    """The static size of every row of a batch; `B` is left to the caller."""
+    """The static size of every row of a batch."""
 
     frames: int  # F
     image_size: int  # height and width in pixels
@@ -42,31 +41,31 @@ class RowSize:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A batch of rows. Dtypes are exact: `Batch.spec` is what a step is compiled for.
+    """A batch of rows, with exactly the dtypes of `Batch.spec`, for which steps are compiled.
 
-    Padding is said once per kind: `segment_BS` 0 for a slot, `clip_BF` -1 for an image, both weights 0 for a target.
-    Whatever else stands in a padding place changes neither loss nor gradient.
+    Padding has `segment_BS` 0 for a slot, `clip_BF` -1 for an image, and both weights 0 for a target. Its other fields
+    change neither loss nor gradient.
     """
 
-    frames_BFHWC: Array  # uint8. Images of the row; two cameras a step are two images. Normalised on the device.
+    frames_BFHWC: Array  # uint8. Images of the row, one for each camera and step. Normalised on the device.
     frame_weight_BF: Array  # f32. Weight of the image in the MAE loss; 0 for padding and repeated images.
-    clip_BF: Array  # int32. The clip an image belongs to within its row; each its own if frame-level; -1 for padding.
+    clip_BF: Array  # int32. The clip of the image within its row; without video each image is a clip. -1 for padding.
     token_BS: Array  # int32. Token id; 0 where the slot is visual.
     visual_BS: Array  # int32. Index f * V + v into the row's flattened visual tokens; -1 where the slot is a token.
-    segment_BS: Array  # int32. The packed sample a slot belongs to, from 1; 0 for padding.
+    segment_BS: Array  # int32. The sample of the slot within its row, from 1; 0 for padding.
     position_BS: Array  # int32. Position of the slot within its sample, from 0.
-    slot_BT: Array  # int32. The slot whose output predicts.
-    target_BT: Array  # int32. The token id it is to predict.
+    slot_BT: Array  # int32. The slot whose output predicts the target.
+    target_BT: Array  # int32. The token id to predict.
     language_weight_BT: Array  # f32. Weight of the target in the language loss.
     action_weight_BT: Array  # f32. Weight of the target in the action loss.
-    choice_BT: Array  # int32. State of the domain's automaton where it allows several ids (a choice); else -1.
-    denominator_BT: Array  # f32. |W| + sum_t (|V_t| + |A_t|) of the target's sample (paper eq. 5), 1 for padding.
+    choice_BT: Array  # int32. State of the domain's automaton if it allows several ids there; else -1.
+    denominator_BT: Array  # f32. |W| + sum_t (|V_t| + |A_t|) of the target's sample (paper eq. 5); 1 for padding.
     denominator_BF: Array  # f32. The same for the image's sample.
     domain_BS: Array  # int32. Index of the domain, for losses and metrics by domain.
     domain_BF: Array  # int32.
     domain_BT: Array  # int32.
-    seed_B: Array  # uint32. Derived from the sample: its masks and dropout follow it and the step, not the host.
-    label_B: Array  # int32. Class label of a clip, -1 for none.
+    seed_B: Array  # uint32. Derived from the samples; masks and dropout depend on it and the step, not on the host.
+    label_B: Array  # int32. Class label of the clip; -1: no label.
 
     @property
     def rows(self) -> int:
@@ -89,12 +88,12 @@ class Batch:
 
     @classmethod
     def padding(cls, size: RowSize, rows: int) -> Batch:
-        """A Batch of NumPy arrays in which every place is padding, to be filled in by the layout."""
+        """A Batch of NumPy arrays with padding only, for the layout to fill in."""
         blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), cls.spec(size, rows))
-        one = {name: np.ones_like(getattr(blank, name)) for name in ("denominator_BT", "denominator_BF")}
-        none = {name: np.full_like(getattr(blank, name), -1) for name in ("clip_BF", "visual_BS", "choice_BT",
-                                                                            "label_B")}
-        return dataclasses.replace(blank, **one, **none)
+        values = {"denominator_BT": 1, "denominator_BF": 1, "clip_BF": PADDING_CLIP, "visual_BS": -1, "choice_BT": -1,
+                  "label_B": -1}
+        return dataclasses.replace(blank, **{name: np.full_like(getattr(blank, name), value)
+                                             for name, value in values.items()})
 
     @classmethod
     def fake(cls, size: RowSize, rows: int, *, visual_tokens: int, vocabulary_size: int, clip_length: int = 1,
@@ -102,37 +101,37 @@ class Batch:
         """A valid random batch of one sample a row, for tests, benchmarks and compilation.
 
         Args:
-            size: the row; `slots` must hold all visual tokens and at least two tokens more.
+            size: the row; `slots` must be at least all visual tokens and two more.
             rows: B.
             visual_tokens: V, visual tokens of an image.
-            vocabulary_size: ids are drawn below it.
-            clip_length: images a clip; more than one asks for a video model.
-            domains: rows take the domains 0 .. domains - 1 in turn.
+            vocabulary_size: upper bound of the ids.
+            clip_length: images of a clip; more than one needs a video model.
+            domains: row r is of domain r % domains.
             seed: of the random numbers.
 
         Returns:
-            NumPy arrays: a third of the text first, then images each followed by their share of the remaining tokens.
-            In a clip of several images only the first carries the shared CLS token.
+            NumPy arrays: a third of the tokens as text, then the images, each followed by its share of the others. Only the
+            first image of a clip has the CLS token.
 
         Raises:
-            ValueError: if the row is too short.
+            ValueError: the row is too short.
         """
         rng = np.random.default_rng(seed)
-        visual_index, images = [], []
+        images = []
         for f in range(size.frames):
-            first = 0 if f % clip_length == 0 else 1  # the CLS is shared by the clip and stands once
+            first = 0 if f % clip_length == 0 else 1  # the images of a clip share a CLS token
             images.append(range(f * visual_tokens + first, (f + 1) * visual_tokens))
         tokens = size.slots - sum(len(image) for image in images)
         if tokens < 2:
-            raise ValueError(f"slots={size.slots} leave {tokens} token slots beside {size.frames} images of "
-                             f"{visual_tokens} visual tokens; at least 2 are needed")
+            raise ValueError(f"slots={size.slots}: found room for {tokens} tokens next to {size.frames} images of "
+                             f"{visual_tokens} visual tokens, expected at least 2; use more slots")
         text = max(1, tokens // 3)
         shares = np.array_split(np.arange(tokens - text), size.frames)
         visual_index = [-1] * text
         for image, share in zip(images, shares, strict=True):
             visual_index += [*image, *[-1] * len(share)]
         visual_S = np.asarray(visual_index, np.int32)
-        token_places = np.flatnonzero(visual_S < 0)[1:]  # every token but the first is predicted by the slot before it
+        token_places = np.flatnonzero(visual_S < 0)[1:]  # the slot before predicts every token except the first
         token_places = token_places[: size.targets]
         used = len(token_places)
 

@@ -1,4 +1,4 @@
-"""A plain value as a typed one: a dataclass from nested mappings, whose fields are checked and named one by one."""
+"""Builds typed values, as dataclasses, from plain ones, as nested mappings; errors name the field."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 
 def field_comments(kind: type) -> dict[str, str]:
-    """The comment beside each field of a dataclass, as its source has it, for help texts; "" where there is none."""
+    """The comment after each field in the source of a dataclass, for help texts; "" without one."""
     found: dict[str, str] = {}
     name = ""
     for line in inspect.getsource(kind).splitlines():
@@ -24,7 +24,7 @@ def field_comments(kind: type) -> dict[str, str]:
         if declared := re.match(r"    (\w+): ", code):
             name = declared[1]
             found[name] = comment.strip()
-        elif name and comment and not code.strip():  # the comment goes on
+        elif name and comment and not code.strip():  # a comment line that continues the one before
             found[name] += f" {comment.strip()}"
         else:
             name = ""
@@ -32,19 +32,19 @@ def field_comments(kind: type) -> dict[str, str]:
 
 
 def read_list(text: str, *, texts: bool = False) -> list[Any]:
-    """The values of a list as people write it on a command line: a,b or ("a", "b") or ["a", "b"]; none in "".
+    """The values of a list on a command line: a,b or ("a", "b") or ["a", "b"]; [] for "".
 
     Args:
         text: the list.
-        texts: its values are texts, also where they look like numbers.
+        texts: its values are texts, even if they look like numbers.
 
     Raises:
-        ValueError: a bracket or a quote that does not end.
+        ValueError: an unclosed bracket or quote.
     """
     text = text.strip()
     if text[:1] in ("(", "[", '"', "'"):
         try:
-            value = ast.literal_eval(text)  # JSON's lists of texts and numbers are Python's as well
+            value = ast.literal_eval(text)  # reads JSON lists of texts and numbers as well
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise ValueError(f"{text[:200]}: found no list, expected a,b or ('a', 'b') or [\"a\", \"b\"]") from error
         return list(value) if isinstance(value, (list, tuple)) else [value]
@@ -107,7 +107,7 @@ def build_field(kind: Any, value: Any, where: str) -> Any:
 
 
 def _json_form(value: Any, where: str) -> Any:
-    """`value` as JSON would give it back (tuples are lists), so that a saved config equals the one it was made from."""
+    """`value` as it is after a round trip through JSON (tuples become lists), so that a saved config is equal."""
     if isinstance(value, Mapping):
         return {str(key): _json_form(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""JSON files, read and written in one way: configs, indexes and tokenizers of Hugging Face; figures of commands."""
+"""Reads and writes JSON files: configs and tokenizers of Hugging Face, figures of commands."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 
 def parse_json(text: str | bytes, where: object) -> Any:
-    """The value that JSON in UTF-8 holds.
+    """The value of JSON in UTF-8.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply to be read; begins with `where`.
+        ValueError: it is not JSON, or nested too deeply; begins with `where`.
     """
     try:
         return json.loads(text)
     except ValueError as error:  # also UnicodeDecodeError
         raise ValueError(f"{where}: is not JSON: {error}") from error
     except RecursionError:
-        raise ValueError(f"{where}: is not JSON that can be read: nested too deeply") from None
+        raise ValueError(f"{where}: is JSON that is nested too deeply") from None
 
 
 def read_json_object(path: pathlib.Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """The object in a JSON file.
 
     Raises:
         OSError: the file cannot be read.
@@ -37,9 +37,9 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Write a JSON file in one rename, so that nobody finds half of it; its directory is made.
+    """Write a JSON file in one rename, so that no process reads half of it, and make its directory.
 
-    What is there and no plain file, as /dev/stdout, is written as it is.
+    An existing path that is not a plain file, as /dev/stdout, is written in place.
     """
     text = json.dumps(content, indent=2) + "\n"
     if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -55,28 +55,28 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 
 def check_json_path(text: str, flag: str = "") -> pathlib.Path:
-    """The path that a command's --json names, looked at before the work whose figures it is to get.
+    """Check the path of a command's --json before its work starts.
 
     Args:
         text: the path.
-        flag: what stands before it in an error.
+        flag: prefix of the message.
 
     Raises:
-        ValueError: no file can be written there; says why.
+        ValueError: no file can be written there; gives the reason.
     """
     path = pathlib.Path(text)
     if path.is_dir():
         raise ValueError(f"{flag}{text}: is a directory, expected the path of a file")
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir():
-        raise ValueError(f"{flag}{text}: {nearest} is not a directory; pass a path in one")
+        raise ValueError(f"{flag}{text}: {nearest} is not a directory; pass another path")
     if not os.access(path if path.exists() else nearest, os.W_OK):
         raise ValueError(f"{flag}{text}: {path if path.exists() else nearest} cannot be written to; pass another path")
     return path
 
 
 def json_path(text: str) -> pathlib.Path:
-    """`check_json_path` as the type of an argument of argparse."""
+    """`check_json_path` as an argparse type."""
     try:
         return check_json_path(text)
     except ValueError as error:

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from agent_jax.batch import PADDING_CLIP, PADDING_SEGMENT, Batch, RowSize
+from agent_jax.batch import PADDING_CLIP, Batch, RowSize
 
 SIZE = RowSize(frames=4, image_size=8, slots=40, targets=16)
 V = 5  # visual tokens of an image
@@ -28,29 +28,29 @@ def fields(batch: Batch) -> dict:
     return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
 
 
-def test_the_fields_and_dtypes_of_a_batch_are_those_that_steps_are_compiled_for():
+def test_the_fields_and_dtypes_of_a_batch_are_frozen():
     assert {name: leaf.dtype.name for name, leaf in fields(Batch.spec(SIZE, 3)).items()} == DTYPES
 
 
-def test_every_field_has_the_shape_that_its_suffix_says():
+def test_every_field_has_the_shape_of_its_suffix():
     assert {name: leaf.shape for name, leaf in fields(Batch.spec(SIZE, 3)).items()} == {
         name: SHAPES[name.rsplit("_", 1)[1]] for name in DTYPES}
 
 
 @pytest.mark.parametrize("make", [lambda: Batch.padding(SIZE, 3), fake, lambda: fake(clip_length=2, domains=2)])
-def test_every_maker_of_batches_keeps_to_the_spec(make):
+def test_padding_and_fake_batches_match_the_spec(make):
     spec = Batch.spec(SIZE, 3)
     chex.assert_trees_all_equal_shapes_and_dtypes(make(), spec)
     assert all(isinstance(leaf, np.ndarray) for leaf in fields(make()).values())
 
 
-def test_a_batch_is_a_pytree_of_its_fields_and_comes_back_unchanged():
+def test_a_batch_is_a_pytree_of_its_fields():
     batch = fake()
     leaves, structure = jax.tree.flatten(batch)
     assert len(leaves) == len(DTYPES)
-    again = jax.tree.unflatten(structure, leaves)
-    assert isinstance(again, Batch)
-    assert all(again_leaf is leaf for again_leaf, leaf in zip(fields(again).values(), leaves, strict=True))
+    rebuilt = jax.tree.unflatten(structure, leaves)
+    assert isinstance(rebuilt, Batch)
+    assert all(rebuilt_leaf is leaf for rebuilt_leaf, leaf in zip(fields(rebuilt).values(), leaves, strict=True))
     paths = {jax.tree_util.keystr(path, simple=True) for path, _ in jax.tree_util.tree_leaves_with_path(batch)}
     assert paths == set(DTYPES)
 
@@ -70,9 +70,9 @@ def test_rows_counts_rows():
     assert Batch.spec(SIZE, 7).rows == 7
 
 
-def test_padding_is_nothing_but_padding():
+def test_padding_has_no_samples_and_no_weights():
     batch = Batch.padding(SIZE, 3)
-    assert (batch.segment_BS == PADDING_SEGMENT).all()
+    assert (batch.segment_BS == 0).all()
     assert (batch.clip_BF == PADDING_CLIP).all()
     assert (batch.visual_BS == -1).all()
     assert (batch.label_B == -1).all()
@@ -83,7 +83,7 @@ def test_padding_is_nothing_but_padding():
     assert (batch.denominator_BF == 1).all()
 
 
-def test_padding_can_be_filled_in_without_touching_another_batch():
+def test_padding_batches_share_no_memory():
     first, second = Batch.padding(SIZE, 1), Batch.padding(SIZE, 1)
     for leaf in fields(first).values():
         leaf[...] = 1
@@ -91,7 +91,7 @@ def test_padding_can_be_filled_in_without_touching_another_batch():
 
 
 @pytest.mark.parametrize("clip_length", [1, 2, 4])
-def test_a_fake_row_shows_every_visual_token_once_in_order_and_one_cls_a_clip(clip_length):
+def test_a_fake_row_has_every_visual_token_once_in_order_and_one_cls_a_clip(clip_length):
     batch = fake(clip_length=clip_length)
     for visual_S in batch.visual_BS:
         shown = visual_S[visual_S >= 0]
@@ -124,22 +124,22 @@ def test_a_fake_denominator_is_that_of_equation_5():
     np.testing.assert_array_equal(batch.denominator_BF, np.broadcast_to(expected[:, None], (3, 4)))
 
 
-def test_fake_rows_take_the_domains_in_turn():
+def test_fake_rows_cycle_through_the_domains():
     batch = fake(domains=2)
     for leaf in (batch.domain_BS, batch.domain_BF, batch.domain_BT):
         np.testing.assert_array_equal(leaf[:, 0], [0, 1, 0])
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:, :1], leaf.shape))
 
 
-def test_a_fake_batch_follows_its_seed():
+def test_a_fake_batch_depends_on_its_seed():
     chex.assert_trees_all_equal(fake(seed=4), fake(seed=4))
     assert not np.array_equal(fake(seed=4).token_BS, fake(seed=5).token_BS)
     assert len(set(fake().seed_B.tolist())) == 3
 
 
-@pytest.mark.parametrize(("slots", "left"), [(21, 1), (20, 0), (12, -8)])
-def test_a_fake_row_too_short_for_its_images_is_refused(slots, left):
-    with pytest.raises(ValueError, match=f"slots={slots} leave {left} token slots beside 4 images of 5 visual tokens"):
+@pytest.mark.parametrize(("slots", "room"), [(21, 1), (20, 0), (12, -8)])
+def test_a_fake_row_too_short_for_its_images_is_refused(slots, room):
+    with pytest.raises(ValueError, match=f"slots={slots}: found room for {room} tokens"):
         Batch.fake(dataclasses.replace(SIZE, slots=slots), 1, visual_tokens=V, vocabulary_size=11)
 
 
@@ -148,7 +148,7 @@ def test_the_shortest_fake_row_has_one_target():
     assert np.count_nonzero(batch.language_weight_BT + batch.action_weight_BT) == 1
 
 
-def test_a_fake_row_has_no_more_targets_than_the_batch_has_places():
+def test_a_fake_row_has_at_most_the_targets_of_its_size():
     batch = fake()
     short = Batch.fake(dataclasses.replace(SIZE, targets=4), 3, visual_tokens=V, vocabulary_size=11)
     np.testing.assert_array_equal(short.slot_BT, batch.slot_BT[:, :4])

@@ -1,4 +1,4 @@
-"""JSON of commands: whole or not at all, and a path that cannot be written is refused before the work."""
+"""JSON files: written atomically, and a path that cannot be written is refused before the work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agent_jax.evaluate.__main__ import main as evaluate
 from agent_jax.json_files import check_json_path, json_path, read_json_object, write_json
 
 
-def test_a_file_is_written_in_a_directory_that_is_made_and_replaces_the_one_before(tmp_path: Path):
+def test_a_file_is_written_in_a_new_directory_and_replaced(tmp_path: Path):
     path = tmp_path / "deep" / "found.json"
     for value in (1, 2):
         write_json(path, {"a": value})
@@ -27,13 +27,13 @@ def test_a_file_is_written_in_a_directory_that_is_made_and_replaces_the_one_befo
     (b"{", "Expecting property name"), (b'{"a": "\xff"}', "utf-8"), (b"[" * 100_000, "nested too deeply"),
     (b"[1]", "found a list, expected a JSON object"),
 ])
-def test_what_is_no_json_object_is_refused_with_the_file_and_the_reason(tmp_path: Path, content: bytes, reason: str):
+def test_a_file_without_a_json_object_is_refused_with_the_reason(tmp_path: Path, content: bytes, reason: str):
     (tmp_path / "info.json").write_bytes(content)
     with pytest.raises(ValueError, match=f"info.json: .*{reason}"):
         read_json_object(tmp_path / "info.json")
 
 
-def test_what_cannot_be_json_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "found.json"
     write_json(path, 1)
     with pytest.raises(TypeError):
@@ -45,7 +45,7 @@ def test_what_cannot_be_json_leaves_the_file_before(tmp_path: Path, monkeypatch:
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("found.json", "1\n")]
 
 
-def test_a_link_and_a_pipe_are_written_through(tmp_path: Path):
+def test_links_and_pipes_are_written_in_place(tmp_path: Path):
     target, link = tmp_path / "target.json", tmp_path / "link.json"
     target.touch()
     link.symlink_to(target)
@@ -75,7 +75,7 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(("command", "arguments"), [
     (convert, ["to-pytorch", "run", "out"]), (convert, ["from-hf", "--vision", "a", "--language", "b", "out"]),
     (convert, ["verify-hf", "weights"]), (data, ["stats", "store"]), (evaluate, ["offline", "--checkpoint", "run"])])
-def test_commands_refuse_it_before_they_look_at_anything(command, arguments, tmp_path: Path,
+def test_commands_refuse_such_a_path_before_their_work(command, arguments, tmp_path: Path,
                                                          capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         command([*arguments, "--json", str(tmp_path)])

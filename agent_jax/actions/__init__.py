@@ -1,9 +1,9 @@
-"""Actions and states, in the values of their environment and as vocabulary ids.
+"""Actions and states: their specs, and conversion between values of the environment and vocabulary ids.
 
 spec = BoundSpec(LANGUAGE_TABLE, vocabulary)
 spec.encode({"action": np.array([0.01, -0.02])})   # int32 ids, delimiters included
 spec.decode(ids)                                   # {"action": float32[2]} at the bin centres
-spec.automaton                                     # which ids are legal in which state
+spec.automaton                                     # the legal ids in each state of decoding
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Specs of robot arms: vectors of numbers, one token each.
-
-The result is plain JSON, for `action_spec` and `state_spec` of a domain of the config.
-"""
+"""Specs of robot arms, whose actions and states are vectors of numbers, as plain JSON for a domain of the config."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ Numbers = float | Sequence[float] | None
 def arm_spec(name: str, *, names: Sequence[str], low: Numbers = None, high: Numbers = None, bounds: str = "",
              unit: str | Sequence[str] = "", rate_hz: float = 0.0, frame: str = "", absolute: bool = False,
              key: str = "action", count: int = 256, block: str = "") -> dict[str, Any]:
-    """The ActionSpec of a vector of numbers, for `action_spec` of a domain; every number is one token of `count`.
+    """The ActionSpec of a vector, for `action_spec` of a domain; each number becomes one token of `count`.
 
         config.vocabulary.blocks = ("my_arm",)
         arm_spec("my_arm", names=("dx", "dy", "dz", "gripper"), low=-0.05, high=(0.05, 0.05, 0.05, 1.0), rate_hz=5.0)
@@ -27,19 +24,19 @@ def arm_spec(name: str, *, names: Sequence[str], low: Numbers = None, high: Numb
     Args:
         name: of the spec.
         names: of the numbers, in the order of the data.
-        low: least value that is told apart, of each number or of all.
-        high: greatest, likewise.
-        bounds: in their place, how to find them in the train split: "min_max", "quantiles" (1% and 99%) or "mean_3std".
+        low: lower bound of each number or of all; smaller values are clipped.
+        high: upper bound, likewise.
+        bounds: how to find low and high in the train split instead: "min_max", "quantiles" (1% and 99%) or "mean_3std".
         unit: of each number or of all.
-        rate_hz: steps a second; 0: unsaid.
-        frame: what the numbers refer to, as in "robot base".
+        rate_hz: steps a second; 0: unknown.
+        frame: reference frame, as "robot base".
         absolute: targets in `frame`; False: changes.
-        key: field of the data set's steps that holds the vector.
-        count: bins and the top edge: 21 as in the paper, 256 as in RT-1.
-        block: of config.vocabulary.blocks; "": the name of the spec. Specs that share one share the tokens.
+        key: field of the steps with the vector.
+        count: bins including the top edge: 21 as in the paper, 256 as in RT-1.
+        block: of config.vocabulary.blocks; "": the name of the spec. Specs with the same block share its tokens.
 
     Raises:
-        ValueError: lengths that differ, both or neither of `bounds` and `low`, `high`, or bounds that cannot be binned.
+        ValueError: lengths differ, both or neither of `bounds` and `low`, `high` are given, or bounds cannot be binned.
     """
     parts = _bins(name, key, names, "", low, high, unit, count)
     spec = ActionSpec(name, block or name, (Group("STARTACTION", parts, "ENDOFACTION"),), rate_hz=rate_hz, frame=frame,
@@ -50,16 +47,16 @@ def arm_spec(name: str, *, names: Sequence[str], low: Numbers = None, high: Numb
 def state_spec(name: str, *, names: Sequence[str], key: str, low: Numbers = None, high: Numbers = None,
                bounds: str = "", unit: str | Sequence[str] = "", frame: str = "", count: int = 256,
                block: str = "") -> dict[str, Any]:
-    """The StateSpec of a vector of numbers, for `state_spec` of a domain; arguments and errors as `arm_spec`."""
+    """The StateSpec of a vector, for `state_spec` of a domain; arguments and errors as `arm_spec`."""
     parts = _bins(name, key, names, "state ", low, high, unit, count)
     spec = StateSpec(name, block or name, (Group("STARTSTATE", parts, "ENDOFSTATE"),), frame=frame)
     return _with_bounds(spec.to_dict(), bounds, given=low is not None or high is not None)
 
 
 def osc_pose_spec(name: str, *, rate_hz: float = 20.0) -> dict[str, Any]:
-    """The ActionSpec of robosuite's controller OSC_POSE of changes, which LIBERO, robomimic and MimicGen act by.
+    """The ActionSpec of robosuite's OSC_POSE controller (changes), as in LIBERO, robomimic and MimicGen.
 
-    Seven numbers in [-1, 1]: 5 cm and 0.5 rad at most.
+    Seven numbers in [-1, 1], at most 5 cm and 0.5 rad a step.
     """
     return arm_spec(name, names=("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"), low=-1.0, high=1.0,
                     unit=("m / 20", "m / 20", "m / 20", "rad / 2", "rad / 2", "rad / 2", ""), rate_hz=rate_hz,
@@ -67,7 +64,7 @@ def osc_pose_spec(name: str, *, rate_hz: float = 20.0) -> dict[str, Any]:
 
 
 def osc_pose_state(name: str) -> dict[str, Any]:
-    """The StateSpec of LIBERO's arm: place and axis-angle of the hand, and two fingers."""
+    """The StateSpec of LIBERO's arm: position and axis-angle of the hand, and two fingers."""
     return state_spec(name, key="state", names=("x", "y", "z", "rx", "ry", "rz", "finger 0", "finger 1"),
                       low=(-0.6, -0.6, 0.0, -3.2, -3.2, -3.2, 0.0, -0.05),
                       high=(0.6, 0.6, 1.5, 3.2, 3.2, 3.2, 0.05, 0.0),
@@ -77,15 +74,15 @@ def osc_pose_state(name: str) -> dict[str, Any]:
 def _bins(name: str, key: str, names: Sequence[str], prefix: str, low: Numbers, high: Numbers,
           unit: str | Sequence[str], count: int) -> tuple[Bins, ...]:
     if len(set(names)) != len(names):
-        raise ValueError(f"spec {name!r}: found names {tuple(names)}, expected no repetition: tokens are made of them")
+        raise ValueError(f"spec {name!r}: found names {tuple(names)}, expected no repetition: they name the tokens")
 
     def each(what: str, value: Any, default: Any) -> list[Any]:
         value = default if value is None else value
-        found = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * len(names)
-        if len(found) != len(names):
-            raise ValueError(f"spec {name!r}: found {len(found)} of {what} for {len(names)} names, expected one of "
-                             "each or one for all")
-        return found
+        values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * len(names)
+        if len(values) != len(names):
+            raise ValueError(f"spec {name!r}: found {len(values)} values of {what} for {len(names)} names, expected "
+                             "one for each or one for all")
+        return values
 
     fields = zip(names, each("low", low, 0.0), each("high", high, 1.0), each("unit", unit, ""), strict=True)
     return tuple(Bins(key, index, f"{prefix}{part}_", least, most, count=count, name=part, unit=of_part)
@@ -93,10 +90,10 @@ def _bins(name: str, key: str, names: Sequence[str], prefix: str, low: Numbers, 
 
 
 def _with_bounds(content: dict[str, Any], bounds: str, *, given: bool) -> dict[str, Any]:
-    """The spec with `bounds` in place of every low and high."""
+    """The spec with `bounds`, if there are any, instead of low and high in every part."""
     if bool(bounds) == given:
-        raise ValueError(f"spec {content['name']!r}: found {'both' if given else 'neither'} of bounds and low, high; "
-                         "expected one of them")
+        raise ValueError(f"spec {content['name']!r}: found {'both' if given else 'neither'} of bounds and low, high, "
+                         "expected either bounds or low and high")
     if bounds:
         for part in content["groups"][0]["parts"]:
             del part["low"], part["high"]

@@ -2,8 +2,8 @@
 
     state 0 --[STARTACTION]--> 1 --[left] [right] ...--> 2 --[ENDOFACTION]--> 3 = accept
 
-It is acyclic, deterministic and minimal; states are numbered so that every transition goes upwards. `next_QA` is a
-plain table, so the same automaton runs on the host and inside a jitted decoding loop:
+It is acyclic, deterministic and minimal; every transition goes to a state of a higher number. `next_QA` is a plain
+table, so the automaton runs on the host and inside a jitted decoding loop:
 
     logits_A = logits_K[ids_A]; a = argmax(where(next_QA[state] >= 0, logits_A, -inf)); state = next_QA[state, a]
 
@@ -18,25 +18,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Transitions = dict[int, int]  # id -> state that follows
+Transitions = dict[int, int]  # id -> next state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Automaton:
-    """Legal ids in every state; state `accept` is the end and has none."""
+    """Legal ids in each state; the last state, `accept`, has none."""
 
-    ids_A: np.ndarray  # int32, ascending: the ids that occur anywhere
-    next_QA: np.ndarray  # int32: the state after id A in state Q; -1 where it is illegal
+    ids_A: np.ndarray  # int32, ascending: the alphabet
+    next_QA: np.ndarray  # int32: the state after id A in state Q; -1: A is illegal there
     accept: int
     max_length: int  # tokens of the longest sequence
     start: int = 0
 
     def legal(self, state: int) -> np.ndarray:
-        """int32 ids that may follow in `state`, ascending; none in `accept`."""
+        """int32 ids that are legal in `state`, ascending."""
         return self.ids_A[self.next_QA[state] >= 0]
 
     def advance(self, state: int, token: int) -> int:
-        """The state after `token` in `state`, or -1 if it is illegal there."""
+        """The state after `token` in `state`, or -1 if `token` is illegal there."""
         column = self._column_of.get(token)
         return -1 if column is None else self.next_QA.item(state, column)
 
@@ -51,7 +51,7 @@ class Automaton:
             states.append(state)
             state = self.advance(state, token)
             if state < 0:
-                raise ValueError(f"position {position}: id {token} may not follow; expected one of "
+                raise ValueError(f"position {position}: found id {token}, expected one of "
                                  f"{self.legal(states[-1]).tolist()[:12]}")
             if state == self.accept:
                 state = self.start
@@ -63,7 +63,7 @@ class Automaton:
 
     @functools.cached_property
     def choice_Q(self) -> np.ndarray:
-        """bool: whether more than one id may follow in state Q."""
+        """bool: whether more than one id is legal in state Q."""
         return (self.next_QA >= 0).sum(axis=1) > 1
 
     def accepts(self, ids: Sequence[int] | np.ndarray) -> bool:
@@ -77,9 +77,9 @@ class Automaton:
 
 
 class AutomatonBuilder:
-    """Builds an automaton from its end: what follows a state is known before the state itself.
+    """Builds an automaton backwards: a state is made after those that it leads to.
 
-    Equal states are made once, which leaves the minimal automaton, since there are no cycles.
+    Equal states are made once. Without cycles this gives the minimal automaton.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class AutomatonBuilder:
         self.state({})  # accept
 
     def state(self, transitions: Transitions) -> int:
-        """The state with these ways out; the empty dict is `accept`."""
+        """The state with these transitions; without any it is `accept`."""
         key = tuple(sorted(transitions.items()))
         if key not in self._known:
             self._known[key] = len(self._transitions)
@@ -96,32 +96,32 @@ class AutomatonBuilder:
         return self._known[key]
 
     def build(self, start: Transitions) -> Automaton:
-        """The automaton whose first state has the ways out `start`."""
+        """The automaton whose first state has the transitions `start`."""
         first = self.state(start)
         reachable = self._reachable(first)
-        order = sorted(reachable, reverse=True)  # what follows a state was made before it, so transitions go upwards
+        order = sorted(reachable, reverse=True)  # a state is made after those it leads to: transitions go upwards
         number = {state: i for i, state in enumerate(order)}
         ids_A = np.array(sorted({token for state in order for token in self._transitions[state]}), np.int32)
         next_QA = np.full((len(order), len(ids_A)), -1, np.int32)
         longest: dict[int, int] = {}
         for state in reversed(order):
-            ways = self._transitions[state]
-            for token, after in ways.items():
+            transitions = self._transitions[state]
+            for token, after in transitions.items():
                 next_QA[number[state], np.searchsorted(ids_A, token)] = number[after]
-            longest[state] = 1 + max((longest[after] for after in ways.values()), default=-1)
+            longest[state] = 1 + max((longest[after] for after in transitions.values()), default=-1)
         return Automaton(ids_A, next_QA, accept=number[0], max_length=longest[first])
 
     def _reachable(self, first: int) -> set[int]:
-        seen, open_states = {first}, [first]
-        while open_states:
-            for after in self._transitions[open_states.pop()].values():
-                if after not in seen:
-                    seen.add(after)
-                    open_states.append(after)
-        return seen
+        reached, stack = {first}, [first]
+        while stack:
+            for after in self._transitions[stack.pop()].values():
+                if after not in reached:
+                    reached.add(after)
+                    stack.append(after)
+        return reached
 
 
 def join(one: Transitions, other: Transitions) -> Transitions:
-    """Both ways out of one state; they share no id (`BoundSpec` has checked the user's spec)."""
-    assert not one.keys() & other.keys(), "ambiguous ways out of a state"
+    """All transitions of one state; `BoundSpec` has checked that they share no id."""
+    assert not one.keys() & other.keys(), "ambiguous transitions"
     return one | other

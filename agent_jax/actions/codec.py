@@ -1,9 +1,9 @@
-"""Values of one time step to vocabulary ids and back, for a spec bound to a vocabulary.
+"""Encodes the values of one time step as vocabulary ids and decodes them, for a spec bound to a vocabulary.
 
     {"action": [0.01, -0.02]}  <->  [STARTACTION] [ROBOTACTIONX13] [ROBOTACTIONY3] [ENDOFACTION]
 
-`encode` clips what lies out of bounds; `decode` returns bin centres, never out of bounds, and accepts exactly what the
-automaton accepts.
+`encode` clips values out of bounds. `decode` returns bin centres within the bounds, and accepts exactly the sequences
+that the automaton accepts.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class _BoundPart:
     def __init__(self, part: Part, ids: list[int]):
         self.part, self.ids = part, ids
         self.key, self.index = part.key, part.index
-        self.sorts, self.symbols = part.sorts, part.symbols
+        self.sorted_ids, self.symbols = part.sorted_ids, part.symbols
         self.symbol_of = {token: symbol for symbol, token in enumerate(ids)}
 
     @functools.cached_property
     def value_of(self) -> dict[int, Any]:
-        """The value by id, of a fixed part."""
+        """The value of each id; fixed parts only."""
         return {token: self.part.value([symbol]) for token, symbol in self.symbol_of.items()}
 
     def take(self, ids: Sequence[int]) -> list[int]:
-        """Symbols of this part at the front of a legal sequence."""
+        """Symbols of this part at the beginning of a legal sequence."""
         if self.part.fixed:
             return [self.symbol_of[ids[0]]]
         symbols: list[int] = []
@@ -47,14 +47,13 @@ class _BoundPart:
 
 
 class BoundSpec:
-    """A spec and a vocabulary: encode, decode, and the automaton of what is legal."""
+    """A spec bound to a vocabulary: encodes, decodes, and has the automaton of legal sequences."""
 
     def __init__(self, spec: ActionSpec | StateSpec, vocabulary: Vocabulary):
-        """Of a spec and the vocabulary that holds its block.
+        """Bind a spec to the vocabulary that has its block.
 
         Raises:
-            ValueError: the vocabulary lacks the block or a token, or tokens are shared so that a sequence could be read
-                in two ways.
+            ValueError: the vocabulary lacks the block or a token, or shared tokens make a sequence ambiguous.
         """
         self.spec, self.vocabulary = spec, vocabulary
         self._fields = spec.fields
@@ -80,10 +79,10 @@ class BoundSpec:
     def encode(self, values: Mapping[str, Any]) -> np.ndarray:
         """int32 ids of one time step's values, delimiters included; other keys of `values` are ignored.
 
-        Numbers out of bounds are clipped. {"terminal": True} gives `terminal_ids()` where the spec has them.
+        Numbers out of bounds are clipped. {"terminal": True} gives `terminal_ids()` if the spec has them.
 
         Raises:
-            ValueError: a key is missing, has another shape or type, is NaN, or is no choice; names key and index.
+            ValueError: a value is missing, has another shape or type, is NaN, or is not a choice; names key and index.
         """
         if self._terminal and values.get(TERMINAL_KEY, False):
             return self.terminal_ids()
@@ -93,8 +92,9 @@ class BoundSpec:
             ids.append(start)
             for part in parts:
                 value = plain[part.key]
-                said = [part.ids[symbol] for symbol in part.symbols(value if part.index is None else value[part.index])]
-                ids += sorted(said) if part.sorts else said
+                symbols = part.symbols(value if part.index is None else value[part.index])
+                part_ids = [part.ids[symbol] for symbol in symbols]
+                ids += sorted(part_ids) if part.sorted_ids else part_ids
             ids.append(end)
         return np.array(ids, np.int32)
 
@@ -104,7 +104,7 @@ class BoundSpec:
         Every value lies within `spec.bounds`.
 
         Raises:
-            ValueError: not a complete legal sequence; names the position, what stands there and what may.
+            ValueError: not a complete legal sequence; names the position, the id found and those expected.
         """
         tokens = self._checked(ids)
         if self._terminal and tuple(tokens) == self._terminal:
@@ -121,16 +121,16 @@ class BoundSpec:
         return values
 
     def choices(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """int32, by id of legal sequences: the automaton's state where it allows several, -1 where the id is forced.
+        """int32, for each id of legal sequences: the automaton's state if several ids are legal there, else -1.
 
         Raises:
-            ValueError: an id is illegal where it stands.
+            ValueError: an id is illegal at its position.
         """
         states = np.asarray(self.automaton.states(ids), np.int32)
         return np.where(self.automaton.choice_Q[states], states, np.int32(-1))
 
     def bins(self, ids: Sequence[int] | np.ndarray) -> list[tuple[int, Bins, dict[int, float]]]:
-        """Position and part of each binned number of one legal sequence, and the value by id.
+        """Position, part and {id: value} of each binned number of one legal sequence.
 
         Raises:
             ValueError: not a complete legal sequence.
@@ -159,9 +159,10 @@ class BoundSpec:
         return np.array(self._terminal, np.int32)
 
     def _plain(self, values: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> Any:
-        """values[key] as Python numbers: for a handful of them, faster than any array arithmetic."""
+        """values[key] as Python numbers, which for a few of them are faster than arrays."""
         if key not in values:
-            raise ValueError(f"{self.spec.kind} spec {self.spec.name!r} needs the key {key!r}; found {sorted(values)}")
+            raise ValueError(f"{self.spec.kind} spec {self.spec.name!r}: found the keys {sorted(values)}, expected "
+                             f"{key!r}")
         try:
             array = np.asarray(values[key])
         except ValueError as error:  # ragged
@@ -197,31 +198,31 @@ class BoundSpec:
         return self.vocabulary.token(token) if 0 <= token < self.vocabulary.size else f"id {token}"
 
     def _check_unambiguous(self) -> None:
-        """Parts that may say nothing need tokens of their own, as does the terminal; fixed parts may share theirs."""
+        """Refuse shared tokens, except between parts of fixed length: their position distinguishes them."""
         where = f"{self.spec.kind} spec {self.spec.name!r}"
         for _, parts, end in self._groups:
             for i, part in enumerate(parts):
                 if len(part.symbol_of) != len(part.ids):
-                    raise ValueError(f"{where}: the tokens of {part.part.place!r} repeat; give it other prefixes")
+                    raise ValueError(f"{where}: the tokens of {part.part.place!r} repeat; give them other prefixes")
                 others = {token for j, other in enumerate(parts) if j != i for token in other.ids} | {end}
                 shared = [] if part.part.fixed else sorted(others & part.symbol_of.keys())
                 if self._terminal and self._terminal[1] in part.symbol_of:
                     shared = [self._terminal[1]]
                 if shared:
-                    raise ValueError(f"{where}: {self._show(shared[0])} of {part.part.place!r} stands for something "
-                                     "else in the same group as well; give it a token of its own")
+                    raise ValueError(f"{where}: {self._show(shared[0])} of {part.part.place!r} has another meaning "
+                                     "in the same group; give it a token of its own")
 
     def _build_automaton(self) -> Automaton:
         builder = AutomatonBuilder()
-        ways: Transitions = {}
+        transitions: Transitions = {}
         for start, parts, end in reversed(self._groups):
-            ways = {end: builder.state(ways)}
+            transitions = {end: builder.state(transitions)}
             for part in reversed(parts):
-                ways = part.part.grammar(part.ids, ways, builder.state)
+                transitions = part.part.grammar(part.ids, transitions, builder.state)
             if self._terminal:
                 terminal: Transitions = {end: builder.state({})}
                 for token in self._terminal[-2:0:-1]:
                     terminal = {token: builder.state(terminal)}
-                ways = join(ways, terminal)
-            ways = {start: builder.state(ways)}
-        return builder.build(ways)
+                transitions = join(transitions, terminal)
+            transitions = {start: builder.state(transitions)}
+        return builder.build(transitions)

@@ -1,4 +1,4 @@
-"""Parts of an action that may say nothing: the buttons, camera and sticks of games (see parts.py)."""
+"""Parts of an action with a variable number of tokens: the buttons, camera and sticks of games (see parts.py)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import ClassVar
 from agent_jax.actions.automaton import Transitions, join
 from agent_jax.actions.parts import Limits, MakeState, check_count, not_a_number, stored
 
-MOST_BUTTONS = 1024  # of a spec: what may follow a button is all later ones, so that the automaton grows as the square
+MOST_BUTTONS = 1024  # of a spec: all later buttons may follow one, so the automaton grows with the square
 
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """What the three share: the whole of values[key], and as many tokens as there is to say."""
+    """Base class: the part is all of values[key], and its number of tokens varies."""
 
     key: str
     index: ClassVar[None] = None
-    fixed: ClassVar[bool] = False
-    sorts: ClassVar[bool] = False  # whether its ids are said in ascending order rather than in the order of the symbols
+    fixed: ClassVar[bool] = False  # whether it is always one token
+    sorted_ids: ClassVar[bool] = False  # whether its ids are in ascending order, not in that of the symbols
 
     @property
     def place(self) -> str:
@@ -30,11 +30,11 @@ class Control:
 
 @dataclasses.dataclass(frozen=True)
 class Buttons(Control):
-    """Any subset of named buttons; the value is one boolean a button, in the order of `names`."""
+    """Any subset of named buttons; the value is a boolean for each button, in the order of `names`."""
 
     names: tuple[str, ...]  # also the tokens
     unit: str = ""
-    sorts: ClassVar[bool] = True
+    sorted_ids: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -45,7 +45,7 @@ class Buttons(Control):
 
     @property
     def size(self) -> int:
-        """How many tokens it has."""
+        """The number of tokens."""
         return len(self.names)
 
     @property
@@ -66,23 +66,23 @@ class Buttons(Control):
         return [i for i, down in enumerate(value) if down]
 
     def value(self, symbols: Sequence[int]) -> list[bool]:
-        """One boolean a button."""
+        """A boolean for each button."""
         return [i in symbols for i in range(len(self.names))]
 
     def grammar(self, ids: Sequence[int], follow: Transitions, make_state: MakeState) -> Transitions:
-        """Ways into this part: after a button only later ones may follow, then the way out."""
-        ways = follow
+        """Transitions into this part, with `follow` after it: only later buttons may follow a button."""
+        transitions = follow
         for token in sorted(ids, reverse=True):
-            ways = join({token: make_state(ways)}, ways)
-        return ways
+            transitions = join({token: make_state(transitions)}, transitions)
+        return transitions
 
 
 @dataclasses.dataclass(frozen=True)
 class Camera(Control):
-    """A turn in whole degrees, truncated towards 0 and clipped: both tokens, or neither when neither axis turns.
+    """A rotation in degrees, truncated towards 0 and clipped: a token for each axis, or none if both are 0.
 
-    Degree d > 0 stands for [d, d + 1) and decodes to d + 0.5, d < 0 likewise to d - 0.5; 0, for (-1, 1), decodes to 0.
-    The outermost degrees decode to `low` and `high` themselves.
+    Degree d > 0 encodes [d, d + 1) and decodes to d + 0.5, d < 0 likewise to d - 0.5; 0 encodes (-1, 1) and decodes to
+    0. The outermost degrees decode to `low` and `high`.
     """
 
     x_prefix: str = "CAMERAX"  # pitch
@@ -99,7 +99,7 @@ class Camera(Control):
 
     @property
     def size(self) -> int:
-        """How many tokens it has."""
+        """The number of tokens."""
         return 2 * (self.high - self.low + 1)
 
     @property
@@ -121,10 +121,10 @@ class Camera(Control):
     def symbols(self, value: Sequence[float]) -> list[int]:
         """Symbols of (pitch, yaw) in degrees."""
         degrees: list[int] = []
-        for i, turn in enumerate(value):
-            if turn != turn:
+        for i, angle in enumerate(value):
+            if angle != angle:
                 raise not_a_number(f"{self.key}[{i}]")
-            degrees.append(int(max(self.low, min(self.high, turn))))
+            degrees.append(int(max(self.low, min(self.high, angle))))
         if degrees == [0, 0]:
             return []
         x0, y0 = self._zeros
@@ -136,19 +136,19 @@ class Camera(Control):
         return [float(min(max(d + 0.5 * ((d > 0) - (d < 0)), self.low), self.high)) for d in degrees]
 
     def grammar(self, ids: Sequence[int], follow: Transitions, make_state: MakeState) -> Transitions:
-        """Ways into this part: x then y, but never zero and zero, which `symbols` leaves unsaid."""
+        """Transitions into this part: x then y, except zero and zero, which have no tokens."""
         half, (x0, y0) = len(ids) // 2, self._zeros
         any_y = dict.fromkeys(ids[half:], make_state(follow))
         some_y = {token: after for token, after in any_y.items() if token != ids[y0]}
-        ways = dict.fromkeys(ids[:half], make_state(any_y)) | {ids[x0]: make_state(some_y)}
-        return join(ways, follow)
+        transitions = dict.fromkeys(ids[:half], make_state(any_y)) | {ids[x0]: make_state(some_y)}
+        return join(transitions, follow)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stick(Control):
-    """A stick's (x, y) in the unit disc as rotation and magnitude in equal steps; a neutral stick says nothing.
+    """A stick's (x, y) in the unit disc as rotation and magnitude in equal bins; no tokens if it is neutral.
 
-    Rotation counts from 1 at +x, counter-clockwise; magnitude from 1 over (dead_zone, 1]. Both decode to centres.
+    Rotations count from 1 at +x, counter-clockwise; magnitudes from 1 over (dead_zone, 1]. Both decode to bin centres.
     """
 
     rotation_prefix: str
@@ -165,19 +165,18 @@ class Stick(Control):
         check_count(self.key, "magnitudes", self.magnitudes, 1)
         check_count(self.key, "rotations + magnitudes", self.size, 2)
         if not 0 <= self.dead_zone < 1:
-            raise ValueError(f"{self.key}: found rotations={self.rotations}, magnitudes={self.magnitudes}, dead_zone="
-                             f"{self.dead_zone}, expected at least 1, at least 1, and [0, 1)")
+            raise ValueError(f"{self.key}: found dead_zone={self.dead_zone}, expected a number in [0, 1)")
         pairs = [(r, 0) for r in range(self.rotations)] + [(0, m) for m in range(self.magnitudes)]
         for rotation, magnitude in pairs:
             symbols = [rotation, self.rotations + magnitude]
             x, y = self.value(symbols)
             if self.symbols((stored(x), stored(y))) != symbols:
                 raise ValueError(f"{self.key}: {self.rotations} rotations and {self.magnitudes} magnitudes above "
-                                 f"dead_zone={self.dead_zone} are finer than float32 can tell apart; take fewer")
+                                 f"dead_zone={self.dead_zone} are too fine for float32; use fewer")
 
     @property
     def size(self) -> int:
-        """How many tokens it has."""
+        """The number of tokens."""
         return self.rotations + self.magnitudes
 
     @property
@@ -199,13 +198,13 @@ class Stick(Control):
         length = math.hypot(x, y)
         if length <= self.dead_zone:
             return []
-        turn = math.atan2(y, x) / math.tau % 1.0
+        rotation = math.atan2(y, x) / math.tau % 1.0
         magnitude = int((min(length, 1.0) - self.dead_zone) / (1 - self.dead_zone) * self.magnitudes)
-        return [int(turn * self.rotations) % self.rotations,  # a tiny negative turn % 1.0 rounds to 1.0
+        return [int(rotation * self.rotations) % self.rotations,  # a tiny negative rotation % 1.0 rounds to 1.0
                 self.rotations + min(magnitude, self.magnitudes - 1)]
 
     def value(self, symbols: Sequence[int]) -> list[float]:
-        """(x, y) at the centres of rotation and magnitude."""
+        """(x, y) at the bin centres of rotation and magnitude."""
         if not symbols:
             return [0.0, 0.0]
         angle = (symbols[0] + 0.5) * math.tau / self.rotations
@@ -214,6 +213,6 @@ class Stick(Control):
         return [length * math.cos(angle), length * math.sin(angle)]
 
     def grammar(self, ids: Sequence[int], follow: Transitions, make_state: MakeState) -> Transitions:
-        """Ways into this part: rotation then magnitude, or straight on."""
+        """Transitions into this part: rotation then magnitude, or what follows it."""
         magnitude = make_state(dict.fromkeys(ids[self.rotations :], make_state(follow)))
         return join(dict.fromkeys(ids[: self.rotations], magnitude), follow)

@@ -64,14 +64,14 @@ _CALVIN_STATE = (("x", "m"), ("y", "m"), ("z", "m"), ("roll", "rad"), ("pitch", 
 
 
 def calvin_state(mean: Sequence[float] | np.ndarray, std: Sequence[float] | np.ndarray) -> StateSpec:
-    """CALVIN's robot_obs (15): the first 14 numbers binned over mean +- 3 std of the data set, then the gripper.
+    """The StateSpec of CALVIN's robot_obs (15): 14 numbers binned over mean +- 3 std, then the gripper.
 
     Args:
-        mean: of robot_obs over the training steps; its first 14 numbers are read.
-        std: likewise.
+        mean: of robot_obs over the training steps; only the first 14 numbers are used.
+        std: standard deviation, likewise.
 
     Raises:
-        ValueError: fewer than 14 numbers, or a standard deviation that is not positive.
+        ValueError: fewer than 14 numbers, or a standard deviation is not positive.
     """
     mean_D, std_D = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     if mean_D.ndim != 1 or mean_D.shape != std_D.shape or len(mean_D) < 14:

@@ -1,7 +1,7 @@
-"""Parts of an action or a state that are always said: a binned number, a choice of one in n.
+"""Parts of an action or state with exactly one token: a binned number, or a choice of one in n.
 
-A part turns its share of the values into symbols, and symbols back into bin centres within the part's limits. A symbol
-is the number of a token within `part.tokens`; which vocabulary id that is, only `action_codec` knows.
+A part encodes its components as symbols, and decodes symbols to bin centres within the part's limits. A symbol is the
+index of a token in `part.tokens`; codec.py maps it to a vocabulary id.
 
     part      value                      symbols
     Bins      one number                 always one of `count`
@@ -11,7 +11,7 @@ is the number of a token within `part.tokens`; which vocabulary id that is, only
     Camera    (pitch, yaw)               both or, when neither turns, none
     Stick     (x, y)                     rotation and magnitude or, when neutral, none
 
-Every part is exactly invertible: `symbols(value(s)) == s`, also when the values in between are stored as float32.
+Every part is exactly invertible: `symbols(value(s)) == s`, even if the value is rounded to float32 in between.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ from agent_jax.actions.automaton import Transitions
 MakeState = Callable[[Transitions], int]  # AutomatonBuilder.state
 Limits = tuple[tuple[float, float], ...]
 
-
 _LARGEST = 1e38  # values must fit in float32
-# Tokens of a part, and of a whole spec: as many as all of OPT's and more. A data set brings its specs, and must not
-# decide about all memory.
+# Of a part, and of a spec; more than OPT has. It limits the memory that the specs of a data set can take.
 MOST_TOKENS = 2**16
 
 
+def place_of(key: str, index: int | None) -> str:
+    """The name of a component in messages: "action[0]", or "action" without an index."""
+    return key if index is None else f"{key}[{index}]"
+
+
 def stored(value: float) -> float:
-    """`value` as it comes back from a float32 array."""
+    """`value` rounded to float32."""
     return float(np.float32(value))
 
 
 def inner(bound: float | np.ndarray, inside: float) -> np.ndarray:
-    """The float32 next to `bound` on the side of `inside` (+-inf), or `bound` itself where a float32 holds it."""
+    """`bound` as float32, rounded towards `inside` (+-inf)."""
     exact = np.asarray(bound, np.float64)
     rounded = exact.astype(np.float32)
     outside = rounded < exact if inside > 0 else rounded > exact
@@ -49,7 +52,7 @@ def inner(bound: float | np.ndarray, inside: float) -> np.ndarray:
 
 
 def check_count(place: str, name: str, value: int, least: int, most: int = MOST_TOKENS) -> None:
-    """Refuse a field `name` of a part that is no whole number of `least` to `most`; raises ValueError."""
+    """Refuse a field `name` of a part that is not a whole number from `least` to `most`; raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
         raise ValueError(f"{place}: found {name}={value!r:.40}, expected a whole number of at least {least} and at "
                          f"most {most:,}")
@@ -57,41 +60,41 @@ def check_count(place: str, name: str, value: int, least: int, most: int = MOST_
 
 def not_a_number(place: str) -> ValueError:
     """The error for a NaN at `place`."""
-    return ValueError(f"{place}: found nan, expected a number; repair or drop this step")
+    return ValueError(f"{place}: found nan, expected a number; repair or remove this step")
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedPart:
-    """What `Bins` and `Choice` share: exactly one token, for one component of values[key]."""
+    """Base class: exactly one token, for one component of values[key]."""
 
     key: str
     index: int | None  # component of values[key]; None: the key is a scalar
-    fixed: ClassVar[bool] = True
-    sorts: ClassVar[bool] = False  # whether its ids are said in ascending order rather than in the order of the symbols
+    fixed: ClassVar[bool] = True  # whether it is always one token
+    sorted_ids: ClassVar[bool] = False  # whether its ids are in ascending order, not in that of the symbols
 
     @property
     def place(self) -> str:
-        """Where the value stands."""
-        return self.key if self.index is None else f"{self.key}[{self.index}]"
+        """The name of the component in messages, as "action[0]"."""
+        return place_of(self.key, self.index)
 
     @property
     def named(self) -> str:
-        """The place, and the name of the number where it has one: "action[0] (dx)"."""
+        """The place with the part's name, if it has one: "action[0] (dx)"."""
         name = getattr(self, "name", "")
         return f"{self.place} ({name})" if name not in ("", self.place) else self.place
 
     def grammar(self, ids: Sequence[int], follow: Transitions, make_state: MakeState) -> Transitions:
-        """Ways into this part, `follow` being the ways out of it."""
+        """Transitions into this part, with `follow` after it."""
         return dict.fromkeys(ids, make_state(follow))
 
 
 @dataclasses.dataclass(frozen=True)
 class Bins(FixedPart):
-    """A number in `count - 1` equal bins over [low, high], and one more index for the top edge itself.
+    """A number in `count - 1` equal bins over [low, high], and one more index for the top edge.
 
     k = int((clip(x, low, high) - low) / w), w = (high - low) / (count - 1); decodes to low + (k + 0.5) w
-    (arXiv 2402.05929: 21 indices; -0.0285 + 0.003 k in Language-Table), clipped to [low, high]: the top edge decodes to
-    `high`, or to the next float32 below it where no float32 holds it. That float32 counts as the top edge as well.
+    (arXiv 2402.05929: 21 indices; -0.0285 + 0.003 k in Language-Table), clipped to [low, high]. The top edge decodes to
+    `high`, rounded down to float32, and that float32 encodes as the top edge.
     """
 
     prefix: str  # the token of bin k is f"{prefix}{k}"
@@ -108,12 +111,12 @@ class Bins(FixedPart):
             raise ValueError(f"{self.named}: found bounds low={self.low}, high={self.high}, expected finite low < high")
         check_count(self.named, "count", self.count, 2)  # one bin and the top edge
         if not all(self.symbols(stored(self.value([k]))) == [k] for k in range(self.count)):
-            raise ValueError(f"{self.named}: {self.count} bins over [{self.low}, {self.high}] are narrower than "
-                             "float32 can tell apart; widen the bounds")
+            raise ValueError(f"{self.named}: {self.count} bins over [{self.low}, {self.high}] are too narrow "
+                             "for float32; widen the bounds")
 
     @property
     def size(self) -> int:
-        """How many tokens it has."""
+        """The number of tokens."""
         return self.count
 
     @functools.cached_property
@@ -123,7 +126,7 @@ class Bins(FixedPart):
 
     @functools.cached_property
     def _ends(self) -> tuple[float, float]:
-        """The least and the greatest float32 within [low, high]."""
+        """The smallest and the largest float32 within [low, high]."""
         return float(inner(self.low, np.inf)), float(inner(self.high, -np.inf))
 
     @property
@@ -137,7 +140,7 @@ class Bins(FixedPart):
         return ((self.low, self.high),)
 
     def symbols(self, value: float) -> list[int]:
-        """The bin of `value`; beyond the bounds, the nearest."""
+        """The bin of `value`, which is clipped to the bounds."""
         if self.low < value < self.high and value != self._ends[1]:
             k = int((value - self.low) / self.width)
             return [k if k < self.count - 1 else self.count - 2]  # rounding must not reach the top edge
@@ -146,14 +149,14 @@ class Bins(FixedPart):
         return [0 if value <= self.low else self.count - 1]
 
     def value(self, symbols: Sequence[int]) -> float:
-        """The centre of the bin; of the top edge, `high`. As a float32 too it lies in [low, high]."""
-        least, greatest = self._ends
-        return min(max(self.low + (symbols[0] + 0.5) * self.width, least), greatest)
+        """The centre of the bin, or `high` for the top edge; rounded to float32 it is still in [low, high]."""
+        smallest, largest = self._ends
+        return min(max(self.low + (symbols[0] + 0.5) * self.width, smallest), largest)
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice(FixedPart):
-    """One of n tokens; `values` are the numbers they stand for, 0..n-1 unless given."""
+    """One of n tokens; `values` are their numbers, by default 0..n-1."""
 
     tokens: tuple[str, ...]
     values: tuple[float, ...] = ()
@@ -171,11 +174,11 @@ class Choice(FixedPart):
             raise ValueError(f"{self.named}: found {len(self.values)} values for {len(self.tokens)} tokens")
         finite = all(-_LARGEST < value < _LARGEST for value in self.numbers)
         if not finite or len({stored(value) for value in self.numbers}) != len(self.tokens):
-            raise ValueError(f"{self.named}: found values {self.values}, expected finite ones that float32 tells apart")
+            raise ValueError(f"{self.named}: found values {self.values}, expected finite, distinct float32 numbers")
 
     @property
     def size(self) -> int:
-        """How many tokens it has."""
+        """The number of tokens."""
         return len(self.tokens)
 
     @property
@@ -185,7 +188,7 @@ class Choice(FixedPart):
 
     @property
     def limits(self) -> Limits:
-        """(low, high) of each component, of the numbers as given and as float32 stores them."""
+        """(low, high) of each component, of the numbers both exact and rounded to float32."""
         numbers = {*self.numbers, *map(stored, self.numbers)}
         return ((min(numbers), max(numbers)),)
 
@@ -195,7 +198,7 @@ class Choice(FixedPart):
         return {stored(number): symbol for number, symbol in exact.items()} | exact
 
     def symbols(self, value: float) -> list[int]:
-        """The token of `value`, which must be one of the numbers: a choice has no neighbours to clip to."""
+        """The token of `value`, which must be one of the numbers; raises ValueError."""
         symbol = self._symbol_of.get(value)
         if symbol is None:
             pairs = list(zip(self.numbers, self.tokens, strict=True))

@@ -1,10 +1,10 @@
-"""What an action or a state is: named parts with units, bounds and tokens, as plain data.
+"""Specs of actions and states: named parts with units, bounds and tokens, as plain data.
 
     group        [STARTACTION] [ROBOTACTIONX13] [ROBOTACTIONY3] [ENDOFACTION]
                   start         part 0           part 1          end
 
-A spec survives JSON exactly, has a fingerprint, and describes how it differs from another. A `BoundSpec` of it and a
-vocabulary encodes and decodes values (codec.py). The specs of known data sets are in datasets.py.
+A spec converts to JSON and back exactly, has a fingerprint, and can be compared with another. `BoundSpec` encodes and
+decodes values (codec.py). The specs of known data sets are in datasets.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PARTS: dict[str, type[Part]] = {"bins": Bins, "choice": Choice, "buttons": Butto
 Fields = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shape and dtype by key
 
 MOST_PARTS = 4096  # of a spec
-MOST_CONTROLS = 32  # parts of a spec that may say nothing: what may follow one is all later ones
+MOST_CONTROLS = 32  # parts of variable length in a spec: all later ones may follow one
 
 TERMINAL_KEY = "terminal"  # {"terminal": True} is the value of the end-of-episode action
 
@@ -50,10 +50,10 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class _Spec:
-    """What actions and states have in common."""
+    """Base class of specs."""
 
     name: str
-    block: str  # of the vocabulary, which holds all the tokens
+    block: str  # of the vocabulary, with all tokens
     groups: tuple[Group, ...]
     kind: ClassVar[str] = ""
 
@@ -96,7 +96,7 @@ class _Spec:
         return fields
 
     def bounds(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high), float64 of the shape of values[key]; `encode` clips to them, and `decode` stays within them.
+        """(low, high), float64 of the shape of values[key]: the range of `decode`, to which `encode` clips.
 
         Raises:
             ValueError: no such key.
@@ -109,17 +109,17 @@ class _Spec:
         return limits[:, 0].reshape(shape), limits[:, 1].reshape(shape)
 
     def named(self, place: str) -> str:
-        """The place of a part with its name, for messages: "action[0] (dx)"."""
+        """The place of a part with the part's name, for messages: "action[0] (dx)"."""
         fixed = (part for part in self.parts if isinstance(part, (Bins, Choice)))
         return next((part.named for part in fixed if part.place == place), place)
 
     @property
     def units(self) -> dict[str, str]:
-        """Unit by the place of each part, as in {"action[0]": "m"}; parts without a unit are left out."""
+        """Units by place, as {"action[0]": "m"}, of the parts that have one."""
         return {part.place: part.unit for part in self.parts if part.unit}
 
     def tokens(self) -> tuple[str, ...]:
-        """Every token, once: `Block(spec.block, spec.tokens())` is a vocabulary block for a spec of one's own."""
+        """All tokens without repetition; `Block(spec.block, spec.tokens())` is a vocabulary block for the spec."""
         found: list[str] = []
         for group in self.groups:
             found += [group.start, group.end]
@@ -128,7 +128,7 @@ class _Spec:
         return tuple(dict.fromkeys(found))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` gives an equal spec."""
+        """The spec as JSON, for `from_dict`."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "groups"}
         plain["groups"] = [
             {"start": group.start, "parts": [_part_to_dict(part) for part in group.parts], "end": group.end}
@@ -141,7 +141,7 @@ class _Spec:
         """The spec that `to_dict` described.
 
         Raises:
-            ValueError: a field is missing, unknown, or contradicts another; names it.
+            ValueError: a field is missing, unknown, or inconsistent with another; names it.
         """
         where = f"{cls.kind} spec"
         if not isinstance(content, Mapping):
@@ -151,17 +151,17 @@ class _Spec:
         if kind != cls.kind:
             raise ValueError(f"{where}: found kind {kind!r}, expected {cls.kind!r}")
         groups: list[Group] = []
-        every: list[Part] = []
+        all_parts: list[Part] = []
         for i, group in enumerate(_checked_list(content.get("groups", []), f"{where}.groups")):
             place = f"{where}.groups[{i}]"
             if not isinstance(group, Mapping):
                 raise ValueError(f"{place}: found {group!r}, expected a group with start, parts and end")
             parts = _checked_list(dict(group).get("parts", []), f"{place}.parts")
-            first = len(every)
+            first = len(all_parts)
             for j, part in enumerate(parts):
-                every.append(_part_from_dict(part, f"{place}.parts[{j}]"))
-                _check_size(every, f"{place}.parts[{j}]")  # before the next is made: each takes time and memory
-            groups.append(_make(Group, {**group, "parts": tuple(every[first:])}, place))
+                all_parts.append(_part_from_dict(part, f"{place}.parts[{j}]"))
+                _check_size(all_parts, f"{place}.parts[{j}]")  # before the next, since each takes time and memory
+            groups.append(_make(Group, {**group, "parts": tuple(all_parts[first:])}, place))
         return _make(cls, {**content, "groups": tuple(groups)}, where)
 
     def fingerprint(self) -> str:
@@ -170,16 +170,16 @@ class _Spec:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def difference(self, other: _Spec) -> str:
-        """In words, what differs from `other`; empty if nothing does."""
+        """A description of the differences from `other`; "" if they are equal."""
         return "; ".join(_differences(self.to_dict(), other.to_dict(), ""))
 
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpec(_Spec):
-    """An action: one group, predicted by the model."""
+    """The spec of an action: one group, predicted by the model."""
 
-    terminal: str = ""  # token that stands in each fixed part's place when the episode is over; empty: none
-    rate_hz: float = 0.0  # control rate; 0: unsaid
+    terminal: str = ""  # token of each fixed part in the end-of-episode action; "": no such action
+    rate_hz: float = 0.0  # control rate; 0: unknown
     frame: str = ""  # reference frame of the numbers
     absolute: bool = dataclasses.field(default=False, kw_only=True)  # targets in `frame`; False: changes
     kind: ClassVar[str] = "action"
@@ -190,21 +190,21 @@ class ActionSpec(_Spec):
         if len(self.groups) != 1:
             raise ValueError(f"action spec {self.name!r}: found {len(self.groups)} groups, expected one")
         if not (math.isfinite(self.rate_hz) and self.rate_hz >= 0):
-            raise ValueError(f"action spec {self.name!r}: found rate_hz={self.rate_hz}, expected 0 (unsaid) or more")
+            raise ValueError(f"action spec {self.name!r}: found rate_hz={self.rate_hz}, expected 0 (unknown) or more")
         if self.terminal and not any(part.fixed for part in self.parts):
-            raise ValueError(f"action spec {self.name!r}: terminal={self.terminal!r} needs a fixed part to stand for")
+            raise ValueError(f"action spec {self.name!r}: terminal={self.terminal!r} needs at least one fixed part")
         if self.terminal and TERMINAL_KEY in self.fields:
-            raise ValueError(f"action spec {self.name!r}: the key {TERMINAL_KEY!r} is kept for the terminal action")
+            raise ValueError(f"action spec {self.name!r}: the key {TERMINAL_KEY!r} is reserved for the terminal action")
 
     def tokens(self) -> tuple[str, ...]:
-        """Every token, once: `Block(spec.block, spec.tokens())` is a vocabulary block for a spec of one's own."""
+        """All tokens without repetition; `Block(spec.block, spec.tokens())` is a vocabulary block for the spec."""
         found = super().tokens()
         return (*found, self.terminal) if self.terminal and self.terminal not in found else found
 
 
 @dataclasses.dataclass(frozen=True)
 class StateSpec(_Spec):
-    """A state: one or more groups, input only, never predicted."""
+    """The spec of a state: one or more groups, input only."""
 
     frame: str = ""  # reference frame of the numbers
     kind: ClassVar[str] = "state"
@@ -212,7 +212,7 @@ class StateSpec(_Spec):
 
 
 def _check_size(parts: Sequence[Part], where: str) -> None:
-    """Refuse a spec of more tokens or parts than any action has; `where` it is said is for messages."""
+    """Refuse too many parts or tokens; `where` is for messages."""
     controls = [part for part in parts if not part.fixed]
     for what, found, most in (
         ("parts", len(parts), MOST_PARTS), ("buttons, cameras and sticks", len(controls), MOST_CONTROLS),
@@ -254,7 +254,7 @@ def _make(cls: type[_Made], content: Mapping[str, Any], where: str) -> _Made:
         raise ValueError(f"{where}.{problem}; {cls.__name__} has {', '.join(fields)}")
     try:
         return cls(**content)
-    except (TypeError, ValueError, OverflowError) as error:  # the last of integers beyond all floats
+    except (TypeError, ValueError, OverflowError) as error:  # OverflowError: of integers too large for a float
         raise ValueError(f"{where}: {error}") from error
 
 

@@ -1,8 +1,8 @@
-"""Text to ids and back: bytes, or byte-level BPE from Hugging Face files.
+"""Text tokenizers: bytes, or byte-level BPE from Hugging Face files.
 
-The first four ids are OPT's in every tokenizer: 0 <s>, 1 <pad>, 2 </s>, 3 <unk>. `encode` adds nothing of its own; what
-opens a row (`EOS`) is the row layout's business. A tokenizer is embedded whole in `to_json()`, so that a checkpoint
-needs no files beside it, in a form that does not depend on the version of any library.
+The first four ids are OPT's in every tokenizer: 0 <s>, 1 <pad>, 2 </s>, 3 <unk>. `encode` adds no special tokens; the
+layout adds `EOS`. `to_json()` contains the whole tokenizer, independent of library versions, so that a checkpoint needs
+no other files.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from agent_jax.json_files import read_json_object
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-EOS = 2  # </s>, which opens every row and ends captions and answers
+EOS = 2  # </s>, which begins every sample and ends answers
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # by id, as in OPT
 
 
 class TextTokenizer(Protocol):
-    """What the package asks of a tokenizer."""
+    """The interface of a tokenizer."""
 
     @property
     def size(self) -> int:
@@ -34,7 +34,7 @@ class TextTokenizer(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; special tokens are left out."""
+        """Text of `ids`, without special tokens."""
         ...
 
     def token(self, token_id: int) -> str:
@@ -56,7 +56,7 @@ class ByteTokenizer:
         return [4 + byte for byte in text.encode()]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; special tokens are left out, broken UTF-8 becomes U+FFFD."""
+        """Text of `ids`, without special tokens; invalid UTF-8 becomes U+FFFD."""
         return bytes(i - 4 for i in _checked(ids, self.size) if i >= 4).decode(errors="replace")
 
     def token(self, token_id: int) -> str:
@@ -72,13 +72,13 @@ class ByteTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer run by the `tokenizers` library, described by plain JSON."""
+    """A tokenizer of the `tokenizers` library, described by plain JSON."""
 
     def __init__(self, description: Mapping[str, Any], where: str):
-        """From `to_json()`'s form; `where` names its origin in errors.
+        """Build the tokenizer that `to_json()` described; `where` names its origin in errors.
 
         Raises:
-            ValueError: the special tokens do not stand at OPT's ids, or vocabulary and merges contradict each other.
+            ValueError: the special tokens do not have OPT's ids, or vocabulary and merges do not match.
         """
         self._description = dict(description)
         kind = description["kind"]
@@ -91,11 +91,11 @@ class HuggingFaceTokenizer:
         self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, with nothing added; a `</s>` written in the text is read as the token, as in transformers."""
+        """Ids of `text`, with nothing added; `</s>` in the text becomes the token, as in transformers."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; special tokens are left out, broken UTF-8 becomes U+FFFD."""
+        """Text of `ids`, without special tokens; invalid UTF-8 becomes U+FFFD."""
         return self._tokenizer.decode(_checked(ids, self.size), skip_special_tokens=True)
 
     def token(self, token_id: int) -> str:
@@ -107,22 +107,22 @@ class HuggingFaceTokenizer:
         return self._description
 
     def library_json(self) -> str:
-        """The same as a tokenizer.json of the `tokenizers` library."""
+        """The tokenizer as a tokenizer.json of the `tokenizers` library."""
         return self._tokenizer.to_str(pretty=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Loader processes get the description, not the library's object."""
+        """Pickle the description, not the library's object."""
         return HuggingFaceTokenizer, (self._description, "tokenizer")
 
 
 def load_tokenizer(path: str) -> TextTokenizer:
     """The tokenizer at `path`: "bytes", a folder with OPT's vocab.json and merges.txt, or a tokenizer.json.
 
-    Tokens that were added to OPT's, in added_tokens.json beside the two, are taken too.
+    Tokens in added_tokens.json next to vocab.json are added.
 
     Raises:
-        FileNotFoundError: nothing there, or none of the files.
-        ValueError: a file is not what its name says, or the special tokens do not stand at OPT's ids.
+        FileNotFoundError: the path or all of the files are missing.
+        ValueError: a file is malformed, or the special tokens do not have OPT's ids.
     """
     if path == "bytes":
         return ByteTokenizer()
@@ -144,7 +144,7 @@ def load_tokenizer(path: str) -> TextTokenizer:
     if not single.is_file():
         found = sorted(item.name for item in place.iterdir())[:10] if place.is_dir() else "nothing"
         raise FileNotFoundError(f"tokenizer={path!r}: found {found}, expected a folder with vocab.json and merges.txt, "
-                                'a tokenizer.json or the folder that holds it, or the word "bytes"')
+                                'a tokenizer.json or its folder, or "bytes"')
     return HuggingFaceTokenizer({"kind": "tokenizer.json", "content": read_json_object(single)}, str(single))
 
 
@@ -152,7 +152,7 @@ def tokenizer_from_json(description: Mapping[str, Any]) -> TextTokenizer:
     """The tokenizer that `to_json()` described.
 
     Raises:
-        ValueError: the description is of no known kind.
+        ValueError: the description is malformed or of an unknown kind.
     """
     if not isinstance(description, Mapping):
         raise ValueError(f"stored tokenizer: found a {type(description).__name__}, expected a JSON object")
@@ -175,7 +175,7 @@ def _checked(ids: Iterable[int], size: int) -> list[int]:
     plain = [int(i) for i in ids]
     for i in plain:
         if not 0 <= i < size:
-            raise ValueError(f"text id {i} is none of the {size} text ids; action ids are read by the ActionSpec")
+            raise ValueError(f"text id {i} is not among the {size} text ids; decode action ids by the ActionSpec")
     return plain
 
 
@@ -190,7 +190,7 @@ def _tokens_by_id(vocab: pathlib.Path, first: int = 0) -> list[str]:
 
 def _byte_level_bpe(description: Mapping[str, Any], where: str) -> Tokenizer:
     """GPT-2's byte-level BPE as OPT uses it: no prefix space, no normalisation."""
-    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers  # not paid for where bytes will do
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers  # a slow import, not needed for bytes
     from tokenizers.models import BPE
 
     tokens: Sequence[str] = description["tokens"]
@@ -199,18 +199,18 @@ def _byte_level_bpe(description: Mapping[str, Any], where: str) -> Tokenizer:
     for line in description["merges"]:
         left, _, right = line.partition(" ")
         if not {left, right, left + right} <= ids.keys():
-            raise ValueError(f"{where}: the merge {line!r} makes a token that is not in the vocabulary; merges.txt and "
-                             "vocab.json must come from the same tokenizer")
+            raise ValueError(f"{where}: the merge {line!r} gives a token that is not in the vocabulary; use merges.txt "
+                             "and vocab.json of the same tokenizer")
         merges.append((left, right))
     tokenizer = Tokenizer(BPE(vocab=ids, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    # OPT's own special tokens; "<s>" and "<unk>" have ids, but are spelled out when they stand in a text.
+    # OPT's special tokens; "<s>" and "<unk>" have ids, but in a text they are tokenized as plain text.
     specials = [AddedToken(token, special=True, normalized=False) for token in ("</s>", "<pad>") if token in ids]
     tokenizer.add_special_tokens(specials)
     added: Sequence[str] = description.get("added", ())
     if known := sorted(ids.keys() & set(added)):
-        raise ValueError(f"{where}: added_tokens.json has {known[:5]}, which vocab.json has already")
+        raise ValueError(f"{where}: added_tokens.json has {known[:5]}, which vocab.json has too")
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
     return tokenizer
 
@@ -221,13 +221,13 @@ def _from_file(description: Mapping[str, Any], where: str) -> Tokenizer:
     content = description["content"]
     model = content.get("model")
     if not isinstance(model, dict) or "vocab" not in model:
-        raise ValueError(f"{where}: found fields {sorted(content)[:10]}, expected a tokenizer.json with a vocabulary")
+        raise ValueError(f"{where}: found fields {sorted(content)[:10]}, expected a tokenizer.json with model.vocab")
     try:
         tokenizer = Tokenizer.from_str(json.dumps(content))
-    except BaseException as error:  # the library has no class of its own, and its panics are no Exception
+    except BaseException as error:  # the library has no error class, and its panics are not Exceptions
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         raise ValueError(f"{where}: not a tokenizer.json that the tokenizers library can read: {error}") from error
-    tokenizer.no_padding()  # rows are laid out by us
+    tokenizer.no_padding()  # the layout pads rows
     tokenizer.no_truncation()
     return tokenizer

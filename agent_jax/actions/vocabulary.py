@@ -1,9 +1,9 @@
-"""Ids of text, actions and states: a text block, then named, append-only blocks of tokens.
+"""The vocabulary of text, actions and states: text ids, then named, append-only blocks of tokens.
 
     0 ........ text.size - 1 | block 0 ............ | block 1 ... |
     OPT: 50,265 rows         | iafm: 1,313 rows     | ...         |  (the model pads the table beyond)
 
-Actions and states are ids from the start: they never pass through strings and the text tokenizer.
+Actions and states are encoded as ids directly, not as text for the tokenizer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMAT = 1  # of to_json()
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Named tokens with consecutive ids. Tokens are only ever appended: an id keeps its meaning."""
+    """Named tokens with consecutive ids. Only append tokens, so that every id keeps its meaning."""
 
     name: str
     tokens: tuple[str, ...]
@@ -39,18 +39,18 @@ class Block:
         if not self.name or not self.tokens:
             raise ValueError(f"block {self.name!r}: found {len(self.tokens)} tokens, expected a name and some tokens")
         if len(self._number) != len(self.tokens):
-            twice = next(token for i, token in enumerate(self.tokens) if token in self.tokens[:i])
-            raise ValueError(f"block {self.name!r}: token {twice!r} occurs twice")
+            repeated = next(token for i, token in enumerate(self.tokens) if token in self.tokens[:i])
+            raise ValueError(f"block {self.name!r}: token {repeated!r} occurs twice")
 
     @functools.cached_property
     def _number(self) -> dict[str, int]:
         return {token: i for i, token in enumerate(self.tokens)}
 
     def number(self, token: str) -> int:
-        """The number of `token` in the block.
+        """The index of `token` in the block.
 
         Raises:
-            ValueError: no such token; names the nearest one.
+            ValueError: there is no such token; names the nearest one.
         """
         found = self._number.get(token)
         if found is None:
@@ -84,25 +84,21 @@ def _iafm_tokens() -> Iterable[str]:
     for side in "lr":
         yield from (f"{side}rot{i}" for i in range(1, 257))
         yield from (f"{side}mag{i}" for i in range(1, 5))
-    # The paper's 1,311 end here. Its code left CALVIN's state delimiters unregistered; we append them.
+    # The paper's 1,311 tokens end here. It has no state delimiters for CALVIN; we append them.
     yield from ("STARTSTATE", "ENDOFSTATE")
 
 
 IAFM = Block("iafm", tuple(_iafm_tokens()))  # arXiv 2402.05929: 1,311 tokens, and two more
 BABYAI_BLOCK = Block(
     "babyai", ("STARTACTION", "ENDOFACTION", "left", "right", "forward", "pickup", "drop", "toggle", "done"))
-BLOCKS = {block.name: block for block in (IAFM, BABYAI_BLOCK)}  # those a config may name
+BLOCKS = {block.name: block for block in (IAFM, BABYAI_BLOCK)}  # by the names that a config may use
 
 
 class Vocabulary:
-    """Text ids, then the blocks' ids in order. Equal vocabularies have equal fingerprints."""
+    """Text ids, then the ids of each block. Equal vocabularies have equal fingerprints."""
 
     def __init__(self, text: TextTokenizer, blocks: Sequence[Block]):
-        """Of a tokenizer and blocks.
-
-        Raises:
-            ValueError: two blocks have the same name.
-        """
+        """Number the tokens; raises ValueError if two blocks have the same name."""
         self.text = text
         self.blocks = tuple(blocks)
         self._ranges: dict[str, range] = {}
@@ -116,25 +112,21 @@ class Vocabulary:
 
     @classmethod
     def build(cls, tokenizer: str, blocks: Sequence[str | Block]) -> Vocabulary:
-        """From a tokenizer path (see `load_tokenizer`) and blocks, given or named as in `BLOCKS`.
+        """The vocabulary of a tokenizer (see `load_tokenizer`) and of blocks or names in `BLOCKS`.
 
         Raises:
-            FileNotFoundError, ValueError: see `load_tokenizer`; or a name of no known block.
+            FileNotFoundError, ValueError: as `load_tokenizer`; or a block is unknown.
         """
-        made: list[Block] = []
-        for block in blocks:
-            if isinstance(block, str):
-                if block not in BLOCKS:
-                    raise ValueError(f"vocabulary: no block {block!r}; expected a Block or one of {', '.join(BLOCKS)}")
-                block = BLOCKS[block]
-            made.append(block)
-        return cls(load_tokenizer(tokenizer), made)
+        for name in blocks:
+            if isinstance(name, str) and name not in BLOCKS:
+                raise ValueError(f"vocabulary: no block {name!r}; expected a Block or one of {', '.join(BLOCKS)}")
+        return cls(load_tokenizer(tokenizer), [BLOCKS[block] if isinstance(block, str) else block for block in blocks])
 
     def block_range(self, name: str) -> range:
         """The ids of a block.
 
         Raises:
-            ValueError: no such block.
+            ValueError: there is no such block.
         """
         if name not in self._ranges:
             raise ValueError(f"vocabulary has no block {name!r}; it has {', '.join(self._ranges) or 'none'}; add it to "
@@ -145,7 +137,7 @@ class Vocabulary:
         """The id of a block's token.
 
         Raises:
-            ValueError: no such block or token.
+            ValueError: there is no such block or token.
         """
         return self.block_range(block_name)[self._blocks[block_name].number(token)]
 
@@ -153,15 +145,15 @@ class Vocabulary:
         """int32 ids of a block's tokens, in order.
 
         Raises:
-            ValueError: no such block or token.
+            ValueError: there is no such block or token.
         """
         return np.array([self.id(block_name, token) for token in tokens], np.int32)
 
     def token(self, token_id: int) -> str:
-        """One id, for display only: text as it reads, a block's token in brackets, as in [STARTACTION].
+        """The token of an id, for display: a block's token is in brackets, as [STARTACTION].
 
         Raises:
-            ValueError: an id beyond the real rows.
+            ValueError: the id is out of range.
         """
         token_id = int(token_id)
         if 0 <= token_id < self.text.size:
@@ -170,10 +162,10 @@ class Vocabulary:
             ids = self._ranges[block.name]
             if token_id in ids:
                 return f"[{block.tokens[token_id - ids.start]}]"
-        raise ValueError(f"id {token_id} is none of the {self.size} ids of this vocabulary")
+        raise ValueError(f"id {token_id} is not among the {self.size} ids of this vocabulary")
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, tokenizer included, as plain JSON values."""
+        """The vocabulary with its tokenizer, as JSON."""
         blocks = [{"name": block.name, "tokens": list(block.tokens)} for block in self.blocks]
         return {"format": FORMAT, "text": self.text.to_json(), "blocks": blocks}
 
@@ -182,7 +174,7 @@ class Vocabulary:
         """The vocabulary that `to_json` described.
 
         Raises:
-            ValueError: another format, or a field is missing or of another type.
+            ValueError: the format is unknown, or a field is missing or of another type.
         """
         if content.get("format") != FORMAT:
             raise ValueError(f"stored vocabulary: found format {content.get('format')!r}, expected {FORMAT}")
@@ -202,7 +194,7 @@ class Vocabulary:
         return self._fingerprint
 
     def difference(self, other: Vocabulary) -> str:
-        """In words, what differs from `other`; empty if nothing does."""
+        """A description of the differences from `other`; "" if they are equal."""
         if self.fingerprint() == other.fingerprint():
             return ""
         lines = _text_difference(self.text, other.text)

@@ -94,7 +94,7 @@ def values_of(draw: st.DrawFn, spec: ActionSpec | StateSpec) -> dict[str, np.nda
 
 @st.composite
 def specs(draw: st.DrawFn) -> ActionSpec | StateSpec:
-    """Any mixture of parts, in one group (an action, perhaps with a terminal) or two (a state)."""
+    """Random parts in one group (an action, with or without a terminal) or two (a state)."""
     count = draw(st.integers(1, 5))
     kinds = [draw(st.sampled_from(("bins", "choice", "vector", "buttons", "camera", "stick"))) for _ in range(count)]
     parts: list[Part] = []
@@ -108,7 +108,7 @@ def specs(draw: st.DrawFn) -> ActionSpec | StateSpec:
             values = tuple(j - 0.1 for j in range(len(tokens))) if draw(st.booleans()) else ()
             parts.append(Choice(f"k{i}", None, tokens, values))
         elif kind == "vector":
-            parts.append(Choice(f"k{i}", 1, ("on", "off")))  # tokens shared between parts: the position tells
+            parts.append(Choice(f"k{i}", 1, ("on", "off")))  # shared tokens, distinguished by position
             parts.append(Bins(f"k{i}", 0, "shared", low, high, 7))
         elif kind == "buttons":
             parts.append(Buttons(f"k{i}", tuple(f"b{i}_{j}" for j in range(draw(st.integers(1, 4))))))
@@ -154,7 +154,7 @@ def check_stick(part: Stick, value: np.ndarray, back: np.ndarray) -> None:
     assert abs(math.remainder(turn, math.tau)) <= math.tau / part.rotations / 2 + 1e-5
 
 
-# Properties of every spec, built in or made up.
+# Properties of every spec, built in or random.
 
 
 @every_spec
@@ -185,19 +185,19 @@ def check_encoding(bound: BoundSpec, values: dict[str, np.ndarray]) -> None:
 @every_spec
 @given(data=st.data())
 @settings(max_examples=40)
-def test_whatever_the_automaton_generates_decodes_and_encodes_to_itself(name: str, data: st.DataObject) -> None:
+def test_sequences_of_the_automaton_decode_and_encode_to_themselves(name: str, data: st.DataObject) -> None:
     check_generated(BOUND[name], data)
 
 
 @given(data=st.data())
 @settings(max_examples=80)
-def test_whatever_the_automaton_of_any_spec_generates_decodes_and_encodes_to_itself(data: st.DataObject) -> None:
+def test_sequences_of_the_automaton_of_any_spec_decode_and_encode_to_themselves(data: st.DataObject) -> None:
     check_generated(own(data.draw(specs())), data)
 
 
 @st.composite
 def arms(draw: st.DrawFn) -> ActionSpec:
-    """An arm as `presets.arm_spec` declares it, by bounds in decimal or as quantiles of float32 data give them."""
+    """An arm of `presets.arm_spec`, with decimal bounds or bounds by quantiles of float32 data."""
     names = draw(st.lists(st.sampled_from(("shoulder_pan", "elbow", "wrist", "gripper")), min_size=1, unique=True))
     bounds: list[tuple[float, float]] = []
     for _ in names:
@@ -214,12 +214,12 @@ def arms(draw: st.DrawFn) -> ActionSpec:
 
 @given(data=st.data())
 @settings(max_examples=150)
-def test_no_action_decodes_beyond_the_bounds_that_a_server_promises(data: st.DataObject) -> None:
+def test_no_action_decodes_beyond_the_bounds_that_a_server_announces(data: st.DataObject) -> None:
     spec = data.draw(st.one_of(st.sampled_from(SPECS), arms(), specs()))
-    bound = own(type(spec).from_dict(json.loads(json.dumps(spec.to_dict()))))  # as an older checkpoint holds it
+    bound = own(type(spec).from_dict(json.loads(json.dumps(spec.to_dict()))))  # as from a checkpoint
     domain = dataclasses.replace(make_domain("caption", 0, bound.vocabulary), **{
         "spec" if spec.kind == "action" else "state": bound})
-    promised = metadata(domain, 0, checkpoint="", temperature=0.0)[f"{spec.kind}_fields"]
+    announced = metadata(domain, 0, checkpoint="", temperature=0.0)[f"{spec.kind}_fields"]
     choose: dict[str, Callable[[list[int]], int]] = {"first": min, "last": max,
                                                      "any": lambda ids: data.draw(st.sampled_from(ids))}
     for pick in choose.values():
@@ -228,10 +228,10 @@ def test_no_action_decodes_beyond_the_bounds_that_a_server_promises(data: st.Dat
             ids.append(pick(bound.automaton.legal(state).tolist()))
             state = bound.automaton.advance(state, ids[-1])
         for key, value in bound.decode(ids).items():
-            if key in promised:  # "terminal" moves nothing
+            if key in announced:  # not "terminal"
                 flat = value.reshape(-1).astype(np.float64)  # exactly what a robot reads
-                assert (promised[key]["low"] <= flat).all(), (key, value, promised[key])
-                assert (flat <= promised[key]["high"]).all(), (key, value, promised[key])
+                assert (announced[key]["low"] <= flat).all(), (key, value, announced[key])
+                assert (flat <= announced[key]["high"]).all(), (key, value, announced[key])
 
 
 @pytest.mark.parametrize("count", [21, 64, 256])
@@ -241,7 +241,7 @@ def test_the_top_edge_of_a_joint_decodes_to_its_bound(count: int) -> None:
     assert bound.decode(bound.encode({"action": [90.0, 100.0]}))["action"].tolist() == [90.0, 100.0]
 
 
-def test_a_bound_that_no_float32_holds_is_decoded_just_within_it_and_read_back_as_the_top_edge() -> None:
+def test_a_bound_between_float32_numbers_decodes_to_the_one_within_it() -> None:
     bound = own(action(Bins("k", 0, "a", 0.0, 0.7), Bins("k", 1, "b", 0.0, 0.1), Bins("k", 2, "c", 0.0, 0.5)))
     ids = bound.encode({"k": [0.7, 0.1, 0.5]})
     found = bound.decode(ids)["k"]
@@ -288,7 +288,7 @@ def test_the_automaton_is_sound(name: str) -> None:
 
 
 def check_automaton(bound: BoundSpec) -> None:
-    """Every state lies on a way from start to accept, and no way is longer than max_length."""
+    """Every state is on a path from start to accept, and no path is longer than max_length."""
     automaton = bound.automaton
     ids_A, next_QA = automaton.ids_A, automaton.next_QA
     assert ids_A.dtype == next_QA.dtype == np.int32
@@ -299,7 +299,7 @@ def check_automaton(bound: BoundSpec) -> None:
     from_start[0], to_accept[-1] = 0, 0
     for state in range(states):
         after = next_QA[state][next_QA[state] >= 0]
-        assert (after > state).all()  # so there is no circle
+        assert (after > state).all()  # so there is no cycle
         if from_start[state] >= 0:
             from_start[after] = np.maximum(from_start[after], from_start[state] + 1)
     for state in reversed(range(states)):
@@ -309,17 +309,17 @@ def check_automaton(bound: BoundSpec) -> None:
     assert (from_start >= 0).all()
     assert (to_accept >= 0).all()
     assert (from_start + to_accept).max() == automaton.max_length == bound.max_length
-    assert len({row.tobytes() for row in next_QA}) == states  # minimal: no two states are alike
+    assert len({row.tobytes() for row in next_QA}) == states  # minimal: no two states are equal
 
 
 @given(spec=specs())
 @settings(max_examples=60)
-def test_any_spec_survives_json_exactly(spec: ActionSpec | StateSpec) -> None:
+def test_any_spec_from_its_json_is_equal(spec: ActionSpec | StateSpec) -> None:
     check_json(spec)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.kind} {spec.name}")
-def test_a_spec_survives_json_exactly(spec: ActionSpec | StateSpec) -> None:
+def test_a_spec_from_its_json_is_equal(spec: ActionSpec | StateSpec) -> None:
     check_json(spec)
 
 
@@ -331,7 +331,7 @@ def check_json(spec: ActionSpec | StateSpec) -> None:
     assert spec.difference(again) == ""
 
 
-# The language, said in full.
+# The whole language.
 
 
 def test_the_automaton_is_exactly_the_language_of_encode() -> None:
@@ -356,14 +356,14 @@ def test_the_automaton_is_exactly_the_language_of_encode() -> None:
     assert generated == encoded
 
 
-def test_nothing_is_legal_after_the_end_and_ids_of_no_automaton_are_illegal() -> None:
+def test_nothing_is_legal_after_the_end_and_unknown_ids_are_illegal() -> None:
     bound = BOUND["action language_table"]
     assert bound.automaton.legal(bound.automaton.accept).size == 0
     assert bound.automaton.advance(0, 10**6) == -1
     assert not bound.automaton.accepts([])
 
 
-def test_terminal_may_only_stand_first_in_an_action() -> None:
+def test_the_terminal_action_has_no_other_tokens() -> None:
     bound = BOUND["action language_table"]
     start, terminal, _, end = bound.terminal_ids().tolist()
     x = VOCABULARY.id("iafm", "ROBOTACTIONX3")
@@ -426,7 +426,7 @@ def test_babyai_actions_are_minigrids_numbers() -> None:
 
 
 def test_the_built_in_specs_are_frozen() -> None:
-    """A checkpoint refuses a spec of another fingerprint: whoever changes a built-in spec makes all of them foreign."""
+    """Checkpoints refuse specs with other fingerprints, so a changed built-in spec invalidates them."""
     found = {f"{spec.kind} {spec.name}": spec.fingerprint()[:16] for spec in SPECS if spec is not CALVIN_STATE}
     assert found == {
         "action language_table": "0f49c8aca0599d01",
@@ -438,7 +438,7 @@ def test_the_built_in_specs_are_frozen() -> None:
     }
 
 
-def test_a_spec_tells_units_bounds_rate_and_frame() -> None:
+def test_a_spec_has_units_bounds_rate_and_frame() -> None:
     assert LANGUAGE_TABLE.units == {"action[0]": "m", "action[1]": "m"}
     assert LANGUAGE_TABLE.rate_hz == 10.0
     assert LANGUAGE_TABLE.absolute is False
@@ -477,12 +477,12 @@ def test_bins_match_the_papers_formula_and_only_the_top_edge_is_the_last(low: fl
         assert part.symbols(math.nextafter(edge, math.inf) + 1e-9 * span) == [k]
 
 
-def test_exact_edges_of_round_bins_go_to_the_upper_bin() -> None:
+def test_exact_edges_of_bins_belong_to_the_upper_bin() -> None:
     part = Bins("k", None, "b", -10.0, 10.0)
     assert [part.symbols(float(x))[0] for x in range(-12, 13)] == [0, 0, *range(21), 20, 20]
 
 
-def test_stick_edges_are_where_equal_steps_put_them() -> None:
+def test_edges_of_stick_bins_are_equally_spaced() -> None:
     part = Stick("k", "r", "m", rotations=4, magnitudes=2, dead_zone=0.5)
     cases = {(0.5, 0.0): [], (0.51, 0.0): [0, 4], (0.0, 1.0): [1, 5], (-1.0, 0.0): [2, 5], (0.0, -0.6): [3, 4],
              (1.0, -1e-300): [0, 5], (math.inf, 0.0): [0, 5], (0.7, -0.7): [3, 5]}
@@ -496,7 +496,7 @@ def test_stick_edges_are_where_equal_steps_put_them() -> None:
     ({"action": 0.0}, r"action: found shape \(\) of float64, expected shape \(2,\)"),
     ({"action": [[0.0], [0.0, 1.0]]}, r"action: found \[\[0.0\], \[0.0, 1.0\]\], expected an array of shape \(2,\)"),
     ({"action": ["0", "1"]}, r"action: found shape \(2,\) of <U1, expected shape \(2,\) of numbers"),
-    ({"act": [0, 0], "reward": 1}, r"needs the key 'action'; found \['act', 'reward'\]"),
+    ({"act": [0, 0], "reward": 1}, r"found the keys \['act', 'reward'\], expected 'action'"),
 ])  # fmt: skip
 def test_a_wrong_value_is_named_with_its_key_and_index(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -515,7 +515,7 @@ def test_a_wrong_value_is_named_with_its_key_and_index(values: dict[str, Any], m
      r"right_stick\[0\]: found nan"),
     ("state calvin", {"robot_obs": [math.nan] * 15}, r"robot_obs\[0\] \(x\): found nan"),
 ])  # fmt: skip
-def test_a_value_that_no_token_can_say_is_refused(name: str, values: dict[str, Any], message: str) -> None:
+def test_a_value_without_a_token_is_refused(name: str, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BOUND[name].encode(values)
 
@@ -540,7 +540,7 @@ def test_an_illegal_sequence_is_refused_with_its_position() -> None:
         BOUND["action language_table"].decode([VOCABULARY.id("iafm", "STARTACTION")])
 
 
-def test_buttons_are_said_in_the_order_of_the_vocabulary() -> None:
+def test_buttons_are_encoded_in_the_order_of_the_vocabulary() -> None:
     spec = action(Buttons("keys", ("b", "c", "a")))
     bound = BoundSpec(spec, Vocabulary(ByteTokenizer(), (Block("test", ("START", "END", "a", "b", "c")),)))
     ids = bound.encode({"keys": [True, False, True]})
@@ -548,7 +548,7 @@ def test_buttons_are_said_in_the_order_of_the_vocabulary() -> None:
     assert bound.decode(ids)["keys"].tolist() == [True, False, True]
 
 
-# Specs that cannot be.
+# Invalid specs.
 
 
 @pytest.mark.parametrize(("build", "message"), [
@@ -556,22 +556,22 @@ def test_buttons_are_said_in_the_order_of_the_vocabulary() -> None:
     (lambda: Bins("k", 0, "b", math.nan, 1), r"k\[0\]: found bounds low=nan"),
     (lambda: Bins("k", 0, "b", 0, math.inf), r"k\[0\]: found bounds .*high=inf"),
     (lambda: Bins("k", None, "b", 0, 1, 1), "k: found count=1"),
-    (lambda: Bins("k", None, "b", 1e6, 1e6 + 0.1), "narrower than float32 can tell apart"),
+    (lambda: Bins("k", None, "b", 1e6, 1e6 + 0.1), "too narrow for float32"),
     (lambda: Choice("k", None, ()), "expected at least one and no repetition"),
     (lambda: Choice("k", None, ("a", "a")), "expected at least one and no repetition"),
     (lambda: Choice("k", None, ("a", "b"), (1,)), "found 1 values for 2 tokens"),
-    (lambda: Choice("k", None, ("a", "b"), (1, 1 + 1e-12)), "that float32 tells apart"),
-    (lambda: Choice("k", None, ("a", "b"), (1, math.inf)), "expected finite ones"),
+    (lambda: Choice("k", None, ("a", "b"), (1, 1 + 1e-12)), "expected finite, distinct float32"),
+    (lambda: Choice("k", None, ("a", "b"), (1, math.inf)), "expected finite"),
     (lambda: Buttons("k", ("a", "a")), "found buttons"),
     (lambda: Camera("k", low=0), "expected integers low < 0 < high"),
-    (lambda: Stick("k", "r", "m", dead_zone=1), r"expected at least 1, at least 1, and \[0, 1\)"),
-    (lambda: Stick("k", "r", "m", magnitudes=4, dead_zone=0.9999999), "finer than float32 can tell apart"),
+    (lambda: Stick("k", "r", "m", dead_zone=1), r"found dead_zone=1.0, expected a number in \[0, 1\)"),
+    (lambda: Stick("k", "r", "m", magnitudes=4, dead_zone=0.9999999), "too fine for float32"),
     (lambda: Group("S", (), "E"), r"group S\.\.E: expected at least one part"),
     (lambda: ActionSpec("x", "b", ()), "action spec 'x': expected at least one group"),
     (lambda: ActionSpec("x", "b", LANGUAGE_TABLE_STATE.groups), "found 2 groups, expected one"),
     (lambda: ActionSpec("x", "b", BABYAI.groups, rate_hz=-1), "found rate_hz=-1"),
-    (lambda: action(Buttons("k", ("a",)), terminal="T"), "needs a fixed part"),
-    (lambda: action(Choice("terminal", None, ("a",)), terminal="T"), "'terminal' is kept"),
+    (lambda: action(Buttons("k", ("a",)), terminal="T"), "needs at least one fixed part"),
+    (lambda: action(Choice("terminal", None, ("a",)), terminal="T"), "'terminal' is reserved"),
     (lambda: action(Bins("k", 1, "b", 0, 1)), r"key 'k' have indices \[1\]"),
     (lambda: action(Bins("k", 0, "b", 0, 1), Buttons("k", ("a",))), r"key 'k' have indices \[0, None\]"),
     (lambda: action(Bins("k", 0, "b", 0, 1), Bins("k", 0, "c", 0, 1)), r"key 'k' have indices \[0, 0\]"),
@@ -592,7 +592,7 @@ def test_a_spec_that_cannot_be_inverted_is_refused(build: Callable[[], Any], mes
     action(Buttons("k", ("a", "END"))),
     action(Choice("c", None, ("T", "c")), terminal="T"),
 ])  # fmt: skip
-def test_tokens_that_could_be_read_in_two_ways_are_refused(spec: ActionSpec) -> None:
+def test_ambiguous_tokens_are_refused(spec: ActionSpec) -> None:
     with pytest.raises(ValueError, match=r"action spec 'test': .*(a token of its own|other prefixes)"):
         own(spec)
 
@@ -629,7 +629,7 @@ def test_errors_in_a_stored_spec_name_the_field() -> None:
             ActionSpec.from_dict(changed(change))
 
 
-def test_a_difference_between_specs_says_where() -> None:
+def test_a_difference_between_specs_names_the_fields() -> None:
     content = LANGUAGE_TABLE.to_dict()
     content["rate_hz"] = 5
     content["groups"][0]["parts"][1]["high"] = 0.05
@@ -697,12 +697,12 @@ def declared(*parts: dict[str, Any]) -> dict[str, Any]:
      "found 33 buttons, cameras and sticks"),
     ([part("buttons", key=f"k{i}", names=[f"b{j}" for j in range(1000)]) for i in range(2)], "found 2,000 buttons"),
 ])
-def test_a_spec_that_would_take_all_memory_is_refused_by_field_and_bound(parts, message):
+def test_a_spec_that_would_take_too_much_memory_is_refused_by_field(parts, message):
     with pytest.raises(ValueError, match=message):
         ActionSpec.from_dict(declared(*parts))
 
 
-def test_the_largest_specs_are_taken():
+def test_the_largest_specs_are_accepted():
     assert len(ActionSpec.from_dict(declared(part("bins", count=2**16, high=2**16))).tokens()) == 2**16 + 2
     assert ActionSpec.from_dict(declared(part("camera", low=-16_383, high=16_384))).parts[0].size == 2**16
     with pytest.raises(ValueError, match="action spec 'x': found 131,072 tokens in all parts up to here"):

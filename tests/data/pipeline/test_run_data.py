@@ -95,10 +95,10 @@ def test_a_custom_block_is_made_of_the_specs_of_the_data_sets(tmp_path: Path):
         "STARTSTATE", "ENDOFSTATE", "state x_0", "state x_1", "state x_2")
     assert "states of two: two" in data.summary()
     unknown = dataclasses.replace(config, vocabulary=VocabularyConfig(blocks=("mine", "your")))
-    with pytest.raises(ValueError, match=r"config.vocabulary.blocks: 'your' is none of the known blocks"):
+    with pytest.raises(ValueError, match="config.vocabulary.blocks: found 'your'"):
         open_data(unknown)
     missing = dataclasses.replace(config, vocabulary=VocabularyConfig(blocks=("babyai",)))
-    with pytest.raises(ValueError, match=r"vocabulary has no block 'mine'; .* add it to config.vocabulary.blocks"):
+    with pytest.raises(ValueError, match="vocabulary has no block 'mine'.* config.vocabulary.blocks"):
         open_data(missing)
 
 

@@ -491,7 +491,7 @@ def test_interrupted_command_announces_resuming_only_if_it_can(tmp_path, monkeyp
     monkeypatch.setattr(f"agent_jax.data.{room}.{command}.{command}", interrupted)
     line = ["--source", "rlds", "--path", str(tmp_path), "--out", "x"] if command == "prepare" else [str(tmp_path)]
     assert main([command, *line]) == 130
-    assert ("where this one ended" in capsys.readouterr().err) == resumes
+    assert ("repeat the command" in capsys.readouterr().err) == resumes
 
 
 @pytest.mark.parametrize(("text", "value"), [("True", True), ("true", True), ("False", False), ("false", False)])
