@@ -1,7 +1,7 @@
 """The contract between data and model: a batch of laid-out rows.
 
-A row has S slots. A slot is a token (an embedding lookup) or a visual token (of the encoder's output), as the fields
-`token_BS` and `visual_BS` of the batch say:
+A row has S slots. A slot is a token (an embedding lookup) or a visual token (of the encoder's output), as given by
+`token_BS` and `visual_BS`:
 
     </s> instruction   image 0          state   action      image 1          state   action
     [b w w w w w]  [v v v ... v (V)]  [s s s s]  [a a a a]  [v v v ... v (V)]  [s s s s]  [a a a a]   (padding)
@@ -110,8 +110,8 @@ class Batch:
             seed: of the random numbers.
 
         Returns:
-            NumPy arrays: a third of the tokens as text, then the images, each followed by its share of the others. Only the
-            first image of a clip has the CLS token.
+            NumPy arrays: a third of the tokens as text, then the images, each followed by its share of the others. Only
+            the first image of a clip has the CLS token.
 
         Raises:
             ValueError: the row is too short.

@@ -51,7 +51,7 @@ class Window:
     text_ids: np.ndarray  # int32, </s> first
     steps: tuple[Step, ...]
     seed: int  # uint32; depends on recording, first step and epoch
-    video: bool = False  # the images of a camera form one clip, whose CLS token stands once
+    video: bool = False  # the images of a camera form one clip with one CLS token
     first_position: int = 0  # of the first step's first slot; 0: it follows the instruction
     prompt: bool = False  # the text is an input only
     answer_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # after the steps

@@ -34,7 +34,7 @@ _CACHED_EPOCHS = 3  # prefetched batches reach into two epochs at most, and so i
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Where the W windows of an epoch lie in their records."""
+    """The W windows of an epoch within their records."""
 
     start_W: np.ndarray  # int32: first step
     steps_W: np.ndarray  # int32: steps of the record
