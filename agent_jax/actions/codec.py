@@ -9,7 +9,7 @@ that the automaton accepts.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,14 +110,8 @@ class BoundSpec:
         if self._terminal and tuple(tokens) == self._terminal:
             return {TERMINAL_KEY: np.array(True)}
         values = {key: np.zeros(shape, dtype) for key, (shape, dtype) in self._fields.items()}
-        position = 0
-        for _, parts, _ in self._groups:
-            position += 1
-            for part in parts:
-                symbols = part.take(tokens[position:])
-                position += len(symbols)
-                values[part.key][... if part.index is None else part.index] = part.part.value(symbols)
-            position += 1
+        for _, part, symbols in self._split(tokens):
+            values[part.key][... if part.index is None else part.index] = part.part.value(symbols)
         return values
 
     def choices(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -138,15 +132,8 @@ class BoundSpec:
         tokens = self._checked(ids)
         if self._terminal and tuple(tokens) == self._terminal:
             return []
-        found, position = [], 0
-        for _, parts, _ in self._groups:
-            position += 1
-            for part in parts:
-                if isinstance(part.part, Bins):
-                    found.append((position, part.part, part.value_of))
-                position += len(part.take(tokens[position:]))
-            position += 1
-        return found
+        return [(position, part.part, part.value_of) for position, part, _ in self._split(tokens)
+                if isinstance(part.part, Bins)]
 
     def terminal_ids(self) -> np.ndarray:
         """int32 ids of the end-of-episode action: one terminal token for each fixed part, between the delimiters.
@@ -157,6 +144,17 @@ class BoundSpec:
         if not self._terminal:
             raise ValueError(f"{self.spec.kind} spec {self.spec.name!r} has no terminal token")
         return np.array(self._terminal, np.int32)
+
+    def _split(self, tokens: Sequence[int]) -> Iterator[tuple[int, _BoundPart, list[int]]]:
+        """Position, part and symbols of each part of a legal sequence."""
+        position = 0
+        for _, parts, _ in self._groups:
+            position += 1
+            for part in parts:
+                symbols = part.take(tokens[position:])
+                yield position, part, symbols
+                position += len(symbols)
+            position += 1
 
     def _plain(self, values: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> Any:
         """values[key] as Python numbers, which for a few of them are faster than arrays."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from agent_jax.json_files import read_json_object
 
@@ -19,31 +19,6 @@ if TYPE_CHECKING:
 
 EOS = 2  # </s>, which begins every sample and ends answers
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # by id, as in OPT
-
-
-class TextTokenizer(Protocol):
-    """The interface of a tokenizer."""
-
-    @property
-    def size(self) -> int:
-        """Number of ids."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, with nothing added."""
-        ...
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, without special tokens."""
-        ...
-
-    def token(self, token_id: int) -> str:
-        """One id, for display."""
-        ...
-
-    def to_json(self) -> dict[str, Any]:
-        """The whole tokenizer; `tokenizer_from_json` reads it."""
-        ...
 
 
 class ByteTokenizer:
@@ -113,6 +88,9 @@ class HuggingFaceTokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the description, not the library's object."""
         return HuggingFaceTokenizer, (self._description, "tokenizer")
+
+
+TextTokenizer = ByteTokenizer | HuggingFaceTokenizer
 
 
 def load_tokenizer(path: str) -> TextTokenizer:

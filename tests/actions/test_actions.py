@@ -467,7 +467,9 @@ def test_bins_match_the_papers_formula_and_only_the_top_edge_is_the_last(low: fl
     part = Bins("k", None, "b", low, high, n)
     assert part.symbols(low) == part.symbols(-math.inf) == [0]
     assert part.symbols(high) == part.symbols(math.inf) == [n - 1]
-    assert part.symbols(math.nextafter(high, -math.inf)) == [n - 2]
+    below = math.nextafter(high, -math.inf)
+    below_is_top_edge = float(np.float32(below)) == below  # then it is the largest float32 within the bounds
+    assert part.symbols(below) == [n - 1 if below_is_top_edge else n - 2]
     for k in range(n - 1):
         for share in (0.001, 0.5, 0.999):
             x = low + (k + share) * part.width

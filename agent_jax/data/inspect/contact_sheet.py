@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from agent_jax.actions import ActionSpec, Bins, BoundSpec, Buttons, Camera, Stick
+from agent_jax.actions import Bins, BoundSpec, Buttons, Camera, Stick
 from agent_jax.actions.vocabulary import Block, Vocabulary
 from agent_jax.config import DomainConfig
 from agent_jax.data.images import prepare_image
@@ -69,7 +69,8 @@ def show(path: Path, out: Path, config: DomainConfig, *, split: str, episodes: i
     name = split or ("train" if "train" in store.splits else next(iter(store.splits)))
     source = store.split(name)
     specs = specs_of(config, store)
-    bound = _bound(specs.action) if specs else None
+    spec = specs.action if specs else None
+    bound = BoundSpec(spec, Vocabulary.build("bytes", (Block(spec.block, spec.tokens()),))) if spec else None
     strips = [_strip(source[number], f"{name}, record {number}", config, bound, store, frames)
               for number in _spaced(len(source), episodes)]
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -79,10 +80,6 @@ def show(path: Path, out: Path, config: DomainConfig, *, split: str, episodes: i
         temporary.write_text(_page(f"{store.name}, {name}", strips), encoding="utf-8")
     temporary.rename(out)
     return f"written: {out}, {len(strips)} episodes of {name!r}"
-
-
-def _bound(spec: ActionSpec) -> BoundSpec:
-    return BoundSpec(spec, Vocabulary.build("bytes", (Block(spec.block, spec.tokens()),)))
 
 
 def draw_sheet(strips: list[Strip]) -> Image.Image:
@@ -120,17 +117,17 @@ def _strip(episode: Episode, where: str, config: DomainConfig, spec: BoundSpec |
     frames = [[_small(images[camera][t]) for camera in config.cameras] for t in chosen]
     actions = {key: np.asarray(episode.values(store.step_field(key).path, 0, episode.steps))
                for key in (spec.spec.fields if spec else ())}
-    captions = [[f"step {t}"] for t in chosen]
-    if spec:
-        for t, caption in zip(chosen, captions, strict=True):
-            caption += _action_lines(spec, {key: values[t] for key, values in actions.items()})
+    captions = [[f"step {t}", *_action_lines(spec, {key: values[t] for key, values in actions.items()})]
+                for t in chosen]
     name = bytes(episode.value("episode_id")).decode("utf-8", "replace") if "episode_id" in store.fields else ""
     texts = dict.fromkeys(episode.texts(config.instruction))
     return Strip(f"{where}{f', {name}' if name else ''}, {episode.steps} steps", " / ".join(texts), frames, captions)
 
 
-def _action_lines(bound: BoundSpec, values: dict[str, np.ndarray]) -> list[str]:
+def _action_lines(bound: BoundSpec | None, values: dict[str, np.ndarray]) -> list[str]:
     """The action after a round trip through its tokens, a line for each part."""
+    if bound is None:
+        return []
     decoded = bound.decode(bound.encode(values))
     lines: list[str] = []
     for part in bound.spec.parts:

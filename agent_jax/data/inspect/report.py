@@ -88,24 +88,25 @@ def _dimensions(spec: ActionSpec | StateSpec, values: Mapping[str, np.ndarray],
     for key in spec.fields:
         if key in values:
             low, high = (np.ravel(bound) for bound in (bounds[key] if bounds else spec.bounds(key)))
-            numbers_ND = values[key].reshape(len(values[key]), -1).astype(np.float64)
-            for d in range(numbers_ND.shape[1]):
-                column = numbers_ND[:, d]
-                yield f"{key}[{d}]" if values[key].ndim > 1 else key, column[np.isfinite(column)], low[d], high[d]
+            for d, (place, column) in enumerate(_columns(key, values[key])):
+                yield place, column, low[d], high[d]
 
 
 def _all_dimensions(specs: Sequence[ActionSpec | StateSpec],
                     values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray, float | None, float | None]]:
     """The dimensions of the specs; without specs those of all keys, which have no bounds."""
-    if specs:
-        for spec in specs:
-            yield from _dimensions(spec, values)
-        return
-    for key, found in values.items():
-        numbers_ND = found.reshape(len(found), -1).astype(np.float64)
-        for d in range(numbers_ND.shape[1]):
-            column = numbers_ND[:, d]
-            yield f"{key}[{d}]" if found.ndim > 1 else key, column[np.isfinite(column)], None, None
+    for spec in specs:
+        yield from _dimensions(spec, values)
+    if not specs:
+        for key, of_key in values.items():
+            for place, column in _columns(key, of_key):
+                yield place, column, None, None
+
+
+def _columns(key: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Place and finite values of each component of a key."""
+    for d, column in enumerate(values.reshape(len(values), -1).astype(np.float64).T):
+        yield f"{key}[{d}]" if values.ndim > 1 else key, column[np.isfinite(column)]
 
 
 def _similar(texts: Counter[str]) -> list[list[str]]:

@@ -23,14 +23,8 @@ if TYPE_CHECKING:
     from agent_jax.data.store.store import Store
 
 
-def cache_directory() -> Path:
-    """AGENT_JAX_CACHE, or agent_jax in the user's cache directory: data directories may be read-only or shared."""
-    own = os.environ.get("AGENT_JAX_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agent_jax"
-
-
 def cached_file(kind: str, store: Store, split: str, *parts: Any) -> Path:
-    """The cache file of a result about a split.
+    """The cache file of a result about a split, in AGENT_JAX_CACHE or in agent_jax of the user's cache directory.
 
     Args:
         kind: of the result, the first part of the file's name.
@@ -40,7 +34,9 @@ def cached_file(kind: str, store: Store, split: str, *parts: Any) -> Path:
     """
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in store.files(split)]
     key = hashlib.sha256(json.dumps([files, split, *parts]).encode()).hexdigest()[:32]
-    return cache_directory() / f"{kind}-{key}.npz"
+    directory = os.environ.get("AGENT_JAX_CACHE")  # data directories may be read-only or shared
+    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agent_jax"
+    return (Path(directory) if directory else users) / f"{kind}-{key}.npz"
 
 
 def read_cached(path: Path) -> dict[str, np.ndarray] | None:
