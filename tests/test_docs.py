@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from agent_jax.data.prepare.sources import CLASSES
+from agent_jax.envs import NAMES
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
-CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md" and "results" not in page.parts]  # the others are records
+CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md" and "results" not in page.parts]  # others are records
 FOLDERS = "agent_jax|benchmarks|configs|docs|examples|launch|tests"
-EXAMPLES = ("my_", "MACHINE", "NAME")  # of a path that the reader makes
+EXAMPLES = ("my_", "MACHINE", "NAME", "KIND")  # of a path that the reader makes
 
 
 def name(page: Path) -> str:
@@ -59,3 +62,28 @@ def test_every_page_is_in_the_index() -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         path = str(page.relative_to(ROOT / "docs"))
         assert path == "README.md" or f"]({path})" in index, f"docs/README.md has no link to {path}"
+
+
+def test_every_source_is_documented() -> None:
+    guides = ROOT / "docs" / "guides"
+    text = "".join((guides / page).read_text(encoding="utf-8") for page in ("data.md", "data_sources.md"))
+    missing = [kind for kind in CLASSES if f"--source {kind} " not in text]
+    assert not missing, f"docs/guides/data_sources.md has no command for {missing}"
+
+
+def test_every_source_is_fuzzed() -> None:
+    readers = (ROOT / "tests" / "fuzz" / "readers.py").read_text(encoding="utf-8")
+    missing = [kind for kind in CLASSES if f'"{kind}"' not in readers]
+    assert not missing, f"tests/fuzz/readers.py has no reader for {missing}"
+
+
+def test_every_simulator_is_documented() -> None:
+    text = (ROOT / "docs" / "guides" / "environments.md").read_text(encoding="utf-8")
+    missing = [environment for environment in NAMES if f"| `{environment}` |" not in text]
+    assert not missing, f"docs/guides/environments.md has no row for {missing}"
+
+
+def test_every_config_is_documented() -> None:
+    text = (ROOT / "docs" / "guides" / "train.md").read_text(encoding="utf-8")
+    missing = [path.name for path in (ROOT / "configs").glob("*.py") if f"`configs/{path.name}`" not in text]
+    assert not missing, f"docs/guides/train.md has no row for {missing}"

@@ -1,5 +1,6 @@
 """The record, the lines and files it becomes."""
 
+import dataclasses
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import pytest
 
 from agent_jax.models.losses import LossSums
 from agent_jax.train.metrics import (
+    LABEL_LOSSES,
     LOSSES,
     MetricsLog,
     Rates,
@@ -182,3 +184,9 @@ print(torch.ones(1).item())
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(root)},
                           capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "1.0\n"), done.stderr
+
+def test_every_loss_is_logged():
+    joint = {"language_share", "action_share", "mae_share"}  # parts of eq. 5, which is logged as the loss
+    summed = {field.name for field in dataclasses.fields(LossSums)} - joint
+    logged = {name.replace("_accuracy", "_correct") for name in (*LOSSES, *LABEL_LOSSES)}
+    assert logged == summed, "add the new loss to LOSSES of agent_jax/train/metrics.py"

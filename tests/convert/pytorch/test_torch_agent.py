@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,8 +25,10 @@ from tiny_checkpoints import SPECS, make_domain
 
 from agent_jax.actions import ActionSpec, BoundSpec
 from agent_jax.actions.arms import arm_spec
+from agent_jax.actions.specs import PARTS
 from agent_jax.actions.vocabulary import Block, ByteTokenizer, Vocabulary
 from agent_jax.batch import RowSize
+from agent_jax.config import LossConfig
 from agent_jax.convert.parity.pytorch import as_mask, as_torch
 from agent_jax.convert.parity.rows import parity_rows
 from agent_jax.convert.pytorch import torch_agent
@@ -89,6 +93,11 @@ def test_values_become_the_same_ids_and_ids_the_same_values(name: str, seed: int
     for key, array in expected.items():
         assert found[key].dtype == array.dtype
         np.testing.assert_array_equal(found[key], array)
+
+
+def test_every_kind_of_part_is_compared():
+    compared = {type(part) for bound in BOUND.values() for part in bound.spec.parts}
+    assert compared == set(PARTS.values()), "add a spec with the new part to bound_specs()"
 
 
 def test_the_end_of_an_episode_is_said_alike():
@@ -354,3 +363,7 @@ def test_a_folder_whose_tensors_do_not_fit_is_refused(base: Path, tmp_path: Path
         torch_agent.Agent.load(tmp_path / "other")
 
 
+def test_the_exported_losses_use_every_weight():
+    weights = {field.name for field in dataclasses.fields(LossConfig)} - {"form"}
+    used = set(re.findall(r'config\["(\w+)"\]', inspect.getsource(torch_agent.losses)))
+    assert weights <= used, "add the new loss to `losses` of agent_jax/convert/pytorch/torch_agent.py"
