@@ -87,7 +87,7 @@ def random_checkpoint(directory: Path, size: str, frames: int, dtype: Any) -> Pa
                     instruction="instruction", image_size=model.vision.image_size)
     params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
     with Checkpoints(directory, keep_latest=1, keep_best=0) as checkpoints:
-        checkpoints.save(1, {"params": params}, checkpoint_meta(config, vocabulary, [domain], {"params": params}, None))
+        checkpoints.save(1, {"params": params}, checkpoint_meta(config, vocabulary, [domain], None))
     return directory
 
 

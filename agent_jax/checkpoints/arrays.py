@@ -12,7 +12,7 @@ from orbax.checkpoint import v1 as ocp
 from agent_jax.checkpoints import meta as checkpoint_meta
 from agent_jax.checkpoints.access import read_error
 from agent_jax.checkpoints.fingerprint import fingerprint, flat, nested
-from agent_jax.checkpoints.meta import DamagedCheckpointError
+from agent_jax.checkpoints.meta import ACTING, PARAMS, DamagedCheckpointError, acting_path, locate
 from agent_jax.runtime.distributed import all_true
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ def load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any, 
     Args:
         step_directory: of the step.
         abstract: the subtree as `jax.ShapeDtypeStruct`s; without shardings it goes to the first local device.
-        subtree: its path in the state; "" for all of it.
+        subtree: its path in the state; "" for all of it, "acting" for the parameters to act with.
 
     Raises:
         DamagedCheckpointError: something of it is missing, or is not what was saved.
@@ -35,11 +35,17 @@ def load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any, 
     """
     together = spans_processes(abstract)
     meta = _undamaged(lambda: checkpoint_meta.read(step_directory), step_directory, together=together)
-    prefix = f"{subtree}/" if subtree else ""
-    recorded = {path: entry for path, entry in meta["fingerprint"].items() if path.startswith(prefix)}
-    wanted = {prefix + path: _placed(leaf) for path, leaf in flat(abstract).items()}
+    if subtree == ACTING:
+        names = [path.removeprefix(f"{PARAMS}/") for path in meta["fingerprint"] if path.startswith(f"{PARAMS}/")]
+        held = {acting_path(meta, name) for name in names}
+        wanted = {acting_path(meta, name): _placed(leaf) for name, leaf in flat(abstract).items()}
+    else:
+        prefix = f"{subtree}/" if subtree else ""
+        held = {path for path in meta["fingerprint"] if path.startswith(prefix)}
+        wanted = {prefix + path: _placed(leaf) for path, leaf in flat(abstract).items()}
+    recorded = {path: entry for path, entry in meta["fingerprint"].items() if path in held}
     checkpoint_meta.check_structure(recorded, wanted, step_directory)
-    loaded = _undamaged(lambda: _arrays(step_directory, wanted), step_directory, together=together)
+    loaded = _undamaged(lambda: _arrays(step_directory, meta, wanted), step_directory, together=together)
     sums = fingerprint(loaded)
     if altered := [path for path, entry in recorded.items() if sums[path] != entry["sum"]]:
         raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: values do not match the fingerprint of "
@@ -48,12 +54,24 @@ def load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any, 
     return jax.tree.unflatten(structure, [loaded[path] for path in wanted]), meta
 
 
-def _arrays(step_directory: epath.Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+def _arrays(step_directory: epath.Path, meta: dict[str, Any],
+            wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     """The arrays of a step by path; of each, what lives on this process's devices is read."""
+    located = {path: locate(meta, path) for path in wanted}
+    loaded: dict[str, Any] = {}
+    for item in sorted({item for item, _ in located.values()}):
+        places = {place: path for path, (holder, place) in located.items() if holder == item}
+        found = _item(step_directory, item, {place: wanted[path] for place, path in places.items()})
+        loaded |= {path: found[place] for place, path in places.items()}
+    return loaded
+
+
+def _item(step_directory: epath.Path, item: str, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """The arrays of one item of a step, by path in the item."""
     for attempt in (1, 2):  # an error that has passed by now may have been told as "not found"
         try:
             with context(partial=True):
-                loaded = flat(ocp.load(step_directory, nested(wanted), checkpointable_name="state"))
+                loaded = flat(ocp.load(step_directory, nested(wanted), checkpointable_name=item))
             if absent := [path for path in wanted if not isinstance(loaded.get(path), jax.Array)]:
                 raise KeyError(", ".join(absent))  # a partial load passes over what it does not find
             return loaded

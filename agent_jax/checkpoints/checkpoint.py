@@ -1,7 +1,8 @@
 """Checkpoints: everything a run or a policy needs in one Orbax step, and what is done when one is damaged.
 
     workdir/checkpoints/
-        1000/state/...          every array of the state, by path
+        1000/acting/...         the parameters to act with: averaged ones where the run keeps some
+        1000/state/...          every other array of the state, by path
         1000/meta/data.json     everything else (meta.py lists it)
         2000.damaged/           set aside by `Checkpoints.restore`; not counted, never deleted
 
@@ -97,7 +98,11 @@ class Checkpoints:
             raise ValueError(f"cannot save step {step}: {self.directory} already holds step {present[-1]}. Restore it "
                              "before training on, or train in a new workdir")
         content = checkpoint_meta.sealed(meta, step, metrics, state)
-        checkpointables = {"state": nested(flat(state)), "meta": content}
+        items: dict[str, dict[str, Any]] = {}
+        for path, leaf in flat(state).items():
+            item, place = checkpoint_meta.locate(content, path)
+            items.setdefault(item, {})[place] = leaf
+        checkpointables = {**{item: nested(leaves) for item, leaves in items.items()}, "meta": content}
         self._current = step
         try:
             check_writable(self.directory, step)
@@ -261,7 +266,7 @@ def restore_parameters(directory: epath.PathLike, abstract: Any, *, step: int | 
         directory: of the steps.
         abstract: the subtree as `jax.ShapeDtypeStruct`s; without shardings it goes to the first local device.
         step: by default the newest undamaged one.
-        subtree: its path in the state, such as "params", or meta["ema"] for averaged parameters.
+        subtree: its path in the state, such as "params"; "acting": the parameters to act with, wherever they are.
 
     Returns:
         (the subtree as `jax.Array`s, meta).

@@ -5,13 +5,13 @@
     format_version  FORMAT_VERSION of the writer
     step            the step
     metrics         {name: number} of the validation that belongs to the step, or null
-    fingerprint     {path: {"shape", "dtype", "sum"}} of every array of the state (fingerprint.py)
+    fingerprint     {path: {"shape", "dtype", "sum"}} of every array of the state (fingerprint.py); `locate` says where
+                    each is stored
     checksum        SHA-256 of all the rest
     config          the Config, as plain JSON
     vocabulary      Vocabulary.to_json()
     domains         {domain: Domain.to_meta()}: specs, window, layout, cameras, image size
     data_state      position in the data
-    ema             path of the subtree with averaged parameters, "" if there is none
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ from etils import epath
 from agent_jax.checkpoints.access import failed_read, is_directory
 from agent_jax.checkpoints.fingerprint import fingerprint, flat
 
-FORMAT_VERSION = 2  # 1: a domain had one camera, `image`
+# 1: a domain had one camera, `image`. 2: all arrays were one item, the averaged parameters at the path `ema` in it.
+FORMAT_VERSION = 3
 RESERVED = ("format_version", "step", "metrics", "fingerprint", "checksum")
+
+STATE, ACTING = "state", "acting"  # items of a step: what training needs besides, and the parameters to act with
+AVERAGED, PARAMS = "averaged", "params"  # parts of the state that hold parameters
 
 _SHOWN = 8  # paths an error lists of each kind
 
@@ -89,7 +93,34 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
         for domain in (*entries.values(), *content.get("domains", {}).values()):
             if "image" in domain:
                 domain["cameras"] = [domain.pop("image")]
+    if content["format_version"] < 3 and (average := content.get("ema")):
+        count = f"{average.removesuffix('average')}seen"  # of updates, which is the step
+        content["fingerprint"] = {path.replace(average, AVERAGED, 1) if path.startswith(f"{average}/") else path: entry
+                                  for path, entry in content["fingerprint"].items() if path != count}
     return content
+
+
+def locate(meta: Mapping[str, Any], path: str) -> tuple[str, str]:
+    """(item, path in the item) of an array of the state.
+
+    The parameters to act with are an item of their own: the averaged ones where there are some, else the last ones.
+    """
+    part, _, name = path.partition("/")
+    if meta["format_version"] < 3:
+        return STATE, f"{meta['ema']}/{name}" if part == AVERAGED else path
+    acts = part == AVERAGED or (part == PARAMS and f"{AVERAGED}/{name}" not in meta["fingerprint"])
+    return (ACTING, name) if acts else (STATE, path)
+
+
+def acting_path(meta: Mapping[str, Any], name: str) -> str:
+    """Path in the state of a parameter to act with."""
+    averaged = f"{AVERAGED}/{name}"
+    return averaged if averaged in meta["fingerprint"] else f"{PARAMS}/{name}"
+
+
+def is_averaged(meta: Mapping[str, Any]) -> bool:
+    """Whether the run kept an average of its parameters."""
+    return any(path.startswith(f"{AVERAGED}/") for path in meta["fingerprint"])
 
 
 def check_structure(found: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Any],

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 from absl import logging
 
 from agent_jax.checkpoints import checkpoint
-from agent_jax.checkpoints.fingerprint import flat
+from agent_jax.checkpoints.meta import ACTING
 from agent_jax.config import Config, from_config_dict
 from agent_jax.models.agent import Params, abstract_params
 
@@ -74,12 +73,4 @@ def restore_acting_parameters(directory: Any, config: Config, step: int | None =
     Raises:
         FileNotFoundError, DamagedCheckpointError, ValueError: as `checkpoint.restore_parameters`.
     """
-    shapes = abstract_params(config.model)
-    params, meta = checkpoint.restore_parameters(directory, shapes, step=step)
-    if not meta["ema"]:
-        return params
-    # Frozen parameters have no average.
-    held = {path: leaf for path, leaf in flat(shapes).items() if f"{meta['ema']}/{path}" in meta["fingerprint"]}
-    average, _ = checkpoint.restore_parameters(directory, held, step=meta["step"], subtree=meta["ema"])
-    leaves = [average.get(path, leaf) for path, leaf in flat(params).items()]
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+    return checkpoint.restore_parameters(directory, abstract_params(config.model), step=step, subtree=ACTING)[0]

@@ -96,8 +96,7 @@ def write_checkpoint(config: Config, out: str | pathlib.Path) -> LoadReport:
     out = checked_out(out)
     config, vocabulary = _with_vocabulary(config)
     params, report = pretrained_params(config, vocabulary, jax.random.key(config.seed))
-    meta = {"config": dataclasses.asdict(config), "vocabulary": vocabulary.to_json(), "domains": {}, "data_state": None,
-            "ema": ""}
+    meta = {"config": dataclasses.asdict(config), "vocabulary": vocabulary.to_json(), "domains": {}, "data_state": None}
     leaves = flat(params)
     del params
     write_step(out, leaves, meta, step=0)

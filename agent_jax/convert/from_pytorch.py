@@ -64,7 +64,7 @@ def read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], i
     for name, entry in content["domains"].items():
         _check_domain(f"{folder / 'agent.json'}: domains.{name}", entry, vocabulary)
     meta = {"config": content["config"], "vocabulary": vocabulary.to_json(), "domains": content["domains"],
-            "data_state": None, "ema": ""}
+            "data_state": None}
     return flat(_read_params(folder, config.model)), meta, step
 
 

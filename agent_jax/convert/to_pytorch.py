@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 
 import agent_jax
 from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints.meta import is_averaged
 from agent_jax.checkpoints.restore import load_to_act
 from agent_jax.config import Config
 from agent_jax.convert import model_card
@@ -64,7 +65,7 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "f
     meta, config, params, taken = loaded.meta, loaded.config, loaded.params, loaded.taken
     vocabulary = Vocabulary.from_json(meta["vocabulary"])
     domains = {name: Domain.from_meta(entry, vocabulary) for name, entry in meta["domains"].items()}
-    kind = "averaged" if weights == "averaged" and meta["ema"] else "raw"
+    kind = "averaged" if weights == "averaged" and is_averaged(meta) else "raw"
     source = {"checkpoint": str(taken.directory), "step": taken.step,
               "damaged_steps_passed_over": list(taken.passed_over), "weights": kind, "dtype": dtype,
               "agent_jax": agent_jax.__version__}

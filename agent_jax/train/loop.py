@@ -39,7 +39,7 @@ from agent_jax.runtime.preemption import StopRequest
 from agent_jax.runtime.sharding import check_divides, make_mesh, on_host, rows_here, shard_batch
 from agent_jax.train import report
 from agent_jax.train.metrics import MetricsLog, Record, SuccessRecord, mean_losses, progress_line, rates, success_line
-from agent_jax.train.optimizer import averaged_params, make_optimizer
+from agent_jax.train.optimizer import make_optimizer
 from agent_jax.train.phases import DATA_WAIT, DEMONSTRATIONS, EVALUATION, SAVING, START, Phases
 from agent_jax.train.preflight import check_machine, describe
 from agent_jax.train.restart import Start, checkpoint_meta, start
@@ -144,14 +144,10 @@ class Run:
         return Loader(self.data.train, self.config.train.batch_size, process_index=part, process_count=parts,
                         workers=data.workers, prefetch=data.prefetch, state=self.first.data_state)
 
-    def params_to_use(self, state: TrainState) -> Any:
-        """The parameters to evaluate: averaged ones where the run keeps some."""
-        return averaged_params(state.opt_state, state.params)
-
     def validate(self, state: TrainState, stopped: Callable[[], bool]) -> Record | None:
         """Losses of the held-out rows; None if it was `stopped` before they were all read."""
         with self.phases.time(EVALUATION):
-            params = self.params_to_use(state)
+            params = state.acting_params
             found = []
             for batch in self.data.validation_batches(self.config, *self.rows_here):
                 # Read one by one: neither all batches on the device nor several programs under way.
@@ -170,7 +166,7 @@ class Run:
         Process 0 acts, and the others wait for it: they return None.
         """
         with self.phases.time(EVALUATION):
-            params = on_host(self.params_to_use(state))
+            params = on_host(state.acting_params)
             success = distributed.by_leader(lambda: self._acted(params))
             return SuccessRecord(int(jax.device_get(state.step)), time.time(), success) if success else None
 
@@ -207,7 +203,7 @@ class Run:
             if distributed.leads():
                 self.lock.check()
             metrics = None if record is None else {"validation/loss": record.loss}
-            meta = checkpoint_meta(self.config, self.data.vocabulary, self.data.domains, state, data_state)
+            meta = checkpoint_meta(self.config, self.data.vocabulary, self.data.domains, data_state)
             self.checkpoints.save(int(jax.device_get(state.step)), state, meta, metrics)
         self.files.try_to_copy()
 
@@ -217,7 +213,7 @@ class Run:
             rows = self.data.first_validation_rows(self.config, report.PICTURED_IMAGES)
             path = self.files.directory / "pictures" / f"reconstruction-{step}.png"
             try:
-                report.write_picture(path, self.config, self.params_to_use(state), rows)
+                report.write_picture(path, self.config, state.acting_params, rows)
             except OSError as error:
                 logging.warning("%s was not written: %s", path, error)
 

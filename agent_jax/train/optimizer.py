@@ -2,11 +2,11 @@
 
 The parameters are split by path into trained and frozen ones; only the trained ones have optimizer state:
 
-    trained   clip by their global norm -> Adam -> weight decay (kernels and token table) -> - rate -> [average]
+    trained   clip by their global norm -> Adam -> weight decay (kernels and token table) -> - rate
     frozen    an update of exactly zero
 
-Everything is a `optax.GradientTransformation` over the whole parameter tree, so the train state stays
-(step, params, opt_state).
+Everything is an `optax.GradientTransformation` over the whole parameter tree. The average of the parameters is a field
+of the train state (state.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.Gr
     """The optimizer of a run of `steps`.
 
     Args:
-        config: rates, decay, clipping, freezing, averaging.
+        config: rates, decay, clipping, freezing.
         steps: updates of the whole run: the schedule ends there.
         params: arrays or `jax.ShapeDtypeStruct`s; only paths are read.
 
@@ -98,8 +98,6 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.Gr
     chain = [clip_by_norm(config.clip_norm)] if config.clip_norm > 0 else []
     chain.append(optax.adamw(learning_rate_schedule(config, steps), b1=config.b1, b2=config.b2,
                              weight_decay=config.weight_decay, mask=decay_mask))
-    if config.ema > 0:
-        chain.append(average_parameters(config.ema))
     labels = jax.tree.map(lambda trained: "trained" if trained else "frozen", trained_mask(params, config.freeze))
     return optax.partition({"trained": optax.chain(*chain), "frozen": optax.set_to_zero()}, labels)
 
@@ -121,41 +119,31 @@ def clip_by_norm(most: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
-class AverageState(NamedTuple):
-    """The averaged parameters; frozen ones are not held."""
+def start_average(params: Any, freeze: tuple[str, ...]) -> Any:
+    """The average before the first update: copies of the trained parameters, and nothing for frozen ones.
 
-    seen: Any  # int32 scalar, updates so far
-    average: Any
-
-
-def average_parameters(decay: float) -> optax.GradientTransformation:
-    """Track the exponential average of the parameters, bias-corrected; updates pass unchanged. Last in a chain.
-
-    The average after t updates is `sum_i decay^(t-i) p_i / sum_i decay^(t-i)`, i = 1..t (Kingma & Ba, 2015, section 3,
-    of parameters rather than gradients), kept in the corrected form, so that it can be read at any moment: a plain mean
-    of the first few. Before the first update it is the initial values, which leave no trace afterwards.
+    Raises:
+        ValueError: as `trained_mask`.
     """
-
-    def init(params: Any) -> AverageState:
-        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, params))
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
-        if params is None:
-            raise ValueError("average_parameters needs the parameters: optimizer.update(gradients, state, params)")
-        count: Any = optax.safe_increment(state.seen)
-        share = (1.0 - decay) / -jnp.expm1(count * math.log(decay))  # of the newest; 1 at first, 1 - decay at last
-        average = jax.tree.map(lambda mean, p, u: mean + (share * (p + u - mean)).astype(mean.dtype),
-                               state.average, params, updates)
-        return updates, AverageState(count, average)
-
-    return optax.GradientTransformation(init, update)
+    return jax.tree.map(lambda leaf, trained: jnp.asarray(leaf) if trained else optax.MaskedNode(), params,
+                        trained_mask(params, freeze))
 
 
-def averaged_params(opt_state: Any, params: Any) -> Any:
-    """The averaged parameters held in `opt_state`; the live ones where they are frozen or nothing is averaged."""
-    held = [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, AverageState))
-            if isinstance(leaf, AverageState)]
-    if not held:
-        return params
-    return jax.tree.map(lambda mean, live: live if isinstance(mean, optax.MaskedNode) else mean,
-                        held[0].average, params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
+def update_average(average: Any, params: Any, decay: float, count: Any) -> Any:
+    """The bias-corrected exponential average after `count` updates: `sum_i decay^(t-i) p_i / sum_i decay^(t-i)`.
+
+    As in Adam (Kingma & Ba, 2015, section 3), of parameters rather than gradients. It is kept in the corrected form, so
+    that it can be read at any moment: the initial parameters leave no trace after the first update.
+
+    Args:
+        average: of `start_average`, or of the update before.
+        params: after this update.
+        decay: of the average.
+        count: int32 scalar, updates done, this one included.
+    """
+    share = (1.0 - decay) / -jnp.expm1(count * math.log(decay))  # of the newest; 1 at first, 1 - decay at last
+
+    def newer(mean: Any, param: Any) -> Any:
+        return mean if isinstance(mean, optax.MaskedNode) else mean + (share * (param - mean)).astype(mean.dtype)
+
+    return jax.tree.map(newer, average, params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))

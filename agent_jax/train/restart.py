@@ -22,7 +22,6 @@ from jax.sharding import Mesh
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.checkpoints import checkpoint
 from agent_jax.checkpoints.checkpoint import Checkpoints
-from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.config import Config, from_config_dict
 from agent_jax.convert.huggingface.load import pretrained_params
 from agent_jax.data.pipeline.domains import Domain
@@ -58,7 +57,7 @@ class Start:
     rung: str  # for the log
 
 
-def checkpoint_meta(config: Config, vocabulary: Vocabulary, domains: Sequence[Domain], state: Any,
+def checkpoint_meta(config: Config, vocabulary: Vocabulary, domains: Sequence[Domain],
                     data_state: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a checkpoint holds beside the arrays: all that resuming and acting need (agent_jax/checkpoints/meta.py)."""
     return {
@@ -66,7 +65,6 @@ def checkpoint_meta(config: Config, vocabulary: Vocabulary, domains: Sequence[Do
         "vocabulary": vocabulary.to_json(),
         "domains": {domain.name: domain.to_meta() for domain in domains},
         "data_state": dict(data_state) if data_state is not None else None,
-        "ema": _average_path(state),
     }
 
 
@@ -103,13 +101,6 @@ def start(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, v
         state = init_state(config, mesh, optimizer, params)
         return Start(state, None, f"pretrained weights, the rest fresh (init.pretrained)\n{report}")
     return Start(init_state(config, mesh, optimizer), None, f"fresh parameters, seed {config.seed}")
-
-
-def _average_path(state: Any) -> str:
-    """Path of the averaged parameters in the state, "" without them."""
-    marker = "/average/"
-    found = {path.split(marker)[0] + marker.rstrip("/") for path in flat(state) if marker in path}
-    return found.pop() if found else ""
 
 
 def _params_of_step(directory: Any, step: int, config: Config, mesh: Mesh, optimizer: optax.GradientTransformation,

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from agent_jax.config import Config
+from agent_jax.config import Config, OptimizerConfig
 from agent_jax.models.agent import Params, abstract_params, init_params
 from agent_jax.runtime.compiler_options import QUICKLY_COMPILED, compiler_options
 from agent_jax.runtime.sharding import tree_shardings
+from agent_jax.train.optimizer import start_average
 
 # Every random number of a run follows from config.seed: fold_in(key(seed), purpose), then what the purpose adds.
 INIT_KEY, STEP_KEY, VALIDATION_KEY = range(3)
@@ -37,6 +38,15 @@ class TrainState:
     step: Any  # int32 scalar: optimizer updates done
     params: Params
     opt_state: Any
+    averaged: Any = None  # exponential average of the trained parameters; None without config.optimizer.ema
+
+    @property
+    def acting_params(self) -> Params:
+        """The parameters to evaluate and act with: the averaged ones; the last ones where frozen or not averaged."""
+        if self.averaged is None:
+            return self.params
+        return jax.tree.map(lambda mean, last: last if isinstance(mean, optax.MaskedNode) else mean,
+                            self.averaged, self.params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
 
 
 def purpose_key(seed: int, purpose: int) -> jax.Array:
@@ -50,7 +60,8 @@ def abstract_state(config: Config, mesh: Mesh, optimizer: optax.GradientTransfor
     Raises:
         ValueError: if an array does not divide over the mesh.
     """
-    shapes = jax.eval_shape(lambda params: _create(params, optimizer), abstract_params(config.model))
+    shapes = jax.eval_shape(lambda params: _create(params, optimizer, config.optimizer),
+                            abstract_params(config.model))
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                         shapes, tree_shardings(mesh, shapes))
 
@@ -72,20 +83,22 @@ def init_state(
         params: parameters to start from, complete, on the host or on the mesh; they are not changed. None: fresh ones.
 
     Returns:
-        step 0, the parameters, and the optimizer's initial state for them.
+        step 0, the parameters, the optimizer's initial state for them, and their average.
     """
     shapes = abstract_state(config, mesh, optimizer)
     shardings = state_shardings(shapes)
     if params is None:
-        fresh = lambda: _create(init_params(config.model, purpose_key(config.seed, INIT_KEY)), optimizer)  # noqa: E731
+        fresh = lambda: _create(  # noqa: E731
+            init_params(config.model, purpose_key(config.seed, INIT_KEY)), optimizer, config.optimizer)
         small = sum(leaf.size for leaf in jax.tree.leaves(shapes.params)) < _SMALL_PARAMETERS
         device = mesh.devices.flat[0]
         quickly = small and device.platform == "cpu"
         options = QUICKLY_COMPILED if quickly else compiler_options(device, config.model.dtype)
         return jax.jit(fresh, out_shardings=shardings, compiler_options=options)()
     placed = jax.device_put(params, shardings.params)
-    return jax.jit(lambda params: _create(params, optimizer), out_shardings=shardings)(placed)
+    return jax.jit(lambda params: _create(params, optimizer, config.optimizer), out_shardings=shardings)(placed)
 
 
-def _create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def _create(params: Params, optimizer: optax.GradientTransformation, config: OptimizerConfig) -> TrainState:
+    averaged = start_average(params, config.freeze) if config.ema > 0 else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), averaged)

@@ -32,7 +32,7 @@ from agent_jax.models.losses import LossSums, loss_sums, loss_weights, total
 from agent_jax.models.mae import kept_patches
 from agent_jax.runtime.compiler_options import compiler_options
 from agent_jax.runtime.sharding import ROWS, batch_sharding, check_divides, microbatches_of_step, replicated
-from agent_jax.train.optimizer import learning_rate_schedule, trained_mask
+from agent_jax.train.optimizer import learning_rate_schedule, trained_mask, update_average
 from agent_jax.train.state import STEP_KEY, VALIDATION_KEY, TrainState, abstract_state, purpose_key, state_shardings
 
 MASK_KEY, DROPOUT_KEY, AUGMENTATION_KEY = range(3)  # purposes of a row's keys
@@ -138,7 +138,10 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, sums, weights, optax.tree.norm(gradients), schedule(state.step), *_counts(batch))
-        return TrainState(state.step + 1, params, opt_state), metrics
+        averaged = state.averaged
+        if averaged is not None:
+            averaged = update_average(averaged, params, config.optimizer.ema, state.step + 1)
+        return TrainState(state.step + 1, params, opt_state, averaged), metrics
 
     return jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh)),
                    donate_argnums=0, compiler_options=compiler_options(mesh.devices.flat[0], config.model.dtype))

@@ -39,7 +39,7 @@ def directory() -> Iterator[Path]:
 
 
 def array_file(step: Path) -> Path:
-    return max((step / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    return max((step / "acting").rglob("d/*"), key=lambda path: path.stat().st_size)
 
 
 @contextlib.contextmanager
@@ -89,12 +89,12 @@ def too_many_open_files(path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(("failing", "place", "code"), [
     (forbidden, array_file, "EACCES"),
-    (forbidden, lambda step: step / "state", "EACCES"),
-    (forbidden, lambda step: step / "state" / "_METADATA", "EACCES"),
-    (forbidden, lambda step: step / "state" / "manifest.ocdbt", "EACCES"),
+    (forbidden, lambda step: step / "acting", "EACCES"),
+    (forbidden, lambda step: step / "acting" / "_METADATA", "EACCES"),
+    (forbidden, lambda step: step / "acting" / "manifest.ocdbt", "EACCES"),
     (forbidden, lambda step: step / "meta" / "data.json", "EACCES"),
     (circular, array_file, "ELOOP"),
-    (circular, lambda step: step / "state" / "_METADATA", "ELOOP"),
+    (circular, lambda step: step / "acting" / "_METADATA", "ELOOP"),
     (too_many_open_files, lambda step: step, "EMFILE"),
 ], ids=["arrays", "folder", "metadata", "manifest", "meta", "arrays in a circle", "metadata in a circle", "open files"])
 def test_a_newest_step_that_cannot_be_read_is_named_and_stays(directory: Path, failing: Callable,

@@ -43,7 +43,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
 
-META = {"config": {"seed": 3, "window": [1, 2]}, "data_state": {"index": 7}, "ema": ""}
+META = {"config": {"seed": 3, "window": [1, 2]}, "data_state": {"index": 7}}
 
 
 @jax.tree_util.register_dataclass
@@ -175,9 +175,9 @@ def test_fingerprint_is_frozen():
         "a/b": 1642309620, "c": 3666476220}
 
 
-def array_file(step: Path) -> Path:
-    """The largest data file: it holds the arrays."""
-    return max((step / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+def array_file(step: Path, item: str = "acting") -> Path:
+    """The largest data file of an item: it holds the arrays. Every restore reads the parameters to act with."""
+    return max((step / item).rglob("d/*"), key=lambda path: path.stat().st_size)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -201,10 +201,12 @@ DAMAGE = {
     "emptied data": lambda step: array_file(step).write_bytes(b""),
     "missing data": lambda step: array_file(step).unlink(),
     "a flipped bit": lambda step: flip_a_bit(array_file(step)),
-    "missing manifest": lambda step: (step / "state" / "manifest.ocdbt").unlink(),
-    "missing metadata": lambda step: (step / "state" / "_METADATA").unlink(),
-    "garbage metadata": lambda step: (step / "state" / "_METADATA").write_bytes(b"\xff{"),
-    "no arrays": lambda step: shutil.rmtree(step / "state"),
+    "a flipped bit of what only training needs": lambda step: flip_a_bit(array_file(step, "state")),
+    "missing manifest": lambda step: (step / "acting" / "manifest.ocdbt").unlink(),
+    "missing metadata": lambda step: (step / "acting" / "_METADATA").unlink(),
+    "garbage metadata": lambda step: (step / "acting" / "_METADATA").write_bytes(b"\xff{"),
+    "no parameters": lambda step: shutil.rmtree(step / "acting"),
+    "nothing else": lambda step: shutil.rmtree(step / "state"),
     "no meta": lambda step: shutil.rmtree(step / "meta"),
     "garbage meta": lambda step: (step / "meta" / "data.json").write_bytes(b"\x00\xff garbage"),
     "meta of another type": lambda step: (step / "meta" / "data.json").write_text("[1]"),
@@ -307,6 +309,7 @@ def test_parameters_are_read_without_the_rest_and_without_changing_a_file(direct
 def test_read_meta_needs_no_arrays_and_skips_a_damaged_one(directory: Path):
     shutil.rmtree(directory / "2" / "state")
     assert read_meta(directory)["step"] == 2
+    shutil.rmtree(directory / "2" / "acting")
     DAMAGE["garbage meta"](directory / "2")
     assert read_meta(directory)["step"] == 1
     with pytest.raises(DamagedCheckpointError, match="not JSON"):

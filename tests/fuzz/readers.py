@@ -207,7 +207,7 @@ def _read_vocabulary(folder: Path) -> None:
 
 def _write_meta(folder: Path) -> None:
     (folder / "7" / "meta").mkdir(parents=True)
-    meta = checkpoint_meta.sealed({"config": {}, "domains": {}, "data_state": None, "ema": ""}, 7, {"loss": 1.0},
+    meta = checkpoint_meta.sealed({"config": {}, "domains": {}, "data_state": None}, 7, {"loss": 1.0},
                                   {"params": {"kernel": np.ones((2, 3), np.float32)}})
     (folder / "7" / "meta" / "data.json").write_text(json.dumps(meta))
 

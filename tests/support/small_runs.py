@@ -173,8 +173,8 @@ def listing(directory: Path) -> dict[str, tuple[int, str]]:
 
 
 def flip_a_bit(step: Path) -> None:
-    """Damage the largest data file of a checkpoint's step."""
-    files = [path for path in (step / "state").rglob("*") if path.is_file()]
+    """Damage the largest data file of a step's parameters to act with."""
+    files = [path for path in (step / "acting").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 0x10

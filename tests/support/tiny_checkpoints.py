@@ -95,12 +95,9 @@ def make_checkpoint(path: Path, names: Sequence[str] = ("table", "minecraft"), *
     state: dict[str, Any] = {"params": raw}
     average = raw
     if config.optimizer.ema:
-        from agent_jax.train.optimizer import make_optimizer
-
         average = jax.tree.map(lambda leaf: leaf * 1.25, raw)
-        # An average begins at what it is given.
-        state["opt_state"] = make_optimizer(config.optimizer, config.train.steps, raw).init(average)
-    meta = checkpoint_meta(config, vocabulary, domains, state, None)
+        state["averaged"] = average
+    meta = checkpoint_meta(config, vocabulary, domains, None)
     with Checkpoints(path, keep_latest=1, keep_best=0) as checkpoints:
         checkpoints.save(step, state, meta)
     return Made(path, config, vocabulary, {domain.name: domain for domain in domains}, raw,

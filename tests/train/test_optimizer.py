@@ -11,7 +11,15 @@ import pytest
 from agent_jax.config import LanguageConfig, ModelConfig, OptimizerConfig, VisionConfig
 from agent_jax.models.agent import init_params
 from agent_jax.runtime.sharding import path_name
-from agent_jax.train.optimizer import averaged_params, decay_mask, learning_rate_schedule, make_optimizer, trained_mask
+from agent_jax.train.optimizer import (
+    decay_mask,
+    learning_rate_schedule,
+    make_optimizer,
+    start_average,
+    trained_mask,
+    update_average,
+)
+from agent_jax.train.state import TrainState
 
 CONFIG = OptimizerConfig(learning_rate=0.1, end_learning_rate=0.01, warmup=0.2, weight_decay=0.5, clip_norm=0.0)
 
@@ -98,7 +106,7 @@ def test_frozen_parameters_stay_bitwise_and_have_no_moments():
         np.testing.assert_array_equal(before, after)
     assert not np.array_equal(tree(0)["language"]["token_embedding"], history[-1]["language"]["token_embedding"])
     held = [path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if leaf.ndim]
-    assert len(held) == 3  # two moments and the average
+    assert len(held) == 2  # moments
     assert all(path.endswith("language/token_embedding") for path in held)
 
 
@@ -122,30 +130,32 @@ def test_a_pattern_that_cannot_be_meant_is_refused(freeze, message):
         trained_mask(tree(0), freeze)
 
 
+def averages(history, decay, freeze=()):
+    """The average after each of the parameters in `history`, of which the first is what a run starts with."""
+    average = start_average(history[0], freeze)
+    for count, params in enumerate(history[1:], start=1):
+        average = update_average(average, params, decay, jnp.int32(count))
+        yield average
+
+
 def test_the_average_is_the_bias_corrected_exponential_mean_of_the_parameters():
-    config = dataclasses.replace(CONFIG, ema=0.9)
-    history, state = run(config, 10, tree(0), [tree(seed) for seed in (1, 2, 3)])
+    history = [tree(seed) for seed in range(4)]
+    *_, average = averages(history, 0.9)
     weights = 0.9 ** np.arange(2, -1, -1)
-    for got, *seen in zip(*map(jax.tree.leaves, (averaged_params(state, history[-1]), *history)), strict=True):
-        expected = sum(w * np.asarray(p, np.float64) for w, p in zip(weights, seen, strict=True)) / weights.sum()
+    for got, *updated in zip(*map(jax.tree.leaves, (average, *history[1:])), strict=True):
+        expected = sum(w * np.asarray(p, np.float64) for w, p in zip(weights, updated, strict=True)) / weights.sum()
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_average_of_a_frozen_parameter_is_the_live_one():
-    config = dataclasses.replace(CONFIG, freeze=("vision/.*",), ema=0.9)
-    history, state = run(config, 10, tree(0), [tree(1), tree(2)])
-    averaged = averaged_params(state, history[-1])
-    assert averaged["vision"]["up"]["kernel"] is history[-1]["vision"]["up"]["kernel"]
-    assert not np.array_equal(averaged["language"]["token_embedding"], history[-1]["language"]["token_embedding"])
+def test_of_a_frozen_parameter_no_average_is_held_and_the_last_one_acts():
+    history = [tree(seed) for seed in range(3)]
+    *_, average = averages(history, 0.9, ("vision/.*",))
+    assert len(jax.tree.leaves(average)) == 1
+    acting = TrainState(0, history[-1], None, average).acting_params
+    assert acting["vision"]["up"]["kernel"] is history[-1]["vision"]["up"]["kernel"]
+    assert not np.array_equal(acting["language"]["token_embedding"], history[-1]["language"]["token_embedding"])
 
 
-def test_without_averaging_the_live_parameters_are_returned():
-    history, state = run(CONFIG, 10, tree(0), [tree(1)])
-    assert averaged_params(state, history[-1]) is history[-1]
-
-
-def test_averaging_does_not_change_the_training():
-    plain, _ = run(CONFIG, 10, tree(0), [tree(1), tree(2)])
-    averaged, _ = run(dataclasses.replace(CONFIG, ema=0.9), 10, tree(0), [tree(1), tree(2)])
-    for a, b in zip(jax.tree.leaves(plain[-1]), jax.tree.leaves(averaged[-1]), strict=True):
-        np.testing.assert_array_equal(a, b)
+def test_without_averaging_the_last_parameters_act():
+    params = tree(0)
+    assert TrainState(0, params, None).acting_params is params

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from small_runs import (
 
 from agent_jax.actions import BoundSpec
 from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints import checkpoint
 from agent_jax.checkpoints import meta as checkpoint_meta
 from agent_jax.checkpoints.checkpoint import Checkpoints, DamagedCheckpointError
+from agent_jax.checkpoints.fingerprint import fingerprint
 from agent_jax.checkpoints.restore import StepTaken, load_to_act, restore_acting_parameters
 from agent_jax.config import (
     Config,
@@ -46,7 +49,8 @@ from agent_jax.evaluate import checkpoints as evaluate_checkpoints
 from agent_jax.models.agent import abstract_params
 from agent_jax.policy import Policy
 from agent_jax.runtime.sharding import make_mesh
-from agent_jax.train.optimizer import averaged_params, learning_rate_schedule, make_optimizer
+from agent_jax.train.loop import train
+from agent_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from agent_jax.train.restart import _EXECUTION_FIELDS, _TRAINING_FIELDS, Start, by_name, config_changes, start
 
 
@@ -86,8 +90,7 @@ def test_the_ladder_is_own_checkpoint_then_another_run_then_pretrained_then_fres
     step_10 = straight.workdir / "checkpoints" / "10"
     assert other.rung == f"parameters from {step_10} (init.checkpoint)"
     assert (int(other.state.step), other.data_state) == (0, None)
-    averages = averaged_params(other.state.opt_state, other.state.params)
-    assert list(differing(averages, other.state.params)) == []  # the average begins with what was taken over
+    assert list(differing(other.state.acting_params, other.state.params)) == []
     assert list(differing(other.state.params, straight.state.params))
 
     third = start_on_one_device(straight, tmp_path, init=InitConfig(pretrained=pretrained))
@@ -110,8 +113,36 @@ def test_a_workdir_of_another_config_is_refused_with_every_field_that_differs(st
     assert listing(straight.workdir) == before
 
 
-def test_a_workdir_of_format_version_1_is_resumed_and_acts(straight: Trained, tmp_path: Path):
-    workdir = copied(straight.workdir, tmp_path / "old")
+def unpacked_run_of_format_2(root: Path, base: Path, to: Path) -> tuple[Config, Path]:
+    """A run of 8 steps, of which 4 are done, as the last version that wrote format 2 left it; its config today."""
+    with tarfile.open(root / "tests" / "fixtures" / "run_of_checkpoint_format_2.tar.gz") as archive:
+        archive.extractall(to, filter="data")
+    return small_config(store_directory(base), **{
+        "train.steps": 8, "checkpoint.every": 4, "train.log_every": 1, "train.validate_every": 0,
+        "train.compile_cache": ""}), to
+
+
+def test_a_run_of_format_version_2_goes_on_with_the_same_numbers(root: Path, tmp_path: Path,
+                                                                 tmp_path_factory: pytest.TempPathFactory):
+    config, workdir = unpacked_run_of_format_2(root, tmp_path_factory.getbasetemp(), tmp_path / "run")
+    before = checkpoint.read_meta(workdir / "checkpoints")
+    assert (before["format_version"], before["step"]) == (2, 4)
+    run = open_run(config, workdir)
+    assert run.first.rung == f"resumed from step 4 in {workdir / 'checkpoints'}"
+    assert fingerprint(run.first.state) == {path: entry["sum"] for path, entry in before["fingerprint"].items()}
+    train(run, *run.open_streams())
+    # On the processor that wrote the run all bits are equal; another one's differ in the last ones.
+    expected = json.loads((workdir / "losses.json").read_text())
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    losses = {str(line["step"]): line["loss"] for line in lines if line["split"] == "train" and line["step"] > 4}
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert checkpoint.read_meta(workdir / "checkpoints")["format_version"] == checkpoint.FORMAT_VERSION
+
+
+def test_a_run_of_format_version_1_is_resumed_and_acts(root: Path, tmp_path: Path,
+                                                       tmp_path_factory: pytest.TempPathFactory):
+    config, workdir = unpacked_run_of_format_2(root, tmp_path_factory.getbasetemp(), tmp_path / "old")
+    saved = checkpoint.read_meta(workdir / "checkpoints")["fingerprint"]
     for path in (workdir / "checkpoints").glob("*/meta/data.json"):
         meta = json.loads(path.read_text())
         for domain in (meta["domains"]["tiles"], meta["config"]["data"]["domains"]["tiles"]):
@@ -121,10 +152,22 @@ def test_a_workdir_of_format_version_1_is_resumed_and_acts(straight: Trained, tm
         del meta["config"]["model"]["classes"], meta["config"]["loss"]["label"]
         meta |= {"format_version": 1}
         path.write_text(json.dumps({**meta, "checksum": checkpoint_meta._checksum(meta)}))
-    found = start_on_one_device(straight, workdir)
-    assert found.rung.startswith("resumed from step 20")
-    assert list(differing(found.state, straight.state)) == []
-    assert Policy.load(workdir).domain.to_meta() == straight.run.data.domains[0].to_meta()
+    run = open_run(config, workdir)
+    assert run.first.rung.startswith("resumed from step 4")
+    assert fingerprint(run.first.state) == {path: entry["sum"] for path, entry in saved.items()}
+    assert Policy.load(workdir).domain.to_meta() == run.data.domains[0].to_meta()
+
+
+def test_a_policy_acts_with_the_averaged_parameters_of_format_version_2(root: Path, tmp_path: Path,
+                                                                        tmp_path_factory: pytest.TempPathFactory):
+    _, workdir = unpacked_run_of_format_2(root, tmp_path_factory.getbasetemp(), tmp_path / "run")
+    saved = checkpoint.read_meta(workdir / "checkpoints")["fingerprint"]
+    acting = {f"averaged/{path}": value for path, value in fingerprint(load_to_act(workdir).params).items()}
+    averaged = {path: value for path, value in acting.items() if path in saved}
+    assert averaged == {path: entry["sum"] for path, entry in saved.items() if path.startswith("averaged/")}
+    frozen = "vision/patch_embedding/kernel"
+    assert acting.keys() - averaged.keys() == {f"averaged/{frozen}"}
+    assert acting[f"averaged/{frozen}"] == saved[f"params/{frozen}"]["sum"]
 
 
 def test_a_workdir_of_another_vocabulary_is_refused(straight: Trained):
@@ -198,7 +241,7 @@ def test_a_workdir_is_gone_on_with_as_a_longer_run_and_not_as_a_shorter_one(stra
 
 def test_acting_parameters_are_the_averaged_ones_and_the_live_ones_where_frozen(straight: Trained):
     params = restore_acting_parameters(straight.workdir / "checkpoints", straight.run.config)
-    assert list(differing(params, averaged_params(straight.state.opt_state, straight.state.params))) == []
+    assert list(differing(params, straight.state.acting_params)) == []
     frozen, live = "['vision']['patch_embedding']['kernel']", list(differing(params, straight.state.params))
     assert frozen not in live
     assert len(live) > 20
@@ -250,7 +293,7 @@ def test_nothing_to_act_by_is_an_error_and_a_whole_run_passes_nothing_over(strai
 def test_acting_parameters_without_an_average_are_the_live_ones(straight: Trained, tmp_path: Path):
     config = dataclasses.replace(straight.run.config,
                                  optimizer=dataclasses.replace(straight.run.config.optimizer, ema=0.0))
-    meta = {"config": {}, "data_state": None, "ema": ""}
+    meta = {"config": {}, "data_state": None}
     with Checkpoints(tmp_path, keep_latest=1, keep_best=0) as checkpoints:
         checkpoints.save(1, {"params": straight.state.params}, meta)
     assert list(differing(restore_acting_parameters(tmp_path, config), straight.state.params)) == []

@@ -9,7 +9,7 @@ import pytest
 from agent_jax.config import Config, LanguageConfig, MaeConfig, MeshConfig, ModelConfig, OptimizerConfig, VisionConfig
 from agent_jax.models.agent import abstract_params, init_params
 from agent_jax.runtime.sharding import make_mesh, tree_shardings
-from agent_jax.train.optimizer import averaged_params, make_optimizer
+from agent_jax.train.optimizer import make_optimizer
 from agent_jax.train.state import (
     INIT_KEY,
     STEP_KEY,
@@ -72,7 +72,7 @@ def test_a_state_starts_from_the_parameters_given_and_leaves_them_as_they_were(m
     started = init_state(CONFIG, mesh, OPTIMIZER, given)
     assert_equal(started.params, before)
     assert_equal(given, before)
-    assert_equal(averaged_params(started.opt_state, started.params), before)  # not the fresh ones
+    assert_equal(started.acting_params, before)  # not the fresh ones
     for leaf, expected in zip(jax.tree.leaves(started), jax.tree.leaves(state), strict=True):
         assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
 

@@ -31,7 +31,7 @@ from agent_jax.models.agent import abstract_params
 from agent_jax.models.augmentation import augment
 from agent_jax.models.losses import total
 from agent_jax.runtime.sharding import batch_sharding, make_mesh, shard_batch
-from agent_jax.train.optimizer import averaged_params, learning_rate_schedule, make_optimizer
+from agent_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from agent_jax.train.state import STEP_KEY, TrainState, abstract_state, init_state, purpose_key, state_shardings
 from agent_jax.train.step import AUGMENTATION_KEY, make_eval_step, make_train_step, microbatches, row_keys
 
@@ -185,7 +185,7 @@ def test_the_gradient_norm_is_that_of_trained_parameters(trained, reference):
 def test_the_average_lags_behind_the_parameters(trained, host_params):
     state = trained[4]
     start, live = host_params["connector"]["bias"], np.asarray(state.params["connector"]["bias"])
-    mean = np.asarray(averaged_params(state.opt_state, state.params)["connector"]["bias"])
+    mean = np.asarray(state.averaged["connector"]["bias"])
     assert 0 < np.linalg.norm(mean - start) < np.linalg.norm(live - start)
 
 
