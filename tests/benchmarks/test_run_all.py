@@ -138,9 +138,9 @@ def test_every_benchmark_of_the_table_is_a_script_or_is_left_out(root: Path):
 
 
 @pytest.mark.slow
-def test_all_benchmarks_run_at_their_tiny_sizes(tmp_path: Path):
-    assert run_all.main(["--quick", "--out", str(tmp_path / "docs")]) == 0
-    runs = read(tmp_path / "docs")
-    assert {name for name, run in runs.items() if run["status"] == "ok"} >= {
-        "end_to_end", "scaling_curves", "act_latency", "act_latency_bf16", "serve_latency", "exported_closed_loop"}
+def test_benchmarks_run_at_their_tiny_sizes(tmp_path: Path):
+    names = ["end_to_end", "scaling_curves", "attention_kernels", "serve_latency", "exported_closed_loop"]
+    # train_step, step_profile and act_latency have slow tests of their own.
+    assert run_all.main(["--quick", "--out", str(tmp_path / "docs"), "--only", *names]) == 0
+    assert {name: run["status"] for name, run in read(tmp_path / "docs").items()} == dict.fromkeys(names, "ok")
     assert "No plot" not in (tmp_path / "docs" / "benchmarks.md").read_text()
