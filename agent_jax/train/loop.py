@@ -49,6 +49,39 @@ from agent_jax.train.state import TrainState, state_shardings
 from agent_jax.train.step import StepMetrics, make_eval_step, make_train_step
 
 
+def every(steps: int, step: int) -> bool:
+    """Whether `step` is a multiple of `steps`; never where `steps` is 0."""
+    return steps > 0 and step % steps == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """What is to be done before the next step."""
+
+    validate: bool
+    act: bool  # in the simulator
+    picture: bool
+    save: bool
+
+    @classmethod
+    def at(cls, step: int, config: Config, *, begun: int, stopped: bool) -> Due:
+        """What is due after `step` updates.
+
+        Args:
+            step: updates done.
+            config: how often each is due; all but acting is due at the end, too, where acting follows the training.
+            begun: step that this process started at: nothing is due at it, unless it is the last.
+            stopped: a stop was requested: save, and do nothing that takes long.
+        """
+        last, moved = step == config.train.steps, step > begun
+        return cls(
+            validate=last or (moved and not stopped and every(config.train.validate_every, step)),
+            act=moved and not stopped and not last and every(config.closed_loop.every, step),
+            picture=last or (moved and every(config.train.picture_every, step)),
+            save=last or stopped or (moved and every(config.checkpoint.every, step)),
+        )
+
+
 class Run:
     """What the loop holds on to; everything in it is made before the first step."""
 
@@ -233,7 +266,7 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
         RecordError: a record of the data cannot be read. One process alone has saved the last step before it.
     """
     config, state, data_state = run.config, run.first.state, run.first.data_state
-    steps, every = config.train.steps, config.checkpoint.every
+    steps = config.train.steps
     begun = step = int(jax.device_get(state.step))
     # XLA:CPU allocates a step's temporaries when it is called, not when it runs: those of three steps, if they may be
     # called ahead. And several CPU devices share the threads of their process: with two programs under way they may
@@ -263,27 +296,22 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
         while True:
             distributed.progress(f"step {step}")
             stopped = stop.before_step(step) and step > begun
-            last, validation = step == steps, None
-            moved = step > begun
-            validating = last or (moved and _due(step, config.train.validate_every) and not stopped)
-            acting = moved and _due(step, config.closed_loop.every) and not last and not stopped
-            picturing = last or (moved and _due(step, config.train.picture_every))
-            saving = last or stopped or (moved and _due(step, every))
-            if validating or acting or picturing or saving:
+            due, validation = Due.at(step, config, begun=begun, stopped=stopped), None
+            if any(dataclasses.astuple(due)):
                 # Steps under way are no part of what follows; and CPU devices share threads: no two programs at a time.
                 jax.block_until_ready(state)
                 if step == begun + 1:
                     run.phases.first_step_ended()
             paused = time.perf_counter()
             with jax.transfer_guard("allow"):
-                if validating and (validation := run.validate(state, lambda: stop.requested)):
+                if due.validate and (validation := run.validate(state, lambda: stop.requested)):
                     say(validation)
-                if acting and (success := run.act(state)):
+                if due.act and (success := run.act(state)):
                     log.write(success)
                     print_once(success_line(success, steps))
-                if picturing:
+                if due.picture:
                     run.picture(state, step)
-                if saving:
+                if due.save:
                     # The loss is from before the last update, which is in what is saved.
                     for metrics in interval[-1:]:
                         _check_finite("loss", metrics.loss, step, run.workdir)
@@ -291,7 +319,7 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
                     if validation is not None:
                         _check_finite("validation loss", validation.loss, step, run.workdir)
                     run.save(state, data_state, validation)
-            if last or stopped:
+            if step == steps or stopped:
                 break
             logged_at += time.perf_counter() - paused  # validating and saving are no part of the step's speed
 
@@ -302,7 +330,7 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
             state, metrics = run.train_step(state, shard_batch(batch, run.mesh))
             step += 1
             # The steps before this one are read while it computes; the first one of all has been compiled.
-            if interval and (_due(step - 1, config.train.log_every) or step == begun + 2 or stop.requested):
+            if interval and (every(config.train.log_every, step - 1) or step == begun + 2 or stop.requested):
                 first = len(interval) == 1 and step == begun + 2
                 record = run.record(step - 1, interval, None if first else logged_at, waited)
                 now = time.perf_counter()
@@ -353,10 +381,6 @@ def _check_finite(name: str, value: Any, step: int, workdir: Path | epath.Path) 
             f"the {name} is {float(value)} at step {step}; the last checkpoint in {workdir / 'checkpoints'} is from "
             "before it: go on from there in another workdir (config.init.checkpoint), with a lower "
             "config.optimizer.learning_rate")
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def finish(run: Run, validation: Record, json_path: Path | None) -> str:

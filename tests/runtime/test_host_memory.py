@@ -1,4 +1,4 @@
-"""Freed memory stays mapped, in huge pages; or is given back; pieces are set aside."""
+"""Freed memory stays mapped, in huge pages, or is given back."""
 
 import platform
 import subprocess
@@ -12,7 +12,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 C = """
 import ctypes, resource, sys
-from agent_jax.runtime.host_memory import PiecesAside, release_freed_memory, tune_heap
+from agent_jax.runtime.host_memory import release_freed_memory, tune_heap
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 """
@@ -54,39 +54,6 @@ before = resident()
 assert release_freed_memory()
 print(before - resident())
 """
-PIECES = C + """
-resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
-assert tune_heap()
-sizes = [1_500 + 16 * n for n in range(10_000)]
-blocks = [c.malloc(size) for size in sizes]
-for block, size in zip(blocks, sizes):
-    ctypes.memset(block, 1, size)
-for block in blocks[::2]:  # those between hold them apart
-    c.free(block)
-before = resident()
-"""
-ASIDE = PIECES + """
-pieces, others = PiecesAside(), PiecesAside()
-assert not pieces.give_back()
-assert pieces.take() >= 5_000
-assert others.take() < 100  # what Python has freed since
-print(before - resident())
-assert pieces.give_back()
-assert others.take() >= 5_000
-"""
-COMPILED = PIECES + """
-import jax
-from agent_jax.runtime import host_memory
-host_memory._LONG_S, host_memory._LARGE_S = float(sys.argv[1]), 0.0
-jax.jit(lambda x: x + 1)(1.0)
-if sys.argv[2] != "compiled":
-    lowered = jax.jit(lambda x: x + 2).lower(1.0)
-if sys.argv[2] == "again":
-    host_memory._LONG_S = 1000.0
-    lowered.compile()
-print(PiecesAside().take())
-"""
-
 
 def run(code: str, *arguments: str) -> int:
     """The number that a program prints."""
@@ -111,17 +78,3 @@ def test_a_heap_that_may_not_grow_so_far_works_with_small_pages():
 
 def test_freed_memory_is_given_back_when_asked_for():
     assert run(RELEASE) > 100e6
-
-
-def test_pieces_are_taken_out_of_the_heap_and_their_pages_given_back():
-    assert run(ASIDE) > 200e6  # of 400 MB
-
-
-def test_what_a_long_compilation_leaves_is_set_aside():
-    assert run(COMPILED, "0", "compiled") < 1_000
-    assert run(COMPILED, "1000", "compiled") > 4_000
-
-
-def test_the_next_large_program_is_compiled_with_the_pieces_which_are_set_aside_after_it():
-    assert run(COMPILED, "0", "lowered") > 4_000
-    assert run(COMPILED, "0", "again") < 1_000
