@@ -267,3 +267,8 @@ class Config:
     init: InitConfig = InitConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     closed_loop: ClosedLoopConfig = ClosedLoopConfig()
+
+    def with_vocabulary_size(self, size: int) -> Config:
+        """The config with `model.language.vocabulary_size` filled in: ids of text, actions and states."""
+        language = dataclasses.replace(self.model.language, vocabulary_size=size)
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, language=language))

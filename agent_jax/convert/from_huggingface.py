@@ -141,5 +141,4 @@ def _with_vocabulary(config: Config) -> tuple[Config, Vocabulary]:
         config = dataclasses.replace(config, vocabulary=found)
     blocks = vocabulary_blocks(config.vocabulary.blocks, config.data.declared_specs)
     vocabulary = Vocabulary.build(config.vocabulary.tokenizer, blocks)
-    language = dataclasses.replace(config.model.language, vocabulary_size=vocabulary.size)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, language=language)), vocabulary
+    return config.with_vocabulary_size(vocabulary.size), vocabulary

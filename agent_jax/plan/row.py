@@ -62,9 +62,7 @@ def planned_row(config: Config, text_ids: int = 0) -> PlannedRow:
     frames = config.data.frames_per_row or max(domain.images for domain in domains)
     size = row_size(domains, training_visual_tokens(model), frames, model.language.positions)
     rows = vocabulary.size - stand_in.size + text
-    language = dataclasses.replace(model.language, vocabulary_size=rows)
-    return PlannedRow(size, dataclasses.replace(config, model=dataclasses.replace(model, language=language)),
-                      tuple(notes))
+    return PlannedRow(size, config.with_vocabulary_size(rows), tuple(notes))
 
 
 def _text_ids(tokenizer: str, given: int) -> tuple[int, list[str]]:

@@ -21,7 +21,7 @@ from agent_jax.runtime.compile_cache import use_compile_cache
 from agent_jax.runtime.compile_notice import announce_compilations
 from agent_jax.runtime.host_memory import tune_heap
 from agent_jax.runtime.preemption import end_by_interrupts
-from agent_jax.train.loop import Run, finish, print_once, train
+from agent_jax.train.loop import finish, open_run, print_once, train
 from agent_jax.train.phases import STEP, Phases
 from agent_jax.train.preflight import facts, set_platform
 from agent_jax.train.run_files import workdir_path
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
             distributed.check_same(facts(config, workdir), "start the same command, of the same code, on all hosts")
             set_platform(config, distributed.count())
             use_compile_cache(config.train.compile_cache, workdir)
-            run = Run(config, workdir, phases)
+            run = open_run(config, workdir, phases)
             streams = run.open_streams()
         except (ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError) as error:
             logging.debug("where it was found:", exc_info=True)

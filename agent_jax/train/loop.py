@@ -20,12 +20,13 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from jax.sharding import Mesh
 
 from agent_jax.checkpoints import checkpoint
 from agent_jax.checkpoints.checkpoint import Checkpoints
 from agent_jax.config import Config
 from agent_jax.data.pipeline.loader import Loader
-from agent_jax.data.pipeline.run_data import RunData, open_data, with_vocabulary
+from agent_jax.data.pipeline.run_data import RunData, open_data
 from agent_jax.data.store.episode import RecordError
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.evaluate.closed_loop import without_episodes
@@ -85,47 +86,38 @@ class Due:
 class Run:
     """What the loop holds on to; everything in it is made before the first step."""
 
-    def __init__(self, config: Config, workdir: Path | epath.Path, phases: Phases):
-        """Open the data, build the step, find the first state.
+    def __init__(self, config: Config, data: RunData, mesh: Mesh, workdir: Path | epath.Path, phases: Phases):
+        """Build the step and find the first state; `open_run` has made all that is given here.
+
+        Args:
+            config: complete, with the vocabulary's size.
+            data: of the config.
+            mesh: of the config.
+            workdir: of the run.
+            phases: the time the run takes so far.
 
         Raises:
-            ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError: what the user must mend, in one message.
+            ValueError, OSError, DamagedCheckpointError: a user error, in one message.
         """
-        self.workdir, self.phases = workdir, phases
+        self.config, self.data, self.mesh, self.workdir, self.phases = config, data, mesh, workdir, phases
         self.stopped_by = ""  # SIGTERM or Ctrl-C, if one asked the loop to end
         self.files = RunFiles(epath.Path(workdir), silent=not distributed.leads())
         self.lock = DirectoryLock(epath.Path(workdir) / LOCK_FILE, str(workdir),
                                   "wait until that run has ended, or train in another --workdir")
-        resumes = bool(checkpoint.steps(workdir / "checkpoints"))
-        check_machine(config, resumes=resumes)
-        self.mesh = make_mesh(config.mesh)
-        check_divides(config, self.mesh)
-        print(describe(config), flush=True)
-        gather = functools.partial(ensure_demonstrations, config.data.demonstrations,
-                                   Path(config.data.directory).expanduser())
-        with phases.time(DEMONSTRATIONS):
-            gathered = distributed.leader_first(gather) if config.data.demonstrations.environment else None
-        with phases.time(START):
-            self.data: RunData = open_data(config, gathered)
-            distributed.check_same(self.data.facts(), "give all hosts the same data")
-            self.config = config = with_vocabulary(config, self.data.vocabulary)
-            self.rows_here = rows_here(self.mesh)
-            print(self.data.summary(), flush=True)
-            self.optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
-            choices = ChoiceTable.of({domain.index: domain.spec for domain in self.data.domains})
-            train_step = make_train_step(config, self.mesh, self.optimizer, choices)
-            self.train_step = distributed.compiled_together(train_step)
-            self.eval_step = distributed.compiled_together(make_eval_step(config, self.mesh, choices))
-            self.checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest,
-                                           keep_best=config.checkpoint.keep_best)
-            acts = config.closed_loop.environment and distributed.leads()
-            self.in_training = InTrainingEvaluation(config, self.data.domains) if acts else None
-            with self.alone() if resumes else contextlib.nullcontext():  # a start may set damaged steps aside
-                self.first: Start = start(config, self.mesh, self.optimizer, self.data.vocabulary, self.data.domains,
-                                          self.checkpoints)
-            self._steps = self.checkpoints.steps()
-            distributed.check_shared(epath.Path(workdir))
-            print(self._head(), flush=True)
+        self.rows_here = rows_here(mesh)
+        self.optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
+        choices = ChoiceTable.of({domain.index: domain.spec for domain in data.domains})
+        self.train_step = distributed.compiled_together(make_train_step(config, mesh, self.optimizer, choices))
+        self.eval_step = distributed.compiled_together(make_eval_step(config, mesh, choices))
+        self.checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest,
+                                       keep_best=config.checkpoint.keep_best)
+        acts = config.closed_loop.environment and distributed.leads()
+        self.in_training = InTrainingEvaluation(config, data.domains) if acts else None
+        with self.alone() if self.checkpoints.steps() else contextlib.nullcontext():  # it may set damaged steps aside
+            self.first: Start = start(config, mesh, self.optimizer, data.vocabulary, data.domains, self.checkpoints)
+        self._steps = self.checkpoints.steps()
+        distributed.check_shared(epath.Path(workdir))
+        print(self._head(), flush=True)
 
     def alone(self) -> contextlib.AbstractContextManager[Any]:
         """Inside, no other run writes to the workdir: process 0 holds its lock, for all of them.
@@ -252,6 +244,27 @@ class Run:
 
     def _domain_names(self) -> list[str]:
         return [domain.name for domain in self.data.domains]
+
+
+def open_run(config: Config, workdir: Path | epath.Path, phases: Phases) -> Run:
+    """Check the machine, gather demonstrations, open the data, complete the config, and begin the run.
+
+    Raises:
+        ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError: a user error, in one message.
+    """
+    check_machine(config, resumes=bool(checkpoint.steps(workdir / "checkpoints")))
+    mesh = make_mesh(config.mesh)
+    check_divides(config, mesh)
+    print(describe(config), flush=True)
+    gather = functools.partial(ensure_demonstrations, config.data.demonstrations,
+                               Path(config.data.directory).expanduser())
+    with phases.time(DEMONSTRATIONS):
+        gathered = distributed.leader_first(gather) if config.data.demonstrations.environment else None
+    with phases.time(START):
+        data = open_data(config, gathered)
+        distributed.check_same(data.facts(), "give all hosts the same data")
+        print(data.summary(), flush=True)
+        return Run(config.with_vocabulary_size(data.vocabulary.size), data, mesh, workdir, phases)
 
 
 def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record | None]:

@@ -21,7 +21,6 @@ from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.config import Config
 from agent_jax.config.kernels import CUDNN_CAPABILITY, PLATFORM, has_no_cudnn
 from agent_jax.convert.huggingface.hub import located
-from agent_jax.data.pipeline.run_data import with_vocabulary
 from agent_jax.models.agent import abstract_params, training_visual_tokens
 from agent_jax.runtime.extras import install
 from agent_jax.runtime.sharding import AXES
@@ -104,7 +103,7 @@ def _parameters(config: Config) -> str:
     except ValueError:  # a block of specs that lie with the data; or a wrong name, which opening the data tells
         return ""
     vocabulary = Vocabulary.build(tokenizer, blocks)
-    shapes = abstract_params(with_vocabulary(config, vocabulary).model)
+    shapes = abstract_params(config.with_vocabulary_size(vocabulary.size).model)
     return f"; {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} parameters"
 
 

@@ -22,7 +22,7 @@ import pytest
 from data_stores import babyai_store
 
 from agent_jax.config import Config, from_config_dict, presets, to_config_dict
-from agent_jax.train import metrics, report
+from agent_jax.train import loop, metrics, report
 from agent_jax.train.loop import Run, train
 from agent_jax.train.state import TrainState
 
@@ -56,7 +56,7 @@ def small_config(store: Path, **changes: Any) -> Config:
 
 
 def open_run(config: Config, workdir: Path) -> Run:
-    return Run(config, workdir, report.Phases())
+    return loop.open_run(config, workdir, report.Phases())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from small_runs import open_run, small_config
 from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
 from agent_jax.config import Config, DataConfig, DomainConfig, VocabularyConfig
 from agent_jax.data.pipeline.loader import Loader
-from agent_jax.data.pipeline.run_data import RunData, open_data, with_vocabulary
+from agent_jax.data.pipeline.run_data import RunData, open_data
 from agent_jax.models.agent import abstract_params
 from agent_jax.policy import Policy
 from agent_jax.runtime.sharding import make_mesh, shard_batch
@@ -74,7 +74,7 @@ def losses_there_are(losses: dict) -> set[str]:
 
 
 def test_a_step_on_a_mixture_trains_all_domains_each_with_the_losses_of_its_layout(config: Config, data: RunData):
-    config = with_vocabulary(config, data.vocabulary)
+    config = config.with_vocabulary_size(data.vocabulary.size)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
     state, step = init_state(config, mesh, optimizer), make_train_step(config, mesh, optimizer)

@@ -34,9 +34,10 @@ from small_runs import (
 
 from agent_jax.batch import Batch
 from agent_jax.checkpoints import checkpoint
+from agent_jax.config import CheckpointConfig, ClosedLoopConfig, Config, TrainConfig
 from agent_jax.data.pipeline.loader import PackedRows
 from agent_jax.runtime.directory_lock import DirectoryLock, LockedError
-from agent_jax.train.loop import Run, train
+from agent_jax.train.loop import Due, Run, train
 from agent_jax.train.optimizer import learning_rate_schedule
 from agent_jax.train.run_files import LOCK_FILE
 from agent_jax.train.state import TrainState
@@ -76,6 +77,21 @@ def records(workdir: Path, split: str) -> list[dict]:
 
 def data_state(workdir: Path, step: int) -> dict:
     return checkpoint.read_meta(workdir / "checkpoints", step)["data_state"]
+
+
+@pytest.mark.parametrize(("step", "stopped", "expected"), [
+    (0, False, Due(validate=False, act=False, picture=False, save=False)),  # where the process began
+    (2, False, Due(validate=True, act=False, picture=False, save=False)),
+    (6, False, Due(validate=True, act=True, picture=False, save=True)),
+    (6, True, Due(validate=False, act=False, picture=False, save=True)),  # nothing that takes long
+    (7, True, Due(validate=False, act=False, picture=False, save=True)),
+    (12, False, Due(validate=True, act=False, picture=True, save=True)),  # acting follows the last step
+])
+def test_what_is_due_before_the_next_step(step: int, stopped: bool, expected: Due):
+    config = Config(train=TrainConfig(steps=12, validate_every=2, picture_every=0),
+                    closed_loop=ClosedLoopConfig(every=3), checkpoint=CheckpointConfig(every=6))
+    assert Due.at(step, config, begun=0, stopped=stopped) == expected
+
 
 
 def test_a_sigterm_ends_a_run_between_two_steps_with_a_checkpoint_and_no_validation(stopped: Trained):

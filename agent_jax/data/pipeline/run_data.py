@@ -65,12 +65,6 @@ class RunData:
         return "\n".join([head, *mixture_table(self.train.windows, self.epochs), *self.spec_lines])
 
 
-def with_vocabulary(config: Config, vocabulary: Vocabulary) -> Config:
-    """The config with the vocabulary's size filled in."""
-    language = dataclasses.replace(config.model.language, vocabulary_size=vocabulary.size)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, language=language))
-
-
 def open_data(config: Config, demonstrations: Path | None = None) -> RunData:
     """Open every data set of the config.
 
