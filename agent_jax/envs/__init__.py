@@ -16,15 +16,17 @@ Observations and actions are dicts of arrays or numbers: an observation holds on
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from agent_jax.actions.specs import ActionSpec, StateSpec
+from agent_jax.runtime.extras import install
 
 Observation = dict[str, np.ndarray]
 Action = Mapping[str, Any]  # one time step's value of an ActionSpec
@@ -131,6 +133,22 @@ def tasks_of(module: EnvironmentModule, names: Sequence[str]) -> tuple[str, ...]
     return tuple(dict.fromkeys(task for name in names for task in module.TASKS.get(name, (name,))))
 
 
+@contextlib.contextmanager
+def requires(environment: str, *packages: str) -> Iterator[None]:
+    """Name the install command if the import of one of these packages fails, for the imports of an environment module.
+
+    Raises:
+        ModuleNotFoundError: a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in packages:
+            raise
+        raise ModuleNotFoundError(f'the environment "{environment}" needs {error.name}, which is not installed: '
+                                  f"{install(environment)}", name=error.name) from error
+
+
 def load(name: str) -> EnvironmentModule:
     """The environment module of a config's `environment` field, or of a command's `--env`.
 
@@ -154,22 +172,3 @@ def load(name: str) -> EnvironmentModule:
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(map(repr, _MODULES))}"
         raise ValueError(f"environment: found {name!r}; {hint}; or your own, as MODULE, FILE.py or FILE.py:CLASS")
     return cast(EnvironmentModule, load_custom(name))
-
-
-def try_out(module: EnvironmentModule, task: str, image_size: int = 0) -> None:
-    """Check an environment of the user by one step in it; those of the package have tests.
-
-    Raises:
-        ValueError: its constructor fails, or a method returns something of the wrong kind.
-    """
-    from agent_jax.envs.custom_interface import CustomModule
-
-    if isinstance(module, CustomModule):
-        module.try_out(task, image_size)
-
-
-def same(one: str, other: str) -> bool:
-    """Whether two names mean the same environment."""
-    from agent_jax.envs.custom import identity
-
-    return identity(one) == identity(other)

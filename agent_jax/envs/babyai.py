@@ -23,23 +23,15 @@ from typing import Any
 import numpy as np
 
 from agent_jax.actions import BABYAI
-from agent_jax.envs import Action, Observation
-from agent_jax.runtime.extras import install
+from agent_jax.envs import Action, Observation, requires
 
-try:
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # minigrid imports pygame, which greets on stdout.
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # minigrid imports pygame, which prints to stdout
+with requires("babyai", "gymnasium", "minigrid"):
     import gymnasium
     import minigrid  # noqa: F401 (registers the levels)
     from minigrid.core.grid import Grid
     from minigrid.core.world_object import Wall
     from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
-except ModuleNotFoundError as error:
-    if error.name not in ("gymnasium", "minigrid"):
-        raise
-    raise ModuleNotFoundError(
-        f'the environment "babyai" needs {error.name}, which is not installed: {install("babyai")}',
-        name=error.name,
-    ) from error
 
 NAME = "babyai"
 ACTION_SPEC = BABYAI

@@ -27,7 +27,8 @@ from typing import Any
 from agent_jax.config import DemonstrationsConfig
 from agent_jax.data.store.store import open_store
 from agent_jax.data.store.writer import begin_store, finish_store, shard_path
-from agent_jax.envs import NAMES, EnvironmentModule, load, tasks_of, try_out
+from agent_jax.envs import NAMES, EnvironmentModule, load, tasks_of
+from agent_jax.envs.custom import try_out
 from agent_jax.envs.workers.demonstration_worker import (
     SEEDS,
     SEEDS_AN_EPISODE,

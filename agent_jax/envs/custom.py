@@ -10,6 +10,7 @@ command line or a config file are imported, never a name from a data set or a ch
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from agent_jax.envs import EnvironmentModule
 from agent_jax.envs.custom_interface import CustomModule, describe_error
 
 
@@ -48,10 +50,28 @@ def is_file(source: str) -> bool:
     return source.endswith(".py") or "/" in source
 
 
-def identity(reference: str) -> str:
-    """The canonical form of an environment's name: a file's path is made absolute."""
+def same_environment(one: str, other: str) -> bool:
+    """Whether two names mean the same environment, e.g. a relative and an absolute path."""
+    return _canonical(one) == _canonical(other)
+
+
+def _canonical(reference: str) -> str:
     source, colon, name = reference.partition(":")
     return f"{Path(source).expanduser().resolve()}{colon}{name}" if is_file(source) else reference
+
+
+def try_out(module: EnvironmentModule, task: str, image_size: int = 0) -> None:
+    """Take one step in an environment of the user, to find errors before a long run; those of the package have tests.
+
+    Raises:
+        ValueError: `make`, `reset` or `step` do not follow the interface.
+    """
+    if not isinstance(module, CustomModule):
+        return
+    with contextlib.closing(module.make(task, image_size)) as environment:
+        environment.reset(seed=0)
+        _ = environment.instruction
+        environment.step(module.NOISE[0])
 
 
 def _import_file(reference: str, path: Path) -> ModuleType:

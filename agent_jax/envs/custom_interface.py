@@ -116,20 +116,6 @@ class CustomModule:
             return str(given(action))
         return ", ".join(f"{key} {np.array2string(np.asarray(value), precision=3)}" for key, value in action.items())
 
-    def try_out(self, task: str, image_size: int = 0) -> None:
-        """Make an environment and take one step, to find errors before a long run begins.
-
-        Raises:
-            ValueError: `make`, `reset` or `step` do not follow the interface.
-        """
-        environment = self.make(task, image_size)
-        try:
-            environment.reset(seed=0)
-            _ = environment.instruction
-            environment.step(self.NOISE[0])
-        finally:
-            environment.close()
-
     def _attribute(self, name: str) -> Any:
         """An attribute of the class, else of the module; without a method `make`, the class is `make`."""
         if self._cls is not None:

@@ -20,22 +20,14 @@ from typing import Any
 import numpy as np
 
 from agent_jax.actions.simulators import METAWORLD, METAWORLD_STATE
-from agent_jax.envs import Action, Observation
+from agent_jax.envs import Action, Observation, requires
 from agent_jax.envs.random_actions import uniform_actions
-from agent_jax.runtime.extras import install
 
-try:
-    os.environ.setdefault("MUJOCO_GL", "egl")  # for machines without a display; read when mujoco is imported
+os.environ.setdefault("MUJOCO_GL", "egl")  # for machines without a display; read when mujoco is imported
+with requires("metaworld", "mujoco", "metaworld", "packaging"):
     import mujoco
     from metaworld import env_dict
     from metaworld.policies import ENV_POLICY_MAP
-except ModuleNotFoundError as error:
-    if error.name not in ("mujoco", "metaworld", "packaging"):
-        raise
-    raise ModuleNotFoundError(
-        f'the environment "metaworld" needs {error.name}, which is not installed: {install("metaworld")}',
-        name=error.name,
-    ) from error
 
 NAME = "metaworld"
 ACTION_SPEC = METAWORLD

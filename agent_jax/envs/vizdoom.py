@@ -29,20 +29,12 @@ import numpy as np
 
 from agent_jax.actions.simulators import VIZDOOM, VIZDOOM_BUTTONS
 from agent_jax.data.images import prepare_image
-from agent_jax.envs import Action, Observation
+from agent_jax.envs import Action, Observation, requires
 from agent_jax.envs.doom_wad import COLORS, KINDS, MAP, ROOM, actor_name, scenario
 from agent_jax.envs.random_actions import uniform_actions
-from agent_jax.runtime.extras import install
 
-try:
+with requires("vizdoom", "vizdoom"):
     import vizdoom
-except ModuleNotFoundError as error:
-    if error.name != "vizdoom":
-        raise
-    raise ModuleNotFoundError(
-        f'the environment "vizdoom" needs vizdoom, which is not installed: {install("vizdoom")}',
-        name=error.name,
-    ) from error
 
 NAME = "vizdoom"
 ACTION_SPEC = VIZDOOM

@@ -15,7 +15,8 @@ from typing import Any
 
 from agent_jax.config import ClosedLoopConfig, Config
 from agent_jax.data.store.store import Store
-from agent_jax.envs import EnvironmentModule, load, same, tasks_of, try_out
+from agent_jax.envs import EnvironmentModule, load, tasks_of
+from agent_jax.envs.custom import same_environment, try_out
 from agent_jax.envs.workers.simulators import Simulators
 from agent_jax.evaluate.action_accuracy import format_errors
 from agent_jax.evaluate.checkpoints import TrainedRun, data_paths
@@ -150,7 +151,7 @@ def _tasks(options: argparse.Namespace, module: EnvironmentModule, config: Confi
     """The tasks of --task, or of the run's own evaluation, or the environment's default suite."""
     if options.task:
         return tasks_of(module, options.task)
-    if same(config.closed_loop.environment, options.env) and config.closed_loop.episodes:
+    if same_environment(config.closed_loop.environment, options.env) and config.closed_loop.episodes:
         return tuple(config.closed_loop.episodes)
     return tasks_of(module, list(module.TASKS)[:1])
 

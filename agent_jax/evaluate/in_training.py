@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from agent_jax.config import Config
 from agent_jax.data.pipeline.domains import Domain
-from agent_jax.envs import load, same, try_out
+from agent_jax.envs import load
+from agent_jax.envs.custom import same_environment, try_out
 from agent_jax.evaluate.closed_loop import Report, check_domain, closed_loop
 from agent_jax.models.agent import Params
 from agent_jax.policy import Policy
@@ -65,7 +66,7 @@ def acting_domain(config: Config) -> str:
     if len(domains) <= 1:
         return ""
     collected = [name for name, entry in domains.items()
-                if not entry.path and same(config.data.demonstrations.environment, environment)]
+                if not entry.path and same_environment(config.data.demonstrations.environment, environment)]
     own = load(environment).NAME
     found = [own] if own in domains else collected
     if len(found) != 1:
@@ -77,4 +78,4 @@ def acting_domain(config: Config) -> str:
 def simulator_image_size(config: Config, environment: str) -> int:
     """Pixels of a simulator's images: as in the run's demonstrations, or 0 (the default) if it has none from it."""
     demonstrations = config.data.demonstrations
-    return demonstrations.image_size if same(demonstrations.environment, environment) else 0
+    return demonstrations.image_size if same_environment(demonstrations.environment, environment) else 0

@@ -15,9 +15,10 @@ from recorded_babyai import tiny_agent
 from agent_jax.config import ClosedLoopConfig, DemonstrationsConfig
 from agent_jax.data.store.store import open_store
 from agent_jax.data.store.writer import write_store
-from agent_jax.envs import Action, load, same, try_out
+from agent_jax.envs import Action, load
 from agent_jax.envs.collect import collect
 from agent_jax.envs.collect import main as collect_main
+from agent_jax.envs.custom import same_environment, try_out
 from agent_jax.envs.custom_interface import CustomModule
 from agent_jax.envs.workers.demonstration_worker import demonstrate, demonstration_features
 from agent_jax.evaluate.__main__ import main
@@ -176,10 +177,10 @@ def test_names_in_data_sets_and_checkpoints_are_not_imported(agent: str, tmp_pat
 
 def test_two_paths_of_one_file_are_the_same_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert same("own.py", f"{tmp_path}/./own.py")
-    assert same("own.py:A", f"{tmp_path}/own.py:A")
-    assert not same("own.py", "own.py:A")
-    assert not same("babyai", "vizdoom")
+    assert same_environment("own.py", f"{tmp_path}/./own.py")
+    assert same_environment("own.py:A", f"{tmp_path}/own.py:A")
+    assert not same_environment("own.py", "own.py:A")
+    assert not same_environment("babyai", "vizdoom")
 
 
 def test_the_pusht_example_runs_and_its_expert_touches_the_t(tmp_path: Path) -> None:
