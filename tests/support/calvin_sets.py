@@ -1,4 +1,4 @@
-"""CALVIN folders, written by NumPy as the authors' recorder and annotator write them."""
+"""Writes CALVIN folders in the format of the authors' recorder and annotator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAYS = {"training": [(8, 27), (28, 40)], "validation": [(100, 110)]}
 
 
 def step_arrays(number: int) -> dict[str, np.ndarray]:
-    """A time step; every number can be told from its neighbours'."""
+    """A time step; every number differs from its neighbours'."""
     rng = np.random.default_rng(number)
     robot_obs = np.asarray(MEAN) + np.asarray(STD) * rng.uniform(-1, 1, 15)
     robot_obs[14] = 1.0 if number % 3 else -1.0
@@ -35,7 +35,7 @@ def step_arrays(number: int) -> dict[str, np.ndarray]:
 
 
 def save_step(folder: Path, number: int, **changes: Any) -> None:
-    """Write a step's file; an array that is changed to None is left out."""
+    """Write a step's file; an array changed to None is left out."""
     arrays: dict[str, Any] = {**step_arrays(number), **changes}
     np.savez_compressed(folder / f"episode_{number:07d}.npz",
                         **{key: value for key, value in arrays.items() if value is not None})

@@ -1,4 +1,4 @@
-"""DICOM cines: the ultrasound that comes with pydicom, and small ones that tests write."""
+"""DICOM cines: the ultrasound that comes with pydicom, and small generated ones."""
 
 from __future__ import annotations
 
@@ -121,6 +121,6 @@ def lookup_table(entries: Sequence[int], first: int, bits: int) -> pydicom.Datas
 
 
 def grey_cine(path: Path, frames: int = 12, size: tuple[int, int] = (16, 24), **fields: Any) -> Path:
-    """Frame n is 10 n throughout."""
+    """A cine whose frame n has the value 10 n everywhere."""
     return write_cine(path, np.repeat(np.arange(frames, dtype=np.uint8) * 10, size[0] * size[1])
                       .reshape(frames, *size), **fields)

@@ -1,4 +1,4 @@
-"""Recordings of a gamepad that tests write."""
+"""Writes gamepad recordings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pad_row(down: Sequence[str] = (), sticks: Sequence[float] = (0, 0, 0, 0), **
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """As CSV or parquet, by the suffix."""
+    """Write CSV or parquet, by the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), path)

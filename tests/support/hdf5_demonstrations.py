@@ -18,7 +18,7 @@ LANGUAGE = "turn on the stove"
 
 
 def pixels(number: int, steps: int, side: int = 16) -> np.ndarray:
-    """Images whose corners, demonstration and step can be told apart; the first row is the one that is stored first."""
+    """Images that differ by corner, demonstration and step; the first row is stored first."""
     images = np.zeros((steps, side, side, 3), np.uint8)
     images[:, : side // 2, : side // 2] = 250  # top left, as stored
     images[:, side // 2 :, :] = (np.arange(steps)[:, None, None, None] * 10 + number)
@@ -26,7 +26,7 @@ def pixels(number: int, steps: int, side: int = 16) -> np.ndarray:
 
 
 def numbers(number: int, steps: int, width: int) -> np.ndarray:
-    """In [-0.5, 0.5], another in every place."""
+    """Numbers in [-0.5, 0.5], different at every place."""
     return np.random.default_rng((number, width)).uniform(-0.5, 0.5, (steps, width))
 
 
@@ -45,7 +45,7 @@ def _demo(data: h5py.Group, name: str, steps: int, observed: dict[str, np.ndarra
 
 
 def robomimic_file(path: Path, env_args: dict[str, Any] = ROBOSUITE, masks: bool = True) -> Path:
-    """As robomimic and MimicGen write it; images are upright."""
+    """A file in the layout of robomimic and MimicGen; images are upright."""
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
         data.attrs["total"], data.attrs["env_args"] = sum(STEPS.values()), json.dumps(env_args)
@@ -66,7 +66,7 @@ def robomimic_file(path: Path, env_args: dict[str, Any] = ROBOSUITE, masks: bool
 
 
 def libero_file(folder: Path, name: str = "KITCHEN_SCENE3_turn_on_the_stove", language: str = LANGUAGE) -> Path:
-    """As LIBERO's create_dataset.py writes it: images begin with the lowest row, mirrored."""
+    """A file in the layout of LIBERO's create_dataset.py: images begin with the lowest row, mirrored."""
     folder.mkdir(parents=True, exist_ok=True)
     with h5py.File(folder / f"{name}_demo.hdf5", "w") as file:
         data = file.create_group("data")

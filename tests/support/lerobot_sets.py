@@ -38,7 +38,7 @@ def png(level: int) -> bytes:
 
 def write_video(path: Path, levels: Sequence[int], *, rate_hz: int = RATE_HZ, height: int = HEIGHT,
                 width: int = WIDTH, times_s: Sequence[float] = ()) -> None:
-    """A frame a level, at `rate_hz` or at times of a clock."""
+    """Write a video with one frame per level, at `rate_hz` or at the given times."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate_hz, options={"g": "2", "qp": "0"})
@@ -118,7 +118,7 @@ def write_info(path: Path, content: dict[str, Any]) -> None:
 
 
 def version_2(path: Path, kind: str = "video") -> Path:
-    """An episode a file."""
+    """Write one episode per file."""
     write_info(path, info("v2.1", kind))
     episodes = [{"episode_index": e, "tasks": [TASKS[0]], "length": length} for e, length in enumerate(LENGTHS)]
     tasks = [{"task_index": number, "task": task} for number, task in enumerate(TASKS)]

@@ -1,4 +1,4 @@
-"""RLDS data sets written by others: array_record by TFDS, TFRecord framed by tensorboardX's writer."""
+"""Writes RLDS data sets with other writers: array_record by TFDS, TFRecord by tensorboardX."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def jpeg(value: int, size: tuple[int, int] = (16, 24)) -> bytes:
 
 
 def bridge_features() -> tfds.features.FeaturesDict:
-    """Two cameras and an action of several tensors, as the sets of Open-X have."""
+    """Two cameras and an action of several tensors, as in Open-X."""
     image = tfds.features.Image(shape=(16, 24, 3), encoding_format="jpeg")
     return tfds.features.FeaturesDict({
         "steps": tfds.features.Dataset({

@@ -1,4 +1,4 @@
-"""Small videos that tests write with PyAV."""
+"""Writes small videos with PyAV."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CODECS = {".avi": "mpeg4", ".mp4": "libx264", ".mkv": "libx264", ".webm": "vp9"}
 
 
 def grey(number: int) -> int:
-    """Grey value of frame `number`; told apart after any compression."""
+    """Grey value of frame `number`; distinct after any compression."""
     return 20 + 7 * (number % 30)
 
 
 def frame_number(image: np.ndarray) -> int:
-    """Which of 30 frames it is, by its left half."""
+    """The number of a frame (of 30), from its left half."""
     return round((float(image[:, : image.shape[1] // 2].mean()) - 20) / 7)
 
 
@@ -59,7 +59,7 @@ def write_video(path: Path, frames: int = 30, rate_hz: int = 20, size: tuple[int
 
 
 def write_sound(path: Path) -> Path:
-    """A file with sound alone."""
+    """Write a file with sound only."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=48000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")

@@ -1,4 +1,4 @@
-"""Pairs as VPT's recorder writes them; keys and values as in its published jsonl files."""
+"""Writes pairs in the format of VPT's recorder, with the keys and values of its published jsonl files."""
 
 from __future__ import annotations
 

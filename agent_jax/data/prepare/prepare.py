@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent_jax.actions import ActionSpec, StateSpec
-from agent_jax.actions.declarations import closed
 from agent_jax.data.paths import check_on_disk
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.shard import Counts, spec_bounds, stored_features
 from agent_jax.data.prepare.sources import open_source
+from agent_jax.data.prepare.sources.choices import declared_spec
 from agent_jax.data.prepare.sources.source import BadDataError, Recording, Source
 from agent_jax.data.prepare.workers import ShardPlan, run_shards
 from agent_jax.data.store.store import Store
@@ -185,10 +185,9 @@ def _shards(build: Path, name: str, splits: dict[str, list[Recording]]) -> Itera
 
 
 def _check_rate(source: Source) -> None:
-    where = "config.action_spec"
-    spec = ActionSpec.from_dict(closed(source.action_spec, None, where)) if source.action_spec else None
+    spec = declared_spec(ActionSpec, source.action_spec)
     if spec and spec.rate_hz and source.rate_hz and abs(spec.rate_hz / source.rate_hz - 1) > 0.01:
-        raise ValueError(f"{where}: {spec.name!r} has rate_hz={spec.rate_hz:g}, but the data have "
+        raise ValueError(f"config.action_spec: {spec.name!r} has rate_hz={spec.rate_hz:g}, but the data have "
                          f"{source.rate_hz:g} steps a second; set config.rate_hz={spec.rate_hz:g} to take every n-th "
                          "step where the rates divide, or correct the spec")
 
@@ -212,11 +211,9 @@ def _check_bounds(source: Source, counts: Counts, limit: float) -> None:
 def _named(place: str, metadata: Mapping[str, Any]) -> str:
     """A place in a spec of the metadata, with its name if it has one."""
     for kind in (ActionSpec, StateSpec):
-        field = f"{kind.kind}_spec"
-        if metadata.get(field):
-            named = kind.from_dict(closed(metadata[field], None, field)).named(place)
-            if named != place:
-                return named
+        spec = declared_spec(kind, metadata.get(f"{kind.kind}_spec", {}))
+        if spec and spec.named(place) != place:
+            return spec.named(place)
     return place
 
 

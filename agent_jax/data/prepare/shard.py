@@ -10,6 +10,7 @@ step was read.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,11 +20,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from agent_jax.actions import ActionSpec, StateSpec
-from agent_jax.actions.declarations import closed, open_bounds
+from agent_jax.actions.declarations import open_bounds
 from agent_jax.data.image_files import PILLOW_ERRORS, open_picture, orientation_of, read_header, unreadable
 from agent_jax.data.images import encode_jpeg, encode_png, prepare_image
 from agent_jax.data.pipeline.spec_check import clipped_beyond
 from agent_jax.data.prepare.config import PrepareConfig
+from agent_jax.data.prepare.sources.choices import declared_spec
 from agent_jax.data.prepare.sources.source import (
     BadDataError,
     Recording,
@@ -74,12 +76,11 @@ def spec_bounds(source: Source) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`clipped_beyond` of every key of the source's specs; infinite for open bounds."""
     bounds: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for kind, content in ((ActionSpec, source.action_spec), (StateSpec, source.state_spec)):
-        if not content:
+        spec = declared_spec(kind, content)
+        if not spec:
             continue
-        where = f"config.{kind.kind}_spec"
-        spec = kind.from_dict(closed(content, None, where))
         bounds |= clipped_beyond(spec)
-        for part in open_bounds(content, where):
+        for part in open_bounds(content, f"config.{kind.kind}_spec"):
             for edge, value in zip(bounds[part.key], (-np.inf, np.inf), strict=True):
                 edge[() if part.index is None else part.index] = value
     return bounds
@@ -128,28 +129,20 @@ class RecordMaker:
 
     def _segments(self, episode: SourceEpisode, where: str, counts: Counts) -> Iterator[dict[str, Any]]:
         """The `start` and `steps` of each segment of an episode."""
-        first, size, steps = 0, 0, []
-        chunk, chunk_size = [], 0  # the current window
-        for t, step in enumerate(episode.steps):
-            made, made_size = self._step(step, f"{where}, step {episode.start + t}", counts)
-            chunk.append({**made, "is_first": episode.start + t == 0, "is_last": False, "is_terminal": False})
-            chunk_size += made_size
-            if len(chunk) == self._config.window:
-                if steps and size + chunk_size > self._config.segment_bytes:
-                    yield {"start": episode.start + first, "steps": steps}
-                    first, size, steps = first + len(steps), 0, []
-                steps, size = steps + chunk, size + chunk_size
-                chunk, chunk_size = [], 0
-        if steps and chunk and size + chunk_size > self._config.segment_bytes:
-            yield {"start": episode.start + first, "steps": steps}
-            first, steps = first + len(steps), []
-        steps = steps + chunk
+        start, size, steps = episode.start, 0, []
+        made = (self._step(step, t, f"{where}, step {t}", counts) for t, step in enumerate(episode.steps, start))
+        while window := list(itertools.islice(made, self._config.window)):
+            window_size = sum(step_size for _, step_size in window)
+            if steps and size + window_size > self._config.segment_bytes:
+                yield {"start": start, "steps": steps}
+                start, size, steps = start + len(steps), 0, []
+            steps, size = steps + [step for step, _ in window], size + window_size
         if not steps:
             raise BadDataError(f"{where}: no steps, expected at least one")
         steps[-1] |= {"is_last": episode.ends, "is_terminal": episode.ends and episode.terminal}
-        yield {"start": episode.start + first, "steps": steps}
+        yield {"start": start, "steps": steps}
 
-    def _step(self, step: SourceStep, where: str, counts: Counts) -> tuple[dict[str, Any], int]:
+    def _step(self, step: SourceStep, t: int, where: str, counts: Counts) -> tuple[dict[str, Any], int]:
         """The step in the form of the schema, and its approximate size in bytes."""
         images = {}
         for name, size in self._sizes.items():
@@ -160,7 +153,7 @@ class RecordMaker:
         observations = self._numbers(step.observations, self._schema.observations, where, counts)
         numbers = sum(value.nbytes for value in (*actions.values(), *observations.values()))
         made = {"observation": {**images, **observations}, **actions, "action_weight": float(step.action_weight),
-                "reward": float(step.reward)}
+                "reward": float(step.reward), "is_first": t == 0, "is_last": False, "is_terminal": False}
         return made, sum(map(len, images.values())) + numbers + 16
 
     def _numbers(self, values: Mapping[str, Any], shapes: Shapes, where: str, counts: Counts) -> dict[str, np.ndarray]:

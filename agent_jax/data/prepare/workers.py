@@ -65,12 +65,7 @@ class ShardPlan:
 
 
 def write_shard(plan: ShardPlan, source: Source, progress: Callable[[int, int], None]) -> Counts:
-    """Write one shard and its report.
-
-    Args:
-        plan: of the shard.
-        source: the opened data.
-        progress: called with the numbers of recordings and of steps since the last call.
+    """Write one shard and its report; calls `progress` with the numbers of new recordings and steps.
 
     Raises:
         BadDataError: a recording cannot be read, and `plan.on_error` is "stop".

@@ -210,8 +210,8 @@ def test_bad_recording_stops_the_command_or_is_skipped_whole_and_counted(tmp_pat
         assert [item["recording"] for item in summary["skipped"]] == ["train/00000/1", "train/00001/0"]
         assert (summary["recordings"], summary["steps"]) == (3, 18)
         assert store.metadata["summary"] == summary
-        kept = [episode.texts("instruction")[0] for episode in store.split("train")]
-        assert kept == ["put away number 0", "put away number 2"]
+        stored = [episode.texts("instruction")[0] for episode in store.split("train")]
+        assert stored == ["put away number 0", "put away number 2"]
 
 
 def test_data_without_a_good_recording_are_refused(tmp_path):
@@ -527,9 +527,9 @@ def test_command_prints_what_it_stored_and_skipped(tmp_path, capsys):
     assert main(line) == 2
     assert "record 1" in capsys.readouterr().err
     assert main([*line, "--on_error=skip", "--json", str(tmp_path / "counts.json")]) == 0
-    said = capsys.readouterr().out
-    assert "prepared: 3 recordings, 3 episodes, 18 steps in 3 records (1 test, 2 train)" in said
-    assert "left out: 2 recordings" in said
+    output = capsys.readouterr().out
+    assert "prepared: 3 recordings, 3 episodes, 18 steps in 3 records (1 test, 2 train)" in output
+    assert "left out: 2 recordings" in output
     counts = json.loads((tmp_path / "counts.json").read_text())
     assert counts["splits"] == {"test": 1, "train": 2}
     assert len(counts["skipped"]) == 2
@@ -568,11 +568,11 @@ def test_help_describes_every_source_and_field(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as ended:
         main(["prepare", "--help"])
     assert ended.value.code == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert DESCRIPTIONS.keys() == CLASSES.keys()
     for kind, text in DESCRIPTIONS.items():
-        assert f"  {kind} " in said
-        assert text in said
+        assert f"  {kind} " in output
+        assert text in output
     for name, comment in field_comments(PrepareConfig).items():
-        assert f"--config.{name} (default " in said
+        assert f"--config.{name} (default " in output
         assert comment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.actions.declarations import closed
@@ -29,15 +29,13 @@ def typed_options(kind: type[_Options], config: PrepareConfig) -> _Options:
     return build_field(kind, given, "config.options")
 
 
-def declared_spec(kind: type[_Spec], config: PrepareConfig) -> _Spec | None:
-    """The config's spec, None for an empty one; open bounds get placeholders, which do not matter to a source.
+def declared_spec(kind: type[_Spec], content: Mapping[str, Any]) -> _Spec | None:
+    """The spec of a config, None for an empty one; open bounds get placeholders.
 
     Raises:
         ValueError: the spec is invalid; names the field.
     """
-    name = f"{kind.kind}_spec"
-    content = getattr(config, name)
-    return kind.from_dict(closed(content, None, f"config.{name}")) if content else None
+    return kind.from_dict(closed(content, None, f"config.{kind.kind}_spec")) if content else None
 
 
 def check_fields(config: PrepareConfig, keys: Collection[str]) -> None:

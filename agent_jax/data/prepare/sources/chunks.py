@@ -26,19 +26,11 @@ def active_episodes(name: str, instruction: str, images: Iterator[_Image], step:
                     hint: str = "") -> Iterator[SourceEpisode]:
     """The stretches of an episode that are not idle, each to be read before the next.
 
-    Args:
-        name: of the episode.
-        instruction: of the episode.
-        images: one per step, or more. Read to the end, where a video checks the number of its frames.
-        step: makes a step of its number and image.
-        tokens_T: action tokens of each step.
-        window: steps of a chunk.
-        keep_idle: keep idle chunks too.
-        where: file of the actions, for the error.
-        hint: further advice for the error.
+    `step` makes a step of its number and image. `images` is read to the end, where a video checks the number of its
+    frames.
 
     Raises:
-        BadDataError: every chunk is idle.
+        BadDataError: every chunk is idle; names the file `where` and adds `hint`.
     """
     stretches = active_stretches(tokens_T, window, keep_idle=keep_idle)
     if not stretches:

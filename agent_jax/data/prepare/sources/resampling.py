@@ -80,14 +80,9 @@ class Resampling:
 
     def steps(self, count: int, images: Mapping[str, Iterator[bytes | np.ndarray]], actions: Mapping[str, np.ndarray],
               observations: Mapping[str, np.ndarray], rewards: np.ndarray | None) -> Iterator[SourceStep]:
-        """The kept steps of an episode of `count`, with joined actions and summed rewards.
+        """The kept steps of an episode of `count`, with joined actions and summed rewards (None: 0).
 
-        Args:
-            count: steps of the episode.
-            images: of the kept steps, by camera.
-            actions: (count, ...) by key.
-            observations: likewise.
-            rewards: (count,); None: 0 each.
+        Arrays are (count, ...) by key; `images` has those of the kept steps, by camera.
         """
         for first in range(0, count, self.stride):
             group = range(first, min(first + self.stride, count))

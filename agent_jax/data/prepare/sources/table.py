@@ -58,6 +58,17 @@ class Row:
             raise BadDataError(f"{self.where}: found {found}, expected a finite number in column {column!r}")
         return number
 
+    def whole(self, column: str, most: int) -> int:
+        """The value as a whole number from 0 to `most`.
+
+        Raises:
+            BadDataError: it is something else.
+        """
+        number = self.number(column)
+        if not 0 <= number <= most or number != int(number):
+            raise BadDataError(f"{self.where}: found {column}={number:g}, expected a whole number from 0 to {most}")
+        return int(number)
+
 
 def read_table(path: Path) -> Iterator[Row]:
     """The rows of a file, in order.

@@ -1,4 +1,4 @@
-"""Every n-th step keeps the action of all n: the last target, the sum of deltas."""
+"""Every n-th step gets the joined action of n steps: the last target, or the sum of deltas."""
 
 from __future__ import annotations
 

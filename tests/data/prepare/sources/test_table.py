@@ -30,7 +30,7 @@ def test_every_table_format_gives_rows_with_their_line(tmp_path):
                                          Row(f"{parquet}:2", {"frame": 1, "down": False})]
 
 
-@pytest.mark.parametrize(("name", "text", "words"), [
+@pytest.mark.parametrize(("name", "text", "message"), [
     ("a.csv", "file,text\na.mp4\n", "a.csv:2: found 1 values, expected 2"),
     ("a.csv", "file,file\na,b\n", "a.csv:1: found the columns .* distinct"),
     ("a.csv", 'file,text\na,"b\n', "a.csv: cannot be read as CSV"),
@@ -38,8 +38,8 @@ def test_every_table_format_gives_rows_with_their_line(tmp_path):
     ("a.jsonl", "[1]\n", "a.jsonl:1: found list, expected a JSON object"),
     ("a.parquet", "PAR1 is not enough", "a.parquet: cannot be read as parquet"),
 ])
-def test_unreadable_line_is_reported(tmp_path, name, text, words):
-    with pytest.raises(BadDataError, match=words):
+def test_unreadable_line_is_reported(tmp_path, name, text, message):
+    with pytest.raises(BadDataError, match=message):
         list(read_table(written(tmp_path / name, text)))
 
 

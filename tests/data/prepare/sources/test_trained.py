@@ -1,4 +1,4 @@
-"""Two steps of training on what `prepare` makes of videos: the games, and texts of clips."""
+"""Two training steps on prepared videos: games, and clips with text."""
 
 from __future__ import annotations
 

@@ -81,18 +81,8 @@ class Annotations:
         return bool(np.any((self.plays_P2[:, 0] <= start) & (stop <= self.plays_P2[:, 1] + 1)))
 
 
-def is_annotated(folder: Path) -> bool:
-    """Whether a split has language annotations of any name."""
-    return any(folder.glob("*/auto_lang_ann.npy"))
-
-
 def read_annotations(folder: Path, language: str, kind: str) -> Annotations:
-    """The annotations of a split.
-
-    Args:
-        folder: `training` or `validation`.
-        language: folder in it that holds auto_lang_ann.npy.
-        kind: `ann`, the texts, or `task`, the names of the tasks.
+    """The annotations of a split in its subfolder `language`; `kind` is `ann` (texts) or `task` (names of tasks).
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -32,7 +32,7 @@ import yaml
 
 from agent_jax.actions import CALVIN, ActionSpec, StateSpec, calvin_state
 from agent_jax.data.prepare.config import PrepareConfig
-from agent_jax.data.prepare.sources.calvin.annotations import PLAYS, is_annotated, read_annotations
+from agent_jax.data.prepare.sources.calvin.annotations import PLAYS, read_annotations
 from agent_jax.data.prepare.sources.calvin.npy_file import NpzFile, open_npz
 from agent_jax.data.prepare.sources.choices import check_fields, chosen_cameras, declared_spec, typed_options
 from agent_jax.data.prepare.sources.resampling import Resampling, stride_of
@@ -77,18 +77,19 @@ class CalvinSource(Source):
             found = sorted(item.name for item in path.iterdir())[:5] if path.is_dir() else "no folder"
             raise ValueError(f"{path}: found {found}, expected a folder of CALVIN with training/ or validation/ in it, "
                              "as task_D_D")
-        skipped = [folder for folder in folders if options.skip_unannotated and not is_annotated(path / folder)]
+        skipped = [folder for folder in folders
+                   if options.skip_unannotated and not any((path / folder).glob("*/auto_lang_ann.npy"))]
         folders = [folder for folder in folders if folder not in skipped] or folders
         notes = [f"{folder}: left out, for it has no language annotations (config.options.skip_unannotated)"
                  for folder in skipped]
         self._path = path
         self._annotations = {folder: read_annotations(path / folder, options.language, config.instruction or "ann")
                              for folder in folders}
-        action = declared_spec(ActionSpec, config) or CALVIN
+        action = declared_spec(ActionSpec, config.action_spec) or CALVIN
         if not config.action_spec and config.fields.get("action", _ACTIONS) != _ACTIONS:
             raise ValueError(f"config.fields.action={config.fields['action']!r}: the spec of CALVIN is that of "
                              f"{_ACTIONS}; give config.action_spec as well, with the bounds and units of these")
-        state = declared_spec(StateSpec, config) or (_default_state(path) if options.state else None)
+        state = declared_spec(StateSpec, config.state_spec) or (_default_state(path) if options.state else None)
         self._shapes = {**action.fields, **(state.fields if state else {})}
         check_fields(config, self._shapes)
         self._columns = {key: config.fields.get(key, _ACTIONS if key == "action" else key) for key in self._shapes}
@@ -125,11 +126,7 @@ class CalvinSource(Source):
                 yield from (self._step_file(folder, index) for index in range(*annotated.bounds_N2[number].tolist()))
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
-        """An episode for each annotation of the group.
-
-        Raises:
-            BadDataError: a step's file is missing or damaged, or an annotation lies in no stretch of play.
-        """
+        """An episode for each annotation of the group."""
         folder = recording.detail["folder"]
         annotated = self._annotations[folder]
         read_step = functools.lru_cache(_CACHED_STEPS)(self._read_step)

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from agent_jax.actions import ActionSpec, arms
-from agent_jax.actions.declarations import closed
+from agent_jax.actions import arms
 from agent_jax.actions.vocabulary import BLOCKS
 from agent_jax.data.pipeline.domain_specs import not_too_narrow
 from agent_jax.data.prepare.sources.lerobot.info import Features, LeRobotInfo
@@ -52,24 +51,10 @@ class DefaultSpec:
     absolute: bool | None  # actions are targets, not deltas; None: unknown
     notes: tuple[str, ...]
 
-    @property
-    def spec(self) -> ActionSpec | None:
-        """The spec, with placeholders for open bounds."""
-        return ActionSpec.from_dict(closed(self.content, None, "action_spec")) if self.content else None
-
 
 def default_action_spec(path: Path, info: LeRobotInfo, features: Features, selection: Selection, *, rate_hz: float,
                         summed: bool) -> DefaultSpec:
-    """The spec of the numbers that are stored as `action`.
-
-    Args:
-        path: of the data set.
-        info: its info.json.
-        features: of info.json.
-        selection: the numbers that make up the action.
-        rate_hz: of the stored steps.
-        summed: actions of several steps are summed, so that the statistics do not apply to them.
-    """
+    """The spec of the selected numbers at the stored rate; statistics do not apply to `summed` actions."""
     names = _names(features, selection)
     if len(names) > _MAX_NUMBERS:
         return DefaultSpec({}, None, (

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from agent_jax.data.prepare.sources.lerobot.info import CameraFeature
-from agent_jax.data.prepare.sources.lerobot.meta import EpisodeEntry, LeRobotMeta, Video
+from agent_jax.data.prepare.sources.lerobot.meta import EpisodeEntry, LeRobotMeta
 from agent_jax.data.prepare.sources.parquet import column_numbers
 from agent_jax.data.prepare.sources.source import BadDataError, bad_data
-from agent_jax.data.prepare.sources.video.decode import VideoInfo, read_frames, video_info
+from agent_jax.data.prepare.sources.video.decode import read_frames, video_info
 
 Pairing = Literal["auto", "time", "order"]
 _TOLERANCE = 0.25  # of a frame interval, the allowed difference between row and frame: joined videos round
@@ -45,14 +43,7 @@ class RowTimes:
 
 
 def row_times(table: pa.Table, meta: LeRobotMeta, where: str, pairing: Pairing, *, videos: bool) -> RowTimes:
-    """The times of an episode's rows.
-
-    Args:
-        table: of its rows.
-        meta: of the data set.
-        where: file and episode.
-        pairing: the option.
-        videos: images come from videos.
+    """The times of an episode's rows; `videos`: the images come from videos.
 
     Raises:
         BadDataError: rows are not steps 0, 1, 2 ..., or their times do not determine the pairing.
@@ -86,40 +77,32 @@ def row_times(table: pa.Table, meta: LeRobotMeta, where: str, pairing: Pairing, 
     return RowTimes(time_s, True, True, (_IN_ORDER,))
 
 
-@dataclasses.dataclass(frozen=True)
 class EpisodeVideo:
     """A camera's video of one episode; the file may hold other episodes as well."""
 
-    index: int  # of the episode
-    video: Video
-    info: VideoInfo
-    rate_hz: float  # of info.json
-    where: str  # file and episode
-    meta_file: Path
-
-    @classmethod
-    def open(cls, entry: EpisodeEntry, camera: str, expected: CameraFeature, meta: LeRobotMeta) -> EpisodeVideo:
-        """Open the video.
+    def __init__(self, entry: EpisodeEntry, camera: str, meta: LeRobotMeta):
+        """Read the header.
 
         Raises:
-            BadDataError: it is missing, damaged, or of another size than info.json says.
+            BadDataError: the video is missing, damaged, or of another size than info.json says.
         """
-        video = entry.videos[camera]
-        where = f"{video.file}, episode {entry.index}"
+        self._index, self._video = entry.index, entry.videos[camera]
+        self._rate_hz, self._meta_file = meta.rate_hz, meta.file
+        self._where = f"{self._video.file}, episode {entry.index}"
         with bad_data(f". It holds episode {entry.index}"):
             try:
-                info = video_info(video.file)
+                self._info = video_info(self._video.file)
             except FileNotFoundError as error:
-                raise BadDataError(f"{where}: the video of {camera!r} is missing; copy the data again, videos "
+                raise BadDataError(f"{self._where}: the video of {camera!r} is missing; copy the data again, videos "
                                    "included, or choose another camera by config.cameras") from error
-        if (info.height, info.width) != (expected.height, expected.width):
-            raise BadDataError(f"{where}: found {info.height}x{info.width} pixels, expected "
+        found, expected = self._info, meta.features.cameras[camera]
+        if (found.height, found.width) != (expected.height, expected.width):
+            raise BadDataError(f"{self._where}: found {found.height}x{found.width} pixels, expected "
                                f"{expected.height}x{expected.width} as {meta.file} says")
-        return cls(entry.index, video, info, meta.rate_hz, where, meta.file)
 
     def notes(self, rows: int) -> tuple[str, ...]:
         """The note on frames beyond the rows, if the file holds this episode only."""
-        return (_LEFT_OVER,) if self.video.own and self.info.frames > rows else ()
+        return (_LEFT_OVER,) if self._video.own and self._info.frames > rows else ()
 
     def images(self, times: RowTimes, taken: Collection[int]) -> Iterator[np.ndarray]:
         """The images of the rows `taken`, in order.
@@ -128,44 +111,45 @@ class EpisodeVideo:
             BadDataError: a row has no frame, or its frame is uncertain.
         """
         images = self._in_order(times, taken) if times.in_order else self._by_time(times, taken)
-        with bad_data(f". It holds episode {self.index}"):
+        with bad_data(f". It holds episode {self._index}"):
             yield from images
 
     def _by_time(self, times: RowTimes, taken: Collection[int]) -> Iterator[np.ndarray]:
-        if times.checked and abs(self.info.rate_hz / self.rate_hz - 1) > 0.01:
-            raise BadDataError(f"{self.where}: found {self.info.rate_hz:g} frames a second, expected "
-                               f"fps={self.rate_hz:g} as {self.meta_file} says; if the k-th row is of the k-th frame, "
-                               "set config.options.pairing=order")
-        slack_s = _TOLERANCE / self.rate_hz
-        time_s = times.time_s + self.video.start_s
-        frames = read_frames(self.video.file, start_s=max(self.video.start_s - slack_s, 0.0),
+        if times.checked and abs(self._info.rate_hz / self._rate_hz - 1) > 0.01:
+            raise BadDataError(f"{self._where}: found {self._info.rate_hz:g} frames a second, expected "
+                               f"fps={self._rate_hz:g} as {self._meta_file} says; if the k-th row is of the k-th "
+                               "frame, set config.options.pairing=order")
+        slack_s = _TOLERANCE / self._rate_hz
+        time_s = times.time_s + self._video.start_s
+        frames = read_frames(self._video.file, start_s=max(self._video.start_s - slack_s, 0.0),
                              stop_s=time_s[-1] + 2 * slack_s, even=times.checked)
         for row in taken:
             row_s = float(time_s[row])
             frame = next((frame for frame in frames if frame.time_s >= row_s - slack_s), None)
             if frame is None or frame.time_s > row_s + slack_s:
                 found = "the video ends before it" if frame is None else f"the next is at {frame.time_s:.4f} s"
-                raise BadDataError(f"{self.where}: no frame at {row_s:.4f} s, where the table has a row; {found}")
+                raise BadDataError(f"{self._where}: no frame at {row_s:.4f} s, where the table has a row; {found}")
             yield frame.image
 
     def _in_order(self, times: RowTimes, taken: Collection[int]) -> Iterator[np.ndarray]:
-        rows, video = len(times.time_s), self.video
-        count = self.info.frames if video.own else round((video.stop_s - video.start_s) * self.rate_hz)
+        rows, video = len(times.time_s), self._video
+        count = self._info.frames if video.own else round((video.stop_s - video.start_s) * self._rate_hz)
         if video.stop_s > 0 and count != rows:
-            raise BadDataError(f"{self.where}: found {count} frames, but {rows} rows in the table, which are paired in "
-                               f"order, since their times are not those of fps={self.rate_hz:g}; expected as many. If "
-                               "each row's time is that of its frame in the file, set config.options.pairing=time")
-        frames = read_frames(video.file, start_s=max(video.start_s - _TOLERANCE / self.rate_hz, 0.0), even=False)
+            raise BadDataError(f"{self._where}: found {count} frames, but {rows} rows in the table, which are paired "
+                               f"in order, since their times are not those of fps={self._rate_hz:g}; expected as "
+                               "many. If each row's time is that of its frame in the file, set "
+                               "config.options.pairing=time")
+        frames = read_frames(video.file, start_s=max(video.start_s - _TOLERANCE / self._rate_hz, 0.0), even=False)
         first_s = 0.0
         for row in range(rows):
             frame = next(frames, None)
             if frame is None:
-                raise BadDataError(f"{self.where}: the video ends before row {row} of the table, expected {rows} "
+                raise BadDataError(f"{self._where}: the video ends before row {row} of the table, expected {rows} "
                                    f"frames from {video.start_s:.4f} s on")
             first_s = frame.time_s if row == 0 else first_s
             row_s, frame_s = float(times.time_s[row] - times.time_s[0]), frame.time_s - first_s
-            if times.checked and abs(row_s - frame_s) >= 1 / self.rate_hz:
-                raise BadDataError(f"{self.where}: row {row} is {row_s:.4f} s after the first, but the frame in its "
+            if times.checked and abs(row_s - frame_s) >= 1 / self._rate_hz:
+                raise BadDataError(f"{self._where}: row {row} is {row_s:.4f} s after the first, but the frame in its "
                                    f"place {frame_s:.4f} s, a frame or more apart; if the k-th row is of the k-th "
                                    "frame all the same, set config.options.pairing=order")
             if row in taken:

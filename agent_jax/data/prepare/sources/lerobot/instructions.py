@@ -54,12 +54,7 @@ class InstructionColumn:
 
 
 def instruction_column(path: Path, config: PrepareConfig, features: Features) -> InstructionColumn:
-    """The column that the config chooses, or the default.
-
-    Args:
-        path: of the data set.
-        config: its `instruction` and `instruction_text` decide.
-        features: of the data.
+    """The column that `config.instruction` chooses, or the default.
 
     Raises:
         ValueError: no such column, or several candidates and none chosen.

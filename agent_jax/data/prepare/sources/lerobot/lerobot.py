@@ -63,8 +63,8 @@ class LeRobotSource(Source):
         features = info.features()
         self._cameras = chosen_cameras(config, features.cameras, unusable=features.unusable)
         self._meta = read_meta(path, info, features, self._cameras.values())
-        action = declared_spec(ActionSpec, config)
-        state = declared_spec(StateSpec, config)
+        action = declared_spec(ActionSpec, config.action_spec)
+        state = declared_spec(StateSpec, config.state_spec)
         self._instruction = instruction_column(path, config, features)
         self._actions = _selections(config, features, action, "action")
         self._observations = _selections(config, features, state, "state")
@@ -73,7 +73,8 @@ class LeRobotSource(Source):
         default = DefaultSpec({}, None, ()) if action else default_action_spec(
             path, info, features, self._actions["action"], rate_hz=self._meta.rate_hz / stride,
             summed=stride > 1 and config.resample_actions == "sum")
-        self._resampling = Resampling(config, stride, self._meta.rate_hz, action or default.spec,
+        self._resampling = Resampling(config, stride, self._meta.rate_hz,
+                                      action or declared_spec(ActionSpec, default.content),
                                       absolute=action.absolute if action else default.absolute)
         self.schema = Schema({name: (features.cameras[camera].height, features.cameras[camera].width)
                               for name, camera in self._cameras.items()},
@@ -110,15 +111,11 @@ class LeRobotSource(Source):
         return [file for file in (self._path / "meta").rglob("*") if file.is_file()]
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
-        """The episode, cut where the instruction changes.
-
-        Raises:
-            BadDataError: rows are missing or wrong, or a video is missing, shorter than its rows or of another rate.
-        """
+        """The episode, cut where the instruction changes."""
         entry = self._meta.episodes[recording.detail]
         where = f"{entry.table}, episode {entry.index}"
         table = self._tables.rows(entry)
-        videos = {camera: EpisodeVideo.open(entry, camera, self._meta.features.cameras[camera], self._meta)
+        videos = {camera: EpisodeVideo(entry, camera, self._meta)
                   for camera in self._cameras.values() if camera in entry.videos}
         times = row_times(table, self._meta, where, self._pairing, videos=bool(videos))
         notes = {*times.notes, *(note for video in videos.values() for note in video.notes(len(table)))}

@@ -82,13 +82,7 @@ def read_info(path: Path) -> LeRobotInfo:
 
 
 def read_meta(path: Path, info: LeRobotInfo, features: Features, cameras: Collection[str]) -> LeRobotMeta:
-    """Read the metadata of a data set.
-
-    Args:
-        path: of the data set.
-        info: its info.json.
-        features: of info.json.
-        cameras: chosen ones; the files of others are not looked up.
+    """Read the metadata of a data set; only the video files of `cameras` are looked up.
 
     Raises:
         BadDataError: a file of `meta` is damaged or contradicts another; names it.
@@ -118,7 +112,7 @@ def _check_total(info: LeRobotInfo, episodes: list[EpisodeEntry]) -> None:
 def _episodes_2(path: Path, info: LeRobotInfo, videos: Collection[str]) -> Iterator[EpisodeEntry]:
     chunk_size = info.whole("chunks_size")
     for row in _rows_of(path / "meta" / "episodes.jsonl"):
-        index, length = _whole(row, "episode_index"), _whole(row, "length")
+        index, length = row.whole("episode_index", LARGEST_INDEX), row.whole("length", LARGEST_INDEX)
         at = {"episode_chunk": index // max(chunk_size, 1), "episode_index": index}
         yield EpisodeEntry(index, length, info.path(path, "data_path", **at), {
             key: Video(info.path(path, "video_path", **at, video_key=key), 0.0, math.inf) for key in videos})
@@ -151,7 +145,8 @@ def _episodes_3(path: Path, info: LeRobotInfo, videos: Collection[str]) -> Itera
 
 
 def _tasks_2(path: Path) -> dict[int, str]:
-    return {_whole(row, "task_index"): row.text("task") for row in _rows_of(path / "meta" / "tasks.jsonl")}
+    return {row.whole("task_index", LARGEST_INDEX): row.text("task")
+            for row in _rows_of(path / "meta" / "tasks.jsonl")}
 
 
 def _tasks_3(path: Path) -> dict[int, str]:
@@ -162,13 +157,6 @@ def _tasks_3(path: Path) -> dict[int, str]:
         raise BadDataError(f"{file}: found the columns {', '.join(table.column_names)}, expected task_index and task")
     return dict(zip(column_whole(table, "task_index", str(file), LARGEST_INDEX), column_texts(table, text, str(file)),
                     strict=True))
-
-
-def _whole(row: Row, column: str) -> int:
-    number = row.number(column)
-    if not 0 <= number <= LARGEST_INDEX or number != int(number):
-        raise BadDataError(f"{row.where}: found {column}={number:g}, expected a whole number from 0 to {LARGEST_INDEX}")
-    return int(number)
 
 
 def _rows_of(file: Path) -> Iterator[Row]:

@@ -74,10 +74,9 @@ class RldsSource(Source):
             raise ValueError(f"{directory}: file format {self._format!r}, expected tfrecord or array_record")
         self._length_field = length_field(self._fields, str(directory))
         metadata = read_metadata(directory)
-        config = dataclasses.replace(config, action_spec=config.action_spec or metadata.get("action_spec") or {},
-                                     state_spec=config.state_spec or metadata.get("state_spec") or {})
-        self.action_spec, self.state_spec = config.action_spec, config.state_spec
-        spec, state = declared_spec(ActionSpec, config), declared_spec(StateSpec, config)
+        self.action_spec = config.action_spec or metadata.get("action_spec") or {}
+        self.state_spec = config.state_spec or metadata.get("state_spec") or {}
+        spec, state = declared_spec(ActionSpec, self.action_spec), declared_spec(StateSpec, self.state_spec)
         own_hz = float(metadata.get("rate_hz") or 0)
         if own_hz and config.rate_hz and abs(config.rate_hz / own_hz - 1) > 0.01:
             raise ValueError(f"config.rate_hz={config.rate_hz:g}: {directory / METADATA_FILE} says {own_hz:g} steps a "
@@ -133,11 +132,7 @@ class RldsSource(Source):
         return [*about, *map(Path, records)]
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
-        """The episode of each of its records, divided where the instruction changes.
-
-        Raises:
-            BadDataError: the record is damaged, or its fields are not those of features.json.
-        """
+        """The episode of each of its records, divided where the instruction changes."""
         if isinstance(recording.detail, str):
             raise BadDataError(f"{recording.where}: {recording.detail}")
         for path, number, offset in recording.detail:

@@ -69,12 +69,7 @@ def layout_of(content: Hdf5File) -> Layout:
 
 
 def instruction_of(content: Hdf5File, demo: str, attribute: str = "") -> str:
-    """The instruction of a demonstration.
-
-    Args:
-        content: its file.
-        demo: its group.
-        attribute: text attribute of it or of `data` that holds the instruction; "": the known ones are searched.
+    """The instruction in a text attribute of a demonstration or of `data`; "": the known attributes are searched.
 
     Raises:
         BadDataError: the file holds no instruction.

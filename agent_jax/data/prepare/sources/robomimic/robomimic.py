@@ -135,11 +135,7 @@ class RobomimicSource(Source):
         yield from self._instructions.files if self._instructions else ()
 
     def read(self, recording: Recording) -> Iterator[SourceEpisode]:
-        """The episode.
-
-        Raises:
-            BadDataError: data are missing, damaged, in another file, or differ in length or shape from the rest.
-        """
+        """The episode, whose data must agree in length, and in shape with the first demonstration."""
         demo, file = f"data/{recording.detail['demo']}", Path(recording.detail["file"])
         with open_hdf5(file) as content:
             count = self._length(content, demo)
@@ -238,7 +234,7 @@ def _layout(file: Path) -> Layout:
 
 def _action_spec(config: PrepareConfig, first: Layout) -> tuple[dict[str, Any], ActionSpec]:
     """The spec as stored, and with closed bounds."""
-    declared = declared_spec(ActionSpec, config)
+    declared = declared_spec(ActionSpec, config.action_spec)
     if declared:
         return dict(config.action_spec), declared
     other = config.fields.get("action", "actions")
@@ -252,7 +248,7 @@ def _action_spec(config: PrepareConfig, first: Layout) -> tuple[dict[str, Any], 
 def _state_spec(config: PrepareConfig, first: Layout, *, keep: bool) -> tuple[dict[str, Any], StateSpec | None]:
     """The spec as stored, and with closed bounds; {} and None if the state is stored as it is, or not at all."""
     if config.state_spec:
-        return dict(config.state_spec), declared_spec(StateSpec, config)
+        return dict(config.state_spec), declared_spec(StateSpec, config.state_spec)
     if keep and first.own_state and "state" not in config.fields:
         return first.own_state, StateSpec.from_dict(first.own_state)
     return {}, None

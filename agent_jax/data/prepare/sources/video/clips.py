@@ -58,11 +58,7 @@ class Cine:
 
 
 def open_cine(path: Path, dicom_hz: float) -> Cine:
-    """Read the header of a video or DICOM file.
-
-    Args:
-        path: of the file.
-        dicom_hz: frames per second of a DICOM file that states no rate; 0: unknown.
+    """Read the header of a video or DICOM file; `dicom_hz` is the rate if a DICOM file states none, 0: unknown.
 
     Raises:
         BadDataError: the file is missing, cannot be opened, or has no rate.

@@ -30,8 +30,6 @@ from agent_jax.data.prepare.sources.video.mp4_tables import check_tables
 
 # FFmpeg would also render a text file as pictures of its letters, and a playlist may name other files.
 _FORMATS = "mov,avi,matroska,webm,mpeg,mpegts,asf,flv,ogg"
-# Recordings are divided among processes; a decoder that takes all cores in each of them is slower.
-_THREADS = 1
 # Memory per pixel during decoding: RGB, and the decoder's own and earlier pictures at 1.5 bytes.
 _BYTES_PER_PIXEL = 12
 
@@ -149,8 +147,8 @@ class _Reader:
             raise ValueError(f"{self.path}: the video stream states no size, or pictures of more than "
                              f"{self._max_pixels:,} pixels, the bound for their memory; the file is damaged or empty, "
                              f"or set {MAX_READ_VARIABLE} in the environment to raise the bound")
-        stream.thread_type = "NONE" if _THREADS == 1 else "FRAME"
-        stream.codec_context.thread_count = _THREADS
+        stream.thread_type = "NONE"  # recordings are divided among processes; more threads in each are slower
+        stream.codec_context.thread_count = 1
         stream.codec_context.options = limit
         return stream
 

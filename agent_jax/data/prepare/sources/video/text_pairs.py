@@ -52,13 +52,7 @@ class PairTable:
     """The rows of a table, checked when they are used."""
 
     def __init__(self, path: Path, options: VideoTextOptions, prompt: str, allowed: tuple[str, ...] = ()):
-        """Read the table.
-
-        Args:
-            path: of the table.
-            options: of the source.
-            prompt: instruction for captions.
-            allowed: `config.allow_root`.
+        """Read the table; `prompt` is the instruction of captions, `allowed` is config.allow_root.
 
         Raises:
             ValueError: a required column is missing.
@@ -155,8 +149,7 @@ class PairTable:
                 raise BadDataError(f"{row.where}: found {column}={row.text(column)!r}, expected one of "
                                    f"{', '.join(classes)} (config.options.classes)")
             return classes.index(row.text(column))
-        number = row.number(column)
-        if not 0 <= number < 2**31 or number != int(number):
-            raise BadDataError(f"{row.where}: found {column}={row.text(column)!r}, expected a whole number from 0 on, "
-                               "below 2**31; for names, or numbers below 0, set config.options.classes")
-        return int(number)
+        try:
+            return row.whole(column, 2**31 - 1)
+        except BadDataError as error:
+            raise BadDataError(f"{error}; for names, or numbers below 0, set config.options.classes") from error

@@ -145,12 +145,7 @@ class VptSource(Source):
 
 
 def read_ticks(path: Path, low: np.ndarray, high: np.ndarray) -> list[Tick]:
-    """The lines of a jsonl file as actions.
-
-    Args:
-        path: of the file.
-        low: least pitch and yaw in degrees; the camera is clipped to them.
-        high: largest pitch and yaw.
+    """The lines of a jsonl file as actions, with the camera clipped to `low` and `high` (pitch and yaw in degrees).
 
     Raises:
         BadDataError: a line is not a JSON object, or lacks a key; file and line.

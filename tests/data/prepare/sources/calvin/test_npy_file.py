@@ -1,4 +1,4 @@
-"""NumPy's files: the values that NumPy reads, and headers that lie refused before memory is taken."""
+"""NumPy files: the values equal those that NumPy reads, and wrong headers are refused before allocation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "columns": np.asfortranarray(np.ara
 
 
 def npy(shape: Any, dtype: str, content: bytes) -> bytes:
-    """A .npy file whose header says what it is told to."""
+    """A .npy file with the given header."""
     header = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
 

@@ -1,4 +1,4 @@
-"""A saved Python object is read as data; whatever would call something is refused by name."""
+"""A saved Python object is read as data; functions are refused by name."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_functions_are_refused_and_not_called(tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match=r"a\.npy: .*asks for 'posix\.mkdir'"):
         read_object_array(path)
     assert not (tmp_path / "made").exists()
-    assert np.load(path, allow_pickle=True) is not None  # the file does what it is said to do
+    assert np.load(path, allow_pickle=True) is not None  # the file would call the function
     assert (tmp_path / "made").is_dir()
     with pytest.raises(BadDataError, match="collections.OrderedDict"):
         read_object_array(saved(path, OrderedDict(a=1)))

@@ -1,4 +1,4 @@
-"""LeRobot data without an ActionSpec get one of their own names and statistics, which any other replaces."""
+"""The default ActionSpec of LeRobot data: from their names and statistics, overridden by the config."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def test_spec_has_names_and_quantiles_of_the_data(tmp_path: Path) -> None:
                                                   high=(0.19, 0, 0.6), rate_hz=RATE_HZ)
     assert source.schema.defaults == ("action_spec",)
     [note] = source.schema.notes
-    for words in ("none was given", "1% and 99% quantiles of meta/stats.json: pan [0, 0.19], lift [-0.19, 0]",
+    for message in ("none was given", "1% and 99% quantiles of meta/stats.json: pan [0, 0.19], lift [-0.19, 0]",
                   "unknown whether targets or deltas", "config.vocabulary.blocks=('so_100_follower',)"):
-        assert words in note
+        assert message in note
     declared = presets.arm_spec("arm", names="xyz", low=-1, high=1)
     source = opened(tmp_path / "set", action_spec=declared)
     assert (source.action_spec, source.schema.defaults, source.schema.notes) == (declared, (), ())
@@ -99,14 +99,14 @@ def test_constant_number_gets_bounds(tmp_path: Path) -> None:
         (0, 1), (0, 1), (4.995, 5.005)]
 
 
-@pytest.mark.parametrize(("names", "state", "absolute", "words"), [
+@pytest.mark.parametrize(("names", "state", "absolute", "message"), [
     (NAMES, {"min": [-8, -9, 0], "max": [9, 9, 1]}, True, "absolute targets (their ranges"),
     (NAMES, {"min": [100, -9, 0], "max": [109, 9, 1]}, False, "unknown"),
     (NAMES, None, False, "unknown"),
     (["delta_x", "delta_y", "gripper"], {"min": [-9, -9, 0], "max": [9, 9, 1]}, False, "deltas (by their names)"),
 ])
 def test_actions_with_the_range_of_the_state_are_targets(tmp_path: Path, names: list[str], state: Any,
-                                                         absolute: bool, words: str) -> None:
+                                                         absolute: bool, message: str) -> None:
     path = data_set(tmp_path / "set")
     content = json.loads((path / "meta" / "info.json").read_text())
     content["features"]["action"]["names"] = names
@@ -116,7 +116,7 @@ def test_actions_with_the_range_of_the_state_are_targets(tmp_path: Path, names: 
     with_stats(path, **(stats if state is None else {**stats, "observation.state": state}))
     source = opened(path)
     assert ActionSpec.from_dict(source.action_spec).absolute == absolute
-    assert words in source.schema.notes[0]
+    assert message in source.schema.notes[0]
 
 
 def test_parts_of_features_have_their_names_and_bounds(tmp_path: Path) -> None:
@@ -152,9 +152,9 @@ def test_default_spec_is_stored_reported_checked_and_trained_on(tmp_path: Path,
     path, out = with_stats(data_set(tmp_path / "set"), action=QUANTILES), tmp_path / "store"
     assert main(["prepare", "--source", "lerobot", "--path", str(path), "--out", str(out), "--processes", "1",
                  "--config.image_size=16"]) == 0
-    said = capsys.readouterr()
-    assert "action_spec: none was given" in said.out
-    assert "prepare: action_spec: none was given" in said.err
+    output = capsys.readouterr()
+    assert "action_spec: none was given" in output.out
+    assert "prepare: action_spec: none was given" in output.err
     store = open_store(out)
     assert store.metadata["action_spec"] == opened(path).action_spec
     assert store.metadata["prepared"]["defaults"] == ["action_spec"]

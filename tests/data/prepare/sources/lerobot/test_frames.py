@@ -1,4 +1,4 @@
-"""Rows of LeRobot episodes and the frames of their videos: times of a clock, offsets, and what has to be chosen."""
+"""Rows of LeRobot episodes and the frames of their videos: measured times, offsets, and the option."""
 
 from __future__ import annotations
 

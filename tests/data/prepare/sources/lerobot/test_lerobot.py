@@ -1,4 +1,4 @@
-"""LeRobot data sets of both layouts: the same values come of all, and what does not fit together is refused."""
+"""LeRobot data sets: all layouts give equal values, and inconsistent data are refused."""
 
 from __future__ import annotations
 

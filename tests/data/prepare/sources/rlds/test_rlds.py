@@ -174,7 +174,7 @@ def test_framing_and_checksum_agree_with_tensorboardx(tmp_path):
 
 
 def tensor_set(directory: Path, file_format: Literal["array_record", "tfrecord"] = "tfrecord") -> Path:
-    """Two episodes whose camera `pixels` is a tensor, beside other tensors that are no images."""
+    """Two episodes whose camera `pixels` is a tensor, with other tensors that are not images."""
     tensor, image = tfds.features.Tensor, tfds.features.Image
     features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset({
         "observation": {"pixels": tensor(shape=(4, 6, 3), dtype=np.uint8),

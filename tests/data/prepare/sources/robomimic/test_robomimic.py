@@ -1,4 +1,4 @@
-"""HDF5 demonstrations of robomimic and LIBERO: every number and image in its step, and nothing outside the file."""
+"""HDF5 demonstrations of robomimic and LIBERO: numbers and images by step, and no access to other files."""
 
 from __future__ import annotations
 

@@ -96,19 +96,19 @@ def test_files_that_are_not_videos_are_refused(folder):
     (folder / "text.mp4").write_text("hello\n" * 1000)
     (folder / "list.mp4").write_text("ffconcat version 1.0\nfile fast.mp4\n")
     write_sound(folder / "sound.mp4")
-    for name, words in (("empty.mp4", "found 0 bytes"), ("text.mp4", "cannot be opened as a video"),
+    for name, message in (("empty.mp4", "found 0 bytes"), ("text.mp4", "cannot be opened as a video"),
                         ("list.mp4", "cannot be opened as a video"), ("sound.mp4", "holds audio, expected a video")):
-        with pytest.raises(ValueError, match=f"{name}: {words}"):
+        with pytest.raises(ValueError, match=f"{name}: {message}"):
             video_info(folder / name)
     with pytest.raises(FileNotFoundError, match="none.mp4"):
         video_info(folder / "none.mp4")
 
 
-@pytest.mark.parametrize(("known_codec", "words"), [(True, "states no size"), (False, "no codec that can be decoded")])
-def test_video_without_size_or_known_codec_is_refused(folder, known_codec, words):
+@pytest.mark.parametrize(("known_codec", "message"), [(True, "no size"), (False, "no codec that can be decoded")])
+def test_video_without_size_or_known_codec_is_refused(folder, known_codec, message):
     path = sizeless(folder / f"{known_codec}.avi", known_codec=known_codec)
     for read in (video_info, numbers):
-        with pytest.raises(ValueError, match=f"{known_codec}.avi: the video stream .*{words}"):
+        with pytest.raises(ValueError, match=f"{known_codec}.avi: the video stream .*{message}"):
             read(path)
 
 

@@ -175,23 +175,23 @@ def test_files_that_are_not_cines_are_refused(tmp_path):
     (tmp_path / "text.dcm").write_text("no dicom" * 100)
     grey_cine(tmp_path / "single.dcm", frames=1)
     write_cine(tmp_path / "deep.dcm", np.zeros((2, 4, 4), np.uint32))
-    for name, words in (("text", "cannot be read as DICOM"), ("single", "holds a single image"),
+    for name, message in (("text", "cannot be read as DICOM"), ("single", "holds a single image"),
                         ("deep", "found pixels of 1 x 32 bits")):
-        with pytest.raises(ValueError, match=f"{name}.dcm: {words}"):
+        with pytest.raises(ValueError, match=f"{name}.dcm: {message}"):
             dicom_info(tmp_path / f"{name}.dcm")
     with pytest.raises(FileNotFoundError, match=r"none.dcm: not found"):
         dicom_info(tmp_path / "none.dcm")
 
 
-@pytest.mark.parametrize(("fields", "words"), [
+@pytest.mark.parametrize(("fields", "message"), [
     ({"NumberOfFrames": 2**31 - 1}, "found NumberOfFrames=2,147,483,647, expected at most one for each of"),
     ({"FrameTime": [50.0, 40.0]}, "cannot be read as DICOM .*NumberOfFrames or FrameTime"),
     ({"FrameTime": "1e-320"}, "cannot be read as DICOM .*a rate of inf"),
     ({"FrameTime": -50}, "cannot be read as DICOM .*a rate of -20"),
     ({"Rows": 60000, "Columns": 60000}, "frames of 60000 x 60000: .*512 MB more than their size"),
 ])
-def test_impossible_header_is_refused(tmp_path, fields, words):
-    with pytest.raises(ValueError, match=f"a.dcm: {words}"):
+def test_impossible_header_is_refused(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=f"a.dcm: {message}"):
         dicom_info(grey_cine(tmp_path / "a.dcm", **fields))
 
 

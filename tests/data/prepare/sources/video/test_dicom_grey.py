@@ -141,11 +141,11 @@ def test_monochrome1_is_inverted(tmp_path):
         np.testing.assert_array_equal(one, 255 - two)
 
 
-@pytest.mark.parametrize(("fields", "words"), [
+@pytest.mark.parametrize(("fields", "message"), [
     ({"VOILUTSequence": [lookup_table(range(8), 0, 77)]}, "found a table of 77 bits"),
     ({"WindowCenter": "1e400", "WindowWidth": 100}, "WindowCenter: found 1e400, expected a finite number"),
     ({"WindowCenter": 5, "WindowWidth": 100, "VOILUTFunction": "ROUND"}, "ROUND"),
 ])
-def test_invalid_grey_range_is_refused_with_the_frame(tmp_path, fields, words):
-    with pytest.raises(ValueError, match=f"a.dcm, frame 1: cannot be decoded .*{words}"):
+def test_invalid_grey_range_is_refused_with_the_frame(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=f"a.dcm, frame 1: cannot be decoded .*{message}"):
         list(read_dicom(write_cine(tmp_path / "a.dcm", FRAMES, **fields), [1]))

@@ -116,26 +116,26 @@ def test_rows_are_paired_with_the_frames_that_an_edit_list_shows(tmp_path):
         read(folder)
 
 
-@pytest.mark.parametrize(("counted", "words"), [
+@pytest.mark.parametrize(("counted", "message"), [
     (11, "a.avi: shows 12 frames, expected 11 as its header counts"),
     (13, "a.avi: ends after 0.550 s, expected 13 frames"),
 ])
-def test_video_with_another_frame_count_than_its_header_is_refused(tmp_path, counted, words):
+def test_video_with_another_frame_count_than_its_header_is_refused(tmp_path, counted, message):
     whole = write_video(tmp_path / "whole.avi", 12)
     folder = tmp_path / "plays"
     folder.mkdir()
     with_frame_count(whole, counted, folder / "a.avi")
     write_table(folder / "a.csv", [pad_row(frame=t) for t in range(counted)])
-    with pytest.raises(BadDataError, match=words):
+    with pytest.raises(BadDataError, match=message):
         read(folder)
 
 
 def test_invalid_config_is_reported(tmp_path):
     write_play(tmp_path, "a")
-    for config, words in (({"options": {"stick": 1}}, "config.options.stick: .*'sticks'"),
+    for config, message in (({"options": {"stick": 1}}, "config.options.stick: .*'sticks'"),
                           ({"fields": {"buttons": "x"}}, "config.fields.buttons: .* config.options.buttons"),
                           ({"action_spec": MINECRAFT.to_dict()}, "found the part camera")):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             read(tmp_path, **config)
     with pytest.raises(ValueError, match="a.mp4: is a file, expected the folder"):
         read(tmp_path / "a.mp4")

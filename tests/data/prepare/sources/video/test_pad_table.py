@@ -53,7 +53,7 @@ def test_options_set_columns_units_and_ranges(tmp_path):
     np.testing.assert_allclose(actions[0]["left_stick"], [-1, -0.5], atol=1e-4)
 
 
-@pytest.mark.parametrize(("rows", "words"), [
+@pytest.mark.parametrize(("rows", "message"), [
     ([pad_row(frame=t) for t in range(3)], "a.csv:4: the last of 3 rows, expected 4"),
     ([pad_row(frame=t) for t in (0, 1, 3, 4)], "a.csv:4: found frame 3, expected 2"),
     ([pad_row(frame=t) for t in range(5, 9)], "a.csv:2: found frame 5, expected 0 or 1"),
@@ -66,8 +66,8 @@ def test_options_set_columns_units_and_ranges(tmp_path):
     ([pad_row(time=0.04)], "a.csv:2: found 0.04 s as the last row before frame 0"),
     ([pad_row(time=-0.9)], r"a.csv:2: found -0.9 s as the last row before frame 3 at 0.150 s .*max_gap_s"),
 ])
-def test_wrong_row_is_reported(tmp_path, rows, words):
-    with pytest.raises(BadDataError, match=words):
+def test_wrong_row_is_reported(tmp_path, rows, message):
+    with pytest.raises(BadDataError, match=message):
         read(write_table(tmp_path / "a.csv", rows))
 
 
@@ -99,10 +99,10 @@ def test_merged_actions_have_all_presses_and_the_first_sticks():
 
 
 def test_options_that_do_not_fit_the_spec_are_refused():
-    for spec, options, words in ((BLEEDING_EDGE, {"buttons": {"Dodge": "A"}}, "options.buttons: found 'Dodge'"),
+    for spec, options, message in ((BLEEDING_EDGE, {"buttons": {"Dodge": "A"}}, "options.buttons: found 'Dodge'"),
                                  (BLEEDING_EDGE, {"sticks": {"stick": ("x", "y")}}, "options.sticks: found 'stick'"),
                                  (MINECRAFT, {}, r"found the part camera \(Camera\), expected buttons and sticks")):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             PadTable(spec, GamepadOptions(**options))
     with pytest.raises(ValueError, match="sticks.left_stick: found .* expected the columns of x and y"):
         GamepadOptions(sticks={"left_stick": ("x",)})

@@ -74,7 +74,7 @@ def test_real_ultrasound_is_prepared(tmp_path):
     assert np.asarray(steps[0].images["rgb"]).shape == (240, 320, 3)
 
 
-@pytest.mark.parametrize(("rows", "words"), [
+@pytest.mark.parametrize(("rows", "message"), [
     ("b.mp4,x,,\n", "texts.csv:2: .*b.mp4: not found"),
     ("a.mp4,x,,\na.mp4,x,,\n", "texts.csv:3: repeats .*texts.csv:2"),
     ("a.mp4,x,1,9\n", "texts.csv:2: .*a.mp4: lasts 1.200 s, .*start=1 and stop=9"),
@@ -85,14 +85,14 @@ def test_real_ultrasound_is_prepared(tmp_path):
     ("slow.mp4,x,,\n", "texts.csv:3: .*slow.mp4: found 10 frames a second, expected 20"),
     ("a.mp4,,,\n", "texts.csv:2: found no text"),
 ])
-def test_errors_are_reported_with_the_line_of_the_table(tmp_path, rows, words):
+def test_errors_are_reported_with_the_line_of_the_table(tmp_path, rows, message):
     whole = write_video(tmp_path / "a.mp4", 24, options={"movflags": "faststart"})
     cut(whole, 0.95, tmp_path / "cut.mp4")
     write_cine(tmp_path / "deep.dcm", np.zeros((2, 4, 4), np.uint32))
     write_video(tmp_path / "slow.mp4", 24, 10)
     first = "a.mp4,first,,\n" if "slow" in rows else ""
     (tmp_path / "texts.csv").write_text("file,caption,start,stop\n" + first + rows)
-    with pytest.raises(BadDataError, match=words):
+    with pytest.raises(BadDataError, match=message):
         read(tmp_path)
 
 
@@ -107,11 +107,11 @@ def test_unreadable_videos_are_skipped_with_the_reason(tmp_path, capsys):
     out = tmp_path / "store"
     assert main(["prepare", "--source", "video_text", "--path", str(tmp_path / "texts.csv"), "--out", str(out),
                  "--on_error=skip", "--config.window=4", "--config.image_size=8", "--config.validation=0"]) == 0
-    told = capsys.readouterr().out
-    assert "1 recordings" in told
-    assert "left out: 2 recordings" in told
-    assert re.search(r"texts.csv:3: .*b.avi: .*no codec", told)
-    assert re.search(r"texts.csv:4: .*c.dcm.*: cannot be (read|decoded) as", told)
+    output = capsys.readouterr().out
+    assert "1 recordings" in output
+    assert "left out: 2 recordings" in output
+    assert re.search(r"texts.csv:3: .*b.avi: .*no codec", output)
+    assert re.search(r"texts.csv:4: .*c.dcm.*: cannot be (read|decoded) as", output)
 
 
 def test_invalid_config_is_reported(tmp_path):
@@ -119,10 +119,10 @@ def test_invalid_config_is_reported(tmp_path):
     with pytest.raises(ValueError, match="found no table, expected one table"):
         read(tmp_path)
     (tmp_path / "a.csv").write_text("file,caption\na.mp4,x\n")
-    for config, words in (({"options": {"captions": "c"}}, "config.options.captions: .*'caption'"),
+    for config, message in (({"options": {"captions": "c"}}, "config.options.captions: .*'caption'"),
                           ({"fields": {"answer": "c"}}, "config.fields.answer: .* config.options.file"),
                           ({"action_spec": {"name": "x"}}, "videos with text have no actions")):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             read(tmp_path, **config)
     (tmp_path / "b.csv").write_text("")
     with pytest.raises(ValueError, match=r"found a.csv, b.csv, expected one table"):

@@ -112,16 +112,16 @@ def test_cursor_outside_of_the_image_changes_nothing():
     assert (image == 7).all()
 
 
-@pytest.mark.parametrize(("lines", "frames", "words"), [
+@pytest.mark.parametrize(("lines", "frames", "message"), [
     (8, 9, r"a.jsonl:8: the last of 8 lines, expected 9.* --config.options.trailing=1"),
     (9, 8, r"a.jsonl:9: the last of 9 lines, expected 8"),
 ])
-def test_surplus_lines_or_frames_are_refused_unless_allowed(tmp_path, lines, frames, words):
+def test_surplus_lines_or_frames_are_refused_unless_allowed(tmp_path, lines, frames, message):
     write_pair(tmp_path, "a", [busy(t) for t in range(lines)], frames)
-    with pytest.raises(BadDataError, match=words):
+    with pytest.raises(BadDataError, match=message):
         read(tmp_path)
-    told = PrepareConfig(instruction_text="go", options={"trailing": 1})
-    [(episode, steps)] = read(tmp_path, told)
+    allowed = PrepareConfig(instruction_text="go", options={"trailing": 1})
+    [(episode, steps)] = read(tmp_path, allowed)
     assert (len(steps), episode.ends) == (8, True)
 
 
@@ -146,7 +146,7 @@ def test_lines_that_do_not_match_an_edit_list_are_refused_with_both_counts(tmp_p
         read(tmp_path / "pairs", config)
 
 
-@pytest.mark.parametrize(("line", "words"), [
+@pytest.mark.parametrize(("line", "message"), [
     ("{", "a.jsonl:3: is not JSON"),
     (json.dumps({**busy(2), "mouse": 3}), "a.jsonl:3: found mouse=3, expected a JSON object"),
     (json.dumps({**busy(2), "keyboard": {}}), "a.jsonl:3: found keyboard.keys=None, expected a JSON list"),
@@ -160,11 +160,11 @@ def test_lines_that_do_not_match_an_edit_list_are_refused_with_both_counts(tmp_p
     (json.dumps({**busy(2), "isGuiOpen": "no"}), "a.jsonl:3: found isGuiOpen='no', expected a JSON true or false"),
     (json.dumps(busy(2)).replace('"dx": 40', '"dx": NaN'), "a.jsonl:3: found nan, .*column 'dx'"),
 ])
-def test_wrong_line_is_reported(tmp_path, line, words):
+def test_wrong_line_is_reported(tmp_path, line, message):
     write_pair(tmp_path, "a", [busy(t) for t in range(4)])
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     (tmp_path / "a.jsonl").write_text("\n".join([*lines[:2], line, *lines[3:]]))
-    with pytest.raises(BadDataError, match=words):
+    with pytest.raises(BadDataError, match=message):
         read(tmp_path)
 
 
@@ -186,14 +186,14 @@ def test_other_rate_truncated_video_and_missing_file_are_refused(tmp_path):
 
 def test_invalid_config_is_reported(tmp_path):
     write_pair(tmp_path, "a", [busy(t) for t in range(4)])
-    for config, words in (
+    for config, message in (
         (PrepareConfig(instruction_text="go", rate_hz=10.0), "config.rate_hz=10.0: expected 0 or 20"),
         (PrepareConfig(instruction_text="go", options={"curser": True}), "config.options.curser: .*'cursor'"),
         (PrepareConfig(instruction_text="go", cameras={"a": "", "b": ""}), "config.cameras: found a, b, expected one"),
         (PrepareConfig(instruction_text="go", fields={"camera": "x"}), "config.fields.camera: this source takes no"),
         (PrepareConfig(), "found neither of config.instruction_text"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             VptSource(tmp_path, config)
 
 
