@@ -46,7 +46,7 @@ def annotated(path: Path, columns: dict[str, list[int]], modality: Any = None) -
 
 def test_instructions_come_from_a_text_column_or_the_config(tmp_path: Path) -> None:
     path = version_3(tmp_path / "set", "image")
-    assert texts_of(opened(path, instruction="message")) == ["words 0", "words 1", "words 2"]
+    assert texts_of(opened(path, instruction="words")) == ["words 0", "words 1", "words 2"]
     assert set(texts_of(opened(path, instruction_text="fold"))) == {"fold"}
     with pytest.raises(ValueError, match=r"config\.instruction='wods': .*did you mean 'words'"):
         opened(path, instruction="wods")
