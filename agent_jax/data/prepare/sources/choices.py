@@ -12,7 +12,7 @@ from agent_jax.actions.declarations import closed
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.fields import build_field, read_list
 
-_Spec = TypeVar("_Spec", ActionSpec, StateSpec)
+_Spec = TypeVar("_Spec", bound=ActionSpec | StateSpec)
 _Options = TypeVar("_Options")
 
 
