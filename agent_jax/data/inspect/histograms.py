@@ -52,15 +52,11 @@ def value_lines(dimensions: Sequence[tuple[str, np.ndarray, float | None, float 
     return lines
 
 
-def bars(values: np.ndarray, low: int, high: int, *, whole: bool, most: int = 10) -> list[str]:
-    """A histogram of one bar a line; `whole`: the bins are of whole numbers."""
-    bins = min(most, high - low + 1) if whole else most
-    edges = np.linspace(low, high + (1 if whole else 0), bins + 1)
-    if whole:
-        edges = np.unique(np.floor(edges).astype(int))
+def bars(values: np.ndarray, low: int, high: int, most: int = 10) -> list[str]:
+    """A histogram of whole numbers with a bar for each line, at most `most`."""
+    edges = np.unique(np.floor(np.linspace(low, high + 1, min(most, high - low + 1) + 1)).astype(int))
     counts, _ = np.histogram(values, edges)
     top = max(int(counts.max()), 1)
-    last = [int(edge) - 1 for edge in edges[1:]]
     width = len(str(high))
-    return [f"{int(first):>{width}} to {end:>{width}} {'█' * -(-int(count) * _WIDTH // top)} {count:,}"
-            for first, end, count in zip(edges[:-1], last, counts, strict=True)]
+    return [f"{first:>{width}} to {end - 1:>{width}} {'█' * -(-int(count) * _WIDTH // top)} {count:,}"
+            for first, end, count in zip(edges[:-1].tolist(), edges[1:].tolist(), counts, strict=True)]

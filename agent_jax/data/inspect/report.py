@@ -135,7 +135,7 @@ def lines_of(store: Store, config: DomainConfig, specs: Sequence[ActionSpec | St
     lengths = np.asarray(list(summary.lengths.values()))
     if len(lengths):
         lines += ["", f"steps of an episode: {lengths.min()} to {lengths.max()}, median {np.median(lengths):g}",
-                  *(f"  {line}" for line in bars(lengths, int(lengths.min()), int(lengths.max()), whole=True))]
+                  *(f"  {line}" for line in bars(lengths, int(lengths.min()), int(lengths.max())))]
     rate = store.metadata.get("rate_hz")
     for spec in specs:
         words = [spec.frame, *([f"{spec.rate_hz:g} Hz", "absolute" if spec.absolute else "relative"]

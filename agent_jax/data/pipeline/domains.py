@@ -14,7 +14,7 @@ import numpy as np
 from agent_jax.actions import ActionSpec, BoundSpec, StateSpec
 from agent_jax.actions.vocabulary import EOS, Vocabulary
 from agent_jax.config import DomainConfig
-from agent_jax.data.pipeline.domain_specs import DomainSpecs, find_specs
+from agent_jax.data.pipeline.domain_specs import DomainSpecs
 
 if TYPE_CHECKING:
     from agent_jax.data.store.schema import Field
@@ -110,20 +110,20 @@ class Domain:
 
     @classmethod
     def from_config(cls, name: str, index: int, config: DomainConfig, store: Store, vocabulary: Vocabulary,
-                    image_size: int, specs: DomainSpecs | None = None) -> Domain:
+                    image_size: int, specs: DomainSpecs | None) -> Domain:
         """The domain of a config entry and its data set.
 
         Args:
             name: key of the entry in config.data.domains.
             index: number of the domain in this run.
             config: the entry.
-            store: its data set, whose ActionSpec and StateSpec are used where the config has none.
+            store: its data set.
             vocabulary: to bind the specs to.
             image_size: pixels of the vision encoder.
-            specs: result of `find_specs`; None: it is called here.
+            specs: result of `find_specs`; None in the layouts without actions.
 
         Raises:
-            ValueError: as `find_specs`; or a field of the config is missing in the data set or has the wrong type.
+            ValueError: a field of the config is missing in the data set or has the wrong type.
         """
         where = f"config.data.domains.{name}"
         for camera in config.cameras:
@@ -131,8 +131,7 @@ class Domain:
         store.text_fields(config.instruction)
         spec = state = None
         normalisation: Mapping[str, Any] = {}
-        if config.layout == "actions":
-            specs = specs or find_specs(name, config, store)
+        if specs:
             spec, normalisation = BoundSpec(specs.action, vocabulary), specs.normalisation
             state = BoundSpec(specs.state, vocabulary) if specs.state else None
         elif config.layout == "answer":

@@ -81,7 +81,7 @@ def open_data(config: Config, demonstrations: Path | None = None) -> RunData:
     entries = sorted(config.data.domains.items())
     stores = {name: _open_store(name, entry, demonstrations) for name, entry in entries}
     specs = {name: find_specs(name, entry, stores[name]) for name, entry in entries if entry.layout == "actions"}
-    declared = [spec.to_dict() for found in specs.values() for spec in (found.action, found.state) if spec]
+    declared = [spec.to_dict() for found in specs.values() for spec in found.specs]
     vocabulary = Vocabulary.build(config.vocabulary.tokenizer, vocabulary_blocks(config.vocabulary.blocks, declared))
     domains, train, validation, spec_lines = [], [], [], []
     for index, (name, entry) in enumerate(entries):

@@ -109,10 +109,6 @@ def _texts(content: Mapping[str, Any], _place: str) -> Any:
     return tfds.features.FeaturesDict({str(name): tfds.features.Text() for name in content.get("languages") or ()})
 
 
-def _plain(kind: Callable[[], Any]) -> Callable[[Mapping[str, Any], str], Any]:
-    return lambda _content, _place: kind()
-
-
 def _shape(content: Mapping[str, Any]) -> tuple[int | None, ...]:
     """Sizes; None for one that varies."""
     shape = content.get("shape") or ()
@@ -143,11 +139,11 @@ _CLASSES: Mapping[str, Callable[[Mapping[str, Any], str], Any]] = {
         "tensor_feature.Tensor": _tensor,
         "feature.Tensor": _tensor,  # its name before TFDS 4.4
         "scalar.Scalar": lambda content, _place: tfds.features.Scalar(_dtype(content)),
-        "text_feature.Text": _plain(tfds.features.Text),
+        "text_feature.Text": lambda *_: tfds.features.Text(),
         "image_feature.Image": _image,
         "labeled_image.LabeledImage": _image,
-        "class_label_feature.ClassLabel": _plain(tfds.features.ClassLabel),  # its names are in another file
-        "bounding_boxes.BBoxFeature": _plain(tfds.features.BBoxFeature),
+        "class_label_feature.ClassLabel": lambda *_: tfds.features.ClassLabel(),  # its names are in another file
+        "bounding_boxes.BBoxFeature": lambda *_: tfds.features.BBoxFeature(),
         "video_feature.Video": _video,
         "audio_feature.Audio": _tensor,
         "translation_feature.Translation": _texts,

@@ -116,7 +116,7 @@ def test_the_domain_stores_method_statistics_and_a_hash_of_both(tmp_path):
     store = arm_store(tmp_path / "last", [VALUES])
     vocabulary = Vocabulary.build("bytes", vocabulary_blocks(("arm",), [specs.action.to_dict()]))
     config = DomainConfig(action_spec=arm(bounds="quantiles"))
-    domain = Domain.from_config("mine", 0, config, store, vocabulary, 16)
+    domain = Domain.from_config("mine", 0, config, store, vocabulary, 16, find_specs("mine", config, store))
     meta = json.loads(json.dumps(domain.to_meta()))
     assert meta["normalisation"]["parts"]["action action[0]"]["method"] == "quantiles"
     again = Domain.from_meta(meta, vocabulary)

@@ -18,6 +18,7 @@ from data_stores import (
 from agent_jax.actions import BABYAI, CALVIN, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.config import DomainConfig
+from agent_jax.data.pipeline.domain_specs import find_specs
 from agent_jax.data.pipeline.domains import Domain
 
 VOCABULARY = Vocabulary.build("bytes", ("babyai", "iafm"))
@@ -26,7 +27,8 @@ TABLE = DomainConfig(instruction="steps/observation/instruction")
 
 
 def from_config(config: DomainConfig, store) -> Domain:
-    return Domain.from_config("mine", 2, config, store, VOCABULARY, image_size=16)
+    specs = find_specs("mine", config, store) if config.layout == "actions" else None
+    return Domain.from_config("mine", 2, config, store, VOCABULARY, image_size=16, specs=specs)
 
 
 def test_without_a_spec_in_the_config_that_of_the_data_set_is_used(tmp_path):

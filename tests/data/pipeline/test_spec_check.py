@@ -48,10 +48,10 @@ def arm(**fields: Any) -> dict[str, Any]:
 
 def checked(store: Store, spec: dict[str, Any], out_of_bounds: float = 0.01) -> list[str]:
     specs = find_specs("mine", DomainConfig(action_spec=spec), store)
-    declared = [found.to_dict() for found in (specs.action, specs.state) if found]
+    declared = [found.to_dict() for found in specs.specs]
     blocks = vocabulary_blocks(tuple({content["block"] for content in declared}), declared)
     vocabulary = Vocabulary.build("bytes", blocks)
-    bound = [BoundSpec(found, vocabulary) for found in (specs.action, specs.state) if found]
+    bound = [BoundSpec(found, vocabulary) for found in specs.specs]
     return check_specs("mine", specs, bound, out_of_bounds)
 
 
