@@ -12,7 +12,7 @@ import small_runs
 
 from agent_jax.config import DomainConfig
 from agent_jax.data.pipeline.loader import Loader
-from agent_jax.data.pipeline.run_data import open_data, with_vocabulary
+from agent_jax.data.pipeline.run_data import open_data
 from agent_jax.models.agent import abstract_params
 from agent_jax.runtime.sharding import make_mesh, shard_batch
 from agent_jax.train.optimizer import make_optimizer
@@ -36,7 +36,7 @@ def train_two_steps(store: Path, domain: DomainConfig, blocks: tuple[str, ...] =
         config, vocabulary=dataclasses.replace(config.vocabulary, blocks=blocks),
         data=dataclasses.replace(config.data, domains={"made": dataclasses.replace(domain, path=str(store))}))
     data = open_data(config)
-    config = with_vocabulary(config, data.vocabulary)
+    config = config.with_vocabulary_size(data.vocabulary.size)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
     state, step = init_state(config, mesh, optimizer), make_train_step(config, mesh, optimizer)
