@@ -9,7 +9,7 @@ import jax
 import pytest
 from small_runs import Smoke, small_config, smoke_run, store_directory
 
-from agent_jax.data.pipeline.run_data import open_data, with_vocabulary
+from agent_jax.data.pipeline.run_data import open_data
 from agent_jax.models.agent import init_params
 from agent_jax.train.phases import Phases
 from agent_jax.train.report import PICTURED_IMAGES, peak_rss_bytes, write_picture, write_report
@@ -59,7 +59,7 @@ def test_a_report_replaces_the_one_before_and_leaves_nothing_half_written(tmp_pa
 def test_a_program_is_compiled_for_the_first_picture_of_a_run_and_no_other(tmp_path: Path):
     config = small_config(store_directory(tmp_path))
     data = open_data(config)
-    config = with_vocabulary(config, data.vocabulary)
+    config = config.with_vocabulary_size(data.vocabulary.size)
     params = init_params(config.model, jax.random.key(0))
     rows = data.first_validation_rows(config, PICTURED_IMAGES)
     compiled: list[str] = []

@@ -13,7 +13,7 @@ from small_runs import listing, small_config, store_directory
 
 from agent_jax.config import DataConfig, DomainConfig, VocabularyConfig, from_config_dict, presets
 from agent_jax.data.pipeline.loader import PackedRows
-from agent_jax.data.pipeline.run_data import open_data, with_vocabulary
+from agent_jax.data.pipeline.run_data import open_data
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_domains_are_numbered_by_name_and_share_the_vocabulary(store: Path):
     data = open_data(two)
     assert [(domain.name, domain.index) for domain in data.domains] == [("again", 0), ("tiles", 1)]
     assert len(data.train.counts) == 2
-    assert with_vocabulary(config, data.vocabulary).model.language.vocabulary_size == data.vocabulary.size
+    assert config.with_vocabulary_size(data.vocabulary.size).model.language.vocabulary_size == data.vocabulary.size
     assert "  tiles " in data.summary()
 
 
