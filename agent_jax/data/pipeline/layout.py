@@ -197,7 +197,7 @@ def _blank_fields(size: RowSize) -> Row:
 
 
 class _RowWriter:
-    """A row, and where the next window begins in it."""
+    """A row with the positions of the next window's segment, image, slot and target."""
 
     def __init__(self, size: RowSize, visual_tokens: int, patches: int):
         self.row = blank_row(size)

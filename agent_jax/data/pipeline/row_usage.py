@@ -25,13 +25,13 @@ class RowUsage:
 
         Args:
             visual_tokens: V, visual tokens of an image.
-            text: tokens of the instructions, the </s> of each window included.
+            text: tokens of the instructions, including the </s> of each.
             frames: images.
             states: tokens of all states.
             actions: tokens of all actions.
             answers: tokens of the answers.
-            shared_cls: images whose CLS token is left out, because a clip has one for all its images.
-            windows: how many windows the counts are of.
+            shared_cls: images without a CLS token of their own, because a clip has only one.
+            windows: number of windows.
             prompt: the text is an input only.
         """
         predicted_text = 0 if prompt else text - windows  # the </s> that opens each window is not predicted

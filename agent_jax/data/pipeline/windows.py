@@ -45,13 +45,7 @@ class Windows:
     """The samples of one domain and split: their sizes for packing, and `read` to get one. Cheap to pickle."""
 
     def __init__(self, domain: Domain, store: Store, split: str, seed: int = 0):
-        """Index the split.
-
-        Args:
-            domain: of the data set.
-            store: the data set.
-            split: its split.
-            seed: of the starts of random windows.
+        """Index the split; `seed` is that of the starts of random windows.
 
         Raises:
             ValueError: an unknown split, or a text longer than the domain allows.
@@ -73,6 +67,7 @@ class Windows:
         self._offset_N = np.cumsum(index.length_N) - index.length_N
         # Ids of all actions before each step, where their number varies.
         self._ids_before = np.concatenate([[0], np.cumsum(index.ids_of_step, dtype=np.int64)]) if varying else None
+        self._terminal_length = len(domain.spec.terminal_ids()) if domain.spec and domain.has_terminal else 0
         self._cuts: dict[int, Cut] = {}  # by epoch
         first = self.cut(0)
         self.start, self.steps, self.padded = first.start_W, first.steps_W, first.padded_W
@@ -143,17 +138,8 @@ class Windows:
             visual_tokens, text=text, frames=steps * len(domain.cameras), states=steps * domain.state_length,
             actions=steps * action, answers=answer, prompt=domain.layout != "actions").as_array()
 
-    @property
-    def _terminal_length(self) -> int:
-        """Ids of the TERMINAL action; 0 without one."""
-        return len(self.domain.spec.terminal_ids()) if self.domain.spec and self.domain.has_terminal else 0
-
     def read(self, number: int, epoch: int) -> Window:
-        """The sample, decoded.
-
-        Args:
-            number: of the window.
-            epoch: of the domain; the window's masks depend on it, and its start if sampling is random.
+        """The sample, decoded. Its masks, and its start if sampling is random, depend on the domain's epoch.
 
         Raises:
             RecordError: the record cannot be read, or differs from when the index was made; names file and record.

@@ -27,13 +27,7 @@ class Episode:
     """One record, an episode or a segment of one: parsed, with its images still encoded."""
 
     def __init__(self, serialized: bytes, where: str, fields: Mapping[str, Field], length_field: Field):
-        """Parse a record.
-
-        Args:
-            serialized: a tf.train.Example.
-            where: file, split and record, for messages.
-            fields: of the schema.
-            length_field: the field that gives the number of steps.
+        """Parse a tf.train.Example; `where` names file, split and record in messages.
 
         Raises:
             RecordError: it is not a tf.train.Example, or lacks the `length_field`.

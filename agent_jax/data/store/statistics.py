@@ -72,12 +72,7 @@ class SplitNumbers:
     """Statistics of some keys of a split; the records are read once, and only if the cache lacks a result."""
 
     def __init__(self, store: Store, split: str, keys: Sequence[str]):
-        """Choose what to read.
-
-        Args:
-            store: the data set.
-            split: its split.
-            keys: of a spec (see `Store.step_field`), or paths of step fields.
+        """Choose the keys: those of a spec (see `Store.step_field`), or paths of step fields.
 
         Raises:
             ValueError: an unknown field, or a field that is not numeric or not of the steps.
