@@ -1,1 +1,1 @@
-"""Weights in: Hugging Face folders of CLIP and OPT, and the proof that they compute the same here as in PyTorch."""
+"""Conversion of weights from Hugging Face, to and from PyTorch, with a parity check of the results."""

@@ -1,14 +1,14 @@
-"""`python -m agent_jax.convert`: weights in and out, and the proof that they are right.
+"""`python -m agent_jax.convert`: convert weights and check their parity with PyTorch.
 
 from-hf --vision PATH --language PATH OUT [--config.FIELD=VALUE ...]
-    a checkpoint from CLIP and OPT of Hugging Face, for --config.init.checkpoint=OUT; a PATH is a folder, one of its
-    weight files, or ORG/NAME on the hub. With --dry_run, only the table of what goes where
+    make a checkpoint from Hugging Face's CLIP and OPT, for --config.init.checkpoint=OUT; PATH is a folder, one of its
+    weight files, or ORG/NAME on the hub. With --dry_run, only print which tensor fills which parameter
 to-pytorch CHECKPOINT OUT [--dtype float32|bfloat16] [--weights averaged|raw] [--json PATH]
-    a folder for PyTorch and transformers, with the proof that it computes the same (parity.json)
+    export a folder for PyTorch and transformers, with a parity report (parity.json)
 from-pytorch FOLDER OUT
-    a checkpoint from such a folder, trained further in PyTorch or not
+    make a checkpoint from such a folder, trained further in PyTorch or not
 verify-hf DIR [--json PATH]
-    compares our models with transformers' torch models on the weights of DIR; exits 1 where they differ
+    compare our models with transformers' torch models on the weights of DIR; exit with 1 if they differ
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agent_jax.runtime.interrupts import end_at_once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its status: 0, 1 where the weights compute something else, 2 for a user's error."""
+    """Run the command line; returns 0, 1 if parity fails, or 2 for a user error."""
     parser = argparse.ArgumentParser(prog="python -m agent_jax.convert", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_pytorch(commands)
     verifier = commands.add_parser("verify-hf", help="compare with PyTorch on the same weights", allow_abbrev=False)
     verifier.add_argument("directory", metavar="DIR", help="a CLIP or OPT folder, or a directory of such folders")
-    verifier.add_argument("--json", type=json_path, metavar="PATH", help="also write the figures here")
+    verifier.add_argument("--json", type=json_path, metavar="PATH", help="also write the figures to PATH")
     options, overrides = parser.parse_known_args(arguments)
     try:
         if options.command == "from-hf":
@@ -67,14 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_pytorch(commands: Any) -> None:
     exporter = commands.add_parser("to-pytorch", help="a checkpoint -> a PyTorch folder", allow_abbrev=False)
     exporter.add_argument("checkpoint", metavar="CHECKPOINT", help="a workdir, its checkpoints directory, or one step")
-    exporter.add_argument("out", metavar="OUT", help="folder to make")
+    exporter.add_argument("out", metavar="OUT", help="folder to write")
     exporter.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored tensors")
     exporter.add_argument("--weights", choices=("averaged", "raw"), default="averaged",
-                          help="the averaged parameters, where the run kept some, or the last ones")
-    exporter.add_argument("--json", type=json_path, metavar="PATH", help="also write parity.json here")
+                          help="averaged parameters if the run has them, or the last ones")
+    exporter.add_argument("--json", type=json_path, metavar="PATH", help="also write parity.json to PATH")
     importer = commands.add_parser("from-pytorch", help="a PyTorch folder -> a checkpoint", allow_abbrev=False)
-    importer.add_argument("folder", metavar="FOLDER", help="of to-pytorch, or of torch_agent.Agent.save")
-    importer.add_argument("out", metavar="OUT", help="directory to make")
+    importer.add_argument("folder", metavar="FOLDER", help="written by to-pytorch or torch_agent.Agent.save")
+    importer.add_argument("out", metavar="OUT", help="directory to write")
 
 
 def _run_to_pytorch(options: argparse.Namespace) -> int:
@@ -89,11 +89,11 @@ def _run_to_pytorch(options: argparse.Namespace) -> int:
 
 def _add_from_hf(commands: Any) -> None:
     importer = commands.add_parser("from-hf", help="CLIP and OPT of Hugging Face -> a checkpoint", allow_abbrev=False)
-    importer.add_argument("--vision", required=True, metavar="PATH", help="a CLIP, or its vision tower")
-    importer.add_argument("--language", required=True, metavar="PATH", help="an OPT, with its tokenizer")
+    importer.add_argument("--vision", required=True, metavar="PATH", help="CLIP, or its vision tower")
+    importer.add_argument("--language", required=True, metavar="PATH", help="OPT, with its tokenizer")
     importer.add_argument("--dry_run", action="store_true", help="read headers, print the table, write no checkpoint")
-    importer.add_argument("--json", type=json_path, metavar="PATH", help="also write the table here")
-    importer.add_argument("out", metavar="OUT", nargs="?", help="directory to make; --dry_run needs none")
+    importer.add_argument("--json", type=json_path, metavar="PATH", help="also write the table to PATH")
+    importer.add_argument("out", metavar="OUT", nargs="?", help="directory to write; not needed with --dry_run")
 
 
 def _run_from_hf(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -104,9 +104,9 @@ def _run_from_hf(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.dry_run:
         report = dry_run(config, options.out)
         print(mapping_table(report))
-        print("dry run: nothing was written; values (NaN, tied heads) were not looked at")
+        print("dry run: nothing was written; values (NaN, tied heads) were not checked")
     elif options.out is None:
-        raise ValueError("from-hf: OUT is missing, the directory to make; only --dry_run needs none")
+        raise ValueError("from-hf: OUT is missing, the directory to write; only --dry_run needs none")
     else:
         report = write_checkpoint(config, options.out)
         print(f"{report}\nwritten: {options.out}")

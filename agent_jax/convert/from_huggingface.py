@@ -1,8 +1,8 @@
-"""A checkpoint of ours from CLIP and OPT of Hugging Face: what `config.init.checkpoint` and the policy read.
+"""Makes a checkpoint from Hugging Face's CLIP and OPT, for `config.init.checkpoint` and the policy.
 
     --vision PATH  --language PATH  ->  OUT/0/{state,meta}
 
-It is written beside OUT under another name and renamed when complete, so OUT is whole or not there.
+It is written under a temporary name and renamed when complete, so OUT is complete or absent.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from agent_jax.config import (
     from_config_dict,
     to_config_dict,
 )
-from agent_jax.convert.huggingface.load import config_from_huggingface, pretrained_params, pretrained_report
+from agent_jax.convert.huggingface.architecture import language_config, vision_config
+from agent_jax.convert.huggingface.load import pretrained_params, pretrained_report
 from agent_jax.convert.huggingface.load_report import LoadReport
 from agent_jax.convert.huggingface.tokenizer_places import tokenizer_of
 from agent_jax.convert.huggingface.weights_folder import config_path
 
 
 def config_of(vision: str, language: str, overrides: Sequence[str] = ()) -> Config:
-    """The config that fits the weights, exact CLIP and OPT, and the tokenizer that lies beside OPT's weights.
+    """The config of the weights' sizes, with the tokenizer in OPT's folder.
 
     Args:
         vision: folder, file or hub name of a CLIP.
@@ -46,10 +47,9 @@ def config_of(vision: str, language: str, overrides: Sequence[str] = ()) -> Conf
         overrides: as on the command line of training, such as "--config.model.vision.positions=sincos".
 
     Raises:
-        FileNotFoundError, ValueError: the folders, or an override that is no field or of another type.
+        FileNotFoundError, ValueError: the folders, or an override of an unknown field or another type.
     """
-    vision_part, language_part = config_from_huggingface(vision, language)
-    model = ModelConfig(vision=vision_part, language=language_part)
+    model = ModelConfig(vision=vision_config(vision), language=language_config(language))
     config = Config(model=model, vocabulary=VocabularyConfig(tokenizer=str(config_path(language).parent)),
                     init=InitConfig(pretrained=PretrainedConfig(vision, language)))
     values = flags.FlagValues()
@@ -65,14 +65,14 @@ def config_of(vision: str, language: str, overrides: Sequence[str] = ()) -> Conf
 
 
 def dry_run(config: Config, out: str | pathlib.Path | None = None) -> LoadReport:
-    """What `write_checkpoint` would do, and its refusals, from headers alone; nothing is written.
+    """The report and the errors of `write_checkpoint`, from headers alone; nothing is written.
 
     Args:
-        config: of `config_of`.
-        out: the directory that would be made; None: not decided.
+        config: from `config_of`.
+        out: the directory to write; None: not decided.
 
     Raises:
-        FileExistsError, FileNotFoundError, ValueError: as `write_checkpoint`, short of what only values can tell.
+        FileExistsError, FileNotFoundError, ValueError: as `write_checkpoint`, except for errors in values.
     """
     if out is not None:
         checked_out(out)
@@ -83,36 +83,36 @@ def write_checkpoint(config: Config, out: str | pathlib.Path) -> LoadReport:
     """Port the weights of `config.init.pretrained` and write step 0 of a new checkpoint directory.
 
     Args:
-        config: of `config_of`; its `vocabulary_size` is filled in here.
-        out: the directory to make.
+        config: from `config_of`; its `vocabulary_size` is filled in here.
+        out: the directory to write.
 
     Returns:
         The report to print.
 
     Raises:
-        FileExistsError: there is something at `out`.
-        FileNotFoundError, ValueError: see `pretrained_params`; nothing is left behind.
+        FileExistsError: `out` exists.
+        FileNotFoundError, ValueError: see `pretrained_params`; nothing is written.
     """
     out = checked_out(out)
     config, vocabulary = _with_vocabulary(config)
     params, report = pretrained_params(config, vocabulary, jax.random.key(config.seed))
     meta = {"config": dataclasses.asdict(config), "vocabulary": vocabulary.to_json(), "domains": {}, "data_state": None}
     leaves = flat(params)
-    del params
+    del params  # so that write_step can free the NumPy arrays
     write_step(out, leaves, meta, step=0)
     return report
 
 
 def write_step(out: pathlib.Path, leaves: dict[str, Any], meta: Mapping[str, Any], step: int) -> None:
-    """Write a checkpoint directory of one step beside `out` and rename it when it is whole.
+    """Write a checkpoint directory of one step under a temporary name and rename it to `out`.
 
     Args:
-        out: the directory to make.
-        leaves: the parameters by path; NumPy arrays among them are replaced on the way.
+        out: the directory to write.
+        leaves: the parameters by path; NumPy arrays among them are replaced by JAX arrays.
         meta: of the step.
         step: its number.
     """
-    for path in leaves:  # one by one: of a large model, a second copy would not fit
+    for path in leaves:  # one by one: two copies of a large model may not fit
         leaves[path] = jax.numpy.asarray(leaves[path])
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
@@ -124,21 +124,21 @@ def write_step(out: pathlib.Path, leaves: dict[str, Any], meta: Mapping[str, Any
 
 
 def checked_out(out: str | pathlib.Path) -> pathlib.Path:
-    """The directory to make, which must not be there, in one that must."""
+    """The directory to write: it must not exist, and its parent must."""
     out = pathlib.Path(out).expanduser().absolute()
     if out.exists() or out.is_symlink():
-        raise FileExistsError(f"{out} exists already; name another OUT, or move it away")
+        raise FileExistsError(f"{out} exists already; choose another OUT, or move it away")
     if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out.parent}: no such directory to make {out.name} in")
+        raise FileNotFoundError(f"{out.parent}: no such directory to write {out.name} into")
     return out
 
 
 def _with_vocabulary(config: Config) -> tuple[Config, Vocabulary]:
-    """The config with `vocabulary_size` filled in, and the vocabulary; its tokenizer is looked for if need be."""
+    """The config with `vocabulary_size` filled in, and the vocabulary; searches for the tokenizer if none is set."""
     language = config.init.pretrained.language
-    if language and config.vocabulary.tokenizer == str(config_path(language).parent):  # no other was named
-        found = dataclasses.replace(config.vocabulary, tokenizer=tokenizer_of(language))
-        config = dataclasses.replace(config, vocabulary=found)
+    if language and config.vocabulary.tokenizer == str(config_path(language).parent):  # not set by the user
+        part = dataclasses.replace(config.vocabulary, tokenizer=tokenizer_of(language))
+        config = dataclasses.replace(config, vocabulary=part)
     blocks = vocabulary_blocks(config.vocabulary.blocks, config.data.declared_specs)
     vocabulary = Vocabulary.build(config.vocabulary.tokenizer, blocks)
     return config.with_vocabulary_size(vocabulary.size), vocabulary

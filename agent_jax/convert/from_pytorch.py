@@ -1,4 +1,4 @@
-"""A checkpoint of ours from an exported folder, trained further in PyTorch or not: the way back of to_pytorch.py."""
+"""Makes a checkpoint from an exported folder, trained further in PyTorch or not: the inverse of to_pytorch.py."""
 
 from __future__ import annotations
 
@@ -13,30 +13,28 @@ from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.config import ModelConfig, from_config_dict
 from agent_jax.convert.from_huggingface import checked_out, write_step
 from agent_jax.convert.huggingface.safetensors_file import SafetensorsFile
-from agent_jax.convert.huggingface.weights_folder import FLOATS
+from agent_jax.convert.huggingface.weights_folder import FLOATS, first_lines
 from agent_jax.convert.pytorch import tensors as torch_tensors
 from agent_jax.convert.pytorch.folder import FORMAT
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.json_files import read_json_object
 from agent_jax.models.agent import Params
 
-LISTED = 20  # tensors an error lists
-
 
 def import_folder(folder: str | pathlib.Path, out: str | pathlib.Path) -> str:
-    """Write the checkpoint of an exported folder, at the step that it came from.
+    """Write the checkpoint of an exported folder, with the step number of the export.
 
     Args:
-        folder: of `to_pytorch.export`, or of torch_agent.Agent.save.
-        out: the directory to make; `Policy.load` and config.init.checkpoint read it.
+        folder: written by `to_pytorch.export` or torch_agent.Agent.save.
+        out: the directory to write; `Policy.load` and config.init.checkpoint read it.
 
     Returns:
-        A line that says what was read.
+        A line to print.
 
     Raises:
-        FileExistsError: there is something at `out`.
+        FileExistsError: `out` exists.
         FileNotFoundError: a file is missing.
-        ValueError: tensors that are missing, unknown, of another shape or not finite; files that contradict each other.
+        ValueError: tensors are missing, unknown, of another shape or not finite, or files disagree.
     """
     out, folder = checked_out(out), pathlib.Path(folder).expanduser()
     leaves, meta, step = read_folder(folder)
@@ -45,7 +43,7 @@ def import_folder(folder: str | pathlib.Path, out: str | pathlib.Path) -> str:
 
 
 def read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """What the checkpoint of an exported folder holds: arrays by path, meta data, and its step.
+    """The content of the checkpoint: (arrays by path, meta data, step).
 
     Raises:
         FileNotFoundError, ValueError: as `import_folder`.
@@ -60,7 +58,7 @@ def read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], i
     if config.model.language.vocabulary_size != vocabulary.size:
         raise ValueError(f"{folder}: agent.json has model.language.vocabulary_size="
                          f"{config.model.language.vocabulary_size}, but vocabulary.json has {vocabulary.size} ids; "
-                         "both must be of one export")
+                         "take both from one export")
     for name, entry in content["domains"].items():
         _check_domain(f"{folder / 'agent.json'}: domains.{name}", entry, vocabulary)
     meta = {"config": content["config"], "vocabulary": vocabulary.to_json(), "domains": content["domains"],
@@ -69,7 +67,7 @@ def read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], i
 
 
 def _description(file: pathlib.Path) -> tuple[dict[str, Any], int]:
-    """What an agent.json holds, and the step that it came from."""
+    """The content of an agent.json, and its step."""
     content = read_json_object(file)
     if content.get("format") != FORMAT:
         raise ValueError(f"{file}: format {content.get('format')!r}, expected {FORMAT}")
@@ -83,7 +81,7 @@ def _description(file: pathlib.Path) -> tuple[dict[str, Any], int]:
 
 
 def _check_domain(where: str, entry: Any, vocabulary: Vocabulary) -> None:
-    """Refuse what acting could not use."""
+    """Raise ValueError for a domain that the policy could not use."""
     try:
         Domain.from_meta(entry, vocabulary)
     except ValueError as error:
@@ -111,17 +109,15 @@ def _read_params(folder: pathlib.Path, model: ModelConfig) -> Params:
 
 
 def _check(folder: pathlib.Path, files: dict[str, SafetensorsFile], expected: dict[str, dict[str, Any]]) -> None:
-    """Refuse tensors that are not exactly those of the model."""
+    """Raise ValueError unless the tensors are exactly those of the model."""
     lines = []
-    for file, wanted in expected.items():
+    for file, shapes in expected.items():
         found, dtypes = files[file].shapes, files[file].dtypes
-        lines += [f"  {file}: missing: {name} {list(wanted[name])}" for name in wanted if name not in found]
-        lines += [f"  {file}: unknown: {name} {list(found[name])}" for name in found if name not in wanted]
-        lines += [f"  {file}: {name}: found {list(found[name])}, expected {list(wanted[name])}"
-                  for name in wanted if name in found and found[name] != wanted[name]]
-        lines += [f"  {file}: {name}: found {dtypes[name]}, expected one of {', '.join(FLOATS)}"
-                  for name in wanted if name in found and dtypes[name] not in FLOATS]
+        lines += [f"{file}: missing: {name} {list(shapes[name])}" for name in shapes if name not in found]
+        lines += [f"{file}: unknown: {name} {list(found[name])}" for name in found if name not in shapes]
+        lines += [f"{file}: {name}: found {list(found[name])}, expected {list(shapes[name])}"
+                  for name in shapes if name in found and found[name] != shapes[name]]
+        lines += [f"{file}: {name}: found {dtypes[name]}, expected one of {', '.join(FLOATS)}"
+                  for name in shapes if name in found and dtypes[name] not in FLOATS]
     if lines:
-        more = [f"  and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-        raise ValueError("\n".join([f"{folder}: its tensors are not those that agent.json describes:", *lines[:LISTED],
-                                    *more]))
+        raise ValueError("\n  ".join([f"{folder}: its tensors are not those of agent.json:", *first_lines(lines)]))

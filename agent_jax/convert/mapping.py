@@ -1,4 +1,4 @@
-"""Which PyTorch tensors make which of our parameters: tables of CLIP, OPT and the rest, and how a tensor changes form.
+"""The mapping between PyTorch's tensors and our parameters: tables of rules, and how a tensor changes its form.
 
     form     PyTorch                       ours
     copy     (...)                         (...)
@@ -7,7 +7,7 @@
     qkv      3 x Linear (D, D)             (D, 3, D)
     qkv_bias 3 x (D,)                      (3, D)
 
-A `{}` in a name is the layer; ours are stacked along a leading axis L.
+A `{}` in a name is the layer; our layers are stacked along a leading axis L.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One of our leaves, and the tensors it is made of."""
+    """One of our leaves, and the tensors that fill it."""
 
     target: str  # path below `vision` or `language`
-    sources: tuple[str, ...]  # names behind the file's prefix; with {} if there is one a layer
+    sources: tuple[str, ...]  # names without the file's prefix; with {} if every layer has one
     form: str
 
     @property
@@ -43,7 +43,7 @@ def _norm(target: str, source: str) -> tuple[Rule, Rule]:
 
 
 def _attention(layer: str, target: str = "blocks/attention", name: str = "self_attn") -> tuple[Rule, ...]:
-    """Of CLIP and OPT alike."""
+    """The attention of CLIP and OPT."""
     qkv = [f"{layer}.{name}.{projection}_proj" for projection in "qkv"]
     return (Rule(f"{target}/qkv/kernel", tuple(f"{source}.weight" for source in qkv), "qkv"),
             Rule(f"{target}/qkv/bias", tuple(f"{source}.bias" for source in qkv), "qkv_bias"),
@@ -51,7 +51,7 @@ def _attention(layer: str, target: str = "blocks/attention", name: str = "self_a
 
 
 def _vision_blocks(layers: str) -> tuple[Rule, ...]:
-    """CLIP's blocks, whose form the MAE decoder's have too."""
+    """The blocks of CLIP and of the MAE decoder."""
     return (
         *_norm("blocks/attention_norm", f"{layers}.layer_norm1"),
         *_attention(layers),
@@ -66,12 +66,12 @@ CLIP = (
     Rule("patch_embedding/kernel", ("embeddings.patch_embedding.weight",), "conv"),
     Rule("class_embedding", ("embeddings.class_embedding",), "copy"),
     CLIP_POSITIONS,
-    *_norm("pre_norm", "pre_layrnorm"),  # spelled so
+    *_norm("pre_norm", "pre_layrnorm"),  # transformers' spelling
     *_vision_blocks("encoder.layers.{}"),
     *_norm("post_norm", "post_layernorm"),
 )
 
-OPT_TOKENS = Rule("token_embedding", ("embed_tokens.weight",), "copy")  # cut and extended on the way
+OPT_TOKENS = Rule("token_embedding", ("embed_tokens.weight",), "copy")  # cut and extended
 OPT = (
     OPT_TOKENS,
     Rule("position_embedding", ("embed_positions.weight",), "copy"),
@@ -83,7 +83,7 @@ OPT = (
     *_norm("final_norm", "final_layer_norm"),
 )
 
-# What CLIP and OPT lack, in the names of pytorch/torch_agent.py.
+# The parts that CLIP and OPT lack, with the names of pytorch/torch_agent.py.
 TEMPORAL = (
     *_norm("blocks/temporal_norm", "encoder.layers.{}.temporal_norm"),
     *_attention("encoder.layers.{}", "blocks/temporal_attention", "temporal_attn"),
@@ -96,18 +96,6 @@ MAE = (
     *_norm("norm", "norm"),
     *_projection("prediction", "prediction"),
 )
-
-
-def source_shape(form: str, target: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape that each source tensor must have for a target of one layer."""
-    if form == "dense":
-        return target[::-1]
-    if form == "conv":
-        side = math.isqrt(target[0] // 3)
-        return (target[1], 3, side, side)
-    if form == "qkv":
-        return (target[2], target[0])
-    return target[1:] if form == "qkv_bias" else target
 
 
 def transform(form: str, arrays: list[np.ndarray]) -> np.ndarray:
@@ -123,7 +111,7 @@ def transform(form: str, arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def inverse(form: str, array: np.ndarray) -> list[np.ndarray]:
-    """The source tensors of one layer's target, which `transform` turns into `array` again."""
+    """The source tensors of one layer's target, the inverse of `transform`."""
     if form == "dense":
         return [array.T]
     if form == "conv":

@@ -26,10 +26,10 @@ def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[
         f"{model.vision.image_size} pixels in patches of {model.vision.patch_size}, `CLIPVisionModel`"
         + (" (its temporal attention is in `agent.safetensors`)" if model.vision.temporal_attention else ""),
         f"- `language/`: OPT, {model.language.depth} blocks of width {model.language.width}, "
-        f"{model.language.vocabulary_size:,} ids, of which the tokenizer says the text ones, `OPTForCausalLM`",
-        "- `agent.safetensors`, `agent.json`, `vocabulary.json`: the rest of the agent, its domains and ids",
+        f"{model.language.vocabulary_size:,} ids, the tokenizer's text ids first, `OPTForCausalLM`",
+        "- `agent.safetensors`, `agent.json`, `vocabulary.json`: the other parts of the agent, its domains and ids",
         "- `torch_agent.py`: the whole agent in PyTorch; needs torch, numpy, safetensors, tokenizers, pillow",
-        "- `parity.json`: how far PyTorch is from JAX on these weights", "",
+        "- `parity.json`: the differences between PyTorch and JAX on these weights", "",
         "```python", "from torch_agent import Agent, Policy", "",
         'agent = Agent.load(".")                     # trains: see losses(), lay_out() and main() in torch_agent.py',
         *[f'policy = Policy(".", domain="{name}", agent=agent)' for name in acting[:1]], "```", "",
@@ -40,8 +40,8 @@ def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[
                   f"{', '.join(domain.state.spec.fields) if domain.state else 'none'} |" for domain in domains.values()]
         lines += ["", "Actions and states are in the units of their specs in `agent.json`.", ""]
     lines += ["## Parity with JAX", "", "```", parity.summary(), "```", "",
-              "Not for real robots without safety filters; not a medical device. Weights that were begun from CLIP or "
-              "OPT keep their licences.", ""]
+              "Not for real robots without safety filters; not a medical device. Weights that were initialised from "
+              "CLIP or OPT keep their licences.", ""]
     return "\n".join(lines)
 
 

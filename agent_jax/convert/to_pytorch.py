@@ -1,4 +1,4 @@
-"""A checkpoint as a folder for PyTorch and transformers, which has proved itself before it appears.
+"""Exports a checkpoint as a folder for PyTorch and transformers, after a parity check of the folder.
 
 checkpoint -> .OUT.partial/ { vision/ language/ agent.safetensors agent.json ... } -> parity.json -> OUT
 
@@ -7,7 +7,7 @@ language/       config.json  model.safetensors  generation_config.json  tokenize
 agent.safetensors                                connector, temporal attention, masked-autoencoder decoder
 agent.json  vocabulary.json                      config, domains with their specs, ids
 torch_agent.py                                   the whole agent in PyTorch, to train and to act
-parity.json  README.md                           what was compared, and how to use the folder
+parity.json  README.md                           the parity report, and how to use the folder
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from agent_jax.checkpoints.restore import load_to_act
 from agent_jax.config import Config
 from agent_jax.convert import model_card
 from agent_jax.convert.from_huggingface import checked_out
-from agent_jax.convert.parity.pytorch import Parity, prove
+from agent_jax.convert.parity.pytorch import Parity, check_parity
 from agent_jax.convert.parity.tolerance import ParityError
 from agent_jax.convert.pytorch import folder as torch_folder
 from agent_jax.convert.pytorch import torch_agent
@@ -46,19 +46,19 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "f
     """Write the folder of a checkpoint.
 
     Args:
-        path: a workdir, its checkpoints directory, or one step in it; of several the newest undamaged one.
-        out: the folder to make.
-        dtype: of the stored tensors, a key of `DTYPES`; in bfloat16 the proof is of the rounded parameters.
-        weights: "averaged", where the run kept an average, or "raw".
+        path: a workdir, its checkpoints directory, or one step in it; of several steps the newest undamaged one.
+        out: the folder to write.
+        dtype: of the stored tensors, a key of `DTYPES`; in bfloat16 the rounded parameters are compared.
+        weights: "averaged", if the run has an average, or "raw".
 
     Returns:
-        What was compared; all within tolerance.
+        The parity report; all comparisons are within their tolerance.
 
     Raises:
-        FileExistsError: there is something at `out`.
-        FileNotFoundError, DamagedCheckpointError: no whole checkpoint there.
-        ValueError: parameters that are NaN or infinite, or a model that CLIP and OPT cannot represent.
-        ParityError: a comparison is beyond its tolerance; names all of them.
+        FileExistsError: `out` exists.
+        FileNotFoundError, DamagedCheckpointError: there is no undamaged checkpoint.
+        ValueError: a parameter is NaN or infinite, or CLIP and OPT cannot represent the model.
+        ParityError: a comparison is beyond its tolerance; names all such comparisons.
     """
     out = checked_out(out)
     loaded = load_to_act(path, averaged=weights != "raw")
@@ -74,7 +74,7 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "f
         partial.mkdir()
         params = _write_tensors(partial, params, config, DTYPES[dtype])
         _write_descriptions(partial, config, vocabulary, domains, source)
-        parity = prove(partial, params, config, vocabulary, domains)
+        parity = check_parity(partial, params, config, vocabulary, domains)
         (partial / "parity.json").write_text(json.dumps({"source": source, **parity.to_dict()}, indent=1) + "\n")
         if not parity.passed:
             raise ParityError(f"{out} was not written: PyTorch does not compute what the checkpoint computes\n"
@@ -87,20 +87,20 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "f
 
 
 def _write_tensors(folder: pathlib.Path, params: Params, config: Config, dtype: np.dtype[Any]) -> Params:
-    """The three files of tensors; returns the parameters as they were stored."""
+    """Write the three files of tensors; returns the parameters as stored."""
     files: dict[str, dict[str, np.ndarray]] = {}
     for section, tensors in to_tensors(params, config.model):
         for name, tensor in tensors.items():
             if not np.isfinite(tensor).all():
                 bad = tensor.size - np.count_nonzero(np.isfinite(tensor))
-                raise ValueError(f"{section.part}: {bad:,} of the {tensor.size:,} values that make {name} are NaN or "
+                raise ValueError(f"{section.part}: {bad:,} of the {tensor.size:,} values of {name} are NaN or "
                                  "infinite; export a step before the run diverged, by the path of its directory")
         files.setdefault(section.file, {}).update(tensors)
     for file, tensors in files.items():
         (folder / file).parent.mkdir(exist_ok=True)
         stored = {name: np.ascontiguousarray(tensor, dtype) for name, tensor in tensors.items()}
-        save_file(stored, folder / file, {"format": "pt"})  # which transformers asks for
-        (folder / file).chmod(folder.stat().st_mode & 0o666)  # the library makes it for its owner alone
+        save_file(stored, folder / file, {"format": "pt"})  # required by transformers
+        (folder / file).chmod(folder.stat().st_mode & 0o666)  # the library lets only the owner read it
     if dtype == np.float32:
         return params
     return {part: _rounded(tree, dtype) for part, tree in params.items()}
@@ -114,7 +114,7 @@ def _rounded(tree: Any, dtype: np.dtype[Any]) -> Any:
 
 def _write_descriptions(folder: pathlib.Path, config: Config, vocabulary: Vocabulary, domains: Mapping[str, Domain],
                         source: Mapping[str, Any]) -> None:
-    """Everything that is text."""
+    """Write the text files."""
     vision, language = config.model.vision, config.model.language
     ids = {name: value for name, value in torch_folder.language_json(language).items() if name.endswith("_token_id")}
     described = {

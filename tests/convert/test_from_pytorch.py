@@ -1,4 +1,4 @@
-"""An exported folder becomes a checkpoint again, bit for bit, or is refused as a whole."""
+"""An exported folder becomes a checkpoint again, bitwise, or is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder(base: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_comes_back_bit_for_bit(base: Path, tmp_path: Path, kind: str, capsys):
+def test_every_parameter_is_restored_bitwise(base: Path, tmp_path: Path, kind: str, capsys):
     made, exported_folder, _ = exported(base, kind)
     assert main(["from-pytorch", str(exported_folder), str(tmp_path / "back")]) == 0
     assert f"-> {tmp_path / 'back'}/7" in capsys.readouterr().out
@@ -52,7 +52,7 @@ def test_every_parameter_comes_back_bit_for_bit(base: Path, tmp_path: Path, kind
         assert found.tobytes() == expected.tobytes(), path
 
 
-def test_what_comes_back_acts_as_before(base: Path, tmp_path: Path):
+def test_the_imported_checkpoint_acts_as_before(base: Path, tmp_path: Path):
     made, exported_folder, _ = exported(base, "clips")
     import_folder(exported_folder, tmp_path / "back")
     before, after = Policy.load(made.path), Policy.load(tmp_path / "back")
@@ -63,7 +63,7 @@ def test_what_comes_back_acts_as_before(base: Path, tmp_path: Path):
             np.testing.assert_array_equal(one[key], other[key])
 
 
-def test_what_was_tuned_in_pytorch_comes_back(base: Path, tmp_path: Path):
+def test_parameters_tuned_in_pytorch_are_imported(base: Path, tmp_path: Path):
     import torch
 
     from agent_jax.convert.pytorch.torch_agent import Agent
@@ -104,8 +104,8 @@ DAMAGE = {
              rf"{NORM}: found I32, expected one of F32"),
     "nan": (lambda folder: change(folder, "language/model.safetensors", **{NORM: np.full(24, np.nan, np.float32)}),
             rf"language/model.safetensors: {NORM}: 24 of 24 values are NaN or infinite"),
-    "cut": (lambda folder: (folder / "agent.safetensors").write_bytes(
-        (folder / "agent.safetensors").read_bytes()[:-100]), r"agent.safetensors: damaged or no safetensors file"),
+    "truncated": (lambda folder: (folder / "agent.safetensors").write_bytes(
+        (folder / "agent.safetensors").read_bytes()[:-100]), r"agent.safetensors: damaged"),
     "no file": (lambda folder: (folder / "vision/model.safetensors").unlink(), r"vision/model.safetensors"),
     "not json": (lambda folder: (folder / "agent.json").write_text("{"), r"agent.json: is not JSON"),
     "format": (lambda folder: (folder / "agent.json").write_text('{"format": 9}'), r"agent.json: format 9, expected 1"),
@@ -123,7 +123,7 @@ DAMAGE |= {
     "no step": (lambda folder: redescribe(folder, source={}), "agent.json: source.step: found None, expected a whole"),
     "a step before the first": (lambda folder: redescribe(folder, source={"step": -1}), "source.step: found -1"),
     "a domain without fields": (lambda folder: redescribe(folder, domains={"x": {}}), "domain meta: missing"),
-    "a domain that is none": (lambda folder: redescribe(folder, domains={"x": 3}), "agent.json: domains.x: not as"),
+    "a domain of another type": (lambda folder: redescribe(folder, domains={"x": 3}), "agent.json: domains.x: not as"),
 }
 
 
@@ -133,8 +133,8 @@ def test_a_damaged_folder_is_refused_and_nothing_is_written(folder: Path, name: 
     damage(folder)
     before = listing(folder.parent)
     assert main(["from-pytorch", str(folder), str(folder.parent / "back")]) == 2
-    said = capsys.readouterr().err
-    assert re.search(message, said), said
+    printed = capsys.readouterr().err
+    assert re.search(message, printed), printed
     assert listing(folder.parent) == before
 
 
@@ -143,7 +143,7 @@ def test_a_vocabulary_of_another_export_is_refused(folder: Path):
     content = json.loads(path.read_text())
     content["blocks"] = content["blocks"][:1]
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="vocabulary_size=1582, but vocabulary.json has 1573 ids; both must be of one"):
+    with pytest.raises(ValueError, match="vocabulary_size=1582, but vocabulary.json has 1573 ids"):
         import_folder(folder, folder.parent / "back")
 
 

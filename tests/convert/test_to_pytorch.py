@@ -1,9 +1,10 @@
-"""A checkpoint becomes a folder that PyTorch and transformers load, and that has proved itself."""
+"""A checkpoint becomes a folder that PyTorch and transformers load, after a parity check."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from agent_jax.convert.pytorch import torch_agent
 from agent_jax.convert.pytorch.folder import tokenizer_json
 from agent_jax.convert.to_pytorch import export
 
-COMPARED = {"vision", "language", "logits", "painted patches", "losses", "gradients", "bf16", "cached logits",
+COMPARED = {"vision", "language", "logits", "reconstructed patches", "losses", "gradients", "bf16", "cached logits",
             "transformers vision", "transformers language"}
 
 
@@ -77,7 +78,7 @@ def test_every_byte_has_its_id():
     assert theirs.decode(ByteTokenizer().encode(text)) == text
 
 
-def test_the_averaged_parameters_are_exported_unless_the_last_ones_are_asked_for(base: Path, tmp_path: Path):
+def test_the_averaged_parameters_are_exported_by_default_and_the_last_ones_on_request(base: Path, tmp_path: Path):
     made, averaged, _ = exported(base, "images")
     export(made.path, tmp_path / "raw", weights="raw")
     name = "vision_model.pre_layrnorm.weight"
@@ -89,7 +90,7 @@ def test_the_averaged_parameters_are_exported_unless_the_last_ones_are_asked_for
 
 
 @pytest.mark.slow
-def test_in_bfloat16_the_rounded_parameters_are_proved_and_take_half_the_room(base: Path, tmp_path: Path):
+def test_in_bfloat16_the_rounded_parameters_are_compared_and_take_half_the_space(base: Path, tmp_path: Path):
     made, folder, _ = exported(base, "clips")
     assert main(["to-pytorch", str(made.path), str(tmp_path / "half"), "--dtype", "bfloat16",
                  "--json", str(tmp_path / "parity.json")]) == 0
@@ -105,14 +106,14 @@ def test_in_bfloat16_the_rounded_parameters_are_proved_and_take_half_the_room(ba
 def test_a_checkpoint_without_domains_is_exported_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     made = make_checkpoint(tmp_path / "bare", ())
     assert main(["to-pytorch", str(made.path), str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "gradients" in said
-    assert "actions                   0 compared" in said
+    printed = capsys.readouterr().out
+    assert "gradients" in printed
+    assert re.search(r"actions +0 compared", printed)
     assert json.loads((tmp_path / "out/agent.json").read_text())["acting"] == {}
 
 
 def _tanh_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The usual slip, which differs in the third digit."""
+    """A common mistake, which differs in the third digit."""
     wrong = {**torch_agent.ACTIVATIONS, "quick_gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh")}
     monkeypatch.setattr(torch_agent, "ACTIVATIONS", wrong)
 
@@ -126,26 +127,26 @@ def _rows_before_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_agent, "sincos_positions", wrong)
 
 
-def _a_cache_that_sees_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+def _a_cache_that_attends_to_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     right = torch_agent.Cache.append
     monkeypatch.setattr(torch_agent.Cache, "append", lambda self, real_BC: right(self, torch.ones_like(real_BC)))
 
 
-@pytest.mark.parametrize(("slip", "kind"), [(_tanh_gelu, "vision: after block 1"),
-                                            (_rows_before_columns, "painted patches"),
-                                            (_a_cache_that_sees_padding, "cached logits")])
-def test_a_pytorch_agent_that_computes_something_else_is_not_written(
-        base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], slip, kind):
+@pytest.mark.parametrize(("mistake", "kind"), [(_tanh_gelu, "vision: after block 1"),
+                                            (_rows_before_columns, "reconstructed patches"),
+                                            (_a_cache_that_attends_to_padding, "cached logits")])
+def test_a_pytorch_agent_with_a_mistake_is_not_written(
+        base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mistake, kind):
     made, *_ = exported(base, "images")
-    slip(monkeypatch)
+    mistake(monkeypatch)
     assert main(["to-pytorch", str(made.path), str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err
-    assert "out was not written: PyTorch does not compute what the checkpoint computes" in said
-    assert f"  {kind}" in said
+    printed = capsys.readouterr().err
+    assert "out was not written" in printed
+    assert f"  {kind}" in printed
     assert not listing(tmp_path)
 
 
-def test_choices_that_differ_fail_the_export_even_within_the_tolerance_of_logits(base: Path):
+def test_different_action_choices_fail_the_export_even_within_the_tolerance_of_logits(base: Path):
     _, _, parity = exported(base, "images")
     broken = dataclasses.replace(parity, actions=dataclasses.replace(parity.actions, different=1))
     assert not broken.passed
@@ -160,7 +161,7 @@ def test_a_checkpoint_with_nan_is_refused(tmp_path: Path):
     with Checkpoints(tmp_path / "diverged", keep_latest=1, keep_best=0) as checkpoints:
         checkpoints.save(1, {"params": made.raw}, meta)
     before = listing(tmp_path)
-    with pytest.raises(ValueError, match="mae: 16 of the 16 values that make mae.mask_token are NaN or infinite"):
+    with pytest.raises(ValueError, match="mae: 16 of the 16 values of mae.mask_token are NaN"):
         export(tmp_path / "diverged", tmp_path / "out")
     assert listing(tmp_path) == before
 
@@ -176,7 +177,7 @@ def test_nothing_is_overwritten_and_a_wrong_path_is_named(base: Path, tmp_path: 
     assert not listing(tmp_path)
 
 
-def test_a_norm_that_opt_cannot_say_is_refused(tmp_path: Path):
+def test_a_norm_epsilon_that_opt_cannot_represent_is_refused(tmp_path: Path):
     made = make_checkpoint(tmp_path / "made")
     meta = read_meta(made.path)
     content = {name: value for name, value in meta.items()
@@ -184,7 +185,7 @@ def test_a_norm_that_opt_cannot_say_is_refused(tmp_path: Path):
     content["config"]["model"]["language"]["layer_norm_eps"] = 1e-6
     with Checkpoints(tmp_path / "other", keep_latest=1, keep_best=0) as checkpoints:
         checkpoints.save(1, {"params": made.raw}, content)
-    with pytest.raises(ValueError, match="layer_norm_eps=1e-06: OPT of transformers has 1e-05"):
+    with pytest.raises(ValueError, match="layer_norm_eps=1e-06: .* 1e-05"):
         export(tmp_path / "other", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

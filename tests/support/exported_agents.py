@@ -1,4 +1,4 @@
-"""Folders exported from tiny checkpoints; each is made once a test session, since it proves itself while it is made."""
+"""Folders exported from tiny checkpoints, each once a test session, since the parity check takes time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def exported(base: Path, kind: str) -> tuple[Made, Path, Parity]:
-    """The checkpoint, the folder, and what was compared."""
+    """The checkpoint, the folder, and the parity report."""
     place = base / "exported_agents"
     place.mkdir(exist_ok=True)
     fields = dict(KINDS[kind])
@@ -36,7 +36,7 @@ def exported(base: Path, kind: str) -> tuple[Made, Path, Parity]:
 
 
 def images(made: Made, number: int, seed: int = 0) -> list[Any]:
-    """What each of `number` environments sees: an image, or one a camera."""
+    """The observations of `number` environments: an image, or one for each camera."""
     [cameras] = {domain.cameras for domain in made.domains.values()}
     size = made.config.model.vision.image_size
     found = np.random.default_rng(seed).integers(0, 256, (number, len(cameras), size, size, 3), np.uint8)

@@ -1,7 +1,7 @@
-"""Random CLIP and OPT models of transformers, saved as folders: the real classes and file formats.
+"""Random CLIP and OPT models of transformers, saved in its file formats.
 
-Every parameter is drawn, biases and norms too: transformers starts them at zero and one, and a converter that dropped
-or swapped them would not be seen. Activations are of order one, so that absolute tolerances mean something.
+Every parameter is random, biases and norms too, so that a converter that drops or swaps them fails. Activations are of
+order one, as the absolute tolerances expect.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TINY_TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2
 
 
 def randomise(model: Any, seed: int = 0) -> Any:
-    """Draw every parameter; returns the model."""
+    """Set every parameter at random; returns the model."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""CLIP and OPT of full size in name only: true configs and headers of transformers, on files that are all hole."""
+"""Sparse files with the configs and headers of full-size CLIP and OPT of transformers."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ OPTS = {
 
 
 def clip_config(size: str) -> CLIPVisionConfig:
-    """As transformers describes it."""
+    """The config of transformers."""
     return CLIPVisionConfig(**CLIPS[size])
 
 
 def opt_config(size: str) -> OPTConfig:
-    """As transformers describes it."""
+    """The config of transformers."""
     width = OPTS[size]["hidden_size"]
     return OPTConfig(**OPTS[size], word_embed_proj_dim=width, ffn_dim=4 * width)
 
@@ -63,12 +63,12 @@ def save_opt_headers(path: pathlib.Path, size: str, shards: int = 1) -> None:
 
 
 def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
-    """Of every tensor of a model."""
+    """Shapes of every tensor of a model."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def write_sparse(path: pathlib.Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
-    """A safetensors file with these tensors, all zero, which takes no room on disk."""
+    """A sparse safetensors file with these tensors, all zero."""
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + math.prod(shape) * {"F32": 4, "F16": 2}[dtype]
@@ -80,7 +80,7 @@ def write_sparse(path: pathlib.Path, shapes: dict[str, tuple[int, ...]], dtype: 
 
 
 def save_tokenizer(path: pathlib.Path, size: int = 50_265) -> None:
-    """vocab.json and merges.txt with as many ids as OPT's."""
+    """vocab.json and merges.txt with as many ids as OPT."""
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *(f"token{i}" for i in range(4, size))]
     (path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (path / "merges.txt").write_text("#version: 0.2\n")

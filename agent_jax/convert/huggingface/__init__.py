@@ -1,1 +1,1 @@
-"""CLIP and OPT weights of Hugging Face, loaded into the agent."""
+"""Loads Hugging Face's CLIP and OPT weights into the agent."""

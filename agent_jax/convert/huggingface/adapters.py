@@ -1,4 +1,4 @@
-"""Adapters (LoRA and others of PEFT), which are changes to a model and no model: named, with the way to merge them."""
+"""Refuses adapters (LoRA and others of PEFT) in place of a whole model, and explains how to merge them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _MERGE = ("merge it into its base with peft (pip install peft): AutoPeftModelFor
 
 
 def check_no_adapter(folder: pathlib.Path, place: pathlib.Path) -> None:
-    """Refuse an adapter that lies where a model is expected.
+    """Refuse an adapter where a model is expected.
 
     Args:
-        folder: that holds the config.
-        place: the folder, or one of its weight files, that was given.
+        folder: holds the config.
+        place: the folder, or one of its weight files, as the user named it.
 
     Raises:
-        ValueError: it is one; names its kind and base, and how to merge it.
+        ValueError: it is an adapter; names its kind and base, and how to merge it.
     """
-    alone = place == folder and (folder / CONFIG).is_file() and any((folder / name).is_file() for name in WEIGHTS)
+    adapter = place == folder and (folder / CONFIG).is_file() and any((folder / name).is_file() for name in WEIGHTS)
     whole = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
-    if place.name not in WEIGHTS and (whole or not alone):
+    if place.name not in WEIGHTS and (whole or not adapter):
         return
     about = read_json_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     kind, base = (str(about.get(field, "?"))[:200] for field in ("peft_type", "base_model_name_or_path"))
@@ -35,13 +35,13 @@ def check_no_adapter(folder: pathlib.Path, place: pathlib.Path) -> None:
 
 
 def check_whole(file: pathlib.Path, names: Mapping[str, Any]) -> None:
-    """Refuse a state dict of a model that adapters are wrapped around.
+    """Refuse the state dict of a model with adapters inside.
 
     Raises:
-        ValueError: it has tensors of adapters; names one.
+        ValueError: it has a tensor of an adapter; names it.
     """
     for name in names:
         if ".lora_A." in name or ".lora_B." in name or ".base_layer." in name:
             raise ValueError(f"{file}: {name[:200]} is of an adapter around the model, expected the tensors of a whole "
-                             "model; save the adapter from the training script by model.merge_and_unload()"
+                             "model; in the training script, save with model.merge_and_unload()"
                              ".save_pretrained(NEW) instead, copy the tokenizer's files into NEW, and give NEW")

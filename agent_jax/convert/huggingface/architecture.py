@@ -1,4 +1,4 @@
-"""config.json of CLIP and OPT read as ours, and what our model cannot represent refused by name."""
+"""Reads config.json of CLIP and OPT into our config, and refuses what our model cannot represent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent_jax.convert.huggingface.weights_folder import config_path, read_confi
 
 Fields = Mapping[str, tuple[str, Any]]
 
-# Our field: (theirs, the default of transformers, which leaves defaults out of some config.json).
+# Our field: (field of transformers, its default, which some config.json leave out).
 CLIP_FIELDS = {
     "image_size": ("image_size", 224),
     "patch_size": ("patch_size", 32),
@@ -30,9 +30,9 @@ OPT_FIELDS = {
     "activation": ("activation_function", "relu"),
     "positions": ("max_position_embeddings", 2048),
 }
-MOST = 2**20  # more than any size of a transformer; a config.json that says more is damaged
-OPT_EPS = 1e-5  # torch.nn.LayerNorm's default, which OPT takes without saying
-# What differs from the pre-LayerNorm decoder: (field, the value we compute, what another value means).
+MOST = 2**20  # more than any size of a transformer
+OPT_EPS = 1e-5  # torch.nn.LayerNorm's default; OPT's config.json has no field for it
+# (field, the value that our model has, meaning of another value)
 OPT_REFUSED: tuple[tuple[str, Any, str], ...] = (
     ("do_layer_norm_before", True, "a post-LayerNorm OPT, such as opt-350m"),
     ("_remove_final_layer_norm", False, "an OPT without the norm after its last block"),
@@ -42,7 +42,7 @@ OPT_REFUSED: tuple[tuple[str, Any, str], ...] = (
 
 
 def model_kind(config: Mapping[str, Any]) -> Literal["vision", "language", ""]:
-    """What a config.json describes: a CLIP with a vision tower, an OPT, or neither."""
+    """The kind of a config.json: a CLIP with a vision tower, an OPT, or neither."""
     model_type = config.get("model_type")
     if model_type in ("clip", "clip_vision_model"):
         return "vision"
@@ -50,10 +50,10 @@ def model_kind(config: Mapping[str, Any]) -> Literal["vision", "language", ""]:
 
 
 def vision_config(directory: str | pathlib.Path) -> VisionConfig:
-    """The VisionConfig of a CLIP folder, exact CLIP: its own positions, no temporal attention.
+    """The VisionConfig of a CLIP folder: CLIP's positions, no temporal attention.
 
     Raises:
-        FileNotFoundError: no config.json.
+        FileNotFoundError: there is no config.json.
         ValueError: another model, or a CLIP that ours cannot represent; names the field.
     """
     where, content = _section(directory, "vision")
@@ -63,10 +63,10 @@ def vision_config(directory: str | pathlib.Path) -> VisionConfig:
 
 
 def language_config(directory: str | pathlib.Path) -> LanguageConfig:
-    """The LanguageConfig of an OPT folder; `vocabulary_size` stays 0 until there is a vocabulary.
+    """The LanguageConfig of an OPT folder; `vocabulary_size` stays 0.
 
     Raises:
-        FileNotFoundError: no config.json.
+        FileNotFoundError: there is no config.json.
         ValueError: another model, or an OPT that ours cannot represent; names the field.
     """
     where, content = _section(directory, "language")
@@ -76,26 +76,19 @@ def language_config(directory: str | pathlib.Path) -> LanguageConfig:
     dropout = content.get("dropout", 0.1)
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise ValueError(f"{where}: dropout={dropout!r}, expected a number in [0, 1)")
-    made = LanguageConfig(dropout=float(dropout), layer_norm_eps=OPT_EPS,
-                          **_fields(LanguageConfig, OPT_FIELDS, content, where))
-    if (projected := content.get("word_embed_proj_dim") or made.width) != made.width:
-        raise ValueError(f"{where}: word_embed_proj_dim={projected} differs from hidden_size={made.width}; an OPT "
-                         "whose embeddings are projected, such as opt-350m, is not supported")
-    return made
-
-
-def config_from_huggingface(
-    vision_directory: str | pathlib.Path, language_directory: str | pathlib.Path
-) -> tuple[VisionConfig, LanguageConfig]:
-    """The two parts of a ModelConfig that fit the folders; see `vision_config` and `language_config`."""
-    return vision_config(vision_directory), language_config(language_directory)
+    config = LanguageConfig(dropout=float(dropout), layer_norm_eps=OPT_EPS,
+                            **_fields(LanguageConfig, OPT_FIELDS, content, where))
+    if (projected := content.get("word_embed_proj_dim") or config.width) != config.width:
+        raise ValueError(f"{where}: word_embed_proj_dim={projected} differs from hidden_size={config.width}; an OPT "
+                         "with projected embeddings, such as opt-350m, is not supported")
+    return config
 
 
 def check_vision(config: VisionConfig, directory: str | pathlib.Path, *,
                  interpolate_positions: bool = False) -> VisionConfig:
-    """Refuse a config of other sizes than the folder's config.json; returns the folder's own.
+    """The folder's own config, after a check that `config` has its sizes.
 
-    Images may have another size where CLIP's positions are not used, or are to be interpolated.
+    Images may have another size if CLIP's positions are not used, or are interpolated.
 
     Raises:
         ValueError: lists every field that differs.
@@ -110,7 +103,7 @@ def check_vision(config: VisionConfig, directory: str | pathlib.Path, *,
 
 
 def check_language(config: LanguageConfig, directory: str | pathlib.Path) -> None:
-    """Refuse a config of other sizes than the folder's config.json. Raises ValueError with every field that differs."""
+    """Raise ValueError for a config of other sizes than the folder's config.json; lists every field that differs."""
     fields = {**OPT_FIELDS, "layer_norm_eps": ("layer_norm_eps", OPT_EPS)}
     _check("language", config, language_config(directory), fields, directory)
 
@@ -130,7 +123,7 @@ def _section(directory: str | pathlib.Path, part: str) -> tuple[str, dict[str, A
 
 def _fields(kind: type, fields: Fields, content: Mapping[str, Any], where: str) -> dict[str, Any]:
     activations = get_args(get_type_hints(kind)["activation"])
-    made = {}
+    values = {}
     for ours, (theirs, default) in fields.items():
         value = content.get(theirs, default)
         if isinstance(default, str):
@@ -139,11 +132,11 @@ def _fields(kind: type, fields: Fields, content: Mapping[str, Any], where: str) 
         elif isinstance(value, bool) or not isinstance(value, (int, type(default))) or not 0 < value < MOST:
             whole = "whole " if isinstance(default, int) else ""
             raise ValueError(f"{where}: {theirs}={value!r}, expected a positive {whole}number below {MOST:,}")
-        made[ours] = value if isinstance(default, str) else type(default)(value)
-    if made["width"] % made["heads"]:
-        raise ValueError(f"{where}: hidden_size={made['width']} must be a multiple of num_attention_heads="
-                         f"{made['heads']}")
-    return made
+        values[ours] = value if isinstance(default, str) else type(default)(value)
+    if values["width"] % values["heads"]:
+        raise ValueError(f"{where}: hidden_size={values['width']} must be a multiple of num_attention_heads="
+                         f"{values['heads']}")
+    return values
 
 
 def _check(part: str, config: Any, found: Any, fields: Fields, directory: str | pathlib.Path,
@@ -152,4 +145,4 @@ def _check(part: str, config: Any, found: Any, fields: Fields, directory: str | 
              for ours, (theirs, _) in fields.items() if getattr(config, ours) != getattr(found, ours)]
     if lines:
         raise ValueError(f"{config_path(directory)} describes another model than the config:\n" + "\n".join(lines)
-                         + f"\nSet config.model.{part} to their sizes, or take other weights.{hint}")
+                         + f"\nSet config.model.{part} to these sizes, or use other weights.{hint}")

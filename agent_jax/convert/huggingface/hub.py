@@ -1,4 +1,4 @@
-"""Where weights lie: a path as it is, or ORG/NAME of the Hugging Face hub, from its cache or by a download."""
+"""Finds weights: a local path, or ORG/NAME on the Hugging Face hub, from its cache or by download."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def located(path: str | pathlib.Path) -> pathlib.Path:
     """The local folder or file that `path` means.
 
     Args:
-        path: of a folder or file; or, where there is nothing, ORG/NAME of a model on the hub. Of that only config,
-            tokenizer and weights are downloaded, as safetensors where the model has them, unless HF_HUB_OFFLINE is
-            set or they are in the cache (HF_HOME).
+        path: a folder or file; or, if it does not exist, ORG/NAME of a model on the hub. If the cache (HF_HOME) lacks
+            the model and HF_HUB_OFFLINE is not set, config, tokenizer and weights are downloaded, safetensors if the
+            model has them.
 
     Raises:
-        FileNotFoundError: nothing there; for a name of the hub, what was tried and what to do.
+        FileNotFoundError: there is nothing.
     """
     place = pathlib.Path(path).expanduser()
     if place.exists():
@@ -30,18 +30,13 @@ def located(path: str | pathlib.Path) -> pathlib.Path:
     if not HUB_NAME.fullmatch(str(path)):
         raise FileNotFoundError(f"{place}: no such folder or file; expected a Hugging Face folder, one of its weight "
                                 "files, or ORG/NAME of a model on the hub")
-    from huggingface_hub import constants  # not paid for where the weights lie on disk
+    from huggingface_hub import constants  # slow to import, and not needed for local weights
 
     return _snapshot(str(path), constants.HF_HUB_CACHE)
 
 
 def cached_folders(name: str, file: str) -> list[pathlib.Path]:
-    """The folders of the hub's cache that hold `file` of the models `name`, where `*` stands for anything; no network.
-
-    Args:
-        name: ORG/NAME; anything else has no folder.
-        file: a file of the model.
-    """
+    """The folders of the hub's cache with `file` of the models `name` (ORG/NAME, with `*` as wildcard); no network."""
     if not HUB_NAME.fullmatch(name.replace("*", "x")):
         return []
     from huggingface_hub import constants
@@ -50,9 +45,9 @@ def cached_folders(name: str, file: str) -> list[pathlib.Path]:
     return sorted(found.parent for found in pathlib.Path(constants.HF_HUB_CACHE).glob(pattern))
 
 
-@functools.cache  # a folder is asked for several times in a conversion, and the hub answers once
+@functools.cache  # a conversion asks for a folder several times
 def _snapshot(name: str, cache: str) -> pathlib.Path:
-    """The folder in `cache` that holds the model `name`, downloaded if it must be."""
+    """The folder in `cache` of the model `name`, downloaded if it is not there."""
     from huggingface_hub import snapshot_download
 
     reason = "the model has neither safetensors nor pytorch_model.bin, or no config.json"
@@ -64,13 +59,13 @@ def _snapshot(name: str, cache: str) -> pathlib.Path:
     except _hub_errors() as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise FileNotFoundError(
-        f"{name}: not a local path, not whole in the cache at {cache}, and not to be had from the hub ({reason}). Give "
-        f"the path of a folder; or fetch it where there is a network (hf download {name}) and copy the cache here, or "
-        "set HF_HOME to where it is; or, where there is one, see that HF_HUB_OFFLINE is not set")
+        f"{name}: not a local path, not complete in the cache at {cache}, and not available from the hub ({reason}). "
+        f"Give the path of a folder; or run `hf download {name}` on a machine with a network and copy its cache here, "
+        "or set HF_HOME to that cache; with a network here, unset HF_HUB_OFFLINE")
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
-    """All that the hub's client raises: OSError, ValueError of a bad name, and whatever its HTTP library has."""
+    """The errors of the hub's client: OSError, ValueError, and those of its HTTP library."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (ValueError, *HfHubHTTPError.__bases__)

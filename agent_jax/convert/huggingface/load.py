@@ -1,8 +1,8 @@
-"""Parameters from CLIP and OPT as Hugging Face keeps them, without PyTorch.
+"""Parameters from CLIP and OPT in Hugging Face's formats, without PyTorch.
 
-    folder -> config.json and headers held against our config (plan.py) -> tensors, one layer at a time -> leaves
+    folder -> config.json and headers checked against our config (plan.py) -> tensors, one layer at a time -> leaves
 
-Whatever does not fit is said in one error, before a tensor is read.
+All mismatches are listed in one error, before a tensor is read.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import numpy as np
 
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.checkpoints.fingerprint import flat, nested
-from agent_jax.config import Config, LanguageConfig, ModelConfig, VisionConfig
-from agent_jax.convert.huggingface.architecture import config_from_huggingface
+from agent_jax.config import Config, ModelConfig
 from agent_jax.convert.huggingface.load_report import Item, LoadReport, TowerReport
 from agent_jax.convert.huggingface.plan import OPT_HEAD, LoadPlan, model_shapes, plan_language, plan_vision
 from agent_jax.convert.huggingface.port import check_tied, extended_table, filled
@@ -26,38 +25,28 @@ from agent_jax.convert.huggingface.weights_folder import open_folder
 from agent_jax.convert.mapping import CLIP_POSITIONS, OPT_TOKENS
 from agent_jax.models.agent import Params, init_params
 
-__all__ = ["config_from_huggingface", "load_language", "load_vision", "pretrained_params", "pretrained_report"]
-
 Tree = dict[str, Any]  # nested dict of f32 NumPy arrays
 
 
-def load_vision(
-    directory: str | pathlib.Path, config: VisionConfig, *, interpolate_positions: bool = False
-) -> tuple[Tree, TowerReport]:
+def load_vision(directory: str | pathlib.Path, model: ModelConfig, *,
+                interpolate_positions: bool = False) -> tuple[Tree, TowerReport]:
     """The `vision` parameters of a CLIP: of the vision tower alone, or of the whole CLIP.
 
     Args:
         directory: a folder, one of its weight files or a name of the hub (weights_folder.py), with or without the
             `vision_model.` prefix; f32, f16 or bf16.
-        config: of the same sizes; its positions may be `sincos`, then CLIP's table is left out and images may have
-            another size.
-        interpolate_positions: resize CLIP's table to another `config.image_size`.
+        model: its `vision` has the sizes of the weights. With `sincos` positions CLIP's table is left out, and images
+            may have another size.
+        interpolate_positions: resize CLIP's table to another `image_size`.
 
     Returns:
-        (nested dict of f32 arrays without the temporal attention, the account).
+        (nested dict of f32 arrays without the temporal attention, report).
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: another model, other sizes, values that are not finite, or tensors that are missing, unknown or of
             another shape; lists all.
     """
-    model = ModelConfig(vision=config, language=LanguageConfig(vocabulary_size=1))
-    return _vision(directory, model, interpolate_positions=interpolate_positions)
-
-
-def _vision(directory: str | pathlib.Path, model: ModelConfig, *,
-            interpolate_positions: bool) -> tuple[Tree, TowerReport]:
-    """`load_vision` for a whole model, whose shapes are worked out once for all its parts."""
     with open_folder(directory) as folder:
         plan = plan_vision(folder, model, interpolate_positions=interpolate_positions)
         leaves = _filled(plan)
@@ -65,34 +54,28 @@ def _vision(directory: str | pathlib.Path, model: ModelConfig, *,
             [[table]] = plan.sources[CLIP_POSITIONS]
             leaves[CLIP_POSITIONS.target] = resized_positions(
                 folder.read_finite(table), model.vision.image_size // model.vision.patch_size)
-        return nested(leaves), plan.account
+        return nested(leaves), plan.report
 
 
-def load_language(
-    directory: str | pathlib.Path, config: LanguageConfig, text_rows: int, seed: int = 0
-) -> tuple[Tree, TowerReport]:
+def load_language(directory: str | pathlib.Path, model: ModelConfig, text_rows: int,
+                  seed: int = 0) -> tuple[Tree, TowerReport]:
     """The `language` parameters of an OPT, its token table cut to the tokenizer and extended for our blocks.
 
     Args:
         directory: a folder, one of its weight files or a name of the hub (weights_folder.py), of OPTModel or
             OPTForCausalLM; f32, f16 or bf16.
-        config: of the same sizes, its `vocabulary_size` filled in.
+        model: its `language` has the sizes of the weights, and our `vocabulary_size`.
         text_rows: ids of the text tokenizer; rows of the file beyond them are left out.
-        seed: of the new rows: the mean of the text rows + N(0, config.token_std).
+        seed: of the new rows: the mean of the text rows + N(0, token_std).
 
     Returns:
-        (nested dict of f32 arrays, the account).
+        (nested dict of f32 arrays, report).
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another model, other sizes, a tokenizer that is not of these weights, an untied output head, values
-            that are not finite, or tensors that are missing, unknown or of another shape; lists all.
+        ValueError: another model, other sizes, another tokenizer, an untied output head, values that are not finite, or
+            tensors that are missing, unknown or of another shape; lists all.
     """
-    return _language(directory, ModelConfig(language=config), text_rows, seed)
-
-
-def _language(directory: str | pathlib.Path, model: ModelConfig, text_rows: int, seed: int) -> tuple[Tree, TowerReport]:
-    """`load_language` for a whole model."""
     config = model.language
     with open_folder(directory) as folder:
         plan = plan_language(folder, model, text_rows, seed)
@@ -102,7 +85,7 @@ def _language(directory: str | pathlib.Path, model: ModelConfig, text_rows: int,
         leaves = _filled(plan)
         leaves[OPT_TOKENS.target] = extended_table(
             folder, table, text_rows, config.vocabulary_rows, config.token_std, seed)
-        return nested(leaves), plan.account
+        return nested(leaves), plan.report
 
 
 def _filled(plan: LoadPlan) -> dict[str, np.ndarray]:
@@ -112,27 +95,27 @@ def _filled(plan: LoadPlan) -> dict[str, np.ndarray]:
 
 
 def pretrained_report(config: Config, vocabulary: Vocabulary) -> LoadReport:
-    """What `pretrained_params` would do, and its refusals, from headers alone: of values, nothing is known."""
+    """The report and the errors of `pretrained_params`, from headers alone; values are not checked."""
     _check_vocabulary(config, vocabulary)
-    pretrained, accounts = config.init.pretrained, []
+    pretrained, towers = config.init.pretrained, []
     with contextlib.ExitStack() as stack:
         if pretrained.vision:
             folder = stack.enter_context(open_folder(pretrained.vision))
-            accounts.append(plan_vision(folder, config.model,
-                                        interpolate_positions=pretrained.interpolate_positions).account)
+            towers.append(plan_vision(folder, config.model,
+                                      interpolate_positions=pretrained.interpolate_positions).report)
         if pretrained.language:
             folder = stack.enter_context(open_folder(pretrained.language))
-            accounts.append(plan_language(folder, config.model, vocabulary.text.size, config.seed).account)
-    return _report(config, accounts)
+            towers.append(plan_language(folder, config.model, vocabulary.text.size, config.seed).report)
+    return _report(config, towers)
 
 
 def pretrained_params(config: Config, vocabulary: Vocabulary, key: jax.Array) -> tuple[Params, LoadReport]:
-    """Parameters that start from `config.init.pretrained`, the rest fresh.
+    """Parameters from `config.init.pretrained`, the rest random.
 
     Args:
         config: `init.pretrained` names one or two models; `seed` is that of the new token rows.
         vocabulary: its text ids are those of the language weights.
-        key: makes the leaves that no folder has, and no others.
+        key: for the leaves that no folder fills.
 
     Returns:
         (complete parameters, a report to print). Ported leaves are NumPy arrays.
@@ -143,25 +126,25 @@ def pretrained_params(config: Config, vocabulary: Vocabulary, key: jax.Array) ->
     """
     _check_vocabulary(config, vocabulary)
     pretrained, model = config.init.pretrained, config.model
-    parts, accounts = {}, []
+    parts, towers = {}, []
     if pretrained.vision:
-        parts["vision"], account = _vision(pretrained.vision, model,
-                                           interpolate_positions=pretrained.interpolate_positions)
-        accounts.append(account)
+        parts["vision"], tower = load_vision(pretrained.vision, model,
+                                             interpolate_positions=pretrained.interpolate_positions)
+        towers.append(tower)
     if pretrained.language:
-        parts["language"], account = _language(pretrained.language, model, vocabulary.text.size, config.seed)
-        accounts.append(account)
+        parts["language"], tower = load_language(pretrained.language, model, vocabulary.text.size, config.seed)
+        towers.append(tower)
     ported = flat(parts)
 
-    def rest() -> dict[str, jax.Array]:  # what is not returned is not computed
+    def rest() -> dict[str, jax.Array]:  # XLA computes only what is returned
         return {path: leaf for path, leaf in flat(init_params(model, key)).items() if path not in ported}
 
     leaves = {**ported, **jax.jit(rest)()}
-    return nested({path: leaves[path] for path in model_shapes(model)}), _report(config, accounts)
+    return nested({path: leaves[path] for path in model_shapes(model)}), _report(config, towers)
 
 
 def _check_vocabulary(config: Config, vocabulary: Vocabulary) -> None:
-    """Refuse a config that names no weights, or is of another vocabulary. Raises ValueError."""
+    """Raise ValueError for a config that names no weights, or has another vocabulary size."""
     if not (config.init.pretrained.vision or config.init.pretrained.language):
         raise ValueError("config.init.pretrained: vision and language are both empty, expected at least one folder")
     if config.model.language.vocabulary_size != vocabulary.size:
@@ -169,12 +152,13 @@ def _check_vocabulary(config: Config, vocabulary: Vocabulary) -> None:
                          f"vocabulary has {vocabulary.size} ids")
 
 
-def _report(config: Config, accounts: list[TowerReport]) -> LoadReport:
-    """The accounts, and the leaves of the parts that no folder fills."""
+def _report(config: Config, towers: list[TowerReport]) -> LoadReport:
+    """The towers, and the leaves of the parts that no folder fills."""
     reasons = {part: f"config.init.pretrained.{part} is empty" for part in ("vision", "language")}
     reasons |= {"connector": "CLIP and OPT have no connector", "mae": "CLIP and OPT have no MAE decoder",
                 "classifier": "CLIP and OPT have no class head"}
-    parts = {account.part for account in accounts}
-    return LoadReport(tuple(accounts), {path: Item(shape, reasons[path.split("/")[0]])
-                                    for path, shape in model_shapes(config.model).items()
-                                    if path.split("/")[0] not in parts})
+    for tower in towers:
+        del reasons[tower.part]
+    return LoadReport(tuple(towers), {path: Item(shape, reasons[part])
+                                      for path, shape in model_shapes(config.model).items()
+                                      if (part := path.split("/")[0]) in reasons})

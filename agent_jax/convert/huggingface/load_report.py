@@ -1,4 +1,4 @@
-"""The account of a conversion: where each tensor of the files went, and where each parameter came from."""
+"""The report of a conversion: which tensor of the files fills which parameter."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Ported:
 
     shape: Shape
     tensors: tuple[str, ...]  # as they are named in the files
-    sources: tuple[str, ...]  # the same in short: the layers of a stacked leaf as {0..11}
-    operation: str  # what becomes of them on the way
+    sources: tuple[str, ...]  # the same, shortened: the layers of a stacked leaf as {0..11}
+    operation: str  # how they change
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """Something that was not ported, and why."""
+    """A tensor or leaf that was not ported, and why."""
 
     shape: Shape
     reason: str
@@ -34,17 +34,17 @@ class TowerReport:
 
     part: str  # vision or language
     directory: str
-    source: str  # which of its files
+    source: str  # its files that were read
     ported: Mapping[str, Ported]  # by our path, from the root of the parameters
-    fresh: Mapping[str, Item]  # leaves, or rows of one, that the files do not have
-    left_out: Mapping[str, Item]  # tensors, or rows of one, that the model does not have
+    fresh: Mapping[str, Item]  # leaves, or rows of a leaf, that the files do not have
+    left_out: Mapping[str, Item]  # tensors, or rows of a tensor, that the model does not have
 
     def __str__(self) -> str:
         return "\n".join([self.title, *grouped("fresh", self.fresh), *grouped("left out", self.left_out)])
 
     @property
     def title(self) -> str:
-        """One line: how much of which files goes where."""
+        """One line: the number of tensors, leaves and values."""
         tensors = sum(len(leaf.tensors) for leaf in self.ported.values())
         return (f"{self.part}: {tensors} tensors of {self.directory} fill {len(self.ported)} leaves, "
                 f"{self.values:,} values ({self.source})")
@@ -58,17 +58,17 @@ class TowerReport:
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """All folders, and the parameters that came from none. `str()` prints it."""
+    """All folders, and the parameters that none of them fills. `str()` prints it."""
 
-    accounts: tuple[TowerReport, ...]
+    towers: tuple[TowerReport, ...]
     fresh: Mapping[str, Item]
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self.accounts), *grouped("fresh", self.fresh)])
+        return "\n".join([*map(str, self.towers), *grouped("fresh", self.fresh)])
 
 
 def grouped(title: str, items: Mapping[str, Item]) -> list[str]:
-    """One line a reason: names, up to three of them, and the number of values."""
+    """One line for each reason, with up to three names and the number of values."""
     by_reason: dict[str, dict[str, Item]] = collections.defaultdict(dict)
     for name, item in items.items():
         by_reason[item.reason][name] = item

@@ -1,10 +1,10 @@
-"""A vision tower in the layout of open_clip and OpenAI's CLIP, under the names that transformers gives its tensors.
+"""Reads vision towers in the layout of open_clip and OpenAI's CLIP, with transformers' names for the tensors.
 
     visual.transformer.resblocks.3.attn.in_proj_weight (3 D, D)  ->  encoder.layers.3.self_attn.{q,k,v}_proj.weight
     module.visual.conv1.weight  (module.: of a distributed run)  ->  embeddings.patch_embedding.weight
     open_clip_config.json, model_cfg.vision_cfg                  ->  the fields of a CLIPVisionConfig
 
-Both compute the same function: pre-LayerNorm blocks, eps 1e-5, the projected class token left to the contrastive head.
+Both compute the same function: pre-LayerNorm blocks with eps 1e-5; only the contrastive head projects the class token.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _BLOCK_NAMES = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "
 _FUSED = {"attn.in_proj_weight": "weight", "attn.in_proj_bias": "bias"}
 _TEXT = re.compile(r"(module\.)?(transformer\.|text\.|token_embedding\.|positional_embedding$|ln_final\.|attn_mask$)")
 _HEAD = re.compile(r"(module\.)?(visual\.proj|text_projection|logit_scale|logit_bias)$")
-_NUMBERS = re.compile(r"(module\.)?(input_resolution|context_length|vocab_size)$")  # of OpenAI's files
+_NUMBERS = re.compile(r"(module\.)?(input_resolution|context_length|vocab_size)$")  # in OpenAI's files
 _SIZES = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16, "head_width": 64}  # open_clip's defaults
-_HARMLESS = {"mlp_ratio", "output_tokens", "patch_dropout"}  # read below, or of training and CoCa alone
+_HARMLESS = {"mlp_ratio", "output_tokens", "patch_dropout"}  # read below, or only for training and CoCa
 
 
 def is_open_clip(names: Mapping[str, Any]) -> bool:
-    """Whether tensors have these names."""
+    """Whether tensors have the names of this layout."""
     return any(prefix + "visual.conv1.weight" in names for prefix in ("", "module."))
 
 
-def beside_the_tower(name: str) -> str:
-    """Why a tensor of such a file is none of the vision tower's; empty if it is, or is unknown."""
+def reason_to_leave_out(name: str) -> str:
+    """Why a tensor is not part of the vision tower; "" if it is, or is unknown."""
     if _HEAD.match(name):
         return "the contrastive head"
     if _NUMBERS.match(name):
@@ -49,10 +49,10 @@ def beside_the_tower(name: str) -> str:
 
 
 def vision_fields(file: pathlib.Path) -> dict[str, Any]:
-    """The content of open_clip_config.json as a config.json of transformers has it.
+    """open_clip_config.json in the form of transformers' config.json.
 
     Raises:
-        ValueError: it is not JSON, or describes a tower that is no plain ViT of CLIP; names the field.
+        ValueError: it is not JSON, or describes a tower other than CLIP's plain ViT; names the field.
     """
     model = read_json_object(file).get("model_cfg")
     tower = model.get("vision_cfg") if isinstance(model, dict) else None
@@ -69,7 +69,7 @@ def vision_fields(file: pathlib.Path) -> dict[str, Any]:
                 field in _SIZES and not isinstance(value, int)):
             raise ValueError(f"{file}: model_cfg.vision_cfg.{field}={value!r}, expected a positive number")
     if sizes["width"] % sizes["head_width"]:
-        raise ValueError(f"{file}: model_cfg.vision_cfg.width={sizes['width']} is no multiple of head_width="
+        raise ValueError(f"{file}: model_cfg.vision_cfg.width={sizes['width']} is not a multiple of head_width="
                          f"{sizes['head_width']}")
     return {"model_type": "clip_vision_model", "image_size": sizes["image_size"], "patch_size": sizes["patch_size"],
             "hidden_size": sizes["width"], "num_hidden_layers": sizes["layers"],
@@ -79,12 +79,11 @@ def vision_fields(file: pathlib.Path) -> dict[str, Any]:
 
 
 class OpenClipFile:
-    """An opened file of such tensors, under the names of transformers; what is not of the tower keeps its own."""
+    """An opened file with transformers' names for the tensors of the tower; `close` closes the TensorFile `file`."""
 
     def __init__(self, file: Any):
-        """Of an opened TensorFile, which it closes."""
         self.path, self._file = file.path, file
-        self._places: dict[str, tuple[str, int, int]] = {}  # the tensor, and which of how many parts of it
+        self._places: dict[str, tuple[str, int, int]] = {}  # (tensor, index of the part, number of parts)
         for name in file.shapes:
             for renamed, part, parts in _renamed(name):
                 self._places[renamed] = (name, part, parts)
@@ -107,14 +106,14 @@ class OpenClipFile:
         return array if rows is None else array[rows]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 
 def _renamed(name: str) -> list[tuple[str, int, int]]:
-    """The names of transformers for a tensor: (name, part of the tensor, number of parts)."""
+    """transformers' names for a tensor: (name, index of the part, number of parts)."""
     local = name.removeprefix("module.").removeprefix("visual.")
-    if beside_the_tower(name) or not name.removeprefix("module.").startswith("visual."):
+    if reason_to_leave_out(name) or not name.removeprefix("module.").startswith("visual."):
         return [(name, 0, 1)]
     if (match := _BLOCK.fullmatch(local)) is None:
         stem, _, ending = local.partition(".")

@@ -1,9 +1,9 @@
-"""What a conversion will do, known from config.json and headers alone: a dry run prints it, a real one carries it out.
+"""The plan of a conversion, from config.json and headers alone: which tensors fill which leaf, and how.
 
-    config.json held against our config -> headers held against both -> plan: leaf, its tensors, what becomes of them
+    config.json checked against our config -> headers checked against both -> LoadPlan
 
-Every tensor of the files is used once or listed as left out, every leaf filled once or listed as fresh. Whatever does
-not fit is said in one error.
+Every tensor of the files is used once or listed as left out, every leaf is filled once or listed as fresh. All
+mismatches are listed in one error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OPT_PREFIXES = ("model.decoder.", "decoder.")
 OPT_HEAD = "lm_head.weight"
 CONTRASTIVE_HEAD = ("logit_scale", "text_projection.weight", "visual_projection.weight")
 
-# The largest multiple that token tables are padded to; OPT's 50,265 ids have a table of 50,272 rows.
+# Token tables are padded to at most this multiple; OPT's 50,265 ids have 50,272 rows.
 TABLE_MULTIPLE = 128
 
 OPERATIONS = {"copy": "copy", "dense": "transpose", "conv": "conv to rows of pixels", "qkv": "transpose, fuse q, k, v",
@@ -44,7 +44,7 @@ OPERATIONS = {"copy": "copy", "dense": "transpose", "conv": "conv to rows of pix
 
 @dataclasses.dataclass(frozen=True)
 class LoadPlan:
-    """One part of the parameters: which tensors fill which of its leaves, and how."""
+    """The plan for one part of the parameters."""
 
     part: str  # vision or language
     folder: WeightsFolder
@@ -52,11 +52,11 @@ class LoadPlan:
     targets: Mapping[str, Shape]  # leaves by path below the part
     fresh: Mapping[str, Item]
     left_out: Mapping[str, Item]
-    special: Mapping[str, str]  # operation by target, where it is none of the rule's form
+    special: Mapping[str, str]  # operation by target, if it is not that of the rule's form
 
     @property
-    def account(self) -> TowerReport:
-        """Everything in print; an item without values is not worth a line."""
+    def report(self) -> TowerReport:
+        """The report, without items that have no values."""
         ported = {}
         for rule, layers in self.sources.items():
             operation = self.special.get(rule.target, OPERATIONS[rule.form]) + (", stack" if rule.stacked else "")
@@ -68,21 +68,21 @@ class LoadPlan:
 
 
 def plan_vision(folder: WeightsFolder, model: ModelConfig, *, interpolate_positions: bool = False) -> LoadPlan:
-    """How a CLIP fills `vision` of a model; see `huggingface.load_vision`, whose errors these are."""
+    """How a CLIP fills `vision` of a model; errors as in `load_vision`."""
     config = model.vision
     theirs = check_vision(config, folder.path, interpolate_positions=interpolate_positions)
     _check_depth(folder, theirs.depth)
     sources = sources_of(CLIP, config.depth, folder, CLIP_PREFIXES)
     [[table]] = sources[CLIP_POSITIONS]
     table_shape = (1 + theirs.patches, theirs.width)
-    if (found := folder.shapes.get(table, table_shape)) != table_shape:  # before a model of its size is thought up
-        raise ValueError(f"{folder.path}: {table}: found {list(found)}, expected {list(table_shape)}, as image_size="
-                         f"{theirs.image_size} and patch_size={theirs.patch_size} in its config.json have it")
+    if (found := folder.shapes.get(table, table_shape)) != table_shape:  # before shapes of that size are made
+        raise ValueError(f"{folder.path}: {table}: found {list(found)}, expected {list(table_shape)}, for image_size="
+                         f"{theirs.image_size} and patch_size={theirs.patch_size} of its config.json")
     targets = _part_shapes(model, "vision")
     fresh = {path: Item(shape, "temporal attention is not in CLIP; its output projection starts at zero")
              for path, shape in targets.items() if path.startswith("blocks/temporal_")}
     left_out = {name: Item(shape, reason) for name, shape in folder.shapes.items()
-                if (reason := _beside_the_tower(name))}
+                if (reason := _reason_to_leave_out(name))}
     shapes, special = {}, {}
     if config.positions == "sincos":
         del sources[CLIP_POSITIONS]
@@ -100,7 +100,7 @@ def plan_vision(folder: WeightsFolder, model: ModelConfig, *, interpolate_positi
 
 
 def plan_language(folder: WeightsFolder, model: ModelConfig, text_rows: int, seed: int) -> LoadPlan:
-    """How an OPT fills `language` of a model; see `huggingface.load_language`, whose errors these are."""
+    """How an OPT fills `language` of a model; errors as in `load_language`."""
     config = model.language
     check_language(config, folder.path)
     if not 0 < text_rows <= config.vocabulary_size:
@@ -111,7 +111,7 @@ def plan_language(folder: WeightsFolder, model: ModelConfig, text_rows: int, see
     how = f"the mean of the text rows + N(0, {config.token_std}), seed {seed}"
     fresh = {f"token_embedding[{start}:{end}]": Item((end - start, config.width), f"{what}: {how}")
              for start, end, what in ((text_rows, config.vocabulary_size, "ids of our blocks"),
-                                      (config.vocabulary_size, config.vocabulary_rows, "padding, which is never read"))}
+                                      (config.vocabulary_size, config.vocabulary_rows, "padding, never read"))}
     rows = _table_rows(folder.config, text_rows, config_path(folder.path))
     sources = sources_of(OPT, config.depth, folder, OPT_PREFIXES)
     [[table]] = sources[OPT_TOKENS]
@@ -127,34 +127,34 @@ def plan_language(folder: WeightsFolder, model: ModelConfig, text_rows: int, see
     return LoadPlan("language", folder, sources, targets, fresh, left_out, special)
 
 
-def _beside_the_tower(name: str) -> str:
-    """Why a tensor of a CLIP file is none of the vision tower's; empty if it is, or is unknown."""
+def _reason_to_leave_out(name: str) -> str:
+    """Why a tensor of a CLIP file is not part of the vision tower; "" if it is, or is unknown."""
     if name.startswith("text_model."):
         return "the text tower"
     if name.endswith("embeddings.position_ids"):
         return "a constant"
-    return "the contrastive head" if name in CONTRASTIVE_HEAD else open_clip.beside_the_tower(name)
+    return "the contrastive head" if name in CONTRASTIVE_HEAD else open_clip.reason_to_leave_out(name)
 
 
 def _check_depth(folder: WeightsFolder, depth: int) -> None:
-    """Every layer has tensors: a config.json with more layers lies, and would be long in listing what is missing."""
+    """Raise ValueError for more layers than tensors, before all that are missing are listed."""
     if depth > len(folder.shapes):
         raise ValueError(f"{config_path(folder.path)}: num_hidden_layers={depth}, but {folder.path} has "
                          f"{len(folder.shapes)} tensors in all ({folder.source})")
 
 
 def _table_rows(source: Mapping[str, Any], text_rows: int, where: pathlib.Path) -> int:
-    """Rows of the file's token table, which must be the tokenizer's or a few more."""
+    """Rows of the file's token table; ValueError unless they are the tokenizer's or a few more."""
     rows = source.get("vocab_size", 50272)
     if type(rows) is not int or not 0 <= rows - text_rows < TABLE_MULTIPLE:
-        raise ValueError(f"{where}: vocab_size={rows!r}, but the tokenizer has {text_rows} ids, so it is another one; "
-                         "set config.vocabulary.tokenizer to the folder of that of the weights")
+        raise ValueError(f"{where}: vocab_size={rows!r}, but the tokenizer has {text_rows} ids; set "
+                         "config.vocabulary.tokenizer to the folder of the weights' own tokenizer")
     return rows
 
 
 @functools.cache
 def model_shapes(config: ModelConfig) -> Mapping[str, Shape]:
-    """Shapes of all leaves by path; nothing is computed."""
+    """Shapes of all leaves by path."""
     leaves = flat(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
     return types.MappingProxyType({path: leaf.shape for path, leaf in leaves.items()})
 

@@ -1,4 +1,4 @@
-"""Fill our leaves from a folder by a table of rules, once every name, shape and dtype is known to fit."""
+"""Fills leaves from a folder by a table of rules, after a check of every name, shape and dtype."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from agent_jax.convert.huggingface.load_report import Item, Shape
-from agent_jax.convert.huggingface.weights_folder import FLOATS, WeightsFolder
-from agent_jax.convert.mapping import Rule, source_shape, transform
+from agent_jax.convert.huggingface.weights_folder import FLOATS, WeightsFolder, first_lines
+from agent_jax.convert.mapping import Rule, inverse, transform
 
-LISTED = 20  # paths of each kind that an error lists
-CHUNK_ROWS = 4096  # of a token table that are read at once to compare it
+CHUNK_ROWS = 4096  # of a token table, read at once for a comparison
 
-Sources = dict[Rule, list[tuple[str, ...]]]  # the tensors of each rule, by layer; one entry if there is none
+Sources = dict[Rule, list[tuple[str, ...]]]  # the tensors of each rule, by layer; one entry if it has no layers
 
 
 def sources_of(rules: Sequence[Rule], depth: int, folder: WeightsFolder, prefixes: Sequence[str]) -> Sources:
-    """The tensors that the rules ask for, under whichever of the prefixes the folder has most of them."""
+    """The tensors of the rules, with the prefix that fits most of the folder's tensors."""
 
     def under(prefix: str) -> Sources:
         return {rule: [tuple(prefix + name.format(layer) for name in rule.sources)
@@ -28,7 +27,7 @@ def sources_of(rules: Sequence[Rule], depth: int, folder: WeightsFolder, prefixe
 
 
 def names_of(sources: Sources) -> list[str]:
-    """All tensors, flat."""
+    """All tensors."""
     return [name for layers in sources.values() for names in layers for name in names]
 
 
@@ -38,9 +37,9 @@ def check_tensors(folder: WeightsFolder, sources: Sources, targets: Mapping[str,
 
     Args:
         folder: opened.
-        sources: the tensors to be used.
+        sources: the tensors to use.
         targets: shapes of all leaves of the part.
-        fresh: leaves, or rows of one, that no tensor fills.
+        fresh: leaves, or rows of a leaf, that no tensor fills.
         left_out: tensors that are not used.
         other_shapes: shapes that do not follow from the target's.
 
@@ -51,7 +50,8 @@ def check_tensors(folder: WeightsFolder, sources: Sources, targets: Mapping[str,
     assert sorted(filled_once) == sorted(targets), "a leaf filled twice or never"
     expected: dict[str, Shape] = {}
     for rule, layers in sources.items():
-        shape = source_shape(rule.form, targets[rule.target][rule.stacked :])
+        layer = np.broadcast_to(np.float32(0), targets[rule.target][rule.stacked :])
+        shape = inverse(rule.form, layer)[0].shape
         expected |= dict.fromkeys(itertools.chain.from_iterable(layers), shape)
     assert len(expected) == len(names_of(sources)), "a tensor used twice"
     expected |= other_shapes or {}
@@ -66,10 +66,8 @@ def check_tensors(folder: WeightsFolder, sources: Sources, targets: Mapping[str,
     }
     if any(lines.values()):
         message = [f"{folder.path}: its tensors are not those that its config.json describes:"]
-        for title, items in lines.items():
-            message += [f"  {title}: {item}" for item in items[:LISTED]]
-            message += [f"  {title}: and {len(items) - LISTED} more"] if len(items) > LISTED else []
-        message.append("Nothing was changed. Copy or download the folder again, or mend its config.json.")
+        message += [f"  {title}: {item}" for title, items in lines.items() for item in first_lines(items)]
+        message.append("Nothing was changed. Copy or download the folder again, or correct its config.json.")
         raise ValueError("\n".join(message))
 
 
@@ -83,19 +81,19 @@ def filled(folder: WeightsFolder, rule: Rule, layers: Sequence[tuple[str, ...]],
 
 
 def check_tied(folder: WeightsFolder, head: str, table: str) -> None:
-    """Refuse an output head that differs from the token table. Raises ValueError."""
+    """Raise ValueError for an output head that differs from the token table."""
     end = folder.shapes[table][0]
     for start in range(0, end, CHUNK_ROWS):
-        rows = slice(start, min(start + CHUNK_ROWS, end))  # safetensors refuses what NumPy would clip
+        rows = slice(start, min(start + CHUNK_ROWS, end))  # safetensors does not clip slices
         if not np.array_equal(folder.read(head, rows), folder.read(table, rows), equal_nan=True):
-            raise ValueError(f"{folder.path}: {head} differs from {table} in rows {start} to {rows.stop}; only an "
-                             "output head that is tied to the token table is supported")
+            raise ValueError(f"{folder.path}: {head} differs from {table} in rows {start} to {rows.stop}; only a "
+                             "tied output head is supported")
 
 
 def extended_table(
     folder: WeightsFolder, table: str, text_rows: int, rows: int, std: float, seed: int
 ) -> np.ndarray:
-    """The first `text_rows` of a token table, then rows of their mean + N(0, std), the same however many there are."""
+    """The first `text_rows` of a token table, then rows of their mean + N(0, std), independent of their number."""
     leaf = np.empty((rows, folder.shapes[table][1]), np.float32)
     leaf[:text_rows] = folder.read_finite(table, slice(0, text_rows))
     mean = leaf[:text_rows].mean(axis=0, dtype=np.float64)
@@ -104,7 +102,7 @@ def extended_table(
 
 
 def in_short(rule: Rule, layers: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The tensors of a rule, one name for all layers: `model.layers.{0..11}.fc1.weight`."""
+    """The tensors of a rule, one name for all layers, as `model.layers.{0..11}.fc1.weight`."""
     if not rule.stacked:
         return layers[0]
     prefix = layers[0][0].removesuffix(rule.sources[0].format(0))

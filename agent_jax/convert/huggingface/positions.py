@@ -1,7 +1,7 @@
-"""CLIP's position table for images of another size: bicubic, as `interpolate_pos_encoding` of transformers has it.
+"""Resizes CLIP's position table for images of another size, as transformers does (`interpolate_pos_encoding`).
 
-That is torch.nn.functional.interpolate(mode="bicubic", align_corners=False) on the grid of the patches; the row of the
-CLS token is kept as it is.
+That is torch.nn.functional.interpolate(mode="bicubic", align_corners=False) on the grid of patches; the row of CLS does
+not change.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ A = -0.75  # of the cubic kernel in PyTorch (Keys, 1981, has -0.5)
 
 
 def resized_positions(table_VD: np.ndarray, grid: int) -> np.ndarray:
-    """The table (1 + grid * grid, D) in f32, of one of (1 + any square, D)."""
+    """The table (1 + grid * grid, D) in f32, from one of (1 + n * n, D)."""
     old, width = round((len(table_VD) - 1) ** 0.5), table_VD.shape[1]
     assert old * old + 1 == len(table_VD), len(table_VD)
     if old == grid:
@@ -24,8 +24,8 @@ def resized_positions(table_VD: np.ndarray, grid: int) -> np.ndarray:
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:
-    """Weights (new, old) of the four nearest points, the outermost repeated beyond the edge; without antialiasing."""
-    # In float32, as PyTorch places the points: in float64 the weights would differ in the sixth digit.
+    """Weights (new, old) of the four nearest points; the edge is repeated; no antialiasing."""
+    # In float32 as in PyTorch; in float64 the weights differ in the sixth digit.
     scale = np.float32(old) / np.float32(new)
     centre = scale * (np.arange(new, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
     first = np.floor(centre).astype(int)

@@ -1,7 +1,7 @@
-"""One safetensors file, opened: header first, tensors from the mapped file when they are asked for.
+"""A safetensors file: reads the header at once, and tensors from the mapped file on request.
 
-The safetensors library checks the header: its length, that offsets follow each other without gap or overlap, that each
-fits shape and dtype, and that the last one is the end of the file.
+The safetensors library checks the header: its length, and offsets without gaps or overlaps that fit shapes, dtypes and
+the end of the file.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class SafetensorsFile:
         """Open `path` and read its header.
 
         Raises:
-            ValueError: the file is cut off, or its header lies.
+            ValueError: the file is truncated, or its header is wrong.
         """
         self.path = path
         try:
             self._file: Any = safe_open(path, framework="numpy")
         except SafetensorError as error:
-            raise ValueError(f"{path}: damaged or no safetensors file of {path.stat().st_size:,} bytes ({error}); copy "
-                             "or download it again") from error
+            raise ValueError(f"{path}: damaged or not a safetensors file, {path.stat().st_size:,} bytes ({error}); "
+                             "copy or download it again") from error
         slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 - no mapping
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(part.get_shape()) for name, part in slices.items()}
         self.dtypes: dict[str, str] = {name: part.get_dtype() for name, part in slices.items()}
@@ -38,5 +38,5 @@ class SafetensorsFile:
         return np.asarray(array).astype(np.float32, copy=False)
 
     def close(self) -> None:
-        """Unmap the file; nothing can be read afterwards."""
+        """Unmap the file."""
         self._file.__exit__(None, None, None)

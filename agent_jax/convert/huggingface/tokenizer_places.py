@@ -1,8 +1,8 @@
-"""Where the tokenizer of an OPT is looked for when it does not lie beside the weights.
+"""Finds the tokenizer of an OPT, also if it is not in the folder of the weights.
 
     the folder, its parent (a trainer's checkpoint-10/), config.json's _name_or_path, facebook/opt-* in the hub's cache
 
-All OPTs of Meta share one tokenizer. Only one that has the ids of the weights' token table is taken.
+All OPTs of Meta share one tokenizer. It must fit the number of rows of the weights' token table.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ FAMILY = "facebook/opt-*"
 
 
 def tokenizer_of(language: str | pathlib.Path) -> str:
-    """The folder of the tokenizer for OPT's weights; one that does not lie beside them is said in the log.
+    """The folder of the tokenizer for OPT's weights; logs a warning if it is another than that of the weights.
 
     Args:
         language: folder, file or hub name of an OPT.
 
     Raises:
-        FileNotFoundError: none of the places holds one; lists them.
-        ValueError: the files beside the weights are damaged.
+        FileNotFoundError: no folder has a tokenizer that fits; lists them.
+        ValueError: the tokenizer in the folder of the weights is damaged.
     """
-    beside = config_path(language).parent
+    own = config_path(language).parent
     try:
-        load_tokenizer(str(beside))
-        return str(beside)
+        load_tokenizer(str(own))
+        return str(own)
     except FileNotFoundError:
         pass
-    config, looked_at = read_config(language), []
-    for place in _places(beside, config):
+    config, searched = read_config(language), []
+    for place in _places(own, config):
         found = _size(place)
-        looked_at.append(f"{place} ({f'{found:,} ids' if found else 'none'})")
+        searched.append(f"{place} ({f'{found:,} ids' if found else 'none'})")
         rows = config.get("vocab_size")
         if found and type(rows) is int and 0 <= rows - found < TABLE_MULTIPLE:
-            logging.getLogger(__name__).warning("%s: no tokenizer beside the weights; took that of %s, which has %d "
-                                                "ids for vocab_size=%d", beside, place, found, rows)
+            logging.getLogger(__name__).warning("%s: no tokenizer in the folder of the weights; took that of %s, which "
+                                                "has %d ids for vocab_size=%d", own, place, found, rows)
             return str(place)
     raise FileNotFoundError(
-        f"{beside}: no tokenizer beside the weights (vocab.json and merges.txt, or tokenizer.json), and none for "
-        f"vocab_size={config.get('vocab_size')!r} in {', '.join(looked_at) or 'any other place'}. Set "
-        "--config.vocabulary.tokenizer=PATH; or fetch OPT's (hf download facebook/opt-125m vocab.json merges.txt), "
-        "where it is found by itself")
+        f"{own}: no tokenizer in this folder (vocab.json and merges.txt, or tokenizer.json), and none for "
+        f"vocab_size={config.get('vocab_size')!r} in {', '.join(searched) or 'any other place'}. Set "
+        "--config.vocabulary.tokenizer=PATH; or download OPT's into the cache (hf download facebook/opt-125m "
+        "vocab.json merges.txt)")
 
 
-def _places(beside: pathlib.Path, config: dict[str, Any]) -> Iterator[pathlib.Path]:
-    yield beside.parent
+def _places(own: pathlib.Path, config: dict[str, Any]) -> Iterator[pathlib.Path]:
+    yield own.parent
     name = config.get("_name_or_path")
     if isinstance(name, str) and name and len(name) < 1000:
         local = pathlib.Path(name).expanduser()
@@ -64,7 +64,7 @@ def _places(beside: pathlib.Path, config: dict[str, Any]) -> Iterator[pathlib.Pa
 
 
 def _size(place: pathlib.Path) -> int:
-    """Ids of the tokenizer there; 0: there is none that can be read."""
+    """Ids of the tokenizer there; 0: no readable one."""
     try:
         return load_tokenizer(str(place)).size
     except (OSError, ValueError):

@@ -27,7 +27,7 @@ STORAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Values of one entry of the archive."""
+    """The values of one entry of the archive."""
 
     key: str
     dtype: str
@@ -41,7 +41,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class TensorHeader:
-    """A view of a storage: the first value, and per axis size and stride, in values."""
+    """A view of a storage: offset, and size and stride of each axis, in values."""
 
     storage: Storage
     offset: int
@@ -89,7 +89,7 @@ class _StateDictUnpickler(PlainUnpickler):
                     name.removeprefix("torch.") in STORAGES and type(values) is int and values >= 0):
                 storage = Storage(key, STORAGES[name.removeprefix("torch.")][0], values)
             case _:
-                raise RefusedPickleError("its pickle refers to something that is no storage of known type and size")
+                raise RefusedPickleError("its pickle has a reference that is not a storage of known type and size")
         if self.storages.setdefault(key, storage) != storage:
             raise RefusedPickleError(f"its pickle describes storage {key[:100]!r} in two ways")
         return storage
@@ -101,7 +101,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: 
     del requires_grad, hooks, metadata
     if not (isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)):
         raise RefusedPickleError("its pickle describes a tensor by something else than a storage and whole numbers")
-    if len(shape) != len(strides) or len(shape) > MAX_AXES:  # before they are looked at: many may share long ones
+    if len(shape) != len(strides) or len(shape) > MAX_AXES:  # before iterating: many tensors may share long ones
         raise RefusedPickleError(f"its pickle describes a tensor of {len(shape)} sizes and {len(strides)} strides")
     if not all(type(number) is int and 0 <= number < 2**63 for number in (offset, *shape, *strides)):
         raise RefusedPickleError("its pickle describes a tensor by something else than a storage and whole numbers")

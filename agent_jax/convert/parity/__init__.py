@@ -1,1 +1,1 @@
-"""Comparing the agent with PyTorch, number by number."""
+"""Parity checks: compare the agent with PyTorch."""

@@ -1,7 +1,7 @@
-"""The choices of actions that an exported agent makes, held against ours: teacher-forced, among the legal ids.
+"""Compares the action choices of an exported agent with ours: teacher-forced, among the legal ids.
 
-Ours come from the whole row at once; PyTorch's from the whole row, and again id by id out of its key-value cache, as
-it acts. Choices are the same wherever our two best logits differ by more than `NEAR`.
+Ours come from the whole row; PyTorch's from the whole row, and also id by id with the KV cache, as its policy acts.
+Choices must be equal where our two best logits differ by more than `NEAR`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 from agent_jax.convert.parity.tolerance import STACK, Comparison, compare
 from agent_jax.convert.pytorch import torch_agent
 from agent_jax.data.pipeline.domains import Domain
-from agent_jax.data.pipeline.layout import Step, Window, window_usage
+from agent_jax.data.pipeline.layout import Window, window_usage
 
-NEAR = 1e-3  # logits closer than this may be ordered either way
+NEAR = 1e-3  # logits closer than this may come in either order
 
 
 @dataclasses.dataclass(frozen=True)
 class Actions:
-    """Choices made twice."""
+    """The number of choices compared."""
 
     compared: int
     different: int  # although our two best logits differ by more than NEAR
-    near_ties: int  # of the compared: those that do not
+    near_ties: int  # compared choices whose two best logits do not
 
     def to_dict(self) -> dict[str, int]:
         """For JSON."""
@@ -35,7 +35,7 @@ class Actions:
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
-    """One id of an action where several are legal."""
+    """One id of an action with several legal ids."""
 
     sample: int
     step: int
@@ -59,7 +59,7 @@ def compare_actions(ours_BTK: np.ndarray, theirs_BTK: np.ndarray, rows: Sequence
         agent: loaded from it, in f32.
 
     Returns:
-        The count of choices, and the logits of the cache compared with ours, a row a domain.
+        The number of choices, and for each domain a comparison of the cached logits with ours.
     """
     compared = different = ties = 0
     comparisons = []
@@ -70,10 +70,10 @@ def compare_actions(ours_BTK: np.ndarray, theirs_BTK: np.ndarray, rows: Sequence
                    if window.domain_index == domain.index]
         choices = [choice for number, _ in samples for choice in _choices(number, rows, domain)]
         cached = _cached(folder, agent, domain, samples, choices)
-        if domain.video:  # an image of a clip is encoded with the later ones, which acting has not seen yet
+        if domain.video:  # in the row an image attends to later ones of its clip, which acting has not seen
             last = {number: len(window.steps) - 1 for number, window in samples}
-            kept = [i for i, choice in enumerate(choices) if choice.step == last[choice.sample]]
-            choices, cached = [choices[i] for i in kept], [cached[i] for i in kept]
+            usable = [i for i, choice in enumerate(choices) if choice.step == last[choice.sample]]
+            choices, cached = [choices[i] for i in usable], [cached[i] for i in usable]
         ours = [ours_BTK[choice.row, choice.target, choice.legal_A] for choice in choices]
         theirs = [theirs_BTK[choice.row, choice.target, choice.legal_A] for choice in choices]
         for mine, *others in zip(ours, theirs, cached, strict=True):
@@ -88,12 +88,12 @@ def compare_actions(ours_BTK: np.ndarray, theirs_BTK: np.ndarray, rows: Sequence
 
 
 def _places(rows: Sequence[Sequence[Window]]) -> list[tuple[int, Window]]:
-    """Every sample with its row, in order."""
+    """(row, sample) of every sample, in order."""
     return [(number, window) for number, row in enumerate(rows) for window in row]
 
 
 def _choices(sample: int, rows: Sequence[Sequence[Window]], domain: Domain) -> list[_Choice]:
-    """The choices of one sample, in the order in which they are made."""
+    """The choices of one sample, in order."""
     assert domain.spec is not None
     automaton, found = domain.spec.automaton, []
     row, window = _places(rows)[sample]
@@ -112,30 +112,26 @@ def _choices(sample: int, rows: Sequence[Sequence[Window]], domain: Domain) -> l
 
 def _cached(folder: pathlib.Path, agent: torch_agent.Agent, domain: Domain, samples: Sequence[tuple[int, Window]],
             choices: Sequence[_Choice]) -> list[np.ndarray]:
-    """Logits of the legal ids at each choice, as the PyTorch policy finds them; all samples act together."""
+    """Logits of the legal ids at each choice from the PyTorch policy, for all samples in one batch."""
     policy = torch_agent.Policy(folder, domain=domain.name, agent=agent)
     found: dict[int, np.ndarray] = {}
     for number in range(max(len(window.steps) for _, window in samples)):
         acting = [(sample, window) for sample, window in samples if number < len(window.steps)]
         steps = [window.steps[number] for _, window in acting]
         names = [sample for sample, _ in acting]
-        seen = policy.observe([step.frames for step in steps], names, None)
-        now = [(tokens, dataclasses.replace(told, state_ids=step.state_ids.tolist()))
-               for (tokens, told), step in zip(seen, steps, strict=True)]
+        encoded = policy.observe([step.frames for step in steps], names, None)
+        now = [(tokens, dataclasses.replace(observed, state_ids=step.state_ids.tolist()))
+               for (tokens, observed), step in zip(encoded, steps, strict=True)]
         waiting = {sample: [i for i, choice in enumerate(choices) if (choice.sample, choice.step) == (sample, number)]
                    for sample in names}
 
-        def follow(row: int, logits: Mapping[int, float], names: Sequence[int] = names,
-                   waiting: Mapping[int, list[int]] = waiting) -> int:
+        def force(row: int, logits: Mapping[int, float], names: Sequence[int] = names,
+                  waiting: Mapping[int, list[int]] = waiting) -> int:
             choice = waiting[names[row]].pop(0)
             found[choice] = np.array([logits[token] for token in choices[choice].legal_A.tolist()])
             return choices[choice].teacher
 
-        policy.decode(names, [window.text_ids.tolist() for _, window in acting], now, follow)
-        for sample, (tokens, told), step in zip(names, now, steps, strict=True):
-            policy.remember(sample, tokens, _with_action(told, step))
+        policy.decode(names, [window.text_ids.tolist() for _, window in acting], now, force)
+        for sample, (tokens, observed), step in zip(names, now, steps, strict=True):
+            policy.remember(sample, tokens, dataclasses.replace(observed, action_ids=step.action_ids.tolist()))
     return [found[number] for number in range(len(choices))]
-
-
-def _with_action(told: torch_agent.Step, step: Step) -> torch_agent.Step:
-    return dataclasses.replace(told, action_ids=step.action_ids.tolist())

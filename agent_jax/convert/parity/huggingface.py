@@ -1,11 +1,11 @@
-"""Proof that ported weights compute here what they compute in PyTorch, from the same files and on the same inputs.
+"""Parity check of Hugging Face weights: our models against transformers', with the same files and inputs.
 
-    folder -> transformers' torch model -> every hidden state, logits
-           -> our parameters -> our model -> the same                  -> table of differences, verdict
+    folder -> transformers' torch model       -> hidden states, logits
+           -> our parameters -> our model     -> hidden states, logits -> table of differences, verdict
 
-Both in f32 on fixed, seeded inputs. Two kinds of rows: states of the whole stack, each model on its own; and every
-block alone, ours given the torch model's input. transformers' classes are asked through hooks on their modules, so what
-is compared does not depend on which states a version chooses to return.
+Both run in f32 on fixed inputs. Two kinds of comparisons: hidden states of the whole stack, each model on its own; and
+every block alone, with the input of the torch model. Hooks on transformers' modules record the states, whatever a
+version returns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agent_jax.config import LanguageConfig, VisionConfig
+from agent_jax.config import LanguageConfig, ModelConfig, VisionConfig
 from agent_jax.convert.huggingface.architecture import language_config, model_kind, vision_config
 from agent_jax.convert.huggingface.load import load_language, load_vision
 from agent_jax.convert.huggingface.weights_folder import config_path, read_config
@@ -34,7 +34,7 @@ SEED = 0
 
 
 def find_folders(directory: str | pathlib.Path) -> dict[pathlib.Path, str]:
-    """The CLIP and OPT folders that `directory` is or holds, each with its kind.
+    """The CLIP and OPT folders that `directory` is or contains, with their kinds.
 
     Raises:
         FileNotFoundError: there is none.
@@ -49,13 +49,13 @@ def find_folders(directory: str | pathlib.Path) -> dict[pathlib.Path, str]:
 
 
 def verify_folders(directory: str | pathlib.Path, json_path: pathlib.Path | None = None) -> bool:
-    """Compare every folder, print a table for each, and write the figures as JSON if asked to.
+    """Compare every folder, print a table for each, and write the figures to `json_path`.
 
     Returns:
-        Whether everything is within its tolerance.
+        Whether all comparisons are within their tolerance.
 
     Raises:
-        FileNotFoundError, ValueError: no folder, or one that cannot be loaded.
+        FileNotFoundError, ValueError: there is no folder, or one cannot be loaded.
         ImportError: torch is not installed.
     """
     verified = {}
@@ -79,10 +79,10 @@ def verify_vision(directory: str | pathlib.Path, images: int = 1) -> list[Compar
     from transformers import CLIPVisionModel
 
     config = vision_config(directory)
-    params, _ = load_vision(directory, config)
+    params, _ = load_vision(directory, ModelConfig(vision=config, language=LanguageConfig(vocabulary_size=1)))
     shape = (1, images, config.image_size, config.image_size, 3)
     frames = np.random.default_rng(SEED).integers(0, 256, shape, np.uint8)
-    # As CLIPImageProcessor does it.
+    # As in CLIPImageProcessor.
     mean, std = np.asarray(PIXEL_MEAN, np.float32), np.asarray(PIXEL_STD, np.float32)
     pixels = (frames[0].astype(np.float32) / 255 - mean) / std
     pixels_FCHW = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
@@ -104,8 +104,8 @@ def verify_vision(directory: str | pathlib.Path, images: int = 1) -> list[Compar
 def verify_language(directory: str | pathlib.Path, tokens: int = 160) -> list[Comparison]:
     """Our language model against OPTForCausalLM: hidden states, each block alone, logits.
 
-    Three rows: one full, one padded on the right, one on the left, which ours takes as segments and positions. The
-    default length is one at which our causal attention works in several blocks.
+    Three rows: one without padding, one padded on the right, one on the left, which ours takes as segments and
+    positions. At the default length our causal attention has several blocks.
     """
     import torch
     from transformers import OPTForCausalLM
@@ -115,7 +115,7 @@ def verify_language(directory: str | pathlib.Path, tokens: int = 160) -> list[Co
     if isinstance(text_rows, bool) or not isinstance(text_rows, int) or text_rows < 1:
         raise ValueError(f"{config_path(directory)}: vocab_size={text_rows!r}, expected a whole number of at least 1")
     config = dataclasses.replace(config, vocabulary_size=text_rows, vocabulary_multiple=1)
-    params, _ = load_language(directory, config, text_rows)
+    params, _ = load_language(directory, ModelConfig(language=config), text_rows)
     length = min(tokens, config.positions)
     token_BS = np.random.default_rng(SEED).integers(0, text_rows, (3, length))
     real_BS = np.ones((3, length), bool)
@@ -139,7 +139,7 @@ def verify_language(directory: str | pathlib.Path, tokens: int = 160) -> list[Co
             return out, hidden, language.logits(out)
 
         out, hidden, logits = jax.jit(lambda params: language.apply({"params": params}, method=run))(params)
-        # Only real slots are compared: what stands in padding means nothing in either model.
+        # Padding has no meaning in either model, so only real slots are compared.
         rows = _stack_rows("language", [state[real_BS] for state in np.asarray(hidden)], [x[real_BS] for x in states])
         rows.append(compare("language: final norm", out[real_BS], normed[real_BS], STACK))
         rows.append(compare("language: logits", logits[real_BS], output.logits[torch.from_numpy(real_BS)], STACK))
@@ -147,7 +147,7 @@ def verify_language(directory: str | pathlib.Path, tokens: int = 160) -> list[Co
 
 
 def _torch_model(kind: Any, directory: str | pathlib.Path) -> Any:
-    """A model of transformers in f32 with all weights from the folder; what it reports is checked, not printed."""
+    """A model of transformers in f32 with all weights from the folder; ValueError if some are missing."""
     import torch
     from transformers.utils import logging
 
@@ -161,7 +161,7 @@ def _torch_model(kind: Any, directory: str | pathlib.Path) -> Any:
             use_safetensors=any(pathlib.Path(directory).glob("*.safetensors")), output_loading_info=True)
     except (OSError, ImportError):
         raise
-    except Exception as error:  # whatever a config.json that is wrong makes of it
+    except Exception as error:  # a wrong config.json can raise anything
         raise ValueError(f"{directory}: {kind.__name__} of transformers cannot be made of config.json and weights: "
                          f"{type(error).__name__}: {error}") from error
     finally:
@@ -174,12 +174,12 @@ def _torch_model(kind: Any, directory: str | pathlib.Path) -> Any:
 
 
 def _record(modules: list[Any], run: Any, *, first_input: bool = False) -> tuple[list[np.ndarray], Any]:
-    """(what each module returned, after the first one's input if asked for; what `run` returned)."""
+    """(output of each module, with `first_input` after the first module's input; result of `run`)."""
     states: list[np.ndarray] = []
-    keep = lambda state: states.append(state.numpy().copy())  # noqa: E731
-    hooks = [module.register_forward_hook(lambda _, inputs, output: keep(output)) for module in modules]
+    record = lambda state: states.append(state.numpy().copy())  # noqa: E731
+    hooks = [module.register_forward_hook(lambda _, inputs, output: record(output)) for module in modules]
     if first_input:
-        hooks.append(modules[0].register_forward_pre_hook(lambda _, inputs: keep(inputs[0])))
+        hooks.append(modules[0].register_forward_pre_hook(lambda _, inputs: record(inputs[0])))
     try:
         output = run()
     finally:
@@ -189,7 +189,7 @@ def _record(modules: list[Any], run: Any, *, first_input: bool = False) -> tuple
 
 
 def _stack_rows(part: str, ours: list[np.ndarray], reference: list[np.ndarray]) -> list[Comparison]:
-    """The embedded input, then the output of every block of the running stack."""
+    """Comparisons of the embedded input and of the output of every block in the stack."""
     assert len(ours) == len(reference), (len(ours), len(reference))
     rows = [compare(f"{part}: embeddings", ours[0], reference[0], BLOCK)]
     return rows + [compare(f"{part}: after block {layer}", mine, theirs, STACK)
@@ -198,7 +198,7 @@ def _stack_rows(part: str, ours: list[np.ndarray], reference: list[np.ndarray]) 
 
 def _block_rows(part: str, config: VisionConfig | LanguageConfig, stacked: dict[str, Any], states: list[np.ndarray],
                 segment_BS: jax.Array | None = None, real_BS: np.ndarray | None = None) -> list[Comparison]:
-    """Every block alone, on the input that the torch model's had; causal if there are segments."""
+    """Comparisons of every block alone, with the torch model's input; causal if there are segments."""
     sizes = BlockConfig(config.width, config.heads, config.mlp_width, config.activation, config.layer_norm_eps,
                         jnp.dtype("float32"))
     block = TransformerBlock(sizes, attend if segment_BS is None else attend_causally)

@@ -1,10 +1,10 @@
-"""Two computations of the same thing held against each other, under one rule of tolerance.
+"""Compares two computations of the same values, with one rule of tolerance.
 
     one block     1e-5
     whole stack   1e-4
-    either        1e-5 of the largest magnitude, where values exceed 10
+    either        1e-5 of the largest magnitude, if values exceed 10
 
-all in f32, as the largest absolute difference. A tolerance is never relaxed to pass: a looser one hides a bug.
+of the largest absolute difference in f32. Never relax a tolerance to pass: a looser one hides a bug.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import numpy as np
 BLOCK = 1e-5
 STACK = 1e-4
 RELATIVE = 1e-5
-LARGE = 10.0  # magnitudes beyond are held to RELATIVE
+LARGE = 10.0  # RELATIVE holds for magnitudes beyond this
 
 
 class ParityError(RuntimeError):
-    """An exported folder does not compute what its checkpoint computes; nothing of it was kept."""
+    """An exported folder differs from its checkpoint; the folder was not written."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One tensor, computed twice."""
+    """The difference between two computations of one tensor."""
 
     name: str
-    difference: float  # the largest absolute one; NaN if either holds one
+    difference: float  # the largest absolute one; NaN if either has a NaN
     largest: float  # magnitude of the reference
     tolerance: float
 
@@ -48,7 +48,7 @@ def compare(name: str, ours: Any, reference: Any, tolerance: float) -> Compariso
     """Compare two arrays.
 
     Args:
-        name: what they are.
+        name: of the tensor.
         ours: array.
         reference: array of the same shape.
         tolerance: `BLOCK` or `STACK`.
@@ -66,7 +66,7 @@ def compare(name: str, ours: Any, reference: Any, tolerance: float) -> Compariso
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """The comparisons as lines to print."""
+    """The comparisons as a table to print."""
     width = max(len(row.name) for row in comparisons)
     lines = [f"{'':<{width}}  {'difference':>10}  {'largest':>10}  {'tolerance':>10}"]
     lines += [f"{row.name:<{width}}  {row.difference:>10.2e}  {row.largest:>10.3g}  {row.tolerance:>10.2e}  "

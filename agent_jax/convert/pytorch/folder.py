@@ -1,7 +1,7 @@
-"""What an exported folder says beside its tensors: config.json of the two Hugging Face models, tokenizer, agent.json.
+"""The JSON files of an exported folder: config.json of the two Hugging Face models, tokenizer, agent.json.
 
-Plain JSON throughout: agent.json holds what a checkpoint's meta holds, and each domain's specs once more as tables of
-ids, so that torch_agent.py needs nothing of this package to act.
+agent.json holds the meta data of the checkpoint, and each domain's specs also as tables of ids, so that torch_agent.py
+acts without this package.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def vision_json(config: VisionConfig) -> dict[str, Any]:
 
 
 def preprocessor_json(config: VisionConfig) -> dict[str, Any]:
-    """preprocessor_config.json: bilinear to the square, without crop."""
+    """preprocessor_config.json: bilinear to a square, without crop."""
     side = {"height": config.image_size, "width": config.image_size}
     return {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "size": side,
             "resample": 2, "do_center_crop": False, "do_rescale": True, "rescale_factor": 1 / 255,
@@ -41,14 +41,14 @@ def preprocessor_json(config: VisionConfig) -> dict[str, Any]:
 
 
 def language_json(config: LanguageConfig) -> dict[str, Any]:
-    """config.json of OPTForCausalLM, the vocabulary at its real length.
+    """config.json of OPTForCausalLM, with the vocabulary's size without padding.
 
     Raises:
-        ValueError: a norm's epsilon that OPT's config.json cannot say.
+        ValueError: a norm's epsilon that OPT's config.json cannot represent.
     """
     if config.layer_norm_eps != OPT_EPS:
-        raise ValueError(f"config.model.language.layer_norm_eps={config.layer_norm_eps}: OPT of transformers has "
-                         f"{OPT_EPS} and no field for another; such a model cannot be exported")
+        raise ValueError(f"config.model.language.layer_norm_eps={config.layer_norm_eps}: transformers' OPT has "
+                         f"{OPT_EPS} and no field for it; such a model cannot be exported")
     return {
         "architectures": ["OPTForCausalLM"], "model_type": "opt", "vocab_size": config.vocabulary_size,
         "hidden_size": config.width, "word_embed_proj_dim": config.width, "ffn_dim": config.mlp_width,
@@ -61,23 +61,23 @@ def language_json(config: LanguageConfig) -> dict[str, Any]:
 
 
 def tokenizer_json(tokenizer: TextTokenizer) -> str:
-    """tokenizer.json of the `tokenizers` library, which gives the ids that `tokenizer` gives."""
+    """tokenizer.json of the `tokenizers` library with the same ids as `tokenizer`."""
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer.library_json()
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
 
-    # A byte a token: byte-level BPE without a merge. Its letters for the 256 bytes are GPT-2's.
+    # A token for each byte: byte-level BPE without merges. The letters of the 256 bytes are GPT-2's.
     letters = _byte_letters()
     ids = {token: i for i, token in enumerate(SPECIAL_TOKENS)} | {letters[byte]: 4 + byte for byte in range(256)}
-    made = Tokenizer(BPE(vocab=ids, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    return made.to_str(pretty=True)
+    bytes_only = Tokenizer(BPE(vocab=ids, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    return bytes_only.to_str(pretty=True)
 
 
 def _byte_letters() -> list[str]:
-    """The letter for each byte in byte-level BPE: itself where it prints, else one from U+0100 on (Radford, 2019)."""
+    """The letter of each byte in byte-level BPE: itself if printable, else one from U+0100 on (Radford, 2019)."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
@@ -89,13 +89,13 @@ TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "
 
 
 def preprocessing_json(config: VisionConfig) -> dict[str, Any]:
-    """How an image becomes the encoder's input."""
+    """The preprocessing of images."""
     return {"image_size": config.image_size, "resize": "bilinear, antialiased, no crop", "mean": list(PIXEL_MEAN),
             "std": list(PIXEL_STD)}
 
 
 def acting_json(domain: Domain) -> dict[str, Any]:
-    """What torch_agent.Domain reads of a domain that has actions."""
+    """The fields of torch_agent.Domain for a domain with actions."""
     assert domain.spec is not None
     return {
         "window": domain.window, "max_text": domain.max_text, "first_position": domain.first_position,
@@ -112,17 +112,14 @@ def spec_json(bound: BoundSpec) -> dict[str, Any]:
                          for plain, part in zip(written["parts"], group.parts, strict=True)],
                "end": vocabulary.id(spec.block, group.end)}
               for written, group in zip(spec.to_dict()["groups"], spec.groups, strict=True)]
-    ways = []
-    for after_A in automaton.next_QA:
-        legal_A = after_A >= 0
-        ways.append([automaton.ids_A[legal_A].tolist(), after_A[legal_A].tolist()])
+    ways = [[automaton.ids_A[after_A >= 0].tolist(), after_A[after_A >= 0].tolist()] for after_A in automaton.next_QA]
     fields = {key: {"shape": list(shape), "dtype": dtype.name} for key, (shape, dtype) in spec.fields.items()}
     return {"name": spec.name, "groups": groups, "terminal": bound.terminal_ids().tolist() if spec.terminal else [],
             "fields": fields, "automaton": {"start": automaton.start, "accept": automaton.accept, "ways": ways}}
 
 
 def agent_json(config: Config, domains: Mapping[str, Domain], source: Mapping[str, Any]) -> str:
-    """agent.json: what the checkpoint's meta holds, and what torch_agent.py reads.
+    """agent.json: the checkpoint's meta data, and the fields that torch_agent.py reads.
 
     Args:
         config: of the run.

@@ -1,8 +1,8 @@
-"""The agent's parameters as the tensors of an exported folder, and back: the same values, in PyTorch's forms and names.
+"""Converts the agent's parameters to the tensors of an exported folder and back: equal values, PyTorch's names.
 
 vision/...    ->  vision/model.safetensors     CLIP's names
 language/...  ->  language/model.safetensors   OPT's names; the token table without the rows of its padding
-the rest      ->  agent.safetensors            those of torch_agent.py
+the rest      ->  agent.safetensors            the names of torch_agent.py
 """
 
 from __future__ import annotations
@@ -35,28 +35,27 @@ Tensors = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Leaves of one part whose tensors lie in one file, under one prefix."""
+    """Leaves of one part whose tensors are in one file with one prefix."""
 
     part: str  # of the parameters
     file: str
     prefix: str  # of the names in the file
-    module: str  # of the names in torch_agent.Agent
     rules: tuple[Rule, ...]
     depth: int = 1
 
 
 def sections(model: ModelConfig) -> list[Section]:
-    """All of an agent's leaves."""
-    vision, found = model.vision, []
+    """The sections of all leaves of an agent."""
+    vision = model.vision
     clip = tuple(rule for rule in CLIP if rule is not CLIP_POSITIONS or vision.positions == "clip")
-    found.append(Section("vision", VISION_FILE, "vision_model.", "vision.", clip, vision.depth))
+    found = [Section("vision", VISION_FILE, "vision_model.", clip, vision.depth),
+             Section("language", LANGUAGE_FILE, "model.decoder.", OPT, model.language.depth),
+             Section("connector", AGENT_FILE, "connector.", LINEAR),
+             Section("mae", AGENT_FILE, "mae.", MAE, model.mae.depth)]
     if vision.temporal_attention:
-        found.append(Section("vision", AGENT_FILE, "vision.", "vision.", TEMPORAL, vision.depth))
-    found.append(Section("language", LANGUAGE_FILE, "model.decoder.", "language.", OPT, model.language.depth))
-    found.append(Section("connector", AGENT_FILE, "connector.", "connector.", LINEAR))
-    found.append(Section("mae", AGENT_FILE, "mae.", "mae.", MAE, model.mae.depth))
+        found.append(Section("vision", AGENT_FILE, "vision.", TEMPORAL, vision.depth))
     if model.classes:
-        found.append(Section("classifier", AGENT_FILE, "classifier.", "classifier.", LINEAR))
+        found.append(Section("classifier", AGENT_FILE, "classifier.", LINEAR))
     return found
 
 
@@ -65,7 +64,7 @@ def to_tensors(params: Params, model: ModelConfig) -> Iterator[tuple[Section, Te
 
     Args:
         params: of the agent; NumPy or JAX arrays.
-        model: its sizes, `vocabulary_size` filled in.
+        model: its sizes, with `vocabulary_size`.
     """
     leaves, used = flat(params), set()
     for section in sections(model):
@@ -89,11 +88,11 @@ def to_params(read: Callable[[str, str], np.ndarray], model: ModelConfig) -> Par
     """The parameters, from tensors: the inverse of `to_tensors`; padding of the token table becomes zeros.
 
     Args:
-        read: (file, name) -> tensor; it refuses what is missing or of another shape.
+        read: (file, name) -> tensor; raises for one that is missing or of another shape.
         model: sizes.
 
     Raises:
-        ValueError: fixed sin-cos positions that are not those of the file.
+        ValueError: the file's positions differ from the fixed sin-cos table.
     """
     leaves: dict[str, np.ndarray] = {}
     for section in sections(model):
@@ -110,15 +109,15 @@ def to_params(read: Callable[[str, str], np.ndarray], model: ModelConfig) -> Par
     if model.vision.positions == "sincos":
         name = "vision_model." + CLIP_POSITIONS.sources[0]
         found, fixed = read(VISION_FILE, name), _fixed_positions(model)
-        if np.abs(found - fixed).max() > 1e-2:  # a file in bfloat16 holds it to three digits
+        if np.abs(found - fixed).max() > 1e-2:  # bfloat16 has three digits
             raise ValueError(f"{VISION_FILE}: {name} differs from the fixed sin-cos table by up to "
-                             f"{np.abs(found - fixed).max():.2g}, but agent.json says model.vision.positions=sincos; "
+                             f"{np.abs(found - fixed).max():.2g}, but agent.json has model.vision.positions=sincos; "
                              "train with the table frozen, or set positions to clip there")
     return nested(leaves)
 
 
 def shapes(model: ModelConfig) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Shape of every tensor, by file and name, from the sizes alone."""
+    """Shape of every tensor, by file and name."""
     leaves = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in flat(abstract_params(model)).items()}
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for section, tensors in to_tensors(nested(leaves), model):
@@ -128,7 +127,7 @@ def shapes(model: ModelConfig) -> dict[str, dict[str, tuple[int, ...]]]:
 
 def in_module(tensors: Mapping[Section, Tensors]) -> Tensors:
     """The same tensors under the names of torch_agent.Agent's `named_parameters`."""
-    return {section.module + name.removeprefix(section.prefix): tensor
+    return {f"{section.part}." + name.removeprefix(section.prefix): tensor
             for section, group in tensors.items() for name, tensor in group.items()}
 
 

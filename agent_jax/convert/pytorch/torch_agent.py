@@ -1,7 +1,7 @@
-"""The agent in PyTorch, in one file: it trains and acts on an exported folder, without JAX.
+"""The agent in PyTorch, in one file: trains and acts with an exported folder, without JAX.
 
-    agent = Agent.load(FOLDER)                     # torch.nn.Module; agent.save(NEW_FOLDER) writes it again
-    output = agent(batch, mask)                    # logits of the targets, painted patches
+    agent = Agent.load(FOLDER)                     # torch.nn.Module; agent.save(NEW_FOLDER, FOLDER) writes it
+    output = agent(batch, mask)                    # logits of the targets, reconstructed patches
     losses(output, batch, agent.config["loss"])    # language, action and masked-autoencoder loss, and their total
 
     policy = Policy(FOLDER)
@@ -12,7 +12,7 @@ Needs torch, numpy, safetensors, tokenizers, pillow. The folder:
     agent.json          sizes, domains with their ActionSpec, preprocessing
     vision/             CLIPVisionModel of transformers
     language/           OPTForCausalLM of transformers, and the tokenizer
-    agent.safetensors   what CLIP and OPT lack
+    agent.safetensors   the parts that CLIP and OPT lack
 
 The model is that of "An Interactive Agent Foundation Model" (Durante et al., 2024, arXiv 2402.05929). Dimensions:
 
@@ -35,16 +35,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - as PyTorch's own documentation calls it
+import torch.nn.functional as F  # noqa: N812 - the name in PyTorch's documentation
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-EOS = 2  # </s> opens every row
-POSITION_OFFSET = 2  # OPT keeps two rows of its position table unused
-PARTS = {"vision": "vision_model.", "language": "model.decoder."}  # folder, and prefix of the names in its file
+EOS = 2  # </s>, the first token of every row
+POSITION_OFFSET = 2  # the first two rows of OPT's position table are unused
+PARTS = {"vision": "vision_model.", "language": "model.decoder."}  # folder: prefix of the names in its file
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
 
 
@@ -53,7 +53,7 @@ ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "quick_gelu": lambda x: x * torch
 
 
 class Attention(nn.Module):
-    """q, k, v and output projections, named as in CLIP and OPT; what is attended to is said by the caller."""
+    """q, k, v and output projections, named as in CLIP and OPT; the caller attends."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -70,7 +70,7 @@ class Attention(nn.Module):
 
 
 def attend(q_BSNH: Tensor, k_BZNH: Tensor, v_BZNH: Tensor, mask: Tensor | None = None) -> Tensor:
-    """out_BSNH; `mask` broadcasts to (B, N, S, Z), True where a query may see a key."""
+    """out_BSNH; `mask` broadcasts to (B, N, S, Z), True where a query may attend to a key."""
     q, k, v = (x.transpose(1, 2) for x in (q_BSNH, k_BZNH, v_BZNH))
     return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)
 
@@ -100,7 +100,7 @@ class VisionBlock(nn.Module):
             self.temporal_norm, self.temporal_attn = nn.LayerNorm(width, eps), Attention(width, c["heads"])
 
     def forward(self, x: Tensor, clip_BF: Tensor | None) -> Tensor:
-        """`clip_BF` says which clip an image belongs to; None: each is its own."""
+        """`clip_BF` is the clip of each image; None: each image is its own clip."""
         spatial_input = x + self._across_images(x, clip_BF) if self.temporal == "before" else x
         x = x + self._within_images(self.layer_norm1(spatial_input), clip_BF)
         if self.temporal == "after":
@@ -108,7 +108,7 @@ class VisionBlock(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
     def _within_images(self, x: Tensor, clip_BF: Tensor | None) -> Tensor:
-        """A patch sees its image and CLS; CLS sees all patches of its clip (Bain et al., 2021)."""
+        """A patch attends to its image and CLS; CLS attends to all patches of its clip (Bain et al., 2021)."""
         q, k, v = self.self_attn.project(x)
         if self.temporal == "none" or clip_BF is None:
             out = attend(*(y.flatten(0, 1) for y in (q, k, v))).unflatten(0, x.shape[:2])
@@ -118,7 +118,7 @@ class VisionBlock(nn.Module):
         return self.self_attn.out(out)
 
     def _across_images(self, x: Tensor, clip_BF: Tensor | None) -> Tensor:
-        """A patch sees its own place in all images of its clip, and CLS; off where an image is a clip of its own."""
+        """A patch attends to its position in all images of its clip, and CLS; 0 for clips of one image."""
         if clip_BF is None:
             return torch.zeros_like(x)
         q, k, v = self.temporal_attn.project(self.temporal_norm(x))
@@ -131,12 +131,12 @@ class VisionBlock(nn.Module):
         out = torch.einsum("BPNFG,BGPNH->BFPNH", weights[..., 1:], v[:, :, 1:])
         out = out + torch.einsum("BPNF,BFNH->BFPNH", weights[..., 0], v[:, :, 0])
         out = self.temporal_attn.out(torch.cat([_class_attention(q, k, v, clip_BF), out], dim=2))
-        in_company_BF = same_BFG.sum(dim=-1) > 1
-        return torch.where(in_company_BF[..., None, None], out, torch.zeros_like(out))
+        several_BF = same_BFG.sum(dim=-1) > 1
+        return torch.where(several_BF[..., None, None], out, torch.zeros_like(out))
 
 
 def _class_attention(q: Tensor, k: Tensor, v: Tensor, clip_BF: Tensor) -> Tensor:
-    """CLS of every image over its own CLS and all patches of its clip: (B, F, 1, N, H)."""
+    """Attention of every image's CLS to itself and all patches of its clip: (B, F, 1, N, H)."""
     B, frames, V = q.shape[:3]
 
     def spread(y: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def _class_attention(q: Tensor, k: Tensor, v: Tensor, clip_BF: Tensor) -> Tensor
 
 
 class VisionEmbeddings(nn.Module):
-    """Tables and kernel of CLIP's input; fixed sin-cos positions are a table too, which is not trained."""
+    """CLIP's patch kernel and position table; a fixed sin-cos table is stored too, but not trained."""
 
     def __init__(self, c: Mapping[str, Any]):
         super().__init__()
@@ -162,7 +162,7 @@ class VisionEmbeddings(nn.Module):
 
 
 class VisionBlocks(nn.Module):
-    """CLIP's blocks, under the name that its files have for them."""
+    """CLIP's blocks, named as in its files."""
 
     def __init__(self, c: Mapping[str, Any]):
         super().__init__()
@@ -179,10 +179,10 @@ class Vision(nn.Module):
         self.pre_layrnorm, self.post_layernorm = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
 
     def forward(self, patches_BFPX: Tensor, clip_BF: Tensor | None, keep_BFJ: Tensor | None = None) -> Tensor:
-        """tokens_BFVD, CLS first, of all patches or of those that `keep_BFJ` names."""
+        """tokens_BFVD, CLS first, of all patches or of those in `keep_BFJ`."""
         if keep_BFJ is not None:
             patches_BFPX = _take(patches_BFPX, keep_BFJ)
-        # A convolution whose stride is its width is a product; ours takes pixels by row, column, channel.
+        # A convolution whose stride is its width is a matrix product, here of pixels by row, column, channel.
         kernel_DX = self.embeddings.patch_embedding.weight.permute(0, 2, 3, 1).flatten(1)
         x = F.linear(patches_BFPX.to(kernel_DX.dtype), kernel_DX)
         position_VD = self.embeddings.position_embedding.weight
@@ -195,7 +195,7 @@ class Vision(nn.Module):
 
 
 class Cache:
-    """Keys and values of every layer, in columns; a row sees the columns that are marked as its own."""
+    """KV cache of every layer, in columns; a row attends to the columns that `own_BZ` marks."""
 
     def __init__(self, c: Mapping[str, Any], rows: int, columns: int, like: Tensor):
         shape = (c["depth"], 2, rows, columns, c["heads"], c["width"] // c["heads"])
@@ -204,13 +204,13 @@ class Cache:
         self.used = 0
 
     def append(self, real_BC: Tensor) -> Tensor:
-        """Take the next columns for C slots of every row; returns their mask (B, 1, C, Z)."""
+        """Reserve columns for C slots of every row; returns their mask (B, 1, C, Z)."""
         first, self.used = self.used, self.used + real_BC.shape[1]
         self.own_BZ[:, first : self.used] = real_BC
         column_Z = torch.arange(self.used, device=real_BC.device)
         causal_CZ = column_Z[first:, None] >= column_Z[None]
         own_BCZ = self.own_BZ[:, None, : self.used] & causal_CZ
-        # A slot that is not real sees itself alone, so that no softmax is empty.
+        # Padding attends to itself, so that no softmax is empty.
         return (own_BCZ | (column_Z[first:, None] == column_Z[None]))[:, None]
 
 
@@ -226,7 +226,7 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(c["dropout"])
 
     def forward(self, x_BSD: Tensor, mask: Tensor, kv: Tensor | None = None, used: int = 0) -> Tensor:
-        """With the layer's part of a cache, `kv` (2, B, Z, N, H), keys end at column `used`."""
+        """`kv` (2, B, Z, N, H) is the layer's part of a cache, whose keys end at column `used`."""
         q, k, v = self.self_attn.project(self.self_attn_layer_norm(x_BSD))
         if kv is not None:
             kv[0, :, used - k.shape[1] : used], kv[1, :, used - k.shape[1] : used] = k, v
@@ -237,7 +237,7 @@ class DecoderBlock(nn.Module):
 
 
 class Language(nn.Module):
-    """OPT over a row that is already embedded; its output head is the token table."""
+    """OPT on an embedded row; its output head is tied to the token table."""
 
     def __init__(self, c: Mapping[str, Any]):
         super().__init__()
@@ -247,7 +247,7 @@ class Language(nn.Module):
         self.final_layer_norm = nn.LayerNorm(c["width"], c["layer_norm_eps"])
 
     def forward(self, x_BSD: Tensor, position_BS: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
-        """Hidden states after the final norm; `mask` (B, 1, S, Z), of `causal_mask` or of the cache."""
+        """Hidden states after the final norm; `mask` (B, 1, S, Z) from `causal_mask` or the cache."""
         x_BSD = x_BSD + self.embed_positions(position_BS + POSITION_OFFSET)
         for number, layer in enumerate(self.layers):
             x_BSD = layer(x_BSD, mask, *((cache.kv[number], cache.used) if cache else ()))
@@ -259,14 +259,14 @@ class Language(nn.Module):
 
 
 def causal_mask(segment_BS: Tensor) -> Tensor:
-    """(B, 1, S, S): a slot sees itself and the earlier slots of its own sample."""
+    """(B, 1, S, S): a slot attends to itself and the earlier slots of its sample."""
     S = segment_BS.shape[1]
     causal_SS = torch.ones(S, S, dtype=torch.bool, device=segment_BS.device).tril()
     return (causal_SS & (segment_BS[:, :, None] == segment_BS[:, None]))[:, None]
 
 
 class Mask(NamedTuple):
-    """Which patches are hidden: int64 indices, both parts ascending, and where patch p stands in [keep, hide]."""
+    """Visible and hidden patches: int64 indices, both ascending, and the index of patch p in [keep, hide]."""
 
     keep_BFJ: Tensor
     hide_BFI: Tensor
@@ -274,7 +274,7 @@ class Mask(NamedTuple):
 
 
 def random_mask(clip_BF: Tensor, patches: int, mask_ratio: float, generator: torch.Generator | None = None) -> Mask:
-    """A random mask for every image; images of one clip share theirs."""
+    """A random mask for every image, the same for images of one clip."""
     visible = max(1, int(patches * (1.0 - mask_ratio) + 1e-6))
     noise_BFP = torch.rand(*clip_BF.shape, patches, generator=generator, device=clip_BF.device)
     first_BF = (clip_BF[:, :, None] == clip_BF[:, None]).int().argmax(dim=-1)  # the first image of each clip
@@ -290,7 +290,7 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 
 class MaeDecoder(nn.Module):
-    """Paints the hidden patches from the visible tokens (He et al., 2022)."""
+    """Reconstructs the hidden patches from the visible tokens (He et al., 2022)."""
 
     positions: Tensor
 
@@ -326,7 +326,7 @@ def sincos_positions(grid: int, width: int) -> Tensor:
 
 
 class Output(NamedTuple):
-    """What the losses need; the two of the mask are None without one, the last without a class head."""
+    """Inputs of the losses; patches are None without a mask, classes without a class head."""
 
     logits_BTK: Tensor
     predicted_BFIX: Tensor | None = None
@@ -341,7 +341,7 @@ class Agent(nn.Module):
     shift: Tensor
 
     def __init__(self, description: Mapping[str, Any]):
-        """Of agent.json, with fresh parameters."""
+        """Build the modules; `description` is the content of agent.json."""
         super().__init__()
         self.description, self.config = description, description["config"]
         model = self.config["model"]
@@ -351,7 +351,7 @@ class Agent(nn.Module):
         classes = model.get("classes", 0)
         self.classifier = nn.Linear(model["vision"]["width"], classes) if classes else None
         mean, std = (np.float32(description["preprocessing"][name]) for name in ("mean", "std"))
-        # Constants, on the host whatever the default device: no file holds them.
+        # Constants on the host, whatever the default device; no file holds them.
         self.register_buffer("scale", torch.from_numpy(1 / (255 * std)), persistent=False)
         self.register_buffer("shift", torch.from_numpy(-mean / std), persistent=False)
 
@@ -361,7 +361,7 @@ class Agent(nn.Module):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: another format, or tensors that are missing, unknown or of another shape.
+            ValueError: another format, or tensors are missing, unknown or of another shape.
         """
         folder = Path(folder)
         description = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
@@ -371,7 +371,7 @@ class Agent(nn.Module):
         for part, prefix in PARTS.items():
             tensors = load_file(folder / part / "model.safetensors")
             weights |= {f"{part}.{name.removeprefix(prefix)}": tensor for name, tensor in tensors.items()}
-        with torch.device("meta"):  # nothing is drawn or allocated for parameters that are read anyway
+        with torch.device("meta"):  # without random initialisation
             agent = cls(description)
         try:
             agent.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
@@ -380,7 +380,7 @@ class Agent(nn.Module):
         return agent.to(device).eval()
 
     def save(self, folder: str | Path, source: str | Path) -> None:
-        """Write a new folder with these parameters, everything else as in `source`.
+        """Write a new folder with these parameters and the other files of `source`.
 
         Raises:
             FileExistsError: `folder` exists.
@@ -398,7 +398,7 @@ class Agent(nn.Module):
             tensors = {prefix + name: state.pop(f"{part}.{name}") for name in names}
             save_file(tensors, partial / part / "model.safetensors", {"format": "pt"})
         save_file(state, partial / "agent.safetensors", {"format": "pt"})
-        for file in partial.glob("**/*.safetensors"):  # which the library makes for their owner alone
+        for file in partial.glob("**/*.safetensors"):  # the library lets only the owner read them
             file.chmod(partial.stat().st_mode & 0o666)
         partial.rename(folder)
 
@@ -414,13 +414,13 @@ class Agent(nn.Module):
         return self.connector(self.vision(self.patchify(frames_BFHWC), clip_BF))
 
     def forward(self, batch: Mapping[str, Tensor], mask: Mask | None = None, visual_tokens: str = "all") -> Output:
-        """Logits of the targets and, with a mask, the painted patches.
+        """Logits of the targets and, with a mask, the reconstructed patches.
 
         Args:
-            batch: fields of a batch by name, as `lay_out` makes them; `slot_BT` names the slots that are read.
+            batch: fields of a batch by name, as from `lay_out`; `slot_BT` holds the slots whose logits are computed.
             mask: patches to hide; None: no masked pass.
-            visual_tokens: what the language model sees: "all" encodes every patch in a pass of its own, "visible"
-                shares the masked pass.
+            visual_tokens: input of the language model: "all" encodes every patch in a second pass, "visible" uses the
+                masked pass.
 
         Raises:
             ValueError: "visible" without a mask.
@@ -445,7 +445,7 @@ class Agent(nn.Module):
         return Output(logits_BTK, predicted, pixels, classes_BY)
 
     def classify(self, tokens_BFVD: Tensor, clip_BF: Tensor) -> Tensor:
-        """classes_BY of each row's first clip, from the mean of its images' CLS; a video model's are equal copies."""
+        """classes_BY of each row's first clip, from the mean CLS of its images."""
         assert self.classifier is not None
         wide = torch.promote_types(tokens_BFVD.dtype, torch.float32)
         member_BF = (clip_BF == clip_BF[:, :1]).to(wide)
@@ -465,16 +465,16 @@ def tensor_names(path: Path, prefix: str) -> list[str]:
 
 
 def losses(output: Output, batch: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The losses of a batch and their total, in the form that `config` (agent.config["loss"]) names.
+    """The losses of a batch and their total, in the form of `config` (agent.config["loss"]).
 
         mean: sum over domains of  token * (weighted mean over language and action targets) + mae * (mean of patches)
         eq5:  mean over samples of (L_lang + L_mae + L_act) / (|W| + sum_t (|V_t| + |A_t|))
 
-    With a class head, the mean cross-entropy of the labels is added, of each domain in `mean`, of all in `eq5`.
+    A class head adds the mean cross-entropy of the labels, by domain in `mean`, over all in `eq5`.
 
     Returns:
         `language`, `action` and `label` as means over their targets in nats, `mae` as mean squared error of a hidden
-        patch, and `total`, which is to be minimised.
+        patch, and `total`, to minimise.
     """
     language_BT, action_BT = batch["language_weight_BT"], batch["action_weight_BT"]
     frame_BF = torch.where(batch["clip_BF"] >= 0, batch["frame_weight_BF"], 0.0)
@@ -514,7 +514,7 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def parameter_groups(agent: Agent, weight_decay: float) -> list[dict[str, Any]]:
-    """For torch.optim.AdamW: no decay on biases, norms, single tokens and tables of positions."""
+    """Groups for torch.optim.AdamW: no decay of biases, norms, single tokens and position tables."""
     named = [(p, p.dim() > 1 and "position" not in name) for name, p in agent.named_parameters() if p.requires_grad]
     decayed, rest = ([p for p, shrinks in named if shrinks is wanted] for wanted in (True, False))
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -525,7 +525,7 @@ def parameter_groups(agent: Agent, weight_decay: float) -> list[dict[str, Any]]:
 
 
 class Codec:
-    """One ActionSpec or StateSpec of agent.json: parts between delimiters, and which id may follow which."""
+    """One ActionSpec or StateSpec of agent.json: parts between delimiters, and the automaton of legal ids."""
 
     def __init__(self, spec: Mapping[str, Any]):
         self.name, self.groups, self.fields = spec["name"], spec["groups"], spec["fields"]
@@ -538,7 +538,7 @@ class Codec:
         """Ids of one step's values, delimiters included; numbers out of bounds are clipped.
 
         Raises:
-            ValueError: a key is missing, has another shape, or holds NaN or what is no choice.
+            ValueError: a key is missing, has another shape, or holds NaN or an unknown choice.
         """
         if self.terminal and values.get("terminal", False):
             return list(self.terminal)
@@ -550,9 +550,9 @@ class Codec:
                 shape = tuple(self.fields[key]["shape"])
                 if key not in values or np.shape(values[key]) != shape:
                     raise ValueError(f"{self.name}: {key} is missing or not of shape {shape}; found {sorted(values)}")
-                said = [part["ids"][s] for s in symbols(part, np.asarray(values[key]).tolist() if index is None
-                                                        else float(values[key][index]))]
-                ids += sorted(said) if part["part"] == "buttons" else said
+                tokens = [part["ids"][s] for s in symbols(part, np.asarray(values[key]).tolist() if index is None
+                                                          else float(values[key][index]))]
+                ids += sorted(tokens) if part["part"] == "buttons" else tokens
             ids.append(group["end"])
         return ids
 
@@ -567,16 +567,16 @@ class Codec:
             for part in group["parts"]:
                 own = {token: symbol for symbol, token in enumerate(part["ids"])}
                 longest = 1 if part["part"] in ("bins", "choice") else len(own)
-                said: list[int] = []
-                while len(said) < longest and ids[position] in own:
-                    said.append(own[ids[position]])
+                numbers: list[int] = []
+                while len(numbers) < longest and ids[position] in own:
+                    numbers.append(own[ids[position]])
                     position += 1
-                values[part["key"]][... if part["index"] is None else part["index"]] = value(part, said)
+                values[part["key"]][... if part["index"] is None else part["index"]] = value(part, numbers)
             position += 1
         return values
 
     def first(self) -> list[int]:
-        """The legal sequence of the first id in every state."""
+        """The legal sequence that takes the first id in every state."""
         ids, state = [], self.start
         while state != self.accept:
             token = next(iter(self.ways[state]))
@@ -584,7 +584,7 @@ class Codec:
         return ids
 
     def forced(self, state: int) -> tuple[list[int], int]:
-        """The ids that follow without a choice, and the state after them."""
+        """The ids that are the only legal ones from here, and the state after them."""
         ids: list[int] = []
         while len(self.ways[state]) == 1:
             [(token, state)] = self.ways[state].items()
@@ -593,7 +593,7 @@ class Codec:
 
 
 def symbols(part: Mapping[str, Any], given: Any) -> list[int]:
-    """Numbers of the tokens that say the value of a part."""
+    """Indices of the tokens that encode the value of a part."""
     kind = part["part"]
     if np.isnan(np.asarray(given, np.float64)).any():
         raise ValueError(f"{part['key']}: found nan, expected a number")
@@ -628,25 +628,25 @@ def greatest(high: float) -> float:
     return float(rounded if float(rounded) <= high else np.nextafter(rounded, np.float32(-np.inf)))
 
 
-def value(part: Mapping[str, Any], said: Sequence[int]) -> Any:
-    """The value of a part that these tokens say: the centre of a bin, clipped to the part's bounds."""
+def value(part: Mapping[str, Any], numbers: Sequence[int]) -> Any:
+    """The value that a part's tokens decode to: the centre of a bin, clipped to the part's bounds."""
     kind = part["part"]
     if kind == "bins":
         low, high = part["low"], part["high"]
-        centre = low + (said[0] + 0.5) * ((high - low) / (part["count"] - 1))
+        centre = low + (numbers[0] + 0.5) * ((high - low) / (part["count"] - 1))
         return min(max(centre, -greatest(-low)), greatest(high))
     if kind == "choice":
-        return part["values"][said[0]] if part["values"] else said[0]
+        return part["values"][numbers[0]] if part["values"] else numbers[0]
     if kind == "buttons":
-        return [i in said for i in range(len(part["names"]))]
-    if not said:
+        return [i in numbers for i in range(len(part["names"]))]
+    if not numbers:
         return [0.0, 0.0]
     if kind == "camera":
         span = part["high"] - part["low"] + 1
-        degrees = [said[0] + part["low"], said[1] - span + part["low"]]
+        degrees = [numbers[0] + part["low"], numbers[1] - span + part["low"]]
         return [min(max(d + 0.5 * ((d > 0) - (d < 0)), part["low"]), part["high"]) for d in degrees]
-    angle = (said[0] + 0.5) * math.tau / part["rotations"]
-    share = (said[1] - part["rotations"] + 0.5) / part["magnitudes"]
+    angle = (numbers[0] + 0.5) * math.tau / part["rotations"]
+    share = (numbers[1] - part["rotations"] + 0.5) / part["magnitudes"]
     length = part["dead_zone"] + share * (1 - part["dead_zone"])
     return [length * math.cos(angle), length * math.sin(angle)]
 
@@ -666,25 +666,25 @@ class Step:
 
 @dataclass
 class Domain:
-    """One data set's way of speaking, from agent.json."""
+    """How one data set maps to tokens, from agent.json."""
 
     name: str
     window: int  # steps of a sample
     max_text: int  # tokens of an instruction, </s> included
-    first_position: int  # of the first step; 0: it follows the instruction
+    first_position: int  # of the first step; 0: right after the instruction
     video: bool  # the images of a camera form one clip
     image_size: int
-    cameras: Sequence[str]  # their names, in the order of a step's images
+    cameras: Sequence[str]  # names, in the order of a step's images
     actions: Codec
     state: Codec | None
     tokenizer: Tokenizer
 
     @classmethod
     def load(cls, folder: str | Path, name: str = "") -> Domain:
-        """The domain of an exported folder; `name` may be empty if it has one.
+        """The domain of an exported folder; `name` may be empty if there is only one.
 
         Raises:
-            ValueError: no such domain, or several and none named.
+            ValueError: there is no such domain, or `name` is empty and there are several.
         """
         folder = Path(folder)
         domains = json.loads((folder / "agent.json").read_text(encoding="utf-8"))["acting"]
@@ -698,14 +698,14 @@ class Domain:
         return cls(name=name, actions=Codec(fields.pop("actions")), state=state, tokenizer=tokenizer, **fields)
 
     def text_ids(self, instruction: str) -> list[int]:
-        """</s> and the instruction. Raises ValueError if it is longer than `max_text`."""
+        """</s> and the instruction; ValueError if longer than `max_text`."""
         ids = [EOS, *self.tokenizer.encode(instruction, add_special_tokens=False).ids]
         if len(ids) > self.max_text:
             raise ValueError(f"{instruction!r} has {len(ids)} tokens, expected at most {self.max_text}")
         return ids
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """The image as the encoder takes it: bilinear, antialiased, no crop. Raises ValueError for another dtype."""
+        """The image resized for the encoder: bilinear, antialiased, no crop; ValueError for another dtype or shape."""
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError("expected images uint8 (height, width, 3)")
         size = (self.image_size, self.image_size)
@@ -724,8 +724,8 @@ def lay_out(domain: Domain, samples: Sequence[tuple[Sequence[int], Sequence[Step
 
     Returns:
         The fields of a batch: frames_BFHWC, frame_weight_BF, clip_BF, token_BS, visual_BS (index f * V + v of a visual
-        token, -1 of a token), segment_BS, position_BS, slot_BT, target_BT, language_weight_BT, action_weight_BT,
-        denominator_BT, denominator_BF, domain_BF, domain_BT. Every word and every id of an action is a target.
+        token, -1 for a text token), segment_BS, position_BS, slot_BT, target_BT, language_weight_BT, action_weight_BT,
+        denominator_BT, denominator_BF, domain_BF, domain_BT. All text and action ids are targets.
     """
     rows = []
     for text, steps in samples:
@@ -734,7 +734,7 @@ def lay_out(domain: Domain, samples: Sequence[tuple[Sequence[int], Sequence[Step
         clips: list[int] = []
         for number, step in enumerate(steps):
             for camera, image in enumerate(step.images):
-                first = 1 if domain.video and number else 0  # the CLS of a clip stands once
+                first = 1 if domain.video and number else 0  # a clip has one CLS
                 places = range(len(frames) * (1 + patches) + first, (len(frames) + 1) * (1 + patches))
                 tokens, visual = tokens + [0] * len(places), visual + list(places)
                 clips.append(camera if domain.video else len(frames))
@@ -771,27 +771,27 @@ def lay_out(domain: Domain, samples: Sequence[tuple[Sequence[int], Sequence[Step
 
 @dataclass
 class Episode:
-    """What is remembered of one environment: its last steps, each with its encoded images and its action."""
+    """History of one environment: its last steps, with encoded images and actions."""
 
     past: deque[tuple[list[Tensor], Step]]
 
 
 class Policy:
-    """Acts in any number of environments at once; each has its own history, known by its id.
+    """Acts in any number of environments at once, each with its own history.
 
-    The window slides: at every step the row of the last images and actions is read anew from encodings that are kept,
-    then the action follows id by id out of a key-value cache, each id among those that the ActionSpec allows.
+    The window slides: every step prefills the row of the last images and actions from stored encodings, then decodes
+    the action id by id with a KV cache, among the ids that the ActionSpec allows.
     """
 
     def __init__(self, folder: str | Path, *, domain: str = "", agent: Agent | None = None, temperature: float = 0.0,
                  seed: int = 0):
-        """Of an exported folder.
+        """Load a domain and, unless given, the agent.
 
         Args:
-            folder: with agent.json.
-            domain: to act in; may be empty if there is one.
-            agent: loaded already, on any device; None: loaded in f32.
-            temperature: of sampling among the legal ids; 0: the best one.
+            folder: exported, with agent.json.
+            domain: to act in; may be empty if there is only one.
+            agent: on any device; None: load it in f32.
+            temperature: of sampling among the legal ids; 0: greedy.
             seed: of sampling.
         """
         self.domain, self.agent = Domain.load(folder, domain), agent or Agent.load(folder)
@@ -799,30 +799,30 @@ class Policy:
         self._episodes: dict[Any, Episode] = {}
 
     def reset(self, env_ids: Sequence[Any]) -> None:
-        """Begin new episodes."""
+        """Start new episodes."""
         for env_id in env_ids:
             self._episodes[env_id] = Episode(deque(maxlen=self.domain.window - 1))
 
     def act(self, images: Sequence[Any], instructions: Sequence[str], env_ids: Sequence[Any],
             states: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, np.ndarray]]:
-        """The next action of each episode, which is taken to be executed.
+        """The next action of each episode, which is assumed to be executed.
 
         Args:
-            images: n uint8 (height, width, 3), or n sequences or mappings of one such image a camera.
+            images: n uint8 (height, width, 3), or n sequences or mappings of one such image for each camera.
             instructions: n texts.
-            env_ids: n different ids; unknown ones begin an episode.
-            states: n mappings of the StateSpec's values, where the domain has one, and only there.
+            env_ids: n different ids; an unknown id starts an episode.
+            states: n mappings of the StateSpec's values; None if the domain has no StateSpec.
 
         Raises:
-            ValueError: sequences of unequal length, an id twice, an observation that is not as expected, or logits that
-                are no numbers.
+            ValueError: sequences of unequal length, duplicate env_ids, a wrong observation, or logits that are not
+                finite.
         """
         n = len(env_ids)
         if not len(images) == len(instructions) == n or (states is not None and len(states) != n):
             raise ValueError(f"found {len(images)} images, {len(instructions)} instructions, {n} env_ids"
                              f"{'' if states is None else f' and {len(states)} states'}, expected one each")
         if len(set(env_ids)) != n:
-            raise ValueError(f"env_ids={list(env_ids)} hold an id twice")
+            raise ValueError(f"duplicate env_ids: {list(env_ids)}")
         if (states is None) != (self.domain.state is None):
             raise ValueError(f"domain {self.domain.name!r} {'has no' if states is not None else 'needs a'} state for "
                              "each environment")
@@ -836,12 +836,12 @@ class Policy:
         return [self.domain.actions.decode(ids) for ids in found]
 
     def remember(self, env_id: Any, tokens: list[Tensor], step: Step) -> None:
-        """A step that was executed becomes history."""
+        """Append an executed step to the history."""
         self._episodes[env_id].past.append((tokens, step))
 
     def observe(self, images: Sequence[Any], env_ids: Sequence[Any], states: Sequence[Mapping[str, Any]] | None
                 ) -> list[tuple[list[Tensor], Step]]:
-        """What is seen now, encoded: the visual tokens of each camera, and the step without its action."""
+        """Encode the observations: the visual tokens of each camera, and the step without its action."""
         self.reset([env_id for env_id in env_ids if env_id not in self._episodes])
         prepared = [self._cameras(given) for given in images]
         encoded = [[]] * len(prepared) if self.domain.video else self._encode(prepared)
@@ -852,7 +852,7 @@ class Policy:
         return steps
 
     def _cameras(self, given: Any) -> list[np.ndarray]:
-        """The images of an environment in the cameras' order, as the encoder takes them."""
+        """The images of an environment, in the cameras' order and resized for the encoder."""
         names = self.domain.cameras
         if isinstance(given, np.ndarray) and given.ndim == 3:
             given = [given]
@@ -865,7 +865,7 @@ class Policy:
     @torch.inference_mode()
     def decode(self, env_ids: Sequence[Any], texts: Sequence[Sequence[int]], steps: Sequence[tuple[list[Tensor], Step]],
                choose: Any) -> list[list[int]]:
-        """The ids of each action; `choose(number of the row, {id: logit})` picks among the legal ones."""
+        """The ids of each action; `choose(row, {id: logit})` returns one of the legal ids."""
         codec, language = self.domain.actions, self.agent.language
         pending, where = map(list, zip(*[codec.forced(codec.start)] * len(env_ids), strict=True))
         ids = [list(first) for first in pending]
@@ -878,7 +878,7 @@ class Policy:
         position_BS = torch.stack([F.pad(position, (0, length - len(position))) for _, position in rows])
         used = torch.tensor([len(x) for x, _ in rows], device=x_BSD.device)
         next_B = torch.stack([position[-1] for _, position in rows]) + 1
-        longest = len(codec.ways)  # no action is longer than its automaton has states
+        longest = len(codec.ways)  # an action has at most as many ids as its automaton has states
         cache = Cache(self.agent.config["model"]["language"], len(rows), length + 2 * longest, x_BSD)
         real_BC = torch.arange(length, device=used.device) < used[:, None]
         while True:
@@ -907,7 +907,7 @@ class Policy:
             x_BSD = language.embed_tokens(chunk_BC)
 
     def _encode(self, images: Sequence[Sequence[np.ndarray]]) -> list[list[Tensor]]:
-        """Visual tokens (V, D) of each camera of each environment; every image is a clip of its own."""
+        """Visual tokens (V, D) of each camera of each environment; every image is its own clip."""
         with torch.inference_mode():
             frames_BFHWC = torch.from_numpy(np.asarray(images)).to(self.agent.scale.device)
             clip_BF = torch.arange(frames_BFHWC.shape[1], device=frames_BFHWC.device).expand(frames_BFHWC.shape[:2])
@@ -921,8 +921,8 @@ class Policy:
         device, embed = self.agent.scale.device, self.agent.language.embed_tokens
         pieces = [embed(torch.tensor(text, device=device))]
         for tokens, (_, step) in zip(visual, window, strict=True):
-            said = [*step.state_ids, *(first_ids if step is now[1] else step.action_ids)]
-            pieces += [*tokens, *([embed(torch.tensor(said, device=device))] if said else [])]
+            ids = [*step.state_ids, *(first_ids if step is now[1] else step.action_ids)]
+            pieces += [*tokens, *([embed(torch.tensor(ids, device=device))] if ids else [])]
         x_SD = torch.cat(pieces)
         position_S = torch.arange(len(x_SD), device=device)
         if self.domain.first_position:
@@ -930,7 +930,7 @@ class Policy:
         return x_SD, position_S
 
     def _clip(self, steps: Sequence[Step]) -> list[list[Tensor]]:
-        """Visual tokens by step and camera of a video model, which encodes its window anew; CLS once a camera."""
+        """Visual tokens by step and camera of a video model, which encodes the whole window; one CLS a camera."""
         images = np.stack([image for step in steps for image in step.images])
         cameras = len(steps[0].images)
         clip = torch.arange(cameras, device=self.agent.scale.device).repeat(len(steps))
@@ -939,7 +939,7 @@ class Policy:
                 for number in range(len(steps))]
 
     def _choose(self, logits: Mapping[int, float]) -> int:
-        """The best id, or one drawn from the softmax (Gumbel-max)."""
+        """The best id, or a sample from the softmax (Gumbel-max)."""
         tokens, found = list(logits), np.array(list(logits.values()))
         if not np.isfinite(found).all():
             raise ValueError("the logits are NaN or infinite: the parameters are damaged, or their training diverged")
@@ -949,7 +949,7 @@ class Policy:
 
 
 def main(folder: str) -> None:
-    """Act once and train for two steps in each domain of actions, on random images: shows that the folder is whole."""
+    """Act once and train for two steps in each domain of actions, on random images, to test the folder."""
     agent, random = Agent.load(folder), np.random.default_rng(0)
     vision = agent.config["model"]["vision"]
     patches = (vision["image_size"] // vision["patch_size"]) ** 2

@@ -1,4 +1,4 @@
-"""Weights in: every tensor and every leaf accounted for, and what does not fit refused before anything is written."""
+"""Loading Hugging Face weights: every tensor and leaf is used once, and mismatches are refused before writing."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from random_huggingface import TINY_LANGUAGE, rewrite, save_clip, save_language, save_vision
-from tiny_conversions import MAE, SMALL_MAE, opt_config, same_values
+from tiny_conversions import MAE, SMALL_MAE, load_language, load_vision, opt_config, same_values
 
 from agent_jax.actions.vocabulary import Block, Vocabulary
 from agent_jax.checkpoints.checkpoint import locate, restore_parameters
@@ -17,7 +17,7 @@ from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.config import Config, InitConfig, ModelConfig, PretrainedConfig, from_config_dict
 from agent_jax.convert import __main__ as command
 from agent_jax.convert.huggingface.architecture import language_config, vision_config
-from agent_jax.convert.huggingface.load import config_from_huggingface, load_language, load_vision, pretrained_params
+from agent_jax.convert.huggingface.load import pretrained_params
 from agent_jax.convert.huggingface.weights_folder import open_folder
 from agent_jax.models.agent import init_params
 
@@ -32,16 +32,15 @@ def folders(tmp_path_factory) -> tuple[str, str]:
     return str(place / "vision"), str(place / "language")
 
 
-def run_config(folders, *, vision=True, language=True) -> Config:
-    vision_part, language_part = config_from_huggingface(*folders)
-    model = ModelConfig(vision=vision_part, mae=MAE,
-                        language=dataclasses.replace(language_part, vocabulary_size=VOCABULARY.size))
-    pretrained = PretrainedConfig(folders[0] if vision else "", folders[1] if language else "")
+def run_config(folders, *, with_vision=True, with_language=True) -> Config:
+    language = dataclasses.replace(language_config(folders[1]), vocabulary_size=VOCABULARY.size)
+    model = ModelConfig(vision_config(folders[0]), language, MAE)
+    pretrained = PretrainedConfig(folders[0] if with_vision else "", folders[1] if with_language else "")
     return Config(seed=3, model=model, init=InitConfig(pretrained=pretrained))
 
 
-def tensors_of(account) -> list[str]:
-    return [name for leaf in account.ported.values() for name in leaf.tensors]
+def tensors_of(report) -> list[str]:
+    return [name for leaf in report.ported.values() for name in leaf.tensors]
 
 
 def names(directory) -> set[str]:
@@ -49,18 +48,18 @@ def names(directory) -> set[str]:
         return set(folder.shapes)
 
 
-# --- What goes where -------------------------------------------------------------------------------------------------
+# --- The mapping -----------------------------------------------------------------------------------------------------
 
 
 def test_sizes_come_from_config_json(folders):
-    vision, language = config_from_huggingface(*folders)
+    vision, language = vision_config(folders[0]), language_config(folders[1])
     assert (vision.image_size, vision.patch_size, vision.width, vision.depth, vision.heads) == (24, 8, 32, 3, 4)
     assert (vision.mlp_width, vision.activation, vision.positions) == (48, "quick_gelu", "clip")
     assert (language.width, language.depth, language.heads, language.mlp_width) == (32, 3, 4, 48)
     assert (language.positions, language.activation, language.dropout) == (40, "relu", 0.1)
 
 
-def test_a_config_json_may_leave_out_what_is_transformers_default(tmp_path):
+def test_a_config_json_may_leave_out_defaults_of_transformers(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "clip_vision_model", "patch_size": 16}')
     assert vision_config(tmp_path) == dataclasses.replace(Config().model.vision, positions="clip")
     (tmp_path / "config.json").write_text('{"model_type": "opt"}')
@@ -72,27 +71,27 @@ def test_every_tensor_of_a_clip_is_used_once_or_left_out_with_a_reason(tmp_path,
     (save_clip if whole else save_vision)(tmp_path)
     ids = "vision_model.embeddings.position_ids" if whole else "embeddings.position_ids"
     rewrite(tmp_path, lambda tensors: {**tensors, ids: torch.arange(10)[None]})
-    _, account = load_vision(tmp_path, vision_config(tmp_path))
-    used = tensors_of(account)
+    _, report = load_vision(tmp_path, vision_config(tmp_path))
+    used = tensors_of(report)
     assert len(used) == len(set(used)) == 7 + 16 * 3
-    assert set(used) | account.left_out.keys() == names(tmp_path)
-    assert not set(used) & account.left_out.keys()
-    assert not account.fresh
-    reasons = {item.reason for item in account.left_out.values()}
+    assert set(used) | report.left_out.keys() == names(tmp_path)
+    assert not set(used) & report.left_out.keys()
+    assert not report.fresh
+    reasons = {item.reason for item in report.left_out.values()}
     assert reasons == {"a constant"} | ({"the text tower", "the contrastive head"} if whole else set())
 
 
 def test_every_tensor_of_an_opt_is_used_once(tmp_path):
     save_language(tmp_path)
-    _, account = load_language(tmp_path, opt_config(tmp_path), 264)
-    used = tensors_of(account)
+    _, report = load_language(tmp_path, opt_config(tmp_path), 264)
+    used = tensors_of(report)
     assert len(used) == len(set(used)) == 4 + 16 * 3
     assert set(used) == names(tmp_path)
-    assert not account.left_out
-    assert not account.fresh
+    assert not report.left_out
+    assert not report.fresh
 
 
-def test_kernels_are_laid_out_for_patches_in_rows_columns_channels_and_for_fused_queries_keys_values(tmp_path):
+def test_kernels_have_patches_in_rows_columns_channels_and_fused_queries_keys_values(tmp_path):
     model = save_vision(tmp_path)
     params, _ = load_vision(tmp_path, vision_config(tmp_path))
     weight = model.embeddings.patch_embedding.weight.detach().numpy()
@@ -128,9 +127,9 @@ def test_old_and_new_prefixes_and_a_repeated_head_of_opt_give_the_same_parameter
     expected, _ = load_language(tmp_path, opt_config(tmp_path), 264)
     repeated = model.lm_head.weight.detach().clone()
     rewrite(tmp_path, lambda tensors: {**tensors, "lm_head.weight": repeated})
-    again, account = load_language(tmp_path, opt_config(tmp_path), 264)
+    again, report = load_language(tmp_path, opt_config(tmp_path), 264)
     same_values(again, expected)
-    assert list(account.left_out) == ["lm_head.weight"]
+    assert list(report.left_out) == ["lm_head.weight"]
     model.model.save_pretrained(tmp_path / "bare")
     assert "decoder.embed_tokens.weight" in names(tmp_path / "bare")
     same_values(load_language(tmp_path / "bare", opt_config(tmp_path), 264)[0], expected)
@@ -164,12 +163,12 @@ def test_half_precision_files_are_read_into_float32_exactly(tmp_path, dtype):
 def test_sincos_positions_leave_out_clips_table_and_temporal_attention_is_fresh(tmp_path):
     save_vision(tmp_path)
     config = dataclasses.replace(vision_config(tmp_path), positions="sincos", temporal_attention=True)
-    params, account = load_vision(tmp_path, config)
+    params, report = load_vision(tmp_path, config)
     assert "position_embedding" not in params
-    assert list(account.left_out) == ["embeddings.position_embedding.weight"]
-    assert "sincos" in account.left_out["embeddings.position_embedding.weight"].reason
-    assert {path.split("/")[2] for path in account.fresh} == {"temporal_norm", "temporal_attention"}
-    assert len(account.fresh) == 6
+    assert list(report.left_out) == ["embeddings.position_embedding.weight"]
+    assert "sincos" in report.left_out["embeddings.position_embedding.weight"].reason
+    assert {path.split("/")[2] for path in report.fresh} == {"temporal_norm", "temporal_attention"}
+    assert len(report.fresh) == 6
     assert not any("temporal" in path for path in flat(params))
 
 
@@ -180,16 +179,16 @@ def test_new_rows_are_the_mean_of_the_text_rows_plus_seeded_noise(tmp_path):
     model = save_language(tmp_path)
     text = model.model.decoder.embed_tokens.weight.detach().numpy()[:260]
     config = opt_config(tmp_path, size=2000, multiple=128)
-    params, account = load_language(tmp_path, config, 260, seed=1)
+    params, report = load_language(tmp_path, config, 260, seed=1)
     table = params["token_embedding"]
     assert table.shape == (2048, 32)
     np.testing.assert_array_equal(table[:260], text)
     noise = table[260:] - text.mean(axis=0)
     assert abs(noise.std() - 0.02) < 5e-4
     assert np.abs(noise.mean(axis=0)).max() < 0.02 * 5 / np.sqrt(len(noise))
-    assert [(path, item.shape) for path, item in account.fresh.items()] == [
+    assert [(path, item.shape) for path, item in report.fresh.items()] == [
         ("language/token_embedding[260:2000]", (1740, 32)), ("language/token_embedding[2000:2048]", (48, 32))]
-    assert list(account.left_out) == ["model.decoder.embed_tokens.weight[260:264]"]
+    assert list(report.left_out) == ["model.decoder.embed_tokens.weight[260:264]"]
     again, _ = load_language(tmp_path, dataclasses.replace(config, vocabulary_multiple=1), 260, seed=1)
     np.testing.assert_array_equal(again["token_embedding"], table[:2000])  # whatever the padding
     other, _ = load_language(tmp_path, config, 260, seed=2)
@@ -218,11 +217,11 @@ def test_pretrained_params_take_ported_leaves_from_the_folders_and_the_rest_from
     for path, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, ported.get(path, fresh[path]), err_msg=path)
     assert {path.split("/")[0] for path in report.fresh} == {"connector", "mae"}
-    assert {path for account in report.accounts for path in account.ported} | report.fresh.keys() == leaves.keys()
+    assert {path for tower in report.towers for path in tower.ported} | report.fresh.keys() == leaves.keys()
 
 
-def test_of_a_part_without_a_folder_all_leaves_are_fresh(folders):
-    config = run_config(folders, language=False)
+def test_all_leaves_of_a_part_without_a_folder_are_fresh(folders):
+    config = run_config(folders, with_language=False)
     params, report = pretrained_params(config, VOCABULARY, jax.random.key(0))
     expected, _ = load_vision(folders[0], config.model.vision)
     same_values(params["vision"], expected)
@@ -231,7 +230,7 @@ def test_of_a_part_without_a_folder_all_leaves_are_fresh(folders):
     assert report.fresh["language/token_embedding"].reason == "config.init.pretrained.language is empty"
 
 
-def test_the_report_accounts_for_every_value_in_print(folders):
+def test_the_printed_report_counts_every_value(folders):
     config = run_config(folders)
     params, report = pretrained_params(config, VOCABULARY, jax.random.key(0))
     printed = str(report)
@@ -248,27 +247,27 @@ def test_the_report_accounts_for_every_value_in_print(folders):
 
 def test_pretrained_params_need_a_folder_and_the_right_vocabulary(folders):
     config = run_config(folders)
-    with pytest.raises(ValueError, match="both empty"):
-        pretrained_params(run_config(folders, vision=False, language=False), VOCABULARY, jax.random.key(0))
+    with pytest.raises(ValueError, match="vision and language"):
+        pretrained_params(run_config(folders, with_vision=False, with_language=False), VOCABULARY, jax.random.key(0))
     with pytest.raises(ValueError, match="vocabulary_size=269, but the vocabulary has 262 ids"):
         pretrained_params(config, Vocabulary(VOCABULARY.text, [Block("x", ("a", "b"))]), jax.random.key(0))
 
 
-# --- What is refused -------------------------------------------------------------------------------------------------
+# --- Errors ----------------------------------------------------------------------------------------------------------
 
 
 def test_missing_unknown_and_misshapen_tensors_are_listed_together(tmp_path):
     save_vision(tmp_path)
 
-    def spoil(tensors):
+    def damage(tensors):
         tensors["post_layernorm.bias"] = tensors["post_layernorm.bias"][:5]
         tensors["pre_layrnorm.weight"] = tensors["pre_layrnorm.weight"].to(torch.int32)
         tensors["encoder.layers.3.layer_norm1.bias"] = torch.zeros(32)
         del tensors["encoder.layers.1.mlp.fc2.weight"]
         return tensors
 
-    rewrite(tmp_path, spoil)
-    with pytest.raises(ValueError, match="Nothing was changed") as error:
+    rewrite(tmp_path, damage)
+    with pytest.raises(ValueError, match="config.json") as error:
         load_vision(tmp_path, vision_config(tmp_path))
     lines = [line.strip() for line in str(error.value).splitlines()]
     assert "missing: encoder.layers.1.mlp.fc2.weight [32, 48]" in lines
@@ -280,7 +279,7 @@ def test_missing_unknown_and_misshapen_tensors_are_listed_together(tmp_path):
 
 def test_a_config_of_other_sizes_is_refused_with_every_field(folders):
     config = run_config(folders)
-    with pytest.raises(ValueError, match="describes another model") as error:
+    with pytest.raises(ValueError, match="width=64") as error:
         load_vision(folders[0], dataclasses.replace(config.model.vision, width=64, activation="gelu"))
     assert "config.model.vision.width=64, the weights: hidden_size=32" in str(error.value)
     assert "config.model.vision.activation='gelu', the weights: hidden_act='quick_gelu'" in str(error.value)
@@ -302,7 +301,7 @@ def test_a_config_of_other_sizes_is_refused_with_every_field(folders):
     ({"hidden_size": "32"}, "hidden_size='32', expected a positive whole number"),
     ({"model_type": "gpt2"}, "model_type='gpt2', expected opt for language weights"),
 ])
-def test_an_opt_that_ours_cannot_represent_is_refused_by_name(tmp_path, option, message):
+def test_an_opt_that_our_model_cannot_represent_is_refused_by_field(tmp_path, option, message):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "opt", **TINY_LANGUAGE, **option}))
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         language_config(tmp_path)
@@ -314,7 +313,7 @@ def test_an_opt_that_ours_cannot_represent_is_refused_by_name(tmp_path, option, 
     ({"model_type": "opt"}, "model_type='opt', expected clip or clip_vision_model"),
     ({"model_type": "clip"}, "vision_config is missing"),
 ])
-def test_a_clip_that_ours_cannot_represent_is_refused_by_name(tmp_path, option, message):
+def test_a_clip_that_our_model_cannot_represent_is_refused_by_field(tmp_path, option, message):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", **option}))
     with pytest.raises(ValueError, match=message):
         vision_config(tmp_path)
@@ -340,14 +339,14 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
     file = tmp_path / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-4])
-    with pytest.raises(ValueError, match=r"model.safetensors: damaged or no safetensors file"):
+    with pytest.raises(ValueError, match=r"model.safetensors: damaged"):
         load_vision(tmp_path, config)
     file.rename(tmp_path / "flax_model.msgpack")
     with pytest.raises(FileNotFoundError, match=r"found config.json, flax_model.msgpack; expected model.safetensors"):
         load_vision(tmp_path, config)
 
 
-def test_an_index_that_contradicts_its_shards_is_refused(tmp_path):
+def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path):
     save_language(tmp_path, max_shard_size="20KB")
     config, index = opt_config(tmp_path), tmp_path / "model.safetensors.index.json"
     whole = json.loads(index.read_text())
@@ -356,13 +355,13 @@ def test_an_index_that_contradicts_its_shards_is_refused(tmp_path):
     name = next(name for name, shard in moved.items() if list(moved.values()).count(shard) > 1)
     shard = moved.pop(name)
     index.write_text(json.dumps({"weight_map": moved | {"ghost": last}}))
-    with pytest.raises(ValueError, match="contradict each other") as error:
+    with pytest.raises(ValueError, match="index.json") as error:
         load_language(tmp_path, config, 264)
     assert f"in {shard}, not listed for it: {name}" in str(error.value)
     assert f"listed for {last}, not in it: ghost" in str(error.value)
     for outside in ("../elsewhere.safetensors", "model-00099-of-00099.safetensors"):
         index.write_text(json.dumps({"weight_map": {name: outside}}))
-        with pytest.raises(FileNotFoundError, match="which is not there"):
+        with pytest.raises(FileNotFoundError, match="shard"):
             load_language(tmp_path, config, 264)
 
 
@@ -391,13 +390,13 @@ def test_from_hf_writes_a_checkpoint_with_everything_that_a_new_run_needs(folder
     assert str(report) in capsys.readouterr().out
 
 
-def test_from_hf_takes_the_tokenizer_beside_the_language_weights(folders, tmp_path, capsys):
+def test_from_hf_needs_a_tokenizer_in_the_folder_of_the_language_weights(folders, tmp_path, capsys):
     assert command.main(["from-hf", "--vision", folders[0], "--language", folders[1], str(tmp_path / "out")]) == 2
     assert "vocab.json and merges.txt" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_from_hf_leaves_what_is_there_alone(folders, tmp_path, capsys):
+def test_from_hf_does_not_overwrite(folders, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     assert from_hf(folders, out) == 2
@@ -414,7 +413,7 @@ def test_from_hf_leaves_what_is_there_alone(folders, tmp_path, capsys):
     ("--positions=sincos", "positions"),
     ("elsewhere", "elsewhere: expected --vision PATH"),
 ])
-def test_from_hf_refuses_what_it_does_not_understand_before_writing(folders, tmp_path, capsys, override, message):
+def test_from_hf_refuses_unknown_arguments_before_writing(folders, tmp_path, capsys, override, message):
     assert from_hf(folders, tmp_path / "out", override) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Towers in open_clip's layout give, to the bit, the parameters of the same tensors in transformers' layout."""
+"""Towers in open_clip's layout give bitwise the parameters of the same tensors in transformers' layout."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import pytest
 import torch
 from random_huggingface import TINY_VISION, save_clip, save_vision
 from safetensors.torch import save_file
-from tiny_conversions import same_values
+from tiny_conversions import load_vision, same_values
 
 from agent_jax.convert.huggingface.architecture import vision_config
-from agent_jax.convert.huggingface.load import load_vision
 from agent_jax.convert.huggingface.torch_file import TorchFile
 from agent_jax.convert.huggingface.weights_folder import open_folder
 
@@ -58,9 +57,9 @@ def test_a_folder_of_open_clip_gives_the_parameters_of_transformers(tmp_path: Pa
     write_config(tmp_path / "hub", quick_gelu=act == "quick_gelu")
     torch.save(tensors, tmp_path / "hub" / "open_clip_pytorch_model.bin")
     assert vision_config(tmp_path / "hub") == config
-    found, account = load_vision(tmp_path / "hub", config)
+    found, report = load_vision(tmp_path / "hub", config)
     same_values(found, expected)
-    assert {item.reason for item in account.left_out.values()} == {"the text tower", "the contrastive head"}
+    assert {item.reason for item in report.left_out.values()} == {"the text tower", "the contrastive head"}
     save_file(tensors, tmp_path / "hub" / "open_clip_model.safetensors")
     same_values(load_vision(tmp_path / "hub", config)[0], expected)
     with open_folder(tmp_path / "hub") as folder:
@@ -85,7 +84,7 @@ def test_a_training_checkpoint_and_a_renamed_file_are_read_beside_a_config_of_tr
         vision_config(tmp_path / "hf" / "epoch_1.pt")
 
 
-def test_open_clips_own_names_are_all_used_or_named(tmp_path: Path) -> None:
+def test_errors_name_open_clips_tensors(tmp_path: Path) -> None:
     tensors = open_clip_tensors(save_vision(tmp_path / "hf"))
     del tensors["visual.transformer.resblocks.1.attn.in_proj_weight"]
     tensors["visual.transformer.resblocks.1.ls_1.gamma"] = torch.ones(32)
@@ -105,9 +104,9 @@ def test_open_clips_own_names_are_all_used_or_named(tmp_path: Path) -> None:
     ({"no_ln_pre": True}, "no_ln_pre=True"),
     ({"layers": [3, 4, 6, 3]}, r"layers=\[3, 4, 6, 3\], expected a positive number"),
     ({"width": 0}, "width=0, expected"),
-    ({"head_width": 64}, "width=32 is no multiple of head_width=64"),
+    ({"head_width": 64}, "width=32 is not a multiple of head_width=64"),
 ])
-def test_towers_that_ours_cannot_represent_are_refused_by_field(tmp_path: Path, sizes: dict[str, Any],
+def test_towers_that_our_model_cannot_represent_are_refused_by_field(tmp_path: Path, sizes: dict[str, Any],
                                                                 message: str) -> None:
     write_config(tmp_path / "hub", **sizes)
     with pytest.raises(ValueError, match=rf"open_clip_config\.json: model_cfg\.vision_cfg\.{message}"):
@@ -116,10 +115,10 @@ def test_towers_that_ours_cannot_represent_are_refused_by_field(tmp_path: Path, 
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_a_torchscript_archive_is_named_with_the_way_out_which_works(tmp_path: Path) -> None:
+def test_a_torchscript_archive_is_refused_and_the_suggested_conversion_works(tmp_path: Path) -> None:
     file = tmp_path / "ViT-B-16.pt"
     torch.jit.save(torch.jit.trace(torch.nn.Linear(4, 4), torch.ones(1, 4)), file)
-    with pytest.raises(ValueError, match=r"ViT-B-16\.pt: a TorchScript archive.*torch\.save\(torch\.jit\.load\(PATH"):
+    with pytest.raises(ValueError, match=r"ViT-B-16\.pt: .*TorchScript.*torch\.jit\.load\(PATH"):
         TorchFile(file)
     torch.save(torch.jit.load(file, map_location="cpu").state_dict(), tmp_path / "new.pt")
     assert TorchFile(tmp_path / "new.pt").shapes == {"weight": (4, 4), "bias": (4,)}

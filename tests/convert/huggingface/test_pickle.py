@@ -1,4 +1,4 @@
-"""pytorch_model.bin without PyTorch: the values that torch.load gives, and nothing but tensors, whatever the file."""
+"""pytorch_model.bin without PyTorch: the values of torch.load, and only tensors, whatever the file holds."""
 
 import collections
 import io
@@ -23,7 +23,7 @@ def saved(path, content, **options):
 
 
 def rewritten(path, change) -> None:
-    """Write the archive anew with `change` of its entries {name: bytes}, stored as torch stores them."""
+    """Rewrite the archive with `change` of its entries {name: bytes}, stored as torch stores them."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -37,7 +37,7 @@ def with_pickle(path, change) -> None:
 
 
 def same_as_torch(path) -> None:
-    expected, file = torch.load(path, weights_only=False), TorchFile(path)  # of our own making
+    expected, file = torch.load(path, weights_only=False), TorchFile(path)  # written by this test
     assert list(file.shapes) == list(expected)
     for name, tensor in expected.items():
         assert file.shapes[name] == tuple(tensor.shape)
@@ -96,7 +96,7 @@ class Runs:
     (lambda _: {3: torch.ones(2)}, "a dict with a int as key"),
     (lambda _: {"w": torch.ones(2).to(torch.complex64)}, "asks for 'torch.ComplexFloatStorage'"),
 ], ids=["system", "module", "numpy", "number", "nested", "state", "list", "class", "key", "complex"])
-def test_anything_but_tensors_is_refused_by_its_name_and_nothing_is_executed(tmp_path, content, message):
+def test_other_objects_are_refused_by_name_and_nothing_is_executed(tmp_path, content, message):
     path = saved(tmp_path / "x.bin", content(tmp_path))
     with pytest.raises(ValueError, match=message) as error:
         TorchFile(path)
@@ -104,9 +104,9 @@ def test_anything_but_tensors_is_refused_by_its_name_and_nothing_is_executed(tmp
     assert [item.name for item in tmp_path.iterdir()] == ["x.bin"]
 
 
-def test_a_harmless_name_called_in_another_way_is_refused():
+def test_unexpected_uses_of_allowed_names_are_refused():
     called = b"\x80\x02ccollections\nOrderedDict\nq\x00]q\x01\x85q\x02Rq\x03."
-    assert isinstance(pickle.loads(called), dict)  # noqa: S301 - made here: pickle would take it
+    assert isinstance(pickle.loads(called), dict)  # noqa: S301 - made here; pickle accepts it
     with pytest.raises(RefusedPickleError, match="calls collections.OrderedDict with arguments"):
         read_tensors(called)
     with pytest.raises(RefusedPickleError, match="calls torch.FloatStorage"):
@@ -127,11 +127,11 @@ def peak_memory() -> int:
 @pytest.mark.parametrize("bomb", [
     b"\x80\x02" + b"(" * 300_000 + b"t" * 299_999 + b".",  # deep
     b"\x80\x02" + b"]" * (MAX_OPCODES + 1),  # long
-    b"\x80\x02}r\xff\xff\xff\x7f.",  # a place far out in the memo, which pickle makes room for
-    b"\x80\x02X\xff\xff\xff\xff.",  # a text that says it has 4 GB
-    b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b".",  # bytes that say they have 2^60
-    b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"}.",  # a frame that does
-    b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 200 + b".",  # a value of 2^200 parts, of which each is shared
+    b"\x80\x02}r\xff\xff\xff\x7f.",  # a large memo index, for which the C unpickler allocates
+    b"\x80\x02X\xff\xff\xff\xff.",  # a text of 4 GB by its length
+    b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b".",  # bytes of length 2^60
+    b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"}.",  # a frame of length 2^60
+    b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 200 + b".",  # a value of 2^200 shared parts
     b"\x80\x02\x8a\xff" + b"\x7f" * 255 + b".",
     # a tensor of a shape of 100,000 axes, a thousand times
     b"\x80\x02(" + b"K\1" * 100_000 + b"tq\0ctorch._utils\n_rebuild_tensor_v2\nq\1(X\7\0\0\0storage"
@@ -142,20 +142,20 @@ def test_a_pickle_that_would_take_all_memory_is_refused_at_once(bomb):
     try:
         assert read_tensors(bomb) == {}
     except RefusedPickleError as error:
-        assert len(str(error)) < 300  # noqa: PT017 - a bomb may as well be no bomb to this reader
+        assert len(str(error)) < 300  # noqa: PT017 - some are harmless to this reader
     assert peak_memory() - before < 200_000  # KiB
 
 
-def test_a_shape_of_many_values_on_few_bytes_takes_no_memory_before_it_is_asked_for(tmp_path):
+def test_an_expanded_tensor_takes_no_memory_before_it_is_read(tmp_path):
     huge = {"w": torch.ones(1).expand(10**6, 10**6)}
     before = peak_memory()
     assert TorchFile(saved(tmp_path / "x.bin", huge)).shapes == {"w": (10**6, 10**6)}
     assert peak_memory() - before < 100_000
 
 
-def test_the_format_of_before_1_6_is_refused_with_the_way_out(tmp_path):
+def test_the_format_before_1_6_is_refused_with_the_conversion(tmp_path):
     path = saved(tmp_path / "x.bin", {"w": torch.ones(2)}, _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match=r"before 1.6.*torch.save\(torch.load\(PATH, weights_only=True\), PATH\)"):
+    with pytest.raises(ValueError, match=r"1\.6.*torch.load\(PATH, weights_only=True\)"):
         TorchFile(path)
 
 
@@ -167,7 +167,7 @@ def test_a_tensor_beyond_its_storage_is_refused_with_numbers(tmp_path):
         TorchFile(path)
     path = saved(tmp_path / "y.bin", {"w": torch.ones(6, 4)})
     with_pickle(path, lambda content: content.replace(b"K\x04K\x01\x86", b"J\xfc\xff\xff\xffK\x01\x86"))
-    with pytest.raises(ValueError, match="by something else than a storage and whole numbers"):
+    with pytest.raises(ValueError, match="storage and whole numbers"):
         TorchFile(path)
 
 
@@ -175,10 +175,10 @@ def test_a_storage_of_another_length_or_none_is_refused_with_numbers(tmp_path):
     path = saved(tmp_path / "x.bin", {"w": torch.ones(6, 4)})
     rewritten(path, lambda entries: {name: content[:-4] if name.endswith("data/0") else content
                                      for name, content in entries.items()})
-    with pytest.raises(ValueError, match=r"data/0' has 92 bytes for 92, expected 96 as they are: 24 values of F32"):
+    with pytest.raises(ValueError, match=r"data/0' has 92 bytes for 92, expected 96 .*24 values of F32"):
         TorchFile(path)
     rewritten(path, lambda entries: {name: content for name, content in entries.items() if not name.endswith("data/0")})
-    with pytest.raises(ValueError, match=r"data/0' is not in the archive, but its pickle says it holds 24 values"):
+    with pytest.raises(ValueError, match=r"data/0' is not in the archive.* 24 values"):
         TorchFile(path)
 
 
@@ -194,7 +194,7 @@ def test_compressed_and_foreign_archives_are_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in entries.items():
             archive.writestr(name, content, zipfile.ZIP_DEFLATED if name.endswith("data/0") else zipfile.ZIP_STORED)
-    with pytest.raises(ValueError, match=r"data/0' has \d+ bytes for 4,000, expected 4,000 as they are"):
+    with pytest.raises(ValueError, match=r"data/0' has \d+ bytes for 4,000, expected 4,000"):
         TorchFile(path)
     rewritten(path, lambda entries: {name: b"big" + b"end" if name.endswith("byteorder") else content
                                      for name, content in entries.items()})
@@ -206,12 +206,12 @@ def test_compressed_and_foreign_archives_are_refused(tmp_path):
         TorchFile(path)
 
 
-def test_a_file_cut_anywhere_or_empty_is_refused_with_its_length(tmp_path):
+def test_a_truncated_or_empty_file_is_refused_with_its_length(tmp_path):
     path = saved(tmp_path / "x.bin", {"w": torch.randn(40, 4), "v": torch.randn(9)})
     content = path.read_bytes()
     for length in [0, 1, 30, *range(50, len(content), 97), len(content) - 1]:
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=rf"x.bin: damaged or no PyTorch file of {length:,} bytes"):
+        with pytest.raises(ValueError, match=rf"x.bin: damaged.* {length:,} bytes"):
             TorchFile(path)
 
 
@@ -222,19 +222,19 @@ def test_a_flipped_byte_of_the_headers_gives_tensors_or_a_refusal_and_never_anot
     draw = random.Random(0)
     [pickled] = [name for name in entries if name.endswith("data.pkl")]
     for _ in range(400):
-        spoilt = bytearray(entries[pickled])
-        spoilt[draw.randrange(len(spoilt))] = draw.randrange(256)
+        damaged = bytearray(entries[pickled])
+        damaged[draw.randrange(len(damaged))] = draw.randrange(256)
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w") as archive:
-            for name, content in {**entries, pickled: bytes(spoilt)}.items():
+            for name, content in {**entries, pickled: bytes(damaged)}.items():
                 archive.writestr(name, content)
         path.write_bytes(stream.getvalue())
         read_or_refused(path)
     content = stream.getvalue()
     for _ in range(400):
-        spoilt = bytearray(content)
-        spoilt[draw.randrange(len(spoilt))] ^= 1 << draw.randrange(8)
-        path.write_bytes(spoilt)
+        damaged = bytearray(content)
+        damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
         read_or_refused(path)
 
 

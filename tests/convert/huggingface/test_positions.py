@@ -1,4 +1,4 @@
-"""CLIP's positions for images of another size: what torch's bicubic interpolation gives, and only when asked for."""
+"""CLIP's positions for images of another size: equal to torch's bicubic interpolation, and only with the flag."""
 
 import dataclasses
 
@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 from random_huggingface import save_vision
+from tiny_conversions import load_vision
 
 from agent_jax.convert.huggingface.architecture import vision_config
-from agent_jax.convert.huggingface.load import load_vision
 from agent_jax.convert.huggingface.positions import resized_positions
 from agent_jax.convert.parity.tolerance import STACK, compare
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD, VisionEncoder, patchify
 
 
 @pytest.mark.parametrize(("old", "new"), [(14, 24), (7, 14), (24, 16), (3, 1), (1, 5), (14, 15), (2, 2)])
-def test_a_resized_table_is_that_of_torch_and_the_class_row_is_kept(old, new):
+def test_a_resized_table_equals_torchs_and_the_class_row_does_not_change(old, new):
     table = np.random.default_rng(0).normal(size=(1 + old * old, 8)).astype(np.float32)
     grid = torch.from_numpy(table[1:]).reshape(1, old, old, 8).permute(0, 3, 1, 2)
     grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
@@ -31,7 +31,7 @@ def test_a_resized_table_is_that_of_torch_and_the_class_row_is_kept(old, new):
 def test_images_of_another_size_are_encoded_as_transformers_does_with_interpolated_positions(tmp_path, size):
     model = save_vision(tmp_path).eval()
     config = dataclasses.replace(vision_config(tmp_path), image_size=size)
-    params, account = load_vision(tmp_path, config, interpolate_positions=True)
+    params, report = load_vision(tmp_path, config, interpolate_positions=True)
     frames = np.random.default_rng(0).integers(0, 256, (1, 2, size, size, 3), np.uint8)
     pixels = (frames[0].astype(np.float32) / 255 - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD)
     with torch.inference_mode():
@@ -45,12 +45,12 @@ def test_images_of_another_size_are_encoded_as_transformers_does_with_interpolat
     for layer, (ours, theirs) in enumerate(zip(hidden, expected.hidden_states, strict=True)):
         row = compare(f"after block {layer}", ours[0], theirs, STACK)
         assert row.passed, row
-    leaf = account.ported["vision/position_embedding"]
+    leaf = report.ported["vision/position_embedding"]
     assert leaf.shape == (1 + (size // 8) ** 2, 32)
     assert leaf.operation == f"keep CLS, resize 3 x 3 to {size // 8} x {size // 8} (bicubic)"
 
 
-def test_another_size_is_refused_unless_asked_for_and_the_flag_is_named(tmp_path):
+def test_another_size_is_refused_without_the_flag_and_the_flag_is_named(tmp_path):
     save_vision(tmp_path)
     config = dataclasses.replace(vision_config(tmp_path), image_size=40)
     with pytest.raises(ValueError, match="image_size=40, the weights: image_size=24") as error:
@@ -60,20 +60,20 @@ def test_another_size_is_refused_unless_asked_for_and_the_flag_is_named(tmp_path
         load_vision(tmp_path, dataclasses.replace(config, patch_size=4), interpolate_positions=True)
 
 
-def test_asking_for_it_changes_nothing_where_the_size_is_the_same(tmp_path):
+def test_the_flag_changes_nothing_at_the_same_size(tmp_path):
     save_vision(tmp_path)
     config = vision_config(tmp_path)
     plain, _ = load_vision(tmp_path, config)
-    asked, account = load_vision(tmp_path, config, interpolate_positions=True)
+    asked, report = load_vision(tmp_path, config, interpolate_positions=True)
     np.testing.assert_array_equal(asked["position_embedding"], plain["position_embedding"])
-    assert account.ported["vision/position_embedding"].operation == "copy"
+    assert report.ported["vision/position_embedding"].operation == "copy"
 
 
-def test_fixed_positions_need_no_table_so_any_size_will_do_and_the_account_says_so(tmp_path):
+def test_fixed_positions_take_any_size_and_the_report_names_the_table(tmp_path):
     save_vision(tmp_path)
     config = dataclasses.replace(vision_config(tmp_path), image_size=40, positions="sincos")
-    params, account = load_vision(tmp_path, config)
+    params, report = load_vision(tmp_path, config)
     assert "position_embedding" not in params
-    [(name, item)] = account.left_out.items()
+    [(name, item)] = report.left_out.items()
     assert (name, item.shape) == ("embeddings.position_embedding.weight", (10, 32))
     assert "sincos, a fixed table, here for images of 40 pixels, not 24" in item.reason

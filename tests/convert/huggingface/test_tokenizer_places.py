@@ -1,4 +1,4 @@
-"""OPT's tokenizer, where it does not lie beside the weights: found in the usual places if it fits; the log says so."""
+"""OPT's tokenizer, if it is not in the folder of the weights, is found in the usual places if it fits."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def weights(folder: Path, **config: object) -> Path:
     return folder
 
 
-def tokenizer(folder: Path) -> Path:
-    """Of 265 ids."""
+def write_tokenizer(folder: Path) -> Path:
+    """A tokenizer with 265 ids."""
     folder.mkdir(parents=True, exist_ok=True)
     return write_bpe(folder)
 
 
-def test_the_tokenizer_beside_the_weights_is_preferred(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer(tmp_path)
-    folder = tokenizer(weights(tmp_path / "opt"))
+def test_the_tokenizer_next_to_the_weights_is_preferred(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tokenizer(tmp_path)
+    folder = write_tokenizer(weights(tmp_path / "opt"))
     assert tokenizer_of(folder) == str(folder)
     assert not caplog.records
 
 
 @pytest.mark.parametrize("place", ["parent", "named", "named_on_hub", "family"])
-def test_one_in_a_usual_place_is_taken_and_the_log_says_which(tmp_path: Path, cache: Path, place: str,
+def test_a_tokenizer_in_a_usual_place_is_taken_and_logged(tmp_path: Path, cache: Path, place: str,
                                                               caplog: pytest.LogCaptureFixture) -> None:
     snapshots = {"named_on_hub": "models--me--opt-tuned", "family": "models--facebook--opt-125m"}
     expected = {"parent": tmp_path / "run", "named": tmp_path / "elsewhere"}.get(
         place, cache / snapshots.get(place, "") / "snapshots" / "0123")
-    tokenizer(expected)
+    write_tokenizer(expected)
     name = {"named": str(tmp_path / "elsewhere"), "named_on_hub": "me/opt-tuned"}.get(place, "/gone/opt")
     folder = weights(tmp_path / "run" / "checkpoint-10", _name_or_path=name)
     with caplog.at_level(logging.WARNING):
@@ -51,9 +51,9 @@ def test_one_in_a_usual_place_is_taken_and_the_log_says_which(tmp_path: Path, ca
     assert f"took that of {expected}" in caplog.text
 
 
-def test_one_of_another_size_is_not_taken_and_the_error_lists_the_places(tmp_path: Path, cache: Path) -> None:
-    tokenizer(tmp_path / "run")
-    tokenizer(cache / "models--facebook--opt-125m" / "snapshots" / "0123")
+def test_a_tokenizer_of_another_size_is_not_taken_and_the_error_lists_the_places(tmp_path: Path, cache: Path) -> None:
+    write_tokenizer(tmp_path / "run")
+    write_tokenizer(cache / "models--facebook--opt-125m" / "snapshots" / "0123")
     folder = weights(tmp_path / "run" / "checkpoint-10", vocab_size=50272)
     with pytest.raises(FileNotFoundError, match="vocab_size=50272") as error:
         tokenizer_of(folder)

@@ -1,8 +1,7 @@
 """Our models against the torch models of transformers, on random weights in their own file formats, in f32.
 
-Within 1e-5 for one block, 1e-4 for a whole stack, or 1e-5 of the largest magnitude beyond 10: the rule stands in
-`agent_jax.convert.parity.tolerance`, and `python -m agent_jax.convert verify-hf` is the same comparison on a user's
-weights.
+The tolerances are those of `agent_jax.convert.parity.tolerance`; `python -m agent_jax.convert verify-hf` makes the same
+comparison on a user's weights.
 """
 
 import dataclasses
@@ -14,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from random_huggingface import rewrite, save_clip, save_language, save_vision
+from tiny_conversions import load_language
 
 from agent_jax.convert import __main__ as command
 from agent_jax.convert import mapping
 from agent_jax.convert.huggingface import port
 from agent_jax.convert.huggingface.architecture import language_config
-from agent_jax.convert.huggingface.load import load_language
 from agent_jax.convert.parity.huggingface import find_folders, verify_language, verify_vision
 from agent_jax.convert.parity.tolerance import BLOCK, STACK, compare, table
 from agent_jax.models import language as language_module
@@ -33,7 +32,7 @@ def assert_parity(rows, depth):
     assert len(alone) == depth == sum("after block" in row.name for row in rows)
     assert all(row.tolerance == BLOCK or row.largest > 10 for row in alone)
     assert all(row.tolerance in (BLOCK, STACK) or row.largest > 10 for row in rows)
-    # A comparison of nothing, or of a stack that does nothing, would pass as well.
+    # Comparisons of zeros would pass too.
     assert all(row.largest > 0.5 for row in rows), table(rows)
 
 
@@ -43,12 +42,12 @@ def assert_parity(rows, depth):
     {"hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 3, "image_size": 20, "patch_size": 4},
     {"layer_norm_eps": 1e-3, "num_hidden_layers": 2},
 ], ids=["quick_gelu", "gelu", "wider", "eps"])
-def test_the_encoder_computes_what_clips_vision_tower_does(tmp_path, sizes):
+def test_the_encoder_equals_clips_vision_tower(tmp_path, sizes):
     model = save_vision(tmp_path, **sizes)
     assert_parity(verify_vision(tmp_path, images=2), model.config.num_hidden_layers)
 
 
-def test_the_encoder_computes_what_the_vision_tower_of_a_whole_clip_does(tmp_path):
+def test_the_encoder_equals_the_vision_tower_of_a_whole_clip(tmp_path):
     save_clip(tmp_path)
     assert_parity(verify_vision(tmp_path), 3)
 
@@ -59,24 +58,24 @@ def test_the_encoder_computes_what_the_vision_tower_of_a_whole_clip_does(tmp_pat
     {"hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 40, "num_attention_heads": 6,
      "max_position_embeddings": 200},
 ], ids=["relu", "gelu", "wider-in-blocks"])
-def test_the_language_model_computes_what_opt_does_with_and_without_padding(tmp_path, options):
+def test_the_language_model_equals_opt_with_and_without_padding(tmp_path, options):
     model = save_language(tmp_path, **options)
     assert_parity(verify_language(tmp_path), model.config.num_hidden_layers)
 
 
-def test_the_encoder_computes_what_clip_does_at_full_size(tmp_path):
+def test_the_encoder_equals_clip_at_full_size(tmp_path):
     save_vision(tmp_path, image_size=224, patch_size=16, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
                 intermediate_size=3072)
     assert_parity(verify_vision(tmp_path), 12)
 
 
-def test_the_language_model_computes_what_opt_125m_does(tmp_path):
+def test_the_language_model_equals_opt_125m(tmp_path):
     save_language(tmp_path, hidden_size=768, word_embed_proj_dim=768, num_hidden_layers=12, num_attention_heads=12,
                   ffn_dim=3072, max_position_embeddings=2048, vocab_size=50272)
     assert_parity(verify_language(tmp_path, tokens=12), 12)
 
 
-def test_samples_packed_in_a_row_get_the_logits_of_rows_of_their_own_in_opt(tmp_path):
+def test_packed_samples_have_the_logits_of_separate_rows_in_opt(tmp_path):
     model = save_language(tmp_path)
     config = dataclasses.replace(language_config(tmp_path), vocabulary_size=264, vocabulary_multiple=1)
     params, _ = load_language(tmp_path, config, 264)
@@ -101,7 +100,7 @@ def approximate_gelu(monkeypatch):
 
 
 def wrong_form(form, make):
-    """The converter with one form gone wrong, in a way that keeps the shape."""
+    """The converter with a mistake in one form that keeps the shape."""
 
     def transform(asked, arrays):
         return make(arrays) if asked == form else mapping.transform(asked, arrays)
@@ -115,27 +114,27 @@ def one_position_early(monkeypatch):
         table, index - 1 if table.shape[0] == 42 else index, **options))
 
 
-@pytest.mark.parametrize("trap", [
+@pytest.mark.parametrize("mistake", [
     approximate_gelu,
     one_position_early,
-    wrong_form("dense", lambda arrays: arrays[0]),  # the output projection is square: transposing it or not both fit
+    wrong_form("dense", lambda arrays: arrays[0]),  # the output projection is square
     wrong_form("qkv", lambda arrays: mapping.transform("qkv", arrays[::-1])),
     wrong_form("qkv_bias", lambda arrays: mapping.transform("qkv_bias", arrays[::-1])),
 ], ids=["tanh-gelu", "positions", "transpose", "qkv", "qkv-bias"])
-def test_known_traps_are_caught_in_the_language_model(tmp_path, monkeypatch, trap):
+def test_known_mistakes_are_caught_in_the_language_model(tmp_path, monkeypatch, mistake):
     save_language(tmp_path, activation_function="gelu", num_hidden_layers=1, ffn_dim=32)
-    trap(monkeypatch)
+    mistake(monkeypatch)
     rows = verify_language(tmp_path)
     assert not all(row.passed for row in rows), table(rows)
 
 
-@pytest.mark.parametrize("trap", [
+@pytest.mark.parametrize("mistake", [
     wrong_form("conv", lambda arrays: arrays[0].reshape(arrays[0].shape[0], -1).T),
     wrong_form("conv", lambda arrays: arrays[0].transpose(3, 2, 1, 0).reshape(-1, arrays[0].shape[0])),
 ], ids=["channel-first", "columns-first"])
-def test_a_wrong_order_of_pixels_is_caught_in_the_encoder(tmp_path, monkeypatch, trap):
+def test_a_wrong_order_of_pixels_is_caught_in_the_encoder(tmp_path, monkeypatch, mistake):
     save_vision(tmp_path, num_hidden_layers=1)
-    trap(monkeypatch)
+    mistake(monkeypatch)
     rows = verify_vision(tmp_path)
     assert not all(row.passed for row in rows), table(rows)
 
@@ -178,7 +177,7 @@ def test_verify_hf_exits_with_1_where_a_model_differs(tmp_path, monkeypatch, cap
     assert "FAILED" in capsys.readouterr().out
 
 
-def test_verify_hf_says_what_it_did_not_find(tmp_path, capsys):
+def test_verify_hf_without_a_folder_exits_with_2(tmp_path, capsys):
     assert command.main(["verify-hf", str(tmp_path)]) == 2
     assert "expected a Hugging Face folder" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="found 0 folders"):
@@ -192,17 +191,17 @@ def test_verification_refuses_a_folder_that_transformers_cannot_load_whole(tmp_p
         verify_vision(tmp_path)
 
 
-@pytest.mark.parametrize(("save", "lie", "said"), [
+@pytest.mark.parametrize(("save", "change", "message"), [
     (save_language, {"num_attention_heads": 7}, "hidden_size=32 must be a multiple of num_attention_heads=7"),
     (save_vision, {"num_attention_heads": 7}, "hidden_size=32 must be a multiple of num_attention_heads=7"),
     (save_language, {"vocab_size": None}, "vocab_size=None, expected a whole number"),
     (save_language, {"word_embed_proj_dim": 0}, "OPTForCausalLM of transformers cannot be made of config.json"),
 ])
-def test_a_config_json_that_lies_is_named(save, lie, said, tmp_path, capsys):
+def test_a_wrong_config_json_is_named(save, change, message, tmp_path, capsys):
     save(tmp_path, num_hidden_layers=1)
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **lie}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     assert command.main(["verify-hf", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path}")
-    assert said in error
+    assert message in error

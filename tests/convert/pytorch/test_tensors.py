@@ -1,4 +1,4 @@
-"""Parameters as PyTorch tensors and back: nothing lost, nothing changed."""
+"""Parameters as PyTorch tensors and back are equal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_value_comes_back_bit_for_bit_but_for_the_padding_of_the_token_table(name):
+def test_every_value_is_restored_bitwise_except_the_padding_of_the_token_table(name):
     model = MODELS[name]
     params = random_params(model)
     files: dict[str, dict[str, np.ndarray]] = {}
@@ -49,7 +49,7 @@ def test_shapes_are_those_of_the_tensors(name):
 
 
 @pytest.mark.parametrize(("temporal", "values"), [(False, 249_108_480), (True, 277_475_328)])
-def test_the_full_size_model_is_told_without_a_byte_of_it(temporal: bool, values: int):
+def test_shapes_of_the_full_size_model_need_no_parameters(temporal: bool, values: int):
     vision, language = VisionConfig(temporal_attention=temporal), LanguageConfig(vocabulary_size=51_578)
     shapes = torch_tensors.shapes(ModelConfig(vision, language))
     count = sum(int(np.prod(shape)) for tensors in shapes.values() for shape in tensors.values())
