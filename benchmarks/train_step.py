@@ -36,6 +36,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import sys
 import tempfile
@@ -46,7 +47,7 @@ from typing import Any
 from train_step_worker import OUR_MODELS, WARM_STEPS, Case, Sizes, add_sizes, serve, sizes_of
 
 from agent_jax.json_files import json_path, write_json
-from agent_jax.plan.chips import gpu_of
+from agent_jax.plan.chips import CHIPS, Chip
 from agent_jax.runtime.processor import cores
 
 OURS = tuple(f"{model}-{precision}" for model in OUR_MODELS for precision in ("f32", "bf16"))
@@ -165,6 +166,12 @@ class Figures:
             "compile_seconds": compile_seconds if case.compiled else 0.0, "peak_rss_bytes": None, **told,
             **dataclasses.asdict(self.sizes),
         }
+
+
+def gpu_of(device_kind: str) -> Chip | None:
+    """The GPU of a device kind such as "NVIDIA A100-SXM4-80GB"; None if it is not in `CHIPS`."""
+    words = re.split(r"[^a-z0-9]+", device_kind.lower())
+    return next((chip for name, chip in CHIPS.items() if "nvidia" in words and name in words), None)
 
 
 def mfu(flops_per_second: float, device: str, precision: str) -> float | None:

@@ -98,7 +98,7 @@ def _add_from_hf(commands: Any) -> None:
 
 def _run_from_hf(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from agent_jax.convert.from_huggingface import config_of, dry_run, write_checkpoint
-    from agent_jax.convert.huggingface.mapping_table import mapping_table, to_json
+    from agent_jax.convert.huggingface.load_report import mapping_table, to_json
 
     config = config_of(options.vision, options.language, overrides)
     if options.dry_run:

@@ -7,11 +7,12 @@ It is written under a temporary name and renamed when complete, so OUT is comple
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -114,10 +115,16 @@ def write_step(out: pathlib.Path, leaves: dict[str, Any], meta: Mapping[str, Any
     """
     for path in leaves:  # one by one: two copies of a large model may not fit
         leaves[path] = jax.numpy.asarray(leaves[path])
+    with renamed_when_complete(out) as partial, Checkpoints(partial, keep_latest=1, keep_best=0) as checkpoints:
+        checkpoints.save(step, {"params": nested(leaves)}, meta)
+
+
+@contextlib.contextmanager
+def renamed_when_complete(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary path that is renamed to `out` after the block, and removed on an error."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        with Checkpoints(partial, keep_latest=1, keep_best=0) as checkpoints:
-            checkpoints.save(step, {"params": nested(leaves)}, meta)
+        yield partial
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

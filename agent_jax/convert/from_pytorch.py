@@ -6,14 +6,12 @@ import contextlib
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.config import ModelConfig, from_config_dict
 from agent_jax.convert.from_huggingface import checked_out, write_step
 from agent_jax.convert.huggingface.safetensors_file import SafetensorsFile
-from agent_jax.convert.huggingface.weights_folder import FLOATS, first_lines
+from agent_jax.convert.huggingface.weights_folder import WeightsFolder, mismatches
 from agent_jax.convert.pytorch import tensors as torch_tensors
 from agent_jax.convert.pytorch.folder import FORMAT
 from agent_jax.data.pipeline.domains import Domain
@@ -94,30 +92,11 @@ def _check_domain(where: str, entry: Any, vocabulary: Vocabulary) -> None:
 def _read_params(folder: pathlib.Path, model: ModelConfig) -> Params:
     expected = torch_tensors.shapes(model)
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(contextlib.closing(SafetensorsFile(folder / name))) for name in expected}
-        _check(folder, files, expected)
-
-        def read(file: str, name: str) -> np.ndarray:
-            array = files[file].read(name)
-            if not np.isfinite(array).all():
-                bad = array.size - np.count_nonzero(np.isfinite(array))
-                raise ValueError(f"{folder / file}: {name}: {bad:,} of {array.size:,} values are NaN or infinite; take "
-                                 "weights of a run that did not diverge")
-            return array
-
-        return torch_tensors.to_params(read, model)
-
-
-def _check(folder: pathlib.Path, files: dict[str, SafetensorsFile], expected: dict[str, dict[str, Any]]) -> None:
-    """Raise ValueError unless the tensors are exactly those of the model."""
-    lines = []
-    for file, shapes in expected.items():
-        found, dtypes = files[file].shapes, files[file].dtypes
-        lines += [f"{file}: missing: {name} {list(shapes[name])}" for name in shapes if name not in found]
-        lines += [f"{file}: unknown: {name} {list(found[name])}" for name in found if name not in shapes]
-        lines += [f"{file}: {name}: found {list(found[name])}, expected {list(shapes[name])}"
-                  for name in shapes if name in found and found[name] != shapes[name]]
-        lines += [f"{file}: {name}: found {dtypes[name]}, expected one of {', '.join(FLOATS)}"
-                  for name in shapes if name in found and dtypes[name] not in FLOATS]
-    if lines:
-        raise ValueError("\n  ".join([f"{folder}: its tensors are not those of agent.json:", *first_lines(lines)]))
+        files: dict[str, WeightsFolder] = {}
+        for name in expected:
+            file = stack.enter_context(contextlib.closing(SafetensorsFile(folder / name)))
+            files[name] = WeightsFolder(folder / name, {}, dict.fromkeys(file.shapes, file), name)
+        lines = [f"  {name}: {line}" for name in expected for line in mismatches(files[name], expected[name])]
+        if lines:
+            raise ValueError("\n".join([f"{folder}: its tensors are not those of agent.json:", *lines]))
+        return torch_tensors.to_params(lambda file, name: files[file].read_finite(name), model)

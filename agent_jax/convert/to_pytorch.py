@@ -13,7 +13,6 @@ parity.json  README.md                           the parity report, and how to u
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from agent_jax.checkpoints.meta import is_averaged
 from agent_jax.checkpoints.restore import load_to_act
 from agent_jax.config import Config
 from agent_jax.convert import model_card
-from agent_jax.convert.from_huggingface import checked_out
+from agent_jax.convert.from_huggingface import checked_out, renamed_when_complete
 from agent_jax.convert.parity.pytorch import Parity, check_parity
 from agent_jax.convert.parity.tolerance import ParityError
 from agent_jax.convert.pytorch import folder as torch_folder
@@ -69,8 +68,7 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "f
     source = {"checkpoint": str(taken.directory), "step": taken.step,
               "damaged_steps_passed_over": list(taken.passed_over), "weights": kind, "dtype": dtype,
               "agent_jax": agent_jax.__version__}
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with renamed_when_complete(out) as partial:
         partial.mkdir()
         params = _write_tensors(partial, params, config, DTYPES[dtype])
         _write_descriptions(partial, config, vocabulary, domains, source)
@@ -80,9 +78,6 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "f
             raise ParityError(f"{out} was not written: PyTorch does not compute what the checkpoint computes\n"
                               f"{parity.failures()}")
         (partial / "README.md").write_text(model_card.text(out.name, source, config, domains, parity))
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return parity
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 GIB = 2**30
 
@@ -37,9 +36,3 @@ CHIPS = {chip.name: chip for chip in (
     Chip("h100", 989e12, 494e12, 80e9, 3.35e12, 450e9, 50e9, "NVIDIA H100 SXM data sheet; DGX H100 data sheet"),
     Chip("h200", 989e12, 494e12, 141e9, 4.8e12, 450e9, 50e9, "NVIDIA H200 SXM data sheet; DGX H200 data sheet"),
 )}
-
-
-def gpu_of(device_kind: str) -> Chip | None:
-    """The GPU of a device kind such as "NVIDIA A100-SXM4-80GB"; None if it is not in `CHIPS`."""
-    words = re.split(r"[^a-z0-9]+", device_kind.lower())
-    return next((chip for name, chip in CHIPS.items() if "nvidia" in words and name in words), None)

@@ -112,11 +112,12 @@ def _coords(device: Any, place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(known[: len(shape)]) if known is not None else tuple(int(n) for n in np.unravel_index(place, shape))
 
 
-def known_topologies() -> list[str]:
-    """Every name of one slice that `find_topology` accepts."""
-    tpus = [f"{chip}-{cores * chips}" for chip, cores in _CORES.items()
-            for chips in (_CUBES if cores == 2 else _SQUARES)]
-    return [*tpus, *(f"{chip}-{count}" for chip in CHIPS if chip not in _CORES for count in _GPUS)]
+def known_topologies() -> dict[str, Topology]:
+    """The topologies of one slice, by name."""
+    tpus = [(f"{chip}-{cores * chips}", chip, tuple(int(size) for size in shape.split("x")))
+            for chip, cores in _CORES.items() for chips, shape in (_CUBES if cores == 2 else _SQUARES).items()]
+    gpus = [(f"{chip}-{count}", chip, (count,)) for chip in CHIPS if chip not in _CORES for count in _GPUS]
+    return {name: Topology(name, CHIPS[chip], 1, shape) for name, chip, shape in [*tpus, *gpus]}
 
 
 def find_topology(name: str) -> Topology:
@@ -125,17 +126,11 @@ def find_topology(name: str) -> Topology:
     Raises:
         ValueError: an unknown name; lists the known ones.
     """
-    found = re.fullmatch(r"(?:(\d+)x)?(\w+)-(\d+)", name)
-    if found and f"{found[2]}-{found[3]}" in known_topologies():
-        slices, chip, count = int(found[1] or 1), found[2], int(found[3])
-        if chip not in _CORES and slices == 1:
-            return Topology(name, CHIPS[chip], 1, (count,))
-        if chip in _CORES and slices >= 1:
-            shapes = _CUBES if _CORES[chip] == 2 else _SQUARES
-            shape = tuple(int(size) for size in shapes[count // _CORES[chip]].split("x"))
-            return Topology(name, CHIPS[chip], slices, shape)
-    by_chip = {chip: ", ".join(known.partition("-")[2] for known in known_topologies() if known.startswith(f"{chip}-"))
-               for chip in CHIPS}
+    known, prefix = known_topologies(), re.match(r"(\d+)x", name)
+    slices, slice_name = int(prefix[1]) if prefix else 1, name[prefix.end() :] if prefix else name
+    if slice_name in known and slices and (slices == 1 or known[slice_name].is_tpu):
+        return dataclasses.replace(known[slice_name], name=name, slices=slices)
+    by_chip = {chip: ", ".join(one.partition("-")[2] for one in known if one.startswith(f"{chip}-")) for chip in CHIPS}
     lines = "\n".join(f"  {chip}-N: N of {counts}" for chip, counts in by_chip.items())
     raise ValueError(f"--topology={name}: unknown; expected one of\n{lines}\nv4 and v5p count TensorCores, two a "
                      "chip; write several TPU slices as 2xv4-32")

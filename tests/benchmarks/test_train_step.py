@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from agent_jax.plan.chips import CHIPS
+
 
 @pytest.fixture
 def benchmark(root, monkeypatch):
@@ -86,3 +88,10 @@ def test_where_the_reference_is_killed_the_other_cases_are_measured_beside_a_new
     assert all(case["peak_rss_bytes"] > 1e8 and case["seconds_per_step"] > 0 for case in content["cases"])
     assert len(content["failed"]) == 1
     assert "| visible | transformers-f32 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("kind", "name"), [
+    ("NVIDIA H200", "h200"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"),
+    ("NVIDIA GeForce RTX 4090", None), ("TPU v4", None), ("cpu", None)])
+def test_a_gpu_is_found_by_its_device_kind(benchmark, kind, name):
+    assert benchmark.gpu_of(kind) == (CHIPS[name] if name else None)

@@ -27,7 +27,7 @@ from transformers import CLIPVisionModel, OPTForCausalLM
 from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.convert import __main__ as command
 from agent_jax.convert.from_huggingface import config_of, dry_run, write_checkpoint
-from agent_jax.convert.huggingface.mapping_table import mapping_table, to_json
+from agent_jax.convert.huggingface.load_report import mapping_table, to_json
 from agent_jax.models.agent import init_params
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agent_jax.plan.chips import CHIPS, gpu_of
+from agent_jax.plan.chips import CHIPS
 from agent_jax.plan.topology import find_topology, known_topologies
 
 
@@ -50,10 +50,3 @@ def test_slices_and_nodes_are_joined_by_the_network():
     assert bandwidth("2xv4-32", [[16, 17]]) == 2
     assert bandwidth("h100-16", [list(range(8))]) == 1
     assert bandwidth("h100-16", [[0, 8]]) * h100.link_bandwidth == h100.network_bandwidth
-
-
-@pytest.mark.parametrize(("kind", "name"), [
-    ("NVIDIA H200", "h200"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"),
-    ("NVIDIA GeForce RTX 4090", None), ("TPU v4", None), ("cpu", None)])
-def test_a_gpu_is_found_by_its_device_kind(kind, name):
-    assert gpu_of(kind) == (CHIPS[name] if name else None)

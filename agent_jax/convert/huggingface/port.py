@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from agent_jax.convert.huggingface.load_report import Item, Shape
-from agent_jax.convert.huggingface.weights_folder import FLOATS, WeightsFolder, first_lines
+from agent_jax.convert.huggingface.weights_folder import WeightsFolder, mismatches
 from agent_jax.convert.mapping import Rule, inverse, transform
 
 CHUNK_ROWS = 4096  # of a token table, read at once for a comparison
@@ -55,20 +55,10 @@ def check_tensors(folder: WeightsFolder, sources: Sources, targets: Mapping[str,
         expected |= dict.fromkeys(itertools.chain.from_iterable(layers), shape)
     assert len(expected) == len(names_of(sources)), "a tensor used twice"
     expected |= other_shapes or {}
-    found = folder.shapes
-    lines = {
-        "missing": [f"{name} {list(expected[name])}" for name in expected if name not in found],
-        "unknown": [f"{name} {list(found[name])}" for name in found if name not in expected and name not in left_out],
-        "another shape": [f"{name}: found {list(found[name])}, expected {list(expected[name])}"
-                          for name in expected if name in found and found[name] != expected[name]],
-        "another type": [f"{name}: found {folder.dtypes[name]}, expected one of {', '.join(FLOATS)}"
-                         for name in expected if name in found and folder.dtypes[name] not in FLOATS],
-    }
-    if any(lines.values()):
-        message = [f"{folder.path}: its tensors are not those that its config.json describes:"]
-        message += [f"  {title}: {item}" for title, items in lines.items() for item in first_lines(items)]
-        message.append("Nothing was changed. Copy or download the folder again, or correct its config.json.")
-        raise ValueError("\n".join(message))
+    if lines := [f"  {line}" for line in mismatches(folder, expected, left_out)]:
+        raise ValueError("\n".join([
+            f"{folder.path}: its tensors are not those that its config.json describes:", *lines,
+            "Nothing was changed. Copy or download the folder again, or correct its config.json."]))
 
 
 def filled(folder: WeightsFolder, rule: Rule, layers: Sequence[tuple[str, ...]], shape: Shape) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +47,21 @@ class TensorFile(Protocol):
     def close(self) -> None:
         """Close the file."""
         ...
+
+
+def mismatches(found: TensorFile | WeightsFolder, expected: Mapping[str, tuple[int, ...]],
+               left_out: Collection[str] = ()) -> list[str]:
+    """The tensors that are missing, unknown, or of another shape or dtype, as lines; empty if all fit."""
+    shapes, dtypes = found.shapes, found.dtypes
+    lines = {
+        "missing": [f"{name} {list(expected[name])}" for name in expected if name not in shapes],
+        "unknown": [f"{name} {list(shapes[name])}" for name in shapes if name not in expected and name not in left_out],
+        "another shape": [f"{name}: found {list(shapes[name])}, expected {list(expected[name])}"
+                          for name in expected if name in shapes and shapes[name] != expected[name]],
+        "another type": [f"{name}: found {dtypes[name]}, expected one of {', '.join(FLOATS)}"
+                         for name in expected if name in shapes and dtypes[name] not in FLOATS],
+    }
+    return [f"{kind}: {line}" for kind, listed in lines.items() for line in first_lines(listed)]
 
 
 def first_lines(lines: list[str]) -> list[str]:

@@ -88,12 +88,6 @@ TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "
                     "add_prefix_space": False}
 
 
-def preprocessing_json(config: VisionConfig) -> dict[str, Any]:
-    """The preprocessing of images."""
-    return {"image_size": config.image_size, "resize": "bilinear, antialiased, no crop", "mean": list(PIXEL_MEAN),
-            "std": list(PIXEL_STD)}
-
-
 def acting_json(domain: Domain) -> dict[str, Any]:
     """The fields of torch_agent.Domain for a domain with actions."""
     assert domain.spec is not None
@@ -126,7 +120,9 @@ def agent_json(config: Config, domains: Mapping[str, Domain], source: Mapping[st
         domains: of the checkpoint, by name.
         source: where the parameters come from.
     """
-    content = {"format": FORMAT, "source": dict(source), "preprocessing": preprocessing_json(config.model.vision),
+    preprocessing = {"image_size": config.model.vision.image_size, "resize": "bilinear, antialiased, no crop",
+                     "mean": list(PIXEL_MEAN), "std": list(PIXEL_STD)}
+    content = {"format": FORMAT, "source": dict(source), "preprocessing": preprocessing,
                "config": dataclasses.asdict(config), "domains": {name: domains[name].to_meta() for name in domains},
                "acting": {name: acting_json(domain) for name, domain in domains.items() if domain.spec}}
     return json.dumps(content, indent=1) + "\n"
