@@ -1,14 +1,14 @@
 """A restricted unpickler: plain data alone, nothing is imported or executed, and time and memory are bounded.
 
     opcode   one of `OPCODES`, and at most `max_opcodes` of them
-    global   a name from the allow-list `functions`, kept as a name
+    global   a name from the allow-list `functions`; it stays a name
     REDUCE   calls what the allow-list holds for that name, a function of the reader and not of the file
     BUILD    `build`, which never sets attributes
     key      of a dict, or member of a set: a plain value, for hashing a tuple of tuples can take 2^40 steps; few of
              them are numbers, whose hashes a file can make collide
 
 It restricts the unpickler that is written in Python, because its memo is a dict. The memo of the C unpickler is an
-array, which grows to whatever index four bytes of a file name.
+array, which grows to any index that four bytes of a file name.
 """
 
 from __future__ import annotations

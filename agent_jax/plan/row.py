@@ -67,7 +67,7 @@ def planned_row(config: Config, text_ids: int = 0) -> PlannedRow:
 
 def _text_ids(tokenizer: str, given: int) -> tuple[int, list[str]]:
     if given:
-        return given, [f"text: {given:,} ids, as asked for"]
+        return given, [f"text: {given:,} ids, from --text_ids"]
     if tokenizer == "bytes" or epath.Path(tokenizer).exists():
         return Vocabulary.build(tokenizer, ()).size, []
     return OPT_TEXT_IDS, [f"text: {OPT_TEXT_IDS:,} ids as OPT's, since config.vocabulary.tokenizer={tokenizer} is not "
@@ -85,7 +85,7 @@ def _domain(name: str, index: int, entry: DomainConfig, vocabulary: Vocabulary,
         elif config.data.demonstrations.environment == "babyai":
             action = BABYAI
         else:
-            notes.append(f"{where}: its ActionSpec lies with the data; its actions count as no tokens")
+            notes.append(f"{where}: its ActionSpec is in the data; its actions count as no tokens")
         if entry.state_spec:
             state = StateSpec.from_dict(closed(entry.state_spec, None, f"{where}.state_spec"))
     answers = entry.max_answer if entry.layout == "answer" else 0

@@ -25,19 +25,19 @@ def test_a_planned_row_is_as_large_as_every_row_of_the_data(root, language_table
 def test_text_ids_are_those_of_the_flag_else_of_the_tokenizer_else_of_opt(root):
     config = from_config_dict(load_config(root, "tpu_v4.py", "--config.vocabulary.tokenizer=bytes"))
     sizes = {}
-    for name, tokenizer, asked in (("bytes", "bytes", 0), ("opt", "/nowhere", 0), ("asked", "/nowhere", 1_000)):
+    for name, tokenizer, text_ids in (("bytes", "bytes", 0), ("opt", "/nowhere", 0), ("flag", "/nowhere", 1_000)):
         one = dataclasses.replace(config, vocabulary=dataclasses.replace(config.vocabulary, tokenizer=tokenizer))
-        row = planned_row(one, asked)
+        row = planned_row(one, text_ids)
         sizes[name] = row.config.model.language.vocabulary_size
         assert any("text:" in note for note in row.notes) == (name != "bytes")
-    assert sizes == {"bytes": 260 + 1_313, "opt": OPT_TEXT_IDS + 1_313, "asked": 1_000 + 1_313}
+    assert sizes == {"bytes": 260 + 1_313, "opt": OPT_TEXT_IDS + 1_313, "flag": 1_000 + 1_313}
 
 
 def test_notes_name_what_only_the_data_have(root):
     row = planned_row(from_config_dict(load_config(root, "tpu_v4.py")))
     assert any("no StateSpec in the config for calvin, minecraft" in note for note in row.notes)
     none = Config(data=DataConfig(domains={"mine": DomainConfig()}))
-    assert any("its ActionSpec lies with the data" in note for note in planned_row(none).notes)
+    assert any("its ActionSpec is in the data" in note for note in planned_row(none).notes)
 
 
 def test_a_config_without_data_sets_or_with_too_long_windows_is_refused():

@@ -3,8 +3,8 @@
     python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]" && .venv-tpu/bin/pip install pytest hypothesis
     .venv-tpu/bin/python -m pytest -m tpu_compile tests/plan/test_tpu.py
 
-libtpu serves one process at a time: not with `-n`. A compile takes one to two minutes of a core, however small the
-model, so CI runs those that are not `slow` besides.
+libtpu serves one process at a time, so do not use `-n`. A compile takes one to two minutes even for a small model: CI
+runs only those that are not `slow`.
 """
 
 import importlib.util
@@ -68,7 +68,7 @@ def test_the_other_chips_and_several_slices_compile(root, tmp_path, topology, re
 
 
 @slow
-def test_a_scanned_step_does_and_sends_what_the_unrolled_one_does(root, tmp_path):
+def test_a_scanned_step_computes_and_sends_the_same_as_the_unrolled_one(root, tmp_path):
     scanned, unrolled = (record_of(root, tmp_path / f"{unroll}.json", "tpu_v4.py", "v4-8",
                                    f"--config.model.unroll={unroll}") for unroll in (1, 2))
     for name in ("model_flops", "recomputed_flops"):

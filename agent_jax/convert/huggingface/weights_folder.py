@@ -133,7 +133,7 @@ def open_folder(path: str | pathlib.Path) -> Iterator[WeightsFolder]:
         else:
             file = opened(place / names[0])
             files = dict.fromkeys(file.shapes, file)
-        unread = f" ({', '.join(names[1:])} beside it not read)" if names[1:] else ""
+        unread = f" ({', '.join(names[1:])} not read)" if names[1:] else ""
         yield WeightsFolder(place, config, files, names[0] + unread)
 
 

@@ -4,8 +4,7 @@
            -> our parameters -> our model     -> hidden states, logits -> table of differences, verdict
 
 Both run in f32 on fixed inputs. Two kinds of comparisons: hidden states of the whole stack, each model on its own; and
-every block alone, with the input of the torch model. Hooks on transformers' modules record the states, whatever a
-version returns.
+every block alone, with the input of the torch model. Hooks on transformers' modules record the states.
 """
 
 from __future__ import annotations

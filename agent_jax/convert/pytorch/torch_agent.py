@@ -351,7 +351,7 @@ class Agent(nn.Module):
         classes = model.get("classes", 0)
         self.classifier = nn.Linear(model["vision"]["width"], classes) if classes else None
         mean, std = (np.float32(description["preprocessing"][name]) for name in ("mean", "std"))
-        # Constants on the host, whatever the default device; no file holds them.
+        # Constants, made on the host for any default device; no file holds them.
         self.register_buffer("scale", torch.from_numpy(1 / (255 * std)), persistent=False)
         self.register_buffer("shift", torch.from_numpy(-mean / std), persistent=False)
 

@@ -63,10 +63,10 @@ def test_a_folder_of_open_clip_gives_the_parameters_of_transformers(tmp_path: Pa
     save_file(tensors, tmp_path / "hub" / "open_clip_model.safetensors")
     same_values(load_vision(tmp_path / "hub", config)[0], expected)
     with open_folder(tmp_path / "hub") as folder:
-        assert folder.source.startswith("open_clip_model.safetensors (open_clip_pytorch_model.bin beside it")
+        assert folder.source.startswith("open_clip_model.safetensors (open_clip_pytorch_model.bin not read")
 
 
-def test_a_training_checkpoint_and_a_renamed_file_are_read_beside_a_config_of_transformers(tmp_path: Path) -> None:
+def test_a_training_checkpoint_and_a_renamed_file_are_read_with_a_config_of_transformers(tmp_path: Path) -> None:
     tensors = open_clip_tensors(save_clip(tmp_path / "hf").vision_model)
     config = vision_config(tmp_path / "hf")
     expected, _ = load_vision(tmp_path / "hf", config)

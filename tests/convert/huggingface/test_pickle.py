@@ -1,4 +1,4 @@
-"""pytorch_model.bin without PyTorch: the values of torch.load, and only tensors, whatever the file holds."""
+"""pytorch_model.bin without PyTorch: the values of torch.load, and only tensors."""
 
 import collections
 import io

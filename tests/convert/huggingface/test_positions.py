@@ -64,8 +64,8 @@ def test_the_flag_changes_nothing_at_the_same_size(tmp_path):
     save_vision(tmp_path)
     config = vision_config(tmp_path)
     plain, _ = load_vision(tmp_path, config)
-    asked, report = load_vision(tmp_path, config, interpolate_positions=True)
-    np.testing.assert_array_equal(asked["position_embedding"], plain["position_embedding"])
+    resized, report = load_vision(tmp_path, config, interpolate_positions=True)
+    np.testing.assert_array_equal(resized["position_embedding"], plain["position_embedding"])
     assert report.ported["vision/position_embedding"].operation == "copy"
 
 

@@ -74,10 +74,10 @@ def test_a_single_file_with_its_config_is_read(folders, pickled):
 def test_safetensors_are_preferred_and_the_report_names_files_not_read(folders):
     expected = loaded(folders)
     (folders / "language" / "pytorch_model.bin").write_bytes(b"not read")
-    assert source_of(folders / "language") == "model.safetensors (pytorch_model.bin beside it not read)"
+    assert source_of(folders / "language") == "model.safetensors (pytorch_model.bin not read)"
     same_values(loaded(folders), expected)
     _, report = load_language(folders / "language", opt_config(folders / "language"), 264)
-    assert "(model.safetensors (pytorch_model.bin beside it not read))" in str(report)
+    assert "(model.safetensors (pytorch_model.bin not read))" in str(report)
 
 
 def test_a_tied_head_with_shared_storage_is_left_out(folders):

@@ -102,8 +102,8 @@ def approximate_gelu(monkeypatch):
 def wrong_form(form, make):
     """The converter with a mistake in one form that keeps the shape."""
 
-    def transform(asked, arrays):
-        return make(arrays) if asked == form else mapping.transform(asked, arrays)
+    def transform(name, arrays):
+        return make(arrays) if name == form else mapping.transform(name, arrays)
 
     return lambda monkeypatch: monkeypatch.setattr(port, "transform", transform)
 
