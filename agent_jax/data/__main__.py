@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig, read_prepare_config
 from agent_jax.data.prepare.sources import DESCRIPTIONS
-from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.fields import field_comments
 from agent_jax.json_files import json_path, write_json
 from agent_jax.runtime.extras import install

@@ -128,13 +128,13 @@ class Run:
         return self.lock if distributed.leads() else contextlib.nullcontext()
 
     def _head(self) -> str:
-        """Mesh, batch arithmetic, parameters and rung, for the top of the log."""
+        """Mesh, batch arithmetic, parameters and source of the first state, for the top of the log."""
         size, state = self.data.size, self.first.state
         return "\n".join([
             mesh_lines(self.mesh, self.config.train),
             f"row: {size.slots} slots, {size.frames} images, {size.targets} targets",
             bytes_table(bytes_by_part(state, state_shardings(state))),
-            f"start: {self.first.rung}",
+            f"start: {self.first.source}",
             f"workdir: {self.workdir}",
         ])
 
@@ -419,7 +419,7 @@ def finish(run: Run, validation: Record, json_path: Path | None) -> str:
         "losses": {"total": validation.loss, **validation.losses},
         "steps": run.config.train.steps,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.first.state.params)),
-        "start": run.first.rung,
+        "start": run.first.source,
         "config": dataclasses.asdict(run.config),
     }
     paths = [run.files.directory / "report.json", *([json_path] if json_path else [])]

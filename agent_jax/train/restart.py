@@ -1,4 +1,4 @@
-"""Where a run's first state comes from: a ladder, written here and nowhere else. The log says which rung it was.
+"""Where a run's first state comes from: the first of these sources that there is. The log names it.
 
     1. the newest undamaged checkpoint of the workdir      state, and position in the data
     2. config.init.checkpoint                              parameters of another run
@@ -54,7 +54,7 @@ class Start:
 
     state: TrainState
     data_state: dict[str, Any] | None  # position in the data; None: its beginning
-    rung: str  # for the log
+    source: str  # for the log
 
 
 def checkpoint_meta(config: Config, vocabulary: Vocabulary, domains: Sequence[Domain],
@@ -70,7 +70,7 @@ def checkpoint_meta(config: Config, vocabulary: Vocabulary, domains: Sequence[Do
 
 def start(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, vocabulary: Vocabulary,
           domains: Sequence[Domain], checkpoints: Checkpoints) -> Start:
-    """The state of the first rung of the ladder that holds.
+    """The state from the first source that there is.
 
     Raises:
         ValueError: a workdir of another run, another vocabulary or ActionSpec, weights that do not fit the model.

@@ -14,10 +14,10 @@ from videos import write_video
 
 from agent_jax.config import Config, DataConfig, DomainConfig
 from agent_jax.data.__main__ import main
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.paths import ALLOW_ROOT, Folder
 from agent_jax.data.pipeline.run_data import open_data
 from agent_jax.data.prepare.config import read_prepare_config
-from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.data.store.store import open_store
 
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"

@@ -134,7 +134,7 @@ def test_a_run_without_classes_is_tuned_with_a_fresh_class_head(config: Config, 
     tuned = dataclasses.replace(run.config, init=dataclasses.replace(config.init, checkpoint=str(tmp_path / "plain")))
     made = start(tuned, run.mesh, run.optimizer, run.data.vocabulary, run.data.domains,
                  type(run.checkpoints)(tmp_path / "tuned" / "checkpoints", keep_latest=1, keep_best=0))
-    assert made.rung.endswith("with a fresh class head (init.checkpoint)")
+    assert made.source.endswith("with a fresh class head (init.checkpoint)")
     assert made.state.params["classifier"]["kernel"].shape == (16, 3)
     assert made.state.params["classifier"]["kernel"].any()
     assert (made.state.params["connector"]["kernel"] == first.first.state.params["connector"]["kernel"]).all()
@@ -148,7 +148,7 @@ def test_a_run_without_classes_is_tuned_with_a_fresh_class_head(config: Config, 
     optimizer = make_optimizer(fewer.optimizer, fewer.train.steps, abstract_params(fewer.model))
     made = start(fewer, run.mesh, optimizer, run.data.vocabulary, run.data.domains,
                  type(run.checkpoints)(tmp_path / "fewer" / "checkpoints", keep_latest=1, keep_best=0))
-    assert made.rung.endswith("without its class head (init.checkpoint)")
+    assert made.source.endswith("without its class head (init.checkpoint)")
 
 
 def test_a_label_that_the_model_has_no_class_for_is_refused_at_the_start(config: Config):

@@ -1,4 +1,4 @@
-"""The ladder of first states, on another mesh too; what a workdir refuses; the averaged parameters to act with."""
+"""Where a run starts, on another mesh too; what a workdir refuses; the averaged parameters to act with."""
 
 from __future__ import annotations
 
@@ -74,29 +74,29 @@ def test_a_checkpoint_of_eight_devices_is_resumed_on_one_to_the_bit(straight: Tr
     found = start_on_one_device(straight, straight.workdir)
     assert list(differing(found.state, straight.state)) == []
     assert all(leaf.sharding.device_set == {jax.devices()[0]} for leaf in jax.tree.leaves(found.state))
-    assert found.rung == f"resumed from step 20 in {straight.workdir / 'checkpoints'}"
+    assert found.source == f"resumed from step 20 in {straight.workdir / 'checkpoints'}"
     assert found.data_state["rows"] == 20 * 8
 
 
-def test_the_ladder_is_own_checkpoint_then_another_run_then_pretrained_then_fresh(straight: Trained, tmp_path: Path):
+def test_a_run_starts_from_its_own_checkpoint_another_run_pretrained_or_fresh(straight: Trained, tmp_path: Path):
     vision = tmp_path / "clip"
     save_vision(vision, image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                 intermediate_size=32, hidden_act="relu")
     pretrained = PretrainedConfig(vision=str(vision))
     everything = InitConfig(checkpoint=str(straight.workdir / "checkpoints" / "10"), pretrained=pretrained)
-    assert start_on_one_device(straight, straight.workdir, init=everything).rung.startswith("resumed from step 20")
+    assert start_on_one_device(straight, straight.workdir, init=everything).source.startswith("resumed from step 20")
 
     other = start_on_one_device(straight, tmp_path, init=everything)
     step_10 = straight.workdir / "checkpoints" / "10"
-    assert other.rung == f"parameters from {step_10} (init.checkpoint)"
+    assert other.source == f"parameters from {step_10} (init.checkpoint)"
     assert (int(other.state.step), other.data_state) == (0, None)
     assert list(differing(other.state.acting_params, other.state.params)) == []
     assert list(differing(other.state.params, straight.state.params))
 
     third = start_on_one_device(straight, tmp_path, init=InitConfig(pretrained=pretrained))
-    assert third.rung.startswith("pretrained weights, the rest fresh (init.pretrained)\n")
+    assert third.source.startswith("pretrained weights, the rest fresh (init.pretrained)\n")
     fresh = start_on_one_device(straight, tmp_path)
-    assert fresh.rung == "fresh parameters, seed 0"
+    assert fresh.source == "fresh parameters, seed 0"
     assert any("vision" in path for path in differing(third.state.params, fresh.state.params))
     assert not any("language" in path or "mae" in path for path in differing(third.state.params, fresh.state.params))
     assert not (tmp_path / "checkpoints").exists()
@@ -128,7 +128,7 @@ def test_a_run_of_format_version_2_goes_on_with_the_same_numbers(root: Path, tmp
     before = checkpoint.read_meta(workdir / "checkpoints")
     assert (before["format_version"], before["step"]) == (2, 4)
     run = open_run(config, workdir)
-    assert run.first.rung == f"resumed from step 4 in {workdir / 'checkpoints'}"
+    assert run.first.source == f"resumed from step 4 in {workdir / 'checkpoints'}"
     assert fingerprint(run.first.state) == {path: entry["sum"] for path, entry in before["fingerprint"].items()}
     train(run, *run.open_streams())
     # On the processor that wrote the run all bits are equal; another one's differ in the last ones.
@@ -153,7 +153,7 @@ def test_a_run_of_format_version_1_is_resumed_and_acts(root: Path, tmp_path: Pat
         meta |= {"format_version": 1}
         path.write_text(json.dumps({**meta, "checksum": checkpoint_meta._checksum(meta)}))
     run = open_run(config, workdir)
-    assert run.first.rung.startswith("resumed from step 4")
+    assert run.first.source.startswith("resumed from step 4")
     assert fingerprint(run.first.state) == {path: entry["sum"] for path, entry in saved.items()}
     assert Policy.load(workdir).domain.to_meta() == run.data.domains[0].to_meta()
 
@@ -229,7 +229,7 @@ def test_a_workdir_is_gone_on_with_as_a_longer_run_and_not_as_a_shorter_one(stra
     train = straight.run.config.train
     found = start_on_one_device(straight, straight.workdir, train=dataclasses.replace(train, steps=30, log_every=7))
     rate = float(learning_rate_schedule(straight.run.config.optimizer, 30)(20))  # of the update that comes next
-    assert found.rung == (
+    assert found.source == (
         f"resumed from step 20 in {straight.workdir / 'checkpoints'}; config.train.steps was 20 and is 30: from here "
         "on the learning rate is that of a run of 30 steps, warm-up and decay included "
         f"({rate:.3g} at the next step, where the run of 20 was over)")
@@ -274,7 +274,7 @@ def test_parameters_of_another_run_are_those_of_its_newest_whole_step(straight: 
     workdir = copied(straight.workdir, tmp_path / "other")
     flip_a_bit(workdir / "checkpoints" / "20")
     found = start_on_one_device(straight, tmp_path / "new", init=InitConfig(checkpoint=str(workdir)))
-    assert found.rung == (f"parameters from {workdir / 'checkpoints' / '10'} (init.checkpoint); damaged newer steps "
+    assert found.source == (f"parameters from {workdir / 'checkpoints' / '10'} (init.checkpoint); damaged newer steps "
                           "were passed over: 20")
     named = InitConfig(checkpoint=str(straight.workdir / "checkpoints" / "10"))
     expected = start_on_one_device(straight, tmp_path / "new", init=named)
@@ -329,8 +329,8 @@ def test_parameters_may_be_trained_in_another_way_and_the_log_says_how(straight:
     found = start_on_one_device(straight, tmp_path, init=InitConfig(checkpoint=str(straight.workdir)), model=other)
     assert list(differing(found.state.params, straight.state.params)) == []
     for words in ("config.model.visual_tokens: 'all' there, 'visible' here", "mae.mask_ratio: 0.75 there, 0.5 here"):
-        assert words in found.rung
-    assert "remat" not in found.rung
+        assert words in found.source
+    assert "remat" not in found.source
 
 
 def test_every_field_of_the_model_is_compared_when_parameters_are_taken_over(straight: Trained):

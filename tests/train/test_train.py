@@ -105,7 +105,7 @@ def test_twenty_steps_equal_seven_and_a_restart_and_thirteen_to_the_bit(straight
                                                                         tmp_path: Path):
     workdir = copied(stopped.workdir, tmp_path / "resumed")
     resumed = trained(stopped.config, workdir)
-    assert resumed.run.first.rung == f"resumed from step {STOPPED_AT} in {workdir / 'checkpoints'}"
+    assert resumed.run.first.source == f"resumed from step {STOPPED_AT} in {workdir / 'checkpoints'}"
     assert resumed.run.first.data_state == data_state(stopped.workdir, STOPPED_AT)
     assert list(differing(resumed.state, straight.state)) == []
     assert data_state(workdir, STEPS) == data_state(straight.workdir, STEPS)
@@ -195,7 +195,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on_from_the_o
     workdir = copied(straight.workdir, tmp_path / "damaged")
     flip_a_bit(workdir / "checkpoints" / "20")
     run = trained(straight.config, workdir)
-    assert run.run.first.rung == f"resumed from step 10 in {workdir / 'checkpoints'}"
+    assert run.run.first.source == f"resumed from step 10 in {workdir / 'checkpoints'}"
     assert checkpoint.steps(workdir / "checkpoints") == [10, 20]
     assert (workdir / "checkpoints" / "20.damaged").is_dir()
     assert list(differing(run.state, straight.state)) == []

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.paths import check_on_disk
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.shard import Counts, spec_bounds, stored_features
 from agent_jax.data.prepare.sources import open_source
 from agent_jax.data.prepare.sources.choices import declared_spec
-from agent_jax.data.prepare.sources.source import BadDataError, Recording, Source
+from agent_jax.data.prepare.sources.source import Recording, Source
 from agent_jax.data.prepare.workers import ShardPlan, run_shards
 from agent_jax.data.store.store import Store
 from agent_jax.data.store.writer import begin_store, finish_store, is_split_name, keep_shards, shard_path

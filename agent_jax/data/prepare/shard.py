@@ -21,20 +21,13 @@ import tensorflow_datasets as tfds
 
 from agent_jax.actions import ActionSpec, StateSpec
 from agent_jax.actions.declarations import open_bounds
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.image_files import PILLOW_ERRORS, open_picture, orientation_of, read_header, unreadable
 from agent_jax.data.images import encode_jpeg, encode_png, prepare_image
 from agent_jax.data.pipeline.spec_check import clipped_beyond
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.choices import declared_spec
-from agent_jax.data.prepare.sources.source import (
-    BadDataError,
-    Recording,
-    Schema,
-    Shapes,
-    Source,
-    SourceEpisode,
-    SourceStep,
-)
+from agent_jax.data.prepare.sources.source import Recording, Schema, Shapes, Source, SourceEpisode, SourceStep
 from agent_jax.data.store.record_serializer import record_serializer
 from agent_jax.data.store.writer import episode_features
 

@@ -24,11 +24,12 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.paths import Folder
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.shard import Counts, RecordMaker, buffered, stored_features
 from agent_jax.data.prepare.sources import open_source
-from agent_jax.data.prepare.sources.source import BadDataError, Recording, Source
+from agent_jax.data.prepare.sources.source import Recording, Source
 from agent_jax.data.store.writer import ShardWriter
 from agent_jax.json_files import write_json
 

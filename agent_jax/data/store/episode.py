@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.store.schema import Field
 
 # The tf.train.Example in TFRecord and array_record files; protobuf makes the class at import.

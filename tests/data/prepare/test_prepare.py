@@ -20,6 +20,7 @@ from videos import write_video
 
 from agent_jax.actions import ActionSpec, Bins, Camera, Group
 from agent_jax.data.__main__ import main
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.images import encode_png, prepare_image
 from agent_jax.data.inspect.config import read_check_config
 from agent_jax.data.prepare import prepare as prepare_module
@@ -28,7 +29,7 @@ from agent_jax.data.prepare.config import PrepareConfig, read_prepare_config
 from agent_jax.data.prepare.prepare import prepare, split_recordings, summary_lines
 from agent_jax.data.prepare.shard import Counts, RecordMaker, buffered, stored_features
 from agent_jax.data.prepare.sources import CLASSES, DESCRIPTIONS
-from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, SourceEpisode, SourceStep
+from agent_jax.data.prepare.sources.source import Recording, Schema, SourceEpisode, SourceStep
 from agent_jax.data.prepare.workers import ShardPlan, write_shard
 from agent_jax.data.store.episode import Example
 from agent_jax.data.store.store import open_store

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent_jax.actions import ActionSpec
-from agent_jax.data.prepare.sources.source import BadDataError, SourceEpisode, SourceStep
+from agent_jax.data.bad_data import BadDataError
+from agent_jax.data.prepare.sources.source import SourceEpisode, SourceStep
 
 _Image = TypeVar("_Image")
 

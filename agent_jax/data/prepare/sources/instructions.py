@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
-from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.data.prepare.sources.table import read_table
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.bad_data import BadDataError
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ data it cannot read. Shards, random splits, segments and skipped recordings are 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,25 +15,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from agent_jax.data.bad_data import BadDataError
+
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # shape and dtype by key, as ActionSpec.fields gives them
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-
-class BadDataError(ValueError):
-    """A recording cannot be read. Names the file and place in it, what was found and what was expected."""
-
-
-@contextlib.contextmanager
-def bad_data(suffix: str = "") -> Iterator[None]:
-    """Raise the ValueError or FileNotFoundError of a reader as a BadDataError; `suffix` is added to its message."""
-    try:
-        yield
-    except BadDataError:
-        raise
-    except (ValueError, FileNotFoundError) as error:
-        raise BadDataError(f"{error}{suffix}") from error
 
 
 def first_readable(items: Iterable[_Item], read: Callable[[_Item], _Result], nothing: str) -> _Result:

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent_jax.data.bad_data import BadDataError, bad_data
 from agent_jax.data.limits import check_unpacked
-from agent_jax.data.prepare.sources.source import BadDataError, bad_data
 from agent_jax.json_files import parse_json
 
 # Of Python objects: a row with its dictionary and place, and a value without its text.

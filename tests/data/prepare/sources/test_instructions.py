@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.instructions import Instructions
-from agent_jax.data.prepare.sources.source import BadDataError
 
 
 def test_config_text_is_used_for_all_recordings(tmp_path):

@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.sources.table import Row, read_table
 
 

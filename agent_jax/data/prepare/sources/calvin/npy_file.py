@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.limits import check_unpacked
-from agent_jax.data.prepare.sources.source import BadDataError
 
 # NumPy parses a header as a Python literal, so a damaged one raises the errors of Python's parser.
 HEADER_ERRORS = (ValueError, TypeError, SyntaxError, EOFError, OverflowError, RecursionError, MemoryError, KeyError,

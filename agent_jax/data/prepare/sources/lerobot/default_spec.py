@@ -20,11 +20,11 @@ import numpy as np
 
 from agent_jax.actions import arms
 from agent_jax.actions.vocabulary import BLOCKS
+from agent_jax.data.bad_data import BadDataError, bad_data
 from agent_jax.data.pipeline.domain_specs import not_too_narrow
 from agent_jax.data.prepare.sources.lerobot.info import Features, LeRobotInfo
 from agent_jax.data.prepare.sources.parquet import parquet_table
 from agent_jax.data.prepare.sources.selection import Selection
-from agent_jax.data.prepare.sources.source import BadDataError, bad_data
 from agent_jax.data.prepare.sources.table import read_jsonl
 from agent_jax.json_files import read_json_object
 

@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from agent_jax.data.bad_data import BadDataError, bad_data
 from agent_jax.data.prepare.sources.lerobot.meta import EpisodeEntry, LeRobotMeta
 from agent_jax.data.prepare.sources.parquet import column_numbers
-from agent_jax.data.prepare.sources.source import BadDataError, bad_data
 from agent_jax.data.prepare.sources.video.decode import read_frames, video_info
 
 Pairing = Literal["auto", "time", "order"]

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from agent_jax.data.prepare.sources.source import BadDataError, bad_data
+from agent_jax.data.bad_data import BadDataError, bad_data
 from agent_jax.json_files import read_json_object
 
 _AXES = {"channel": ("c", "ch", "rgb", "color", "colors", "colour", "colours"), "height": ("h", "rows"),

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from agent_jax.data.bad_data import BadDataError, bad_data
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.choices import nearest
 from agent_jax.data.prepare.sources.lerobot.info import LARGEST_INDEX, Features
 from agent_jax.data.prepare.sources.parquet import column_texts, column_whole, is_text
-from agent_jax.data.prepare.sources.source import BadDataError, bad_data
 from agent_jax.json_files import read_json_object
 
 _TASK = "task_index"

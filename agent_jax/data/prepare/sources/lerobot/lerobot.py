@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.paths import Folder
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.choices import check_fields, chosen_cameras, declared_spec, typed_options
@@ -40,7 +41,7 @@ from agent_jax.data.prepare.sources.lerobot.rows import EpisodeTables
 from agent_jax.data.prepare.sources.parquet import column_numbers
 from agent_jax.data.prepare.sources.resampling import Resampling, stride_of
 from agent_jax.data.prepare.sources.selection import Selection, select, selected_columns, selected_shapes
-from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, Source, SourceEpisode, SourceStep
+from agent_jax.data.prepare.sources.source import Recording, Schema, Source, SourceEpisode, SourceStep
 
 _DEFAULTS = {"action": "action", "state": "observation.state"}
 _REWARD, _DONE = "next.reward", "next.done"

@@ -17,9 +17,9 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.sources.lerobot.info import LARGEST_INDEX, Features, LeRobotInfo
 from agent_jax.data.prepare.sources.parquet import column_numbers, column_texts, column_whole, parquet_table
-from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.data.prepare.sources.table import Row, read_jsonl
 
 _INDEX = "__index_level_0__"  # pandas' name for an unnamed index

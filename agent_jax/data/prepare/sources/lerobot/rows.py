@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.sources.lerobot.meta import EpisodeEntry
 from agent_jax.data.prepare.sources.parquet import column_numbers, open_parquet
-from agent_jax.data.prepare.sources.source import BadDataError
 
 
 class EpisodeTables:

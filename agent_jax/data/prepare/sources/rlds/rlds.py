@@ -32,20 +32,13 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.images import prepare_image
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.choices import declared_spec, typed_options
 from agent_jax.data.prepare.sources.rlds.features import FeatureNames
 from agent_jax.data.prepare.sources.rlds.tfrecord import read_record, record_offsets
-from agent_jax.data.prepare.sources.source import (
-    BadDataError,
-    Recording,
-    Schema,
-    Source,
-    SourceEpisode,
-    SourceStep,
-    first_readable,
-)
+from agent_jax.data.prepare.sources.source import Recording, Schema, Source, SourceEpisode, SourceStep, first_readable
 from agent_jax.data.store.episode import Episode
 from agent_jax.data.store.schema import Field, features_fields, length_field
 from agent_jax.data.store.store import METADATA_FILE, read_metadata

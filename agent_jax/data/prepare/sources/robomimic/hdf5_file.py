@@ -17,8 +17,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.limits import check_unpacked
-from agent_jax.data.prepare.sources.source import BadDataError
 
 # h5py's errors for damaged files, which depend on the part of the library that finds the damage.
 _ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, AttributeError)

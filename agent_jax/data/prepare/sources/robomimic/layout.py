@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from agent_jax.actions import arms
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.sources.robomimic.hdf5_file import Hdf5File
-from agent_jax.data.prepare.sources.source import BadDataError
 
 _CONTROLLER = "OSC_POSE"  # robosuite's: deltas of position and rotation, in [-1, 1]
 _LIBERO_HZ = 20.0  # control_freq of its environments

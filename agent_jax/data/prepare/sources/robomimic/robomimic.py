@@ -39,6 +39,7 @@ from typing import Any, Literal
 import numpy as np
 
 from agent_jax.actions import ActionSpec, StateSpec
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.paths import Folder
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.choices import check_fields, chosen_cameras, declared_spec, typed_options
@@ -47,15 +48,7 @@ from agent_jax.data.prepare.sources.resampling import Resampling, stride_of
 from agent_jax.data.prepare.sources.robomimic.hdf5_file import Hdf5File, open_hdf5
 from agent_jax.data.prepare.sources.robomimic.layout import Layout, instruction_of, layout_of, numbered
 from agent_jax.data.prepare.sources.selection import Selection, select, selected_columns, selected_shapes
-from agent_jax.data.prepare.sources.source import (
-    BadDataError,
-    Recording,
-    Schema,
-    Source,
-    SourceEpisode,
-    SourceStep,
-    first_readable,
-)
+from agent_jax.data.prepare.sources.source import Recording, Schema, Source, SourceEpisode, SourceStep, first_readable
 
 _TURNS: dict[str, tuple[slice, ...]] = {
     "none": (), "flip": (slice(None), slice(None, None, -1)),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agent_jax.data.prepare.sources.source import BadDataError, bad_data
+from agent_jax.data.bad_data import BadDataError, bad_data
 from agent_jax.data.prepare.sources.video.decode import VideoInfo, video_info
 from agent_jax.data.prepare.sources.video.dicom import dicom_info, is_dicom, read_dicom
 from agent_jax.data.prepare.sources.video.videos import checked_frames

@@ -32,12 +32,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent_jax.actions import BLEEDING_EDGE, ActionSpec
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.choices import no_fields, typed_options
 from agent_jax.data.prepare.sources.chunks import action_tokens, active_episodes
 from agent_jax.data.prepare.sources.instructions import Instructions
 from agent_jax.data.prepare.sources.resampling import Resampling
-from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, Source, SourceEpisode, SourceStep
+from agent_jax.data.prepare.sources.source import Recording, Schema, Source, SourceEpisode, SourceStep
 from agent_jax.data.prepare.sources.table import SUFFIXES
 from agent_jax.data.prepare.sources.video.pad_table import GamepadOptions, PadTable
 from agent_jax.data.prepare.sources.video.videos import Footage, camera_name, first_info, is_footage, open_footage

@@ -20,7 +20,7 @@ import numpy as np
 
 from agent_jax.actions import ActionSpec
 from agent_jax.actions.controls import Buttons, Stick
-from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.sources.table import Row, read_table
 from agent_jax.data.prepare.sources.video.videos import Footage
 

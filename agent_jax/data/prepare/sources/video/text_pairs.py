@@ -13,8 +13,8 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.paths import Folder
-from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.data.prepare.sources.table import Row, read_table
 
 

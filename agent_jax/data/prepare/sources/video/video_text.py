@@ -25,17 +25,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.choices import no_fields, typed_options
-from agent_jax.data.prepare.sources.source import (
-    BadDataError,
-    Recording,
-    Schema,
-    Source,
-    SourceEpisode,
-    SourceStep,
-    first_readable,
-)
+from agent_jax.data.prepare.sources.source import Recording, Schema, Source, SourceEpisode, SourceStep, first_readable
 from agent_jax.data.prepare.sources.table import SUFFIXES, Row
 from agent_jax.data.prepare.sources.video.clips import Cine, open_cine, whole_clips
 from agent_jax.data.prepare.sources.video.text_pairs import Pair, PairTable, VideoTextOptions

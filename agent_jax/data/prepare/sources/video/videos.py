@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from agent_jax.data.bad_data import BadDataError, bad_data
 from agent_jax.data.image_files import read_header
 from agent_jax.data.prepare.config import PrepareConfig
-from agent_jax.data.prepare.sources.source import BadDataError, bad_data, first_readable
+from agent_jax.data.prepare.sources.source import first_readable
 from agent_jax.data.prepare.sources.video.decode import VideoInfo, read_frames, video_info
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg")

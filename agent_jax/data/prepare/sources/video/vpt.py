@@ -30,11 +30,12 @@ import numpy as np
 
 from agent_jax.actions import MINECRAFT, ActionSpec
 from agent_jax.actions.vocabulary import MINECRAFT_BUTTONS
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.choices import no_fields, typed_options
 from agent_jax.data.prepare.sources.chunks import action_tokens, active_episodes
 from agent_jax.data.prepare.sources.instructions import Instructions
-from agent_jax.data.prepare.sources.source import BadDataError, Recording, Schema, Source, SourceEpisode, SourceStep
+from agent_jax.data.prepare.sources.source import Recording, Schema, Source, SourceEpisode, SourceStep
 from agent_jax.data.prepare.sources.table import Row, read_jsonl
 from agent_jax.data.prepare.sources.video.videos import camera_name, checked_rate, first_info, open_footage
 

@@ -16,10 +16,11 @@ from prepared_runs import train_two_steps
 from agent_jax.actions import CALVIN, ActionSpec, StateSpec
 from agent_jax.config import DomainConfig
 from agent_jax.data.__main__ import main
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.prepare import prepare
 from agent_jax.data.prepare.sources import open_source
-from agent_jax.data.prepare.sources.source import BadDataError, SourceStep
+from agent_jax.data.prepare.sources.source import SourceStep
 from agent_jax.data.store.store import open_store
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.sources.calvin.object_array import read_object_array
-from agent_jax.data.prepare.sources.source import BadDataError
 
 
 def saved(path: Path, value: Any) -> Path:

@@ -12,9 +12,10 @@ import pytest
 from lerobot_sets import LENGTHS, LEVEL, STARTS, TOP, rows, table, version_2, version_3, write_table, write_video
 
 from agent_jax.data.__main__ import main
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources import open_source
-from agent_jax.data.prepare.sources.source import BadDataError, SourceEpisode
+from agent_jax.data.prepare.sources.source import SourceEpisode
 
 CLOCK = (0.0, 0.094, 0.189, 0.288, 0.408, 0.552)  # 10 Hz with jitter and a late frame, half a frame off
 SHIFTED = tuple(5.5 + time_s for time_s in CLOCK)

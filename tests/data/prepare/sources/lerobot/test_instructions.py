@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 from lerobot_sets import info, rows, table, version_2, version_3, write_info, write_table
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources import open_source
-from agent_jax.data.prepare.sources.source import BadDataError, Source
+from agent_jax.data.prepare.sources.source import Source
 
 DESCRIPTION, VALIDITY = "annotation.human.action.task_description", "annotation.human.validity"
 

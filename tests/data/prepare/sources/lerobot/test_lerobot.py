@@ -38,10 +38,11 @@ from prepared_runs import train_two_steps
 
 from agent_jax.config import DomainConfig, presets
 from agent_jax.data.__main__ import main
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources import open_source
 from agent_jax.data.prepare.sources.lerobot.info import CameraFeature, LeRobotInfo
-from agent_jax.data.prepare.sources.source import BadDataError, SourceStep
+from agent_jax.data.prepare.sources.source import SourceStep
 from agent_jax.data.store.store import open_store
 
 BOTH = PrepareConfig(cameras={"rgb": TOP, "wrist": WRIST})

@@ -19,6 +19,7 @@ from tensorboardX.record_writer import masked_crc32c as other_masked_crc32c
 from agent_jax.actions import ActionSpec, Bins, Choice, Group
 from agent_jax.config import DomainConfig, presets
 from agent_jax.data.__main__ import main
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.images import encode_png, prepare_image
 from agent_jax.data.inspect.check import check
 from agent_jax.data.inspect.config import complete
@@ -27,7 +28,6 @@ from agent_jax.data.prepare.config import PrepareConfig, prepare_config
 from agent_jax.data.prepare.prepare import prepare
 from agent_jax.data.prepare.sources import open_source
 from agent_jax.data.prepare.sources.rlds.tfrecord import masked_crc32c, record_offsets
-from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.data.store.split_index import split_index
 from agent_jax.data.store.store import Store, open_store
 from agent_jax.data.store.writer import ShardWriter, begin_store, finish_store, shard_path

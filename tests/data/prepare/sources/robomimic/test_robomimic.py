@@ -17,10 +17,11 @@ from agent_jax.actions import ActionSpec, StateSpec, arms
 from agent_jax.actions.simulators import LIBERO, LIBERO_STATE
 from agent_jax.config import DomainConfig, presets
 from agent_jax.data.__main__ import main
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.prepare import prepare
 from agent_jax.data.prepare.sources import open_source
-from agent_jax.data.prepare.sources.source import BadDataError, SourceEpisode, SourceStep
+from agent_jax.data.prepare.sources.source import SourceEpisode, SourceStep
 from agent_jax.data.store.store import open_store
 
 LIFT: dict[str, Any] = {"instruction_text": "lift the cube"}

@@ -5,7 +5,7 @@ import pytest
 from cines import grey_cine
 from videos import cut, frame_number, write_video
 
-from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.sources.video.clips import open_cine, whole_clips
 
 

@@ -8,9 +8,9 @@ from videos import cut, frame_number, trimmed, with_frame_count, write_video
 
 from agent_jax.actions import BLEEDING_EDGE, MINECRAFT
 from agent_jax.data.__main__ import main
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources import open_source
-from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.data.store.store import open_store
 
 

@@ -9,7 +9,7 @@ from gamepads import pad_row, write_table
 
 from agent_jax.actions import BLEEDING_EDGE, MINECRAFT
 from agent_jax.actions.vocabulary import BLEEDING_EDGE_BUTTONS
-from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.sources.video.decode import VideoInfo
 from agent_jax.data.prepare.sources.video.pad_table import Action, GamepadOptions, PadTable
 from agent_jax.data.prepare.sources.video.videos import Footage

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from agent_jax.data.prepare.sources.source import BadDataError
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.sources.video.text_pairs import Pair, PairTable, VideoTextOptions
 
 

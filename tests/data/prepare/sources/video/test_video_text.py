@@ -10,9 +10,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from videos import cut, frame_number, sizeless, write_video
 
 from agent_jax.data.__main__ import main
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources import open_source
-from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.data.store.store import open_store
 
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from videos import cut, write_video
 
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
-from agent_jax.data.prepare.sources.source import BadDataError
 from agent_jax.data.prepare.sources.video.decode import VideoInfo
 from agent_jax.data.prepare.sources.video.videos import camera_name, first_info, is_footage, open_footage
 

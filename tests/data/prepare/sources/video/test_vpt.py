@@ -11,10 +11,11 @@ from vpt_pairs import tick, write_pair
 
 from agent_jax.actions.vocabulary import MINECRAFT_BUTTONS
 from agent_jax.data.__main__ import main
+from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.images import prepare_image
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources import open_source
-from agent_jax.data.prepare.sources.source import BadDataError, SourceEpisode, SourceStep
+from agent_jax.data.prepare.sources.source import SourceEpisode, SourceStep
 from agent_jax.data.prepare.sources.video.vpt import VptSource, draw_cursor
 from agent_jax.data.store.store import open_store
 
