@@ -189,7 +189,7 @@ def test_a_spec_of_an_arm_is_a_short_way_to_write_the_long_one() -> None:
 @pytest.mark.parametrize(("fields", "message"), [
     ({"low": 0, "high": 1, "bounds": "min_max"}, "found both of bounds and low, high"),
     ({}, "found neither of bounds and low, high"),
-    ({"low": (0, 0, 0), "high": 1}, "found 3 of low for 2 names"),
+    ({"low": (0, 0, 0), "high": 1}, "found 3 values of low for 2 names"),
     ({"bounds": "minmax"}, "found 'minmax', expected one of min_max, .* did you mean 'min_max'"),
     ({"low": 0, "high": 1, "names": ("x", "x")}, "expected no repetition"),
     ({"low": 1, "high": 0}, r"action\[0\] \(x\): found bounds low=1.0, high=0.0"),

@@ -106,7 +106,7 @@ def test_images_of_other_libraries_are_prepared_like_arrays(table: Policy):
     for other, advice in ((pixels.tolist(), r"np.asarray\(image, np.uint8"), (b"\xff\xd8", "PIL.Image.open")):
         with pytest.raises(ValueError, match=advice):
             table.prepare(other, TEXT, STATE)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="camera 'rgb': found a picture of mode L"):
+    with pytest.raises(ValueError, match="camera 'rgb': found an image of mode L"):
         table.prepare(Image.fromarray(pixels).convert("L"), TEXT, STATE)
 
 

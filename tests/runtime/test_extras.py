@@ -33,5 +33,5 @@ def test_every_extra_that_is_named_is_one(root: Path) -> None:
         named |= {extra for extras_of in re.findall(r"""-e\s*["']\.\[([a-z,]+)\]["']""", text)
                   for extra in extras_of.split(",")}
         named |= set(re.findall(r"""\binstall\(["'](\w+)["']\)""", text))
-    assert named >= {"babyai", "metaworld", "vizdoom", "serve", "data", "torch", "gcs", "evaluate", "benchmarks"}
+    assert named >= {"babyai", "serve", "data", "torch", "gcs", "evaluate", "benchmarks"}
     assert named - extras == set()

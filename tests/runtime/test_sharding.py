@@ -16,6 +16,7 @@ from agent_jax.runtime import sharding
 from agent_jax.runtime.sharding import RULES, make_mesh, path_name, rule_for, tree_shardings
 from agent_jax.train import sharding_report
 from agent_jax.train.optimizer import make_optimizer
+from agent_jax.train.state import TrainState
 
 LARGE = 65_536  # elements
 
@@ -167,10 +168,11 @@ def test_every_rule_has_as_many_dimensions_as_its_arrays(full_params):
 
 def test_both_adam_moments_and_the_average_follow_their_parameter(full_params):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    opt_state = jax.eval_shape(make_optimizer(OptimizerConfig(ema=0.99), 10, full_params).init, full_params)
-    specs = paths(tree_shardings(mesh, {"params": full_params, "opt_state": opt_state}))
+    opt_state = jax.eval_shape(make_optimizer(OptimizerConfig(), 10, full_params).init, full_params)
+    step = jax.ShapeDtypeStruct((), np.int32)
+    specs = paths(tree_shardings(mesh, TrainState(step, full_params, opt_state, full_params)))
     for path in paths(full_params):
-        held = [name for name in specs if re.search(rf"opt_state/.*/(mu|nu|average)/{path}$", name)]
+        held = [name for name in specs if re.search(rf"(opt_state/.*/(mu|nu)|^averaged)/{path}$", name)]
         assert len(held) == 3
         for name in held:
             assert specs[name] == specs[f"params/{path}"]

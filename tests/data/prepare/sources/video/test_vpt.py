@@ -156,7 +156,7 @@ def test_lines_that_do_not_match_an_edit_list_are_refused_with_both_counts(tmp_p
     (json.dumps(tick(2, buttons=[0])).replace("[0]", "[{}]"),
      r"a.jsonl:3: found mouse.buttons=\[{}\], expected a JSON list of integers"),
     (json.dumps(busy(2)).replace('"dx": 40', f'"dx": 1{"0" * 400}'), "a.jsonl:3: found 10+, .*column 'dx'"),
-    (json.dumps(busy(2)).replace('"dx": 40', '"dx": ' + "[" * 9**5), "a.jsonl:3: is not JSON"),
+    (json.dumps(busy(2)).replace('"dx": 40', '"dx": ' + "[" * 9**5), "a.jsonl:3: is .*JSON"),
     (json.dumps({**busy(2), "hotbar": 9}), "a.jsonl:3: found hotbar=9, expected a slot from 0 to 8"),
     (json.dumps({**busy(2), "isGuiOpen": "no"}), "a.jsonl:3: found isGuiOpen='no', expected a JSON true or false"),
     (json.dumps(busy(2)).replace('"dx": 40', '"dx": NaN'), "a.jsonl:3: found nan, .*column 'dx'"),
