@@ -68,7 +68,17 @@ def replay_frames(trained: TrainedRun, params: Params, policy: Policy, store: St
     """
     domain = dataclasses.replace(policy.domain, sampling="consecutive")
     windows = Windows(domain, store, split)
-    chosen = np.unique(np.linspace(0, len(windows) - 1, min(most or len(windows), len(windows))).round().astype(int))
+    compared = np.arange(len(windows))
+    whole = ""
+    if domain.video:  # an image of a clip is encoded with the later ones: acting has received all at its last step only
+        compared = compared[windows.steps[compared] == domain.window]
+        whole = f" of {domain.window} recorded steps, since only a clip's last one is compared"
+    nothing = (f"{store.directory}, split {split!r}: found nothing to compare in {len(windows)} windows, "
+               f"expected windows{whole}")
+    if not len(compared):
+        raise ValueError(nothing)
+    chosen = compared[np.unique(np.linspace(0, len(compared) - 1, min(most or len(compared), len(compared))).round()
+                                .astype(int))]
     evaluated, records, found = _Forward(trained, params, domain), store.split(split), []
     assert domain.spec is not None
     forward, acting = ActionScores(domain.spec), ActionScores(domain.spec)
@@ -78,10 +88,7 @@ def replay_frames(trained: TrainedRun, params: Params, policy: Policy, store: St
         acted = _act(policy, windows, records, numbers, laid)
         for window, ours, theirs, number in zip(laid, evaluated(laid), acted, numbers, strict=True):
             recorded_steps = int(windows.steps[number])  # the steps after them are padding
-            compared: Sequence[int] = range(recorded_steps)
-            if domain.video:  # an image of a clip is encoded with the later ones, which acting has not received yet
-                compared = [recorded_steps - 1] if recorded_steps == len(window.steps) else []
-            for step in compared:
+            for step in [recorded_steps - 1] if domain.video else range(recorded_steps):
                 recorded = window.steps[step]
                 choice = recorded.action_choices >= 0
                 found.append(_compare(recorded, ours[step][choice], theirs[step], domain.spec))
@@ -90,9 +97,7 @@ def replay_frames(trained: TrainedRun, params: Params, policy: Policy, store: St
                     scores.add(recorded.action_ids, best_C, recorded.action_weight)
     of_forward, of_acting = forward.result(), acting.result()
     if of_forward is None or of_acting is None:
-        whole = f" of {domain.window} recorded steps, since only a clip's last one is compared" if domain.video else ""
-        raise ValueError(f"{store.directory}, split {split!r}: found nothing to compare in {len(chosen)} windows, "
-                         f"expected windows{whole}")
+        raise ValueError(nothing)
     counts = np.concatenate(found)
     return ReplayedFrames(len(chosen), len(counts), int(counts[:, 0].sum()), int(counts[:, 1].sum()),
                           of_forward.accuracy, of_acting.accuracy, float(counts[:, 2].max()), of_forward, of_acting)
