@@ -13,13 +13,11 @@ __all__ = ["Policy", "__version__", "presets"]
 
 __version__ = "0.1.0"
 
-_MODULES = {"Policy": "agent_jax.policy", "presets": "agent_jax.config"}  # imported at the first access: they take time
-
 
 def __getattr__(name: str) -> Any:
-    """`Policy` to act with, and `presets` to write config files with."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'agent_jax' has no attribute {name!r}")
+    """`Policy` to act with, and `presets` to write config files with; imported when they are first named."""
+    if name == "Policy":
+        return importlib.import_module("agent_jax.policy").Policy
     if name == "presets":
         return importlib.import_module("agent_jax.config.presets")
-    return importlib.import_module(_MODULES[name]).Policy
+    raise AttributeError(f"module 'agent_jax' has no attribute {name!r}")

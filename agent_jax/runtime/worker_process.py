@@ -21,8 +21,6 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
-import agent_jax
-
 _END_S = 5  # until a child whose connection is closed is killed
 
 
@@ -40,7 +38,7 @@ class WorkerProcess:
     def __init__(self, function: Callable[[Connection], None]) -> None:
         self.connection, theirs = Pipe()
         # The caller may have found the package through sys.path, which a child does not inherit.
-        path = [str(Path(agent_jax.__file__).parent.parent), os.environ.get("PYTHONPATH")]
+        path = [str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH")]
         with theirs:
             command = [sys.executable, "-m", "agent_jax.runtime.worker_process", str(theirs.fileno()),
                        function.__module__, function.__name__]
