@@ -21,6 +21,7 @@ def prepared(kind: str, raw: Path, out: Path, **config) -> Path:
     return Path(store.directory)
 
 
+@pytest.mark.slow
 def test_training_on_minecraft(tmp_path):
     for name in "ab":
         write_pair(tmp_path / "raw", name, [tick(t, keys=["w", "a"], dx=10 * t) for t in range(8)])
@@ -28,6 +29,7 @@ def test_training_on_minecraft(tmp_path):
     train_two_steps(store, DomainConfig(window=2, stride=2, max_text=16))
 
 
+@pytest.mark.slow
 def test_training_on_gamepad_data(tmp_path):
     for name in "ab":
         write_play(tmp_path / "raw", name)
