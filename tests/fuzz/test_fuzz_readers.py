@@ -1,6 +1,6 @@
 """Damaged files end every reader in its one kind of error, in bounded memory and time, with no code run.
 
-    pytest -m fuzz                                    3,000 inputs a reader (CI)
+    pytest -m fuzz                                    3,000 inputs a reader; CI takes the first 1,000
     AGENT_JAX_FUZZ_INPUTS=100000 pytest -m fuzz       more of them; the first 3,000 are the same
 
 An input is made from the reader's name and its number alone, so a failure is found again by what it prints.
