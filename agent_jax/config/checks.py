@@ -68,6 +68,10 @@ def validate(config: Config) -> None:
     _check(optimizer.learning_rate > 0, f"config.optimizer.learning_rate={optimizer.learning_rate} must be positive")
     _check(0 <= optimizer.warmup < 1, f"config.optimizer.warmup={optimizer.warmup} is a share of the steps, in [0, 1)")
     _check(0 <= optimizer.ema < 1, f"config.optimizer.ema={optimizer.ema} must lie in [0, 1)")
+    for i, pair in enumerate(optimizer.learning_rate_factors):
+        _check(len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], (int, float)) and pair[1] > 0,
+               f"config.optimizer.learning_rate_factors[{i}]={pair!r}: expected (pattern, factor) with a text and a "
+               "number above 0, as ('vision/.*', 0.1); config.optimizer.freeze stops a parameter altogether")
     for name in ("workers", "prefetch", "frames_per_row"):
         _check(getattr(config.data, name) >= 0, f"config.data.{name}={getattr(config.data, name)} must be at least 0")
     _check(config.checkpoint.every >= 0, f"config.checkpoint.every={config.checkpoint.every} must be at least 0")

@@ -184,6 +184,9 @@ class OptimizerConfig:
     weight_decay: float = 0.05  # none on biases, norms and embeddings of position
     clip_norm: float = 10.0  # of the global gradient; 0: off
     freeze: tuple[str, ...] = ()  # regular expressions on parameter paths, e.g. "vision/.*"
+    # (pattern, factor) pairs: the rate of a parameter by the first pattern that matches its path, e.g.
+    # (("vision/.*", 0.1),)
+    learning_rate_factors: tuple[tuple[Any, ...], ...] = ()
     ema: float = 0.0  # decay of the averaged parameters used in evaluation and acting; 0: off
 
 

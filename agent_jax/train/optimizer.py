@@ -1,8 +1,8 @@
-"""AdamW with linear warm-up, cosine decay, clipping, freezing by path, and averaged parameters.
+"""AdamW with linear warm-up, cosine decay, clipping, freezing and learning rates by path, and averaged parameters.
 
 The parameters are split by path into trained and frozen ones; only the trained ones have optimizer state:
 
-    trained   clip by their global norm -> Adam -> weight decay (kernels and token table) -> - rate
+    trained   clip by their global norm -> Adam -> weight decay (kernels and token table) -> - rate (x factor by path)
     frozen    an update of exactly zero
 
 Everything is an `optax.GradientTransformation` over the whole parameter tree. The average of the parameters is a field
@@ -11,10 +11,9 @@ of the train state (state.py).
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from agent_jax.config import OptimizerConfig
+from agent_jax.runtime.path_patterns import compile_patterns
 from agent_jax.runtime.sharding import path_name
 
 # No weight decay: biases, the scales of norms, single learned tokens, and embeddings of position. The token table,
@@ -58,25 +58,37 @@ def trained_mask(params: Any, freeze: tuple[str, ...]) -> Any:
         ValueError: for a pattern that is no regular expression or matches no path (with the nearest ones), or if
             nothing is left to train.
     """
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    compiled = []
-    for i, pattern in enumerate(freeze):
-        field = f"config.optimizer.freeze[{i}]={pattern!r}"
-        try:
-            compiled.append(re.compile(pattern))
-        except re.error as error:
-            raise ValueError(f"{field} is not a regular expression: {error}") from error
-        if not any(compiled[-1].fullmatch(path) for path in paths):
-            known = {"/".join(names[:depth]) for names in (path.split("/") for path in paths) for depth in range(1, 9)}
-            near = difflib.get_close_matches(pattern, sorted(known), n=3, cutoff=0.3)
-            near = near or sorted({path.split("/")[0] for path in paths})
-            raise ValueError(f"{field} matches no parameter path from end to end; near it: {', '.join(near)} "
-                             f"(a whole part is frozen by 'part/.*')")
+    compiled = compile_patterns(freeze, _paths(params), "config.optimizer.freeze")
     mask = jax.tree_util.tree_map_with_path(
         lambda path, _: not any(pattern.fullmatch(path_name(path)) for pattern in compiled), params)
     if not any(jax.tree.leaves(mask)):
         raise ValueError(f"config.optimizer.freeze={freeze!r} freezes every parameter; nothing is left to train")
     return mask
+
+
+def rate_factors(params: Any, factors: Sequence[Sequence[Any]]) -> dict[str, float]:
+    """The factor of the learning rate by path, that of the first pattern that matches; 1 where none does is left out.
+
+    Args:
+        params: arrays or `jax.ShapeDtypeStruct`s.
+        factors: (regular expression, factor) pairs.
+
+    Raises:
+        ValueError: for a pattern that is no regular expression or matches no path.
+    """
+    paths = _paths(params)
+    compiled = compile_patterns([pattern for pattern, _ in factors], paths, "config.optimizer.learning_rate_factors")
+    found: dict[str, float] = {}
+    for path in paths:
+        for pattern, (_, factor) in zip(compiled, factors, strict=True):
+            if pattern.fullmatch(path):
+                found[path] = float(factor)
+                break
+    return found
+
+
+def _paths(params: Any) -> list[str]:
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def decay_mask(params: Any) -> Any:
@@ -88,16 +100,19 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.Gr
     """The optimizer of a run of `steps`.
 
     Args:
-        config: rates, decay, clipping, freezing.
+        config: rates, decay, clipping, freezing, factors by path (of the rate, so of the weight decay as well).
         steps: updates of the whole run: the schedule ends there.
         params: arrays or `jax.ShapeDtypeStruct`s; only paths are read.
 
     Raises:
-        ValueError: as `trained_mask`.
+        ValueError: as `trained_mask` and `rate_factors`.
     """
     chain = [clip_by_norm(config.clip_norm)] if config.clip_norm > 0 else []
     chain.append(optax.adamw(learning_rate_schedule(config, steps), b1=config.b1, b2=config.b2,
                              weight_decay=config.weight_decay, mask=decay_mask))
+    if by_path := rate_factors(params, config.learning_rate_factors):
+        chain.append(optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf * by_path.get(path_name(path), 1.0), updates)))
     labels = jax.tree.map(lambda trained: "trained" if trained else "frozen", trained_mask(params, config.freeze))
     return optax.partition({"trained": optax.chain(*chain), "frozen": optax.set_to_zero()}, labels)
 

@@ -1,6 +1,7 @@
 """The optimizer, against plain NumPy."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -121,13 +122,40 @@ def test_what_is_frozen_does_not_count_in_the_clipped_norm():
 @pytest.mark.parametrize(("freeze", "message"), [
     (("visoin/.*",), r"config.optimizer.freeze\[0\]='visoin/.\*' matches no parameter path.*near it: vision"),
     (("vision/.*", "token_embedding"), r"freeze\[1\]='token_embedding' matches no.*language/token_embedding"),
-    (("vision", ), r"matches no parameter path.*frozen by 'part/\.\*'"),
+    (("vision", ), r"matches no parameter path.*chosen by 'part/\.\*'"),
     (("vision/(",), r"freeze\[0\]='vision/\(' is not a regular expression"),
     ((".*",), r"freezes every parameter"),
 ])
 def test_a_pattern_that_cannot_be_meant_is_refused(freeze, message):
     with pytest.raises(ValueError, match=message):
         trained_mask(tree(0), freeze)
+
+
+def test_a_factor_scales_the_rate_and_the_decay_of_the_parameters_of_its_pattern():
+    gradients = [tree(1), tree(2)]
+    factors = (("vision/.*/bias", 3.0), ("vision/.*", 0.1))  # the first one that matches decides
+    plain, plain_state = run(CONFIG, 10, tree(0), gradients[:1])
+    scaled, state = run(dataclasses.replace(CONFIG, learning_rate_factors=factors), 10, tree(0), gradients[:1])
+    start = tree(0)
+    for path, factor in ((("vision", "up", "kernel"), 0.1), (("vision", "up", "bias"), 3.0),
+                         (("language", "token_embedding"), 1.0)):
+        before, expected, got = (functools.reduce(lambda node, name: node[name], path, found)
+                                 for found in (start, plain[0], scaled[0]))
+        np.testing.assert_allclose(got - before, factor * (expected - before), rtol=1e-5, atol=1e-8)
+    assert jax.tree.leaves(state)[0].shape == jax.tree.leaves(plain_state)[0].shape
+    assert [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)] == [
+        path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(plain_state)]
+    frozen = dataclasses.replace(CONFIG, learning_rate_factors=factors, freeze=("language/.*",), clip_norm=1.0)
+    assert len(run(frozen, 10, tree(0), gradients)[0]) == 2
+
+
+@pytest.mark.parametrize(("factors", "message"), [
+    ((("visoin/.*", 0.1),), r"learning_rate_factors\[0\]='visoin/.\*' matches no parameter path.*near it: vision"),
+    ((("vision/.*", 0.1), ("(", 2.0)), r"learning_rate_factors\[1\]='\(' is not a regular expression"),
+])
+def test_a_factor_for_no_parameter_is_refused(factors, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(dataclasses.replace(CONFIG, learning_rate_factors=factors), 10, tree(0))
 
 
 def averages(history, decay, freeze=()):
