@@ -2,7 +2,8 @@
 
     python -m agent_jax.train --config configs/gpu.py --workdir DIR \
         --config.data.domains.language_table.path=DIR --config.data.domains.calvin.path=DIR \
-        --config.data.domains.minecraft.path=DIR --config.vocabulary.tokenizer=DIR_OF_OPT_TOKENIZER \
+        --config.data.domains.minecraft.path=DIR --config.data.domains.bleeding_edge.path=DIR \
+        --config.vocabulary.tokenizer=DIR_OF_OPT_TOKENIZER \
         --config.init.pretrained.vision=DIR --config.init.pretrained.language=DIR
 
 Started by launch/gpu_node.sh or launch/slurm.sbatch. Variants: `:one` GPU, `:node` of eight (the default), `:nodes` of

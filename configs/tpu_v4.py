@@ -1,8 +1,9 @@
-"""Pre-training at the paper's size on a slice of TPU v4: three of its four data sets (Bleeding Edge is not public).
+"""Pre-training at the paper's size on a slice of TPU v4, on its four data sets.
 
     python -m agent_jax.train --config configs/tpu_v4.py --workdir gs://BUCKET/RUN \
         --config.data.domains.language_table.path=DIR --config.data.domains.calvin.path=DIR \
-        --config.data.domains.minecraft.path=DIR --config.vocabulary.tokenizer=DIR_OF_OPT_TOKENIZER \
+        --config.data.domains.minecraft.path=DIR --config.data.domains.bleeding_edge.path=DIR \
+        --config.vocabulary.tokenizer=DIR_OF_OPT_TOKENIZER \
         --config.init.pretrained.vision=DIR --config.init.pretrained.language=DIR
 
 The same command on every host. The global batch is the same on every slice: fewer chips take more microbatches

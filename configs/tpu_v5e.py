@@ -2,7 +2,8 @@
 
     python -m agent_jax.train --config configs/tpu_v5e.py --workdir gs://BUCKET/RUN \
         --config.data.domains.language_table.path=DIR --config.data.domains.calvin.path=DIR \
-        --config.data.domains.minecraft.path=DIR --config.vocabulary.tokenizer=DIR_OF_OPT_TOKENIZER \
+        --config.data.domains.minecraft.path=DIR --config.data.domains.bleeding_edge.path=DIR \
+        --config.vocabulary.tokenizer=DIR_OF_OPT_TOKENIZER \
         --config.init.pretrained.vision=DIR --config.init.pretrained.language=DIR
 
 The same command on every host. The global batch is the same on every slice (`config.train.rows_per_device`).

@@ -7,6 +7,7 @@ Commands turn the overridden ConfigDict into a `Config` at once with `from_confi
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def to_config_dict(config: Any) -> ConfigDict:
 
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
-    """The checked `Config` of a ConfigDict or of a plain (JSON) mapping.
+    """The checked `Config` of a ConfigDict or of a plain (JSON) mapping, without the domains it leaves out.
 
     Raises:
         ValueError: names the field, what was found and what was expected, for an unknown field (with the nearest known
@@ -39,6 +40,18 @@ def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
     """
     # A config file that could not be read is an object that says so at the first access to an attribute.
     plain = config if isinstance(config, Mapping) else config.to_dict()
-    made = build_field(Config, plain, "config")
+    made = _without_left_out(build_field(Config, plain, "config"))
     validate(made)
     return made
+
+
+def _without_left_out(config: Config) -> Config:
+    """The config without the domains named in `config.data.leave_out`."""
+    domains, names = dict(config.data.domains), config.data.leave_out
+    for name in names:
+        if name not in domains:
+            near = difflib.get_close_matches(name, domains, n=1) or sorted(domains)
+            raise ValueError(f"config.data.leave_out={names}: found {name!r}, expected names of config.data.domains: "
+                             f"{', '.join(near)}")
+        del domains[name]
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, domains=domains, leave_out=()))

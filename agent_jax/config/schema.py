@@ -157,6 +157,7 @@ class DataConfig:
     """Data sets, by name, and how they are read."""
 
     domains: Mapping[str, DomainConfig] = dataclasses.field(default_factory=dict)
+    leave_out: tuple[str, ...] = ()  # names of domains that the run does not use, as if the config had none of them
     demonstrations: DemonstrationsConfig = DemonstrationsConfig()
     frames_per_row: int = 0  # F, images of a row; short windows share one; 0: as many as the longest window has
     augmentation: AugmentationConfig = AugmentationConfig()

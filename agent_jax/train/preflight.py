@@ -138,7 +138,8 @@ def _missing_files(config: Config) -> list[str]:
     for name, entry in sorted(config.data.domains.items()):
         flag = f"--config.data.domains.{name}.path=DIR"
         if not entry.path and not gathered:
-            lines.append(f"no data for domain {name!r}: pass {flag}, the directory that holds its dataset_info.json")
+            lines.append(f"no data for domain {name!r}: pass {flag}, the directory that holds its dataset_info.json, "
+                         f"or leave it out by --config.data.leave_out=\"('{name}',)\"")
         elif entry.path and "://" not in entry.path and not _exists(entry.path):  # open_store tells of it
             lines.append(f"config.data.domains.{name}.path={entry.path}: not found; pass another {flag}")
     tokenizer = config.vocabulary.tokenizer

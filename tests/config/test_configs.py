@@ -137,6 +137,23 @@ def test_a_flag_reaches_a_field_that_a_config_file_has_set(root: Path) -> None:
     assert made.mesh.fsdp == 2
 
 
+def test_pretraining_is_the_papers_recipe_on_its_four_data_sets(root: Path) -> None:
+    config = from_config_dict(load_config(root, "tpu_v4.py"))
+    windows = {"language_table": 4, "calvin": 4, "minecraft": 9, "bleeding_edge": 9}
+    assert {name: domain.window for name, domain in config.data.domains.items()} == windows
+    assert {(domain.stride == domain.window, domain.weight) for domain in config.data.domains.values()} == {(True, 1)}
+    samples = 525_309 + 256_867 + 1_233_659 + 360_566
+    assert 100 * samples <= config.train.steps * config.train.batch_size < 100.1 * samples
+
+
+def test_domains_that_are_left_out_are_as_if_they_were_not_in_the_config(root: Path) -> None:
+    config = from_config_dict(load_config(root, "tpu_v4.py", "--config.data.leave_out=('bleeding_edge', 'calvin')"))
+    assert set(config.data.domains) == {"language_table", "minecraft"}
+    assert config.data.leave_out == ()
+    with pytest.raises(ValueError, match=r"config\.data\.leave_out=.*found 'mincraft', .*minecraft"):
+        from_config_dict(load_config(root, "tpu_v4.py", "--config.data.leave_out=('mincraft',)"))
+
+
 def test_changes_are_applied_in_order() -> None:
     def steps(number: int) -> presets.Change:
         def change(config: presets.Draft) -> None:

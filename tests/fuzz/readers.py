@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import bleeding_edge_clips
 import calvin_sets
 import cines
 import gamepads
@@ -267,6 +268,8 @@ READERS: Mapping[str, Reader] = {
     "vpt": Reader(lambda folder: vpt_pairs.write_pair(folder, "a", [vpt_pairs.tick(t, keys=["w"]) for t in range(6)]),
                   _source("vpt", instruction_text="play", options={"keep_idle": True})),
     "gamepad": Reader(lambda folder: gamepads.write_play(folder, "a"), _source("gamepad", instruction_text="win")),
+    "bleeding_edge": Reader(lambda folder: bleeding_edge_clips.write_clip(folder, stored=False),
+                            _source("bleeding_edge", instruction_text="win")),
     "video_text, videos": Reader(_write_video_texts, _source("video_text", "texts.csv")),
     "video_text, cines": Reader(_write_cine_texts, _source("video_text", "texts.jsonl")),
     "weights, safetensors": Reader(_write_weights("safetensors"), _read_weights),

@@ -35,7 +35,7 @@ def test_text_ids_are_those_of_the_flag_else_of_the_tokenizer_else_of_opt(root):
 
 def test_notes_name_what_only_the_data_have(root):
     row = planned_row(from_config_dict(load_config(root, "tpu_v4.py")))
-    assert any("no StateSpec in the config for calvin, minecraft" in note for note in row.notes)
+    assert any("no StateSpec in the config for bleeding_edge, calvin, minecraft" in note for note in row.notes)
     none = Config(data=DataConfig(domains={"mine": DomainConfig()}))
     assert any("its ActionSpec is in the data" in note for note in planned_row(none).notes)
 

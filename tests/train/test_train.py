@@ -287,9 +287,9 @@ def refused(base: Path, *arguments: str, limit: float = 120) -> str:
 def test_the_tpu_config_elsewhere_says_at_once_what_is_missing_and_what_it_would_do(base: Path, tmp_path: Path):
     message = refused(base, "--config", str(ROOT / "configs" / "tpu_v4.py"), "--workdir", str(tmp_path / "run"))
     for expected in ("config.mesh.platform='tpu'", "--config.mesh.platform=cpu", "the plan of this run:", "fsdp 4",
-                     "276,000 steps of 768 rows", "config.vocabulary.tokenizer=",
+                     "309,500 steps of 768 rows", "config.vocabulary.tokenizer=",
                      *(f"--config.data.domains.{name}.path=DIR"
-                                                    for name in ("language_table", "calvin", "minecraft"))):
+                       for name in ("language_table", "calvin", "minecraft", "bleeding_edge"))):
         assert expected in message
     assert message.count("agent_jax.train:") == 1
     assert not (tmp_path / "run").exists()

@@ -16,6 +16,7 @@ CLASSES = {  # module below this package, and its class
     "robomimic": "robomimic.robomimic:RobomimicSource",
     "vpt": "video.vpt:VptSource",
     "gamepad": "video.gamepad:GamepadSource",
+    "bleeding_edge": "video.bleeding_edge:BleedingEdgeSource",
     "video_text": "video.video_text:VideoTextSource",
 }
 
@@ -26,6 +27,7 @@ DESCRIPTIONS = {  # for `prepare --help`
     "robomimic": "HDF5 demonstrations of robomimic, MimicGen, RoboCasa and LIBERO",
     "vpt": "Minecraft of OpenAI's contractors: mp4 and jsonl",
     "gamepad": "games played with a gamepad: videos with tables of buttons and sticks",
+    "bleeding_edge": "Microsoft's public sample of the game Bleeding Edge: mp4 and npz",
     "video_text": "videos, DICOM cines and pictures with captions, questions or classes in a table",
 }
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.limits import check_unpacked
-from agent_jax.data.prepare.sources.calvin.npy_file import read_npy
 from agent_jax.data.prepare.sources.calvin.object_array import read_object_array
+from agent_jax.data.prepare.sources.npy_file import read_npy
 
 PLAYS = "ep_start_end_ids.npy"
 _MAX_STEPS = 100_000  # of an annotation, which has 64; a damaged one could name 2^63, each a file

@@ -34,8 +34,8 @@ from agent_jax.actions import CALVIN, ActionSpec, StateSpec, calvin_state
 from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.sources.calvin.annotations import PLAYS, read_annotations
-from agent_jax.data.prepare.sources.calvin.npy_file import NpzFile, open_npz
 from agent_jax.data.prepare.sources.choices import check_fields, chosen_cameras, declared_spec, typed_options
+from agent_jax.data.prepare.sources.npy_file import NpzFile, open_npz
 from agent_jax.data.prepare.sources.resampling import Resampling, stride_of
 from agent_jax.data.prepare.sources.source import Recording, Schema, Source, SourceEpisode, SourceStep, first_readable
 

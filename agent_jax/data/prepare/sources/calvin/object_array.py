@@ -20,7 +20,7 @@ import numpy as np
 
 from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.limits import MAX_READ_VARIABLE, check_unpacked, max_extra_bytes
-from agent_jax.data.prepare.sources.calvin.npy_file import HEADER_ERRORS, read_header
+from agent_jax.data.prepare.sources.npy_file import HEADER_ERRORS, read_header
 from agent_jax.plain_pickle import BYTES_AN_OPCODE, PlainUnpickler, RefusedPickleError, Unfinished, kind_of
 
 _PLAIN_TYPE = re.compile(r"[<>=|]?([biufUS]\d+|O8?|\?)")

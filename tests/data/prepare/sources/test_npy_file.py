@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from agent_jax.data.bad_data import BadDataError
-from agent_jax.data.prepare.sources.calvin.npy_file import open_npz, read_npy
+from agent_jax.data.prepare.sources.npy_file import open_npz, read_npy
 
 ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "columns": np.asfortranarray(np.arange(6, dtype=">i2").reshape(2, 3)),
           "image": np.full((4, 5, 3), 7, np.uint8), "scalar": np.float32(2.5), "empty": np.zeros((0, 7)),
