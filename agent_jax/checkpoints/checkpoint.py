@@ -25,13 +25,15 @@ from agent_jax.checkpoints.access import check_writable, first_cause, is_directo
 from agent_jax.checkpoints.arrays import context, load, spans_processes
 from agent_jax.checkpoints.fingerprint import flat, nested
 from agent_jax.checkpoints.meta import FORMAT_VERSION, DamagedCheckpointError
-from agent_jax.checkpoints.retention import Retention, rank, set_aside
+from agent_jax.checkpoints.retention import Retention, metric_key, rank, set_aside
 from agent_jax.runtime.distributed import check_same
 
 __all__ = ["FORMAT_VERSION", "Checkpoints", "DamagedCheckpointError", "best_steps", "locate",
            "newest_undamaged", "read_meta", "restore_parameters", "steps"]
 
 T = TypeVar("T")
+
+BEST = "best"  # in a user's path, in place of a step
 
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # of Orbax; a full disk is a ValueError of tensorstore
 
@@ -50,8 +52,8 @@ class Checkpoints:
         Args:
             directory: of the steps; made by the first save.
             keep_latest: newest steps kept.
-            keep_best: steps kept besides, of the lowest finite `best_metric`; steps saved without it do not count.
-            best_metric: key of `metrics`.
+            keep_best: steps kept besides, of the best finite `best_metric`; steps saved without it do not count.
+            best_metric: key of `metrics`; the lowest value is the best, of an accuracy the highest.
 
         Raises:
             ValueError: if nothing would be kept.
@@ -219,11 +221,13 @@ def steps(directory: epath.PathLike) -> list[int]:
 def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
     """The checkpoint directory that a user's path means: a workdir, its checkpoints directory, or one step in it.
 
+    `best` in place of a step is the one with the best `config.checkpoint.best_metric` of its run.
+
     Returns:
         (checkpoint directory, step), the step None if the path does not name one.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
+        FileNotFoundError: if there is no checkpoint, or for `best` none that was saved with a validation.
     """
     path = _absolute(path)
     for directory in (path / "checkpoints", path):
@@ -231,8 +235,23 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
             return directory, None
     if path.name.isdecimal() and int(path.name) in steps(path.parent):
         return path.parent, int(path.name)
+    if path.name == BEST:
+        for directory in (path.parent / "checkpoints", path.parent):
+            if steps(directory):
+                return directory, _best_step(directory)
     raise FileNotFoundError(f"no checkpoint in {path}: expected a workdir with checkpoints/<step>, a directory with "
                             "<step> directories, or one of those")
+
+
+def _best_step(directory: epath.Path) -> int:
+    metas = list(_readable_metas(directory))
+    checkpoint_config = metas[0]["config"].get("checkpoint", {}) if metas else {}
+    metric = metric_key(checkpoint_config.get("best_metric", "loss"))
+    found = rank(metas, metric)
+    if not found:
+        raise FileNotFoundError(f"{directory / BEST}: no step there was saved with a finite {metric}; name a step, or "
+                                "make config.checkpoint.every a multiple of config.train.validate_every")
+    return found[0]
 
 
 def read_meta(directory: epath.PathLike, step: int | None = None) -> dict[str, Any]:
@@ -254,7 +273,7 @@ def read_meta(directory: epath.PathLike, step: int | None = None) -> dict[str, A
 
 
 def best_steps(directory: epath.PathLike, metric: str = "validation/loss") -> list[int]:
-    """The steps saved with a finite value of the metric, the lowest value first."""
+    """The steps saved with a finite value of the metric, the best value first."""
     return rank(_readable_metas(_absolute(directory)), metric)
 
 

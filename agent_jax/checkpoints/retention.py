@@ -12,14 +12,25 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 
+def metric_key(name: str) -> str:
+    """The key in a checkpoint's `metrics` of a metric of the validation (`config.checkpoint.best_metric`)."""
+    return f"validation/{name}"
+
+
+def sign(metric: str) -> int:
+    """1 for a metric of which lower is better; -1 for an accuracy."""
+    return -1 if metric.endswith("accuracy") else 1
+
+
 def rank(metas: Iterable[Mapping[str, Any]], metric: str) -> list[int]:
-    """The steps of these meta dicts that have a finite value of the metric, the lowest value first."""
+    """The steps of these meta dicts that have a finite value of the metric, the best value first."""
     values = {meta["step"]: (meta["metrics"] or {}).get(metric, math.nan) for meta in metas}
-    return sorted((step for step, value in values.items() if math.isfinite(value)), key=values.__getitem__)
+    finite = (step for step, value in values.items() if math.isfinite(value))
+    return sorted(finite, key=lambda step: sign(metric) * values[step])
 
 
 class Retention:
-    """Orbax's PreservationPolicy protocol: keep the newest steps and those of the lowest metric.
+    """Orbax's PreservationPolicy protocol: keep the newest steps and those of the best metric.
 
     Orbax's own `BestN` needs the metrics in files of Orbax, and Orbax cannot open a directory in which one of those is
     unreadable. Ours are in the meta dict, which is checked.

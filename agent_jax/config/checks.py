@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from agent_jax.config.kernels import cudnn_lacks
 from agent_jax.config.schema import Config, DomainConfig, ModelConfig
 
@@ -26,6 +28,21 @@ def _check_layout(where: str, domain: DomainConfig, model: ModelConfig) -> None:
                f"{where}.layout='label' reads the CLS of one clip; set {where}.video=True, or window=1 and one camera")
         _check(len(domain.cameras) == 1, f"{where}.layout='label' reads the CLS of one camera's clip; found "
                                          f"{len(domain.cameras)} cameras")
+
+
+# Names of a validation's losses and accuracies (train/metrics.py).
+_METRICS = ("language", "action", "mae", "language_accuracy", "action_accuracy")
+_LABEL_METRICS = ("label", "label_accuracy")
+
+
+def _check_best_metric(config: Config) -> None:
+    """Refuse a metric that no validation of the run can have."""
+    names = (*_METRICS, *(_LABEL_METRICS if config.model.classes else ()))
+    known = ["loss", *names, *(f"{domain}/{name}" for domain in config.data.domains for name in names)]
+    metric = config.checkpoint.best_metric
+    near = difflib.get_close_matches(metric, known, n=1)
+    _check(metric in known, f"config.checkpoint.best_metric={metric!r}: expected 'loss', {', '.join(names)}, or one of "
+           f"these with a domain, as DOMAIN/action{f'; did you mean {near[0]!r}?' if near else ''}")
 
 
 def validate(config: Config) -> None:
@@ -65,6 +82,11 @@ def validate(config: Config) -> None:
         _check(getattr(train, name) >= 1, f"config.train.{name}={getattr(train, name)} must be at least 1")
     for name in ("validate_every", "picture_every"):
         _check(getattr(train, name) >= 0, f"config.train.{name}={getattr(train, name)} must be at least 0")
+    _check(train.patience >= 0, f"config.train.patience={train.patience} must be at least 0")
+    _check(not train.patience or (train.validate_every > 0 and config.checkpoint.keep_best > 0),
+           f"config.train.patience={train.patience} needs validate_every and config.checkpoint.keep_best above 0; "
+           f"found {train.validate_every} and {config.checkpoint.keep_best}")
+    _check_best_metric(config)
     _check(optimizer.learning_rate > 0, f"config.optimizer.learning_rate={optimizer.learning_rate} must be positive")
     _check(0 <= optimizer.warmup < 1, f"config.optimizer.warmup={optimizer.warmup} is a share of the steps, in [0, 1)")
     _check(0 <= optimizer.ema < 1, f"config.optimizer.ema={optimizer.ema} must lie in [0, 1)")

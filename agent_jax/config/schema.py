@@ -201,6 +201,7 @@ class TrainConfig:
     rows_per_device: int = 0  # most rows a device computes at once: makes the microbatches; 0: as many as accumulation
     log_every: int = 50
     validate_every: int = 1000  # 0: at the end only
+    patience: int = 0  # validations in a row without a new best after which the run ends; 0: off
     validation_batches: int = 8
     picture_every: int = 0  # steps between pictures of input, mask, reconstruction; 0: at the end only
     compile_cache: str = "compiled"  # compiled programs for the next start, in the workdir unless absolute; "": none
@@ -240,7 +241,9 @@ class CheckpointConfig:
 
     every: int = 1000  # steps; 0: at the end only
     keep_latest: int = 3
-    keep_best: int = 1  # by validation loss
+    keep_best: int = 1  # by best_metric
+    # Of a validation: "loss", a name as "action_accuracy", or DOMAIN/action. Lower is better, of an accuracy higher.
+    best_metric: str = "loss"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,11 @@ from agent_jax.runtime.compile_cache import use_compile_cache
 from agent_jax.runtime.compile_notice import announce_compilations
 from agent_jax.runtime.host_memory import tune_heap
 from agent_jax.runtime.preemption import end_by_interrupts
-from agent_jax.train.loop import finish, open_run, print_once, train
+from agent_jax.train.early_stopping import MetricError
+from agent_jax.train.loop import finish, print_once, train
 from agent_jax.train.phases import STEP, Phases
 from agent_jax.train.preflight import facts, set_platform
+from agent_jax.train.run import open_run
 from agent_jax.train.run_files import workdir_path
 
 _CONFIG = define_config()
@@ -73,7 +75,7 @@ def main(arguments: list[str]) -> None:
                                "from there")
                 elif distributed.leads():
                     failure = finish(run, validation, json_path)
-            except (OSError, RecordError) as error:  # a full disk, storage that does not answer; damaged data
+            except (OSError, RecordError, MetricError) as error:  # a full disk, damaged data, early stopping by nothing
                 logging.debug("where it was found:", exc_info=True)
                 distributed.tell(str(error))
                 refuse(str(error))

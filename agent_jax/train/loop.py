@@ -1,15 +1,14 @@
 """The training loop.
 
-Mesh, data, start (restart.py has the order of what a run may start from), then the loop: validate if due, act in the
-simulator if due, save if due, step, log the step before; in the end save, act, report. Of several processes
-(runtime/distributed.py) all take every step, and process 0 alone prints, logs and acts.
+run.py opens mesh, data and start (restart.py has the order of what a run may start from), then the loop: validate if
+due, act in the simulator if due, save if due, step, log the step before; in the end save, act, report. Of several
+processes (runtime/distributed.py) all take every step, and process 0 alone prints, logs and acts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,37 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh
 
-from agent_jax.checkpoints import checkpoint
-from agent_jax.checkpoints.checkpoint import Checkpoints
 from agent_jax.config import Config
 from agent_jax.data.pipeline.loader import Loader
-from agent_jax.data.pipeline.run_data import RunData, open_data
 from agent_jax.data.store.episode import RecordError
-from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.evaluate.closed_loop import without_episodes
-from agent_jax.evaluate.in_training import InTrainingEvaluation
-from agent_jax.models.agent import abstract_params
-from agent_jax.models.choice_table import ChoiceTable
-from agent_jax.models.losses import LossSums, total
 from agent_jax.runtime import distributed
-from agent_jax.runtime.directory_lock import DirectoryLock
 from agent_jax.runtime.preemption import StopRequest
-from agent_jax.runtime.sharding import check_divides, make_mesh, on_host, rows_here, shard_batch
+from agent_jax.runtime.sharding import shard_batch
 from agent_jax.train import report
-from agent_jax.train.metrics import MetricsLog, Record, SuccessRecord, mean_losses, progress_line, rates, success_line
-from agent_jax.train.optimizer import make_optimizer
-from agent_jax.train.phases import DATA_WAIT, DEMONSTRATIONS, EVALUATION, SAVING, START, Phases
-from agent_jax.train.preflight import check_machine, describe
-from agent_jax.train.restart import Start, checkpoint_meta, start
-from agent_jax.train.run_files import COPY_EVERY_S, LOCK_FILE, RunFiles
-from agent_jax.train.sharding_report import bytes_by_part, bytes_table, mesh_lines
-from agent_jax.train.state import TrainState, state_shardings
-from agent_jax.train.step import StepMetrics, make_eval_step, make_train_step
+from agent_jax.train.metrics import MetricsLog, Record, SuccessRecord, progress_line, success_line
+from agent_jax.train.phases import DATA_WAIT, EVALUATION, SAVING
+from agent_jax.train.run import Run
+from agent_jax.train.run_files import COPY_EVERY_S
+from agent_jax.train.state import TrainState
+from agent_jax.train.step import StepMetrics
 
 
 def every(steps: int, step: int) -> bool:
@@ -65,7 +50,7 @@ class Due:
     save: bool
 
     @classmethod
-    def at(cls, step: int, config: Config, *, begun: int, stopped: bool) -> Due:
+    def at(cls, step: int, config: Config, *, begun: int, stopped: bool, ended: bool = False) -> Due:
         """What is due after `step` updates.
 
         Args:
@@ -73,8 +58,9 @@ class Due:
             config: how often each is due; all but acting is due at the end, too, where acting follows the training.
             begun: step that this process started at: nothing is due at it, unless it is the last.
             stopped: a stop was requested: save, and do nothing that takes long.
+            ended: early stopping ends the run here.
         """
-        last, moved = step == config.train.steps, step > begun
+        last, moved = ended or step == config.train.steps, step > begun
         return cls(
             validate=last or (moved and not stopped and every(config.train.validate_every, step)),
             act=moved and not stopped and not last and every(config.closed_loop.every, step),
@@ -83,203 +69,21 @@ class Due:
         )
 
 
-class Run:
-    """What the loop holds on to; everything in it is made before the first step."""
-
-    def __init__(self, config: Config, data: RunData, mesh: Mesh, workdir: Path | epath.Path, phases: Phases):
-        """Build the step and find the first state; `open_run` has made all that is given here.
-
-        Args:
-            config: complete, with the vocabulary's size.
-            data: of the config.
-            mesh: of the config.
-            workdir: of the run.
-            phases: the time the run takes so far.
-
-        Raises:
-            ValueError, OSError, DamagedCheckpointError: a user error, in one message.
-        """
-        self.config, self.data, self.mesh, self.workdir, self.phases = config, data, mesh, workdir, phases
-        self.stopped_by = ""  # SIGTERM or Ctrl-C, if one asked the loop to end
-        self.files = RunFiles(epath.Path(workdir), silent=not distributed.leads())
-        self.lock = DirectoryLock(epath.Path(workdir) / LOCK_FILE, str(workdir),
-                                  "wait until that run has ended, or train in another --workdir")
-        self.rows_here = rows_here(mesh)
-        self.optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
-        choices = ChoiceTable.of({domain.index: domain.spec for domain in data.domains})
-        self.train_step = distributed.compiled_together(make_train_step(config, mesh, self.optimizer, choices))
-        self.eval_step = distributed.compiled_together(make_eval_step(config, mesh, choices))
-        self.checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest,
-                                       keep_best=config.checkpoint.keep_best)
-        acts = config.closed_loop.environment and distributed.leads()
-        self.in_training = InTrainingEvaluation(config, data.domains) if acts else None
-        with self.alone() if self.checkpoints.steps() else contextlib.nullcontext():  # it may set damaged steps aside
-            self.first: Start = start(config, mesh, self.optimizer, data.vocabulary, data.domains, self.checkpoints)
-        self._steps = self.checkpoints.steps()
-        distributed.check_shared(epath.Path(workdir))
-        print(self._head(), flush=True)
-
-    def alone(self) -> contextlib.AbstractContextManager[Any]:
-        """Inside, no other run writes to the workdir: process 0 holds its lock, for all of them.
-
-        Raises:
-            LockedError: another run does.
-        """
-        return self.lock if distributed.leads() else contextlib.nullcontext()
-
-    def _head(self) -> str:
-        """Mesh, batch arithmetic, parameters and source of the first state, for the top of the log."""
-        size, state = self.data.size, self.first.state
-        return "\n".join([
-            mesh_lines(self.mesh, self.config.train),
-            f"row: {size.slots} slots, {size.frames} images, {size.targets} targets",
-            bytes_table(bytes_by_part(state, state_shardings(state))),
-            f"start: {self.first.source}",
-            f"workdir: {self.workdir}",
-        ])
-
-    def open_streams(self) -> tuple[Loader, MetricsLog]:
-        """What the loop reads and writes at every step, and the workdir's lock; whoever opens it closes it.
-
-        Raises:
-            LockedError: another run writes to the workdir.
-            ValueError: another one has since this one looked for a checkpoint; the data have another number of windows
-                than when the run was begun; metrics.jsonl is none.
-        """
-        with contextlib.ExitStack() as opened:
-            opened.enter_context(self.alone())
-            if self._steps != (now := self.checkpoints.steps()):
-                raise ValueError(f"{self.workdir}: another run has written to it since this one started (checkpoints "
-                                 f"{self._steps} then, {now} now); start the same command again")
-            loader = self._open_loader()
-            opened.callback(loader.close)
-            begun = int(jax.device_get(self.first.state.step))
-            log = MetricsLog(self.files.directory, begun, evaluated_again=begun == self.config.train.steps,
-                             silent=not distributed.leads())
-            opened.pop_all()  # `train` closes them
-        return loader, log
-
-    def close(self) -> None:
-        """Give the workdir's lock back."""
-        if distributed.leads():
-            self.lock.release()
-
-    def _open_loader(self) -> Loader:
-        data, (part, parts) = self.config.data, self.rows_here
-        return Loader(self.data.train, self.config.train.batch_size, process_index=part, process_count=parts,
-                        workers=data.workers, prefetch=data.prefetch, state=self.first.data_state)
-
-    def validate(self, state: TrainState, stopped: Callable[[], bool]) -> Record | None:
-        """Losses of the held-out rows; None if it was `stopped` before they were all read."""
-        with self.phases.time(EVALUATION):
-            params = state.acting_params
-            found = []
-            for batch in self.data.validation_batches(self.config, *self.rows_here):
-                # Read one by one: neither all batches on the device nor several programs under way.
-                if stopped():
-                    return None
-                found.append(jax.device_get(self.eval_step(params, shard_batch(batch, self.mesh))))
-                distributed.progress("validation")
-            sums, weights = _added(found)
-            loss = float(total(sums, weights, self.config.loss))
-        losses, domains = mean_losses(sums, weights, self._domain_names(), classes=self.config.model.classes > 0)
-        return Record(int(jax.device_get(state.step)), "validation", time.time(), loss, losses, domains)
-
-    def act(self, state: TrainState) -> SuccessRecord | None:
-        """Success in the simulator, by the parameters of this step; None if the simulator failed, which is printed.
-
-        Process 0 acts, and the others wait for it: they return None.
-        """
-        with self.phases.time(EVALUATION):
-            params = on_host(state.acting_params)
-            success = distributed.by_leader(lambda: self._acted(params))
-            return SuccessRecord(int(jax.device_get(state.step)), time.time(), success) if success else None
-
-    def _acted(self, params: Any) -> dict[str, Any] | None:
-        assert self.in_training is not None
-        try:
-            return self.in_training(params)
-        except (ValueError, RuntimeError, OSError) as error:  # no reason to end the training
-            print(f"closed loop: failed, the training goes on: {error}", flush=True)
-            return None
-
-    def record(self, step: int, interval: list[StepMetrics], since: float | None, waited: float = 0.0) -> Record:
-        """The log record of some steps, the last of which ended with `step` updates done. Waits for them.
-
-        Args:
-            step: updates done after the last of them.
-            interval: their metrics.
-            since: when they began, by `time.perf_counter`; None: no rates, they were compiled too.
-            waited: seconds of it spent waiting for batches.
-        """
-        found = jax.device_get(interval)
-        seconds = time.perf_counter() - since if since is not None else None
-        sums, weights = _added([(metrics.sums, metrics.weights) for metrics in found])
-        speed = None if seconds is None else rates(
-            steps=len(found), frames=sum(int(m.frames) for m in found), slots=sum(int(m.slots) for m in found),
-            seconds=seconds, waited=waited, left=self.config.train.steps - step)
-        losses, domains = mean_losses(sums, weights, self._domain_names(), classes=self.config.model.classes > 0)
-        return Record(step, "train", time.time(), float(np.mean([m.loss for m in found])), losses, domains,
-                      float(found[-1].gradient_norm), float(found[-1].learning_rate), speed)
-
-    def save(self, state: TrainState, data_state: dict[str, Any] | None, record: Record | None) -> None:
-        """Save this step, with its validation where there is one."""
-        with self.phases.time(SAVING):
-            if distributed.leads():
-                self.lock.check()
-            metrics = None if record is None else {"validation/loss": record.loss}
-            meta = checkpoint_meta(self.config, self.data.vocabulary, self.data.domains, data_state)
-            self.checkpoints.save(int(jax.device_get(state.step)), state, meta, metrics)
-        self.files.try_to_copy()
-
-    def picture(self, state: TrainState, step: int) -> None:
-        """Write a picture of reconstructed images; one that cannot be written is logged, and costs no more."""
-        with self.phases.time(EVALUATION):
-            rows = self.data.first_validation_rows(self.config, report.PICTURED_IMAGES)
-            path = self.files.directory / "pictures" / f"reconstruction-{step}.png"
-            try:
-                report.write_picture(path, self.config, state.acting_params, rows)
-            except OSError as error:
-                logging.warning("%s was not written: %s", path, error)
-
-    def _domain_names(self) -> list[str]:
-        return [domain.name for domain in self.data.domains]
-
-
-def open_run(config: Config, workdir: Path | epath.Path, phases: Phases) -> Run:
-    """Check the machine, gather demonstrations, open the data, complete the config, and begin the run.
-
-    Raises:
-        ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError: a user error, in one message.
-    """
-    check_machine(config, resumes=bool(checkpoint.steps(workdir / "checkpoints")))
-    mesh = make_mesh(config.mesh)
-    check_divides(config, mesh)
-    print(describe(config), flush=True)
-    gather = functools.partial(ensure_demonstrations, config.data.demonstrations,
-                               Path(config.data.directory).expanduser())
-    with phases.time(DEMONSTRATIONS):
-        gathered = distributed.leader_first(gather) if config.data.demonstrations.environment else None
-    with phases.time(START):
-        data = open_data(config, gathered)
-        distributed.check_same(data.facts(), "give all hosts the same data")
-        print(data.summary(), flush=True)
-        return Run(config.with_vocabulary_size(data.vocabulary.size), data, mesh, workdir, phases)
-
-
 def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record | None]:
     """The loop, which closes what it is given (`Run.open_streams`).
 
     Returns:
-        The last state and its validation; None if a SIGTERM or Ctrl-C ended it early.
+        The last state and its validation; None if a SIGTERM or Ctrl-C ended it.
 
     Raises:
         FloatingPointError: the run has diverged; nothing of that is saved.
+        MetricError: `config.train.patience` is set, and the validation has no value of `config.checkpoint.best_metric`.
         OSError: two saves in a row failed, or the last one; the steps saved before are whole.
         RecordError: a record of the data cannot be read. One process alone has saved the last step before it.
     """
     config, state, data_state = run.config, run.first.state, run.first.data_state
     steps = config.train.steps
+    early = run.early_stopping
     begun = step = int(jax.device_get(state.step))
     # XLA:CPU allocates a step's temporaries when it is called, not when it runs: those of three steps, if they may be
     # called ahead. And several CPU devices share the threads of their process: with two programs under way they may
@@ -292,6 +96,15 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
         log.write(record)
         print_once(progress_line(record, steps))
         run.files.try_to_copy(every=COPY_EVERY_S)
+
+    def count_validation(due: Due, validation: Record) -> Due:
+        """What is due after a validation: a new best step is saved, and the run may end."""
+        if config.train.patience:
+            _check_finite("validation loss", validation.loss, step, run.workdir)
+        better = early.after(validation)
+        if early.ended:
+            due = Due.at(step, config, begun=begun, stopped=False, ended=True)
+        return dataclasses.replace(due, save=due.save or better)
 
     def save_last_step() -> str:
         """After a record that cannot be read: save what there is, and return what was saved, in words."""
@@ -309,7 +122,7 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
         while True:
             distributed.progress(f"step {step}")
             stopped = stop.before_step(step) and step > begun
-            due, validation = Due.at(step, config, begun=begun, stopped=stopped), None
+            due, validation = Due.at(step, config, begun=begun, stopped=stopped, ended=early.ended), None
             if any(dataclasses.astuple(due)):
                 # Steps under way are no part of what follows; and CPU devices share threads: no two programs at a time.
                 jax.block_until_ready(state)
@@ -319,6 +132,8 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
             with jax.transfer_guard("allow"):
                 if due.validate and (validation := run.validate(state, lambda: stop.requested)):
                     say(validation)
+                    if step > begun:
+                        due = count_validation(due, validation)
                 if due.act and (success := run.act(state)):
                     log.write(success)
                     print_once(success_line(success, steps))
@@ -332,7 +147,7 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
                     if validation is not None:
                         _check_finite("validation loss", validation.loss, step, run.workdir)
                     run.save(state, data_state, validation)
-            if step == steps or stopped:
+            if step == steps or stopped or early.ended:
                 break
             logged_at += time.perf_counter() - paused  # validating and saving are no part of the step's speed
 
@@ -361,7 +176,9 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
             run.checkpoints.wait()
         if stop.requested:
             run.stopped_by = stop.by
-    return state, validation if step == steps else None
+    if early.ended:
+        print_once(f"early stopping after step {step:,}: {early}")
+    return state, validation if step == steps or early.ended else None
 
 
 @contextlib.contextmanager
@@ -382,11 +199,6 @@ def print_once(line: str) -> None:
         print(line, flush=True)
 
 
-def _added(found: list[tuple[LossSums, LossSums]]) -> tuple[LossSums, LossSums]:
-    """The sums and the weights of several batches, each added up."""
-    return jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *found)
-
-
 def _check_finite(name: str, value: Any, step: int, workdir: Path | epath.Path) -> None:
     """End a run that has diverged, before anything of it is saved."""
     if not math.isfinite(value):
@@ -399,25 +211,28 @@ def _check_finite(name: str, value: Any, step: int, workdir: Path | epath.Path) 
 def finish(run: Run, validation: Record, json_path: Path | None) -> str:
     """Act in the simulator with the saved agent, and write the report, which needs no simulator.
 
+    With `config.train.patience` the agent of the best step acts.
+
     Returns:
         Why acting failed; empty if it did not.
     """
     levels: dict[str, Any] = {}
-    failure = ""
+    failure, acting = "", run.early_stopping.step or validation.step
     if run.config.closed_loop.environment:
         try:
             with run.phases.time(EVALUATION):
-                levels = report.act_in_simulator(run.config, run.workdir, run.files.directory)
+                levels = report.act_in_simulator(run.config, run.workdir, run.files.directory, acting)
         except (ValueError, RuntimeError, OSError) as error:
             logging.debug("where it was found:", exc_info=True)
             failure = f"the training is done and its report written, but the closed loop failed: {error}"
     if levels:
-        with contextlib.closing(MetricsLog(run.files.directory, run.config.train.steps)) as log:
-            log.write(SuccessRecord(run.config.train.steps, time.time(), without_episodes(levels)))
+        with contextlib.closing(MetricsLog(run.files.directory, validation.step)) as log:
+            log.write(SuccessRecord(acting, time.time(), without_episodes(levels)))
     figures = {
         "closed_loop": levels,
         "losses": {"total": validation.loss, **validation.losses},
-        "steps": run.config.train.steps,
+        "steps": validation.step,
+        **run.early_stopping.to_meta(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.first.state.params)),
         "start": run.first.source,
         "config": dataclasses.asdict(run.config),

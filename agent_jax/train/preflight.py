@@ -157,7 +157,7 @@ def _missing_files(config: Config) -> list[str]:
 def _missing_weights(config: Config) -> list[str]:
     """What a first step begins with."""
     path = config.init.checkpoint
-    lines = [_not_found("config.init.checkpoint", path)] if path and not _exists(path) else []
+    lines = [_not_found("config.init.checkpoint", path)] if path and not _exists(path.removesuffix("/best")) else []
     for part in ("vision", "language"):
         if path := getattr(config.init.pretrained, part):
             try:

@@ -84,18 +84,19 @@ def write_picture(path: Path, config: Config, params: Params, rows: Batch) -> No
     write_reconstruction(path, flat(rows.frames_BFHWC), hidden_FP, painted_FPX, mean=PIXEL_MEAN, std=PIXEL_STD)
 
 
-def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path) -> Report:
-    """Load the last checkpoint as a user would, act on the tasks of `config.closed_loop`, and write rollouts.
+def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path, step: int) -> Report:
+    """Load a checkpoint as a user would, act on the tasks of `config.closed_loop`, and write rollouts.
 
     Args:
         config: of the run.
         workdir: holds the checkpoints.
         directory: gets the rollouts, in `rollouts/`.
+        step: of the checkpoint.
 
     Returns:
         The report of the tasks: {TASK: {POLICY: figures}}.
     """
-    greedy = Policy.load(workdir, domain=acting_domain(config), step=config.train.steps)
+    greedy = Policy.load(workdir, domain=acting_domain(config), step=step)
     sampled = greedy.with_temperature(config.closed_loop.temperature, seed=config.seed)
 
     def say(line: str) -> None:

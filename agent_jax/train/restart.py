@@ -35,7 +35,7 @@ from agent_jax.train.state import INIT_KEY, TrainState, abstract_state, init_sta
 FREE_FIELDS = re.compile(
     r"(mesh|checkpoint|closed_loop|init)\..*|data\.(workers|prefetch|directory|out_of_bounds)"
     r"|data\.(demonstrations\.processes|domains\..+\.path)"
-    r"|train\.(accumulation|rows_per_device|log_every|validate_every|validation_batches|picture_every|compile_cache)"
+    r"|train\.(accumulation|rows_per_device|log_every|validate_every|validation_batches|picture_every|compile_cache)|train\.patience"
     r"|model\.(attention|remat|unroll)"
 )
 

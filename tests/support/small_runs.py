@@ -22,8 +22,9 @@ import pytest
 from data_stores import babyai_store
 
 from agent_jax.config import Config, from_config_dict, presets, to_config_dict
-from agent_jax.train import loop, metrics, report
-from agent_jax.train.loop import Run, train
+from agent_jax.train import metrics, report, run
+from agent_jax.train.loop import train
+from agent_jax.train.run import Run
 from agent_jax.train.state import TrainState
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,7 +57,7 @@ def small_config(store: Path, **changes: Any) -> Config:
 
 
 def open_run(config: Config, workdir: Path) -> Run:
-    return loop.open_run(config, workdir, report.Phases())
+    return run.open_run(config, workdir, report.Phases())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ from small_runs import open_run, small_config, trained
 from agent_jax.checkpoints import checkpoint
 from agent_jax.data.store.episode import RecordError
 from agent_jax.data.store.store import open_store
-from agent_jax.train.loop import Run, train
+from agent_jax.train.loop import train
+from agent_jax.train.run import Run
 
 
 def late_record(run: Run) -> tuple[int, int]:

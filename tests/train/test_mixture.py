@@ -21,10 +21,11 @@ from agent_jax.data.pipeline.run_data import RunData, open_data
 from agent_jax.models.agent import abstract_params
 from agent_jax.policy import Policy
 from agent_jax.runtime.sharding import make_mesh, shard_batch
-from agent_jax.train.loop import Run, train
+from agent_jax.train.loop import train
 from agent_jax.train.metrics import mean_losses
 from agent_jax.train.optimizer import make_optimizer
 from agent_jax.train.restart import start
+from agent_jax.train.run import Run
 from agent_jax.train.state import init_state
 from agent_jax.train.step import make_train_step
 

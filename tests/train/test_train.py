@@ -37,8 +37,9 @@ from agent_jax.checkpoints import checkpoint
 from agent_jax.config import CheckpointConfig, ClosedLoopConfig, Config, TrainConfig
 from agent_jax.data.pipeline.loader import PackedRows
 from agent_jax.runtime.directory_lock import DirectoryLock, LockedError
-from agent_jax.train.loop import Due, Run, train
+from agent_jax.train.loop import Due, train
 from agent_jax.train.optimizer import learning_rate_schedule
+from agent_jax.train.run import Run
 from agent_jax.train.run_files import LOCK_FILE
 from agent_jax.train.state import TrainState
 from agent_jax.train.step import StepMetrics
