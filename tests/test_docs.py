@@ -85,5 +85,6 @@ def test_every_simulator_is_documented() -> None:
 
 def test_every_config_is_documented() -> None:
     text = (ROOT / "docs" / "guides" / "train.md").read_text(encoding="utf-8")
-    missing = [path.name for path in (ROOT / "configs").glob("*.py") if f"`configs/{path.name}`" not in text]
+    missing = [path.name for path in (ROOT / "configs").rglob("*.py")
+               if f"`configs/{path.relative_to(ROOT / 'configs')}`" not in text]
     assert not missing, f"docs/guides/train.md has no row for {missing}"

@@ -84,8 +84,8 @@ def validate(config: Config) -> None:
         _check(getattr(train, name) >= 0, f"config.train.{name}={getattr(train, name)} must be at least 0")
     _check(train.patience >= 0, f"config.train.patience={train.patience} must be at least 0")
     _check(not train.patience or (train.validate_every > 0 and config.checkpoint.keep_best > 0),
-           f"config.train.patience={train.patience} needs validate_every and config.checkpoint.keep_best above 0; "
-           f"found {train.validate_every} and {config.checkpoint.keep_best}")
+           f"config.train.patience={train.patience} needs config.train.validate_every and config.checkpoint.keep_best "
+           f"above 0; found {train.validate_every} and {config.checkpoint.keep_best}")
     _check_best_metric(config)
     _check(optimizer.learning_rate > 0, f"config.optimizer.learning_rate={optimizer.learning_rate} must be positive")
     _check(0 <= optimizer.warmup < 1, f"config.optimizer.warmup={optimizer.warmup} is a share of the steps, in [0, 1)")

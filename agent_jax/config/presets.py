@@ -23,9 +23,9 @@ from agent_jax.config.schema import Config, DomainConfig
 Draft = Any  # an unlocked ConfigDict, whose annotations take every field for a number or a string
 Change = Callable[[Draft], None]
 
-__all__ = ["Change", "Draft", "arm_spec", "build", "clip_l14", "code", "domain", "opt_1_3b", "opt_6_7b", "paper",
-           "paper_augmentation", "pretraining", "simulator_agent", "simulator_smoke", "small_model", "state_spec",
-           "tiny_run"]
+__all__ = ["Change", "Draft", "arm_spec", "build", "clip_l14", "code", "domain", "finetune", "finetune_smoke",
+           "from_scratch", "opt_1_3b", "opt_6_7b", "paper", "paper_augmentation", "paper_domain", "pretraining",
+           "replay", "simulator_agent", "simulator_smoke", "small_model", "state_spec", "tiny_run"]
 
 
 def build(variant: str, variants: Mapping[str, Sequence[Change]]) -> ConfigDict:
@@ -66,6 +66,27 @@ def paper_augmentation(config: Draft) -> None:
     config.data.augmentation.hue = 0.05
 
 
+PAPER_DOMAINS = ("language_table", "calvin", "minecraft", "bleeding_edge")
+
+
+def paper_domain(name: str) -> Draft:
+    """A data set of the paper's pre-training, cut into the paper's windows.
+
+    Args:
+        name: one of `PAPER_DOMAINS`.
+    """
+    robot, game = {"window": 4, "stride": 4}, {"window": 9, "stride": 9}
+    fields: Mapping[str, Mapping[str, Any]] = {
+        "language_table": {"instruction": "steps/observation/instruction", "action_spec": LANGUAGE_TABLE.to_dict(),
+                           "state_spec": LANGUAGE_TABLE_STATE.to_dict(), **robot},
+        # The bins of its state follow its statistics, so the data set brings them.
+        "calvin": {"action_spec": CALVIN.to_dict(), **robot},
+        "minecraft": {"action_spec": MINECRAFT.to_dict(), **game},
+        "bleeding_edge": {"action_spec": BLEEDING_EDGE.to_dict(), **game},
+    }
+    return domain(**fields[name])
+
+
 def pretraining(config: Draft) -> None:
     """The paper's pre-training on its four data sets, in bfloat16.
 
@@ -79,17 +100,8 @@ def pretraining(config: Draft) -> None:
     config.model.unroll = 12
     config.vocabulary.tokenizer = "opt_tokenizer"  # a directory with OPT's vocab.json and merges.txt: pass yours
     # Weights of 1: plain concatenation, as in the paper. Windows and their number are the paper's.
-    config.data.domains = {
-        "language_table": domain(  # 1,233,659 windows
-            instruction="steps/observation/instruction", action_spec=LANGUAGE_TABLE.to_dict(),
-            state_spec=LANGUAGE_TABLE_STATE.to_dict(), window=4, stride=4,
-        ),
-        "calvin": domain(  # 360,566; the bins of its state follow its statistics, so the data set brings them
-            action_spec=CALVIN.to_dict(), window=4, stride=4
-        ),
-        "minecraft": domain(action_spec=MINECRAFT.to_dict(), window=9, stride=9),  # 525,309
-        "bleeding_edge": domain(action_spec=BLEEDING_EDGE.to_dict(), window=9, stride=9),  # 256,867
-    }
+    # 1,233,659, 360,566, 525,309 and 256,867 windows
+    config.data.domains = {name: paper_domain(name) for name in PAPER_DOMAINS}
     paper_augmentation(config)
     config.data.workers = 16
     config.data.prefetch = 8
@@ -98,6 +110,58 @@ def pretraining(config: Draft) -> None:
     config.train.validate_every = 2_000
     config.train.validation_batches = 16
     config.checkpoint.every = 2_000
+
+
+def finetune(config: Draft, *, steps: int, batch_size: int = 64, learning_rate: float = 1e-4,
+             mask_ratio: float = 0.75, patience: int = 5) -> None:
+    """Fine-tuning of the full-size agent on a GPU or TPU, in bfloat16: validated 20 times, the best step kept.
+
+    The parameters come from a flag: --config.init.checkpoint=WORKDIR, a pre-trained agent, or
+    --config.init.pretrained.vision and .language, CLIP and OPT. So does OPT's tokenizer.
+
+    Args:
+        config: changed in place; its domains come before or after.
+        steps: updates at most.
+        batch_size: rows of an update. If they do not fit, config.train.rows_per_device splits them.
+        learning_rate: the highest; it decays to a twentieth, as in the paper.
+        mask_ratio: of the masked autoencoder; the paper fine-tunes on robots with 0.5.
+        patience: validations without a new best after which the run ends; 0: never.
+    """
+    config.model.dtype = "bfloat16"
+    config.model.remat = "dots"
+    config.model.mae.mask_ratio = mask_ratio
+    config.vocabulary.tokenizer = "opt_tokenizer"  # a directory with OPT's vocab.json and merges.txt: pass yours
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.end_learning_rate = learning_rate / 20
+    config.train.steps, config.train.batch_size = steps, batch_size
+    config.train.validate_every = config.checkpoint.every = max(1, steps // 20)
+    config.train.validation_batches = 16
+    config.train.patience = patience
+    config.data.workers = 4
+
+
+def replay(config: Draft, weight: float = 0.1) -> None:
+    """Mix in the paper's pre-training data, so that the agent forgets less; comes after the config's own domains.
+
+    Args:
+        config: changed in place.
+        weight: how many times each of their windows is seen in an epoch; `config.data.leave_out` leaves some out.
+    """
+    for name in PAPER_DOMAINS:
+        if name not in config.data.domains:
+            config.data.domains[name] = paper_domain(name)
+            config.data.domains[name].weight = weight
+
+
+def finetune_smoke(config: Draft) -> None:
+    """Two steps of a tiny model on any machine, on the data of the config: does everything fit together?"""
+    tiny_run(config)
+    config.model.dtype, config.model.remat = "float32", "none"
+    config.vocabulary.tokenizer = "bytes"
+    for entry in config.data.domains.values():
+        entry.max_text, entry.max_answer = 128, 128  # a byte a token
+    config.train.batch_size = 2
+    config.data.workers = 0
 
 
 def clip_l14(config: Draft) -> None:
@@ -171,8 +235,41 @@ def simulator_agent(config: Draft, environment: str, *, image_size: int) -> None
         environment: of the demonstrations and the closed loop; names the vocabulary block of its actions as well.
         image_size: pixels of what it shows.
     """
-    config.vocabulary.tokenizer = "bytes"  # needs no files, and "go to the yellow medikit" is 25 tokens
+    _small_agent(config)
     config.vocabulary.blocks = (environment,)
+
+    config.data.demonstrations.environment = environment
+    config.data.demonstrations.image_size = image_size
+    config.closed_loop.environment = environment
+
+
+def from_scratch(config: Draft, *, steps: int = 5_000, image_size: int = 64, patch_size: int = 8, width: int = 96,
+                 heads: int = 4, vision_depth: int = 2, language_depth: int = 3, positions: int = 1024) -> None:
+    """A small agent trained from scratch on one's own data, on a CPU; it needs no weights and no tokenizer.
+
+    Args:
+        config: changed in place; its domains come before or after.
+        steps: updates.
+        image_size: pixels; images of other sizes are resized.
+        patch_size: pixels.
+        width: of all parts.
+        heads: of all parts.
+        vision_depth: blocks of the encoder.
+        language_depth: blocks of the language model.
+        positions: the longest row, in slots: the text, and for each step an image's 1 + P tokens and the action's.
+    """
+    small_model(config, image_size=image_size, patch_size=patch_size, width=width, heads=heads,
+                vision_depth=vision_depth, language_depth=language_depth, positions=positions)
+    _small_agent(config)
+    config.optimizer.learning_rate = 2e-3  # a 6-DoF arm learnt nothing in 400 steps at the 1e-4 of pre-training
+    config.optimizer.end_learning_rate = 2e-5
+    config.train.steps = steps
+    config.train.validate_every = config.checkpoint.every = max(1, steps // 5)
+
+
+def _small_agent(config: Draft) -> None:
+    """Tokenizer, initial scale, loss weights and optimizer of a small agent trained from scratch on actions."""
+    config.vocabulary.tokenizer = "bytes"  # needs no files, and "go to the yellow medikit" is 25 tokens
 
     config.model.mae.width = 32
     config.model.mae.mlp_width = 64
@@ -185,10 +282,6 @@ def simulator_agent(config: Draft, environment: str, *, image_size: int) -> None
     config.loss.token = 1.0
     config.loss.language = 0.1
     config.loss.mae = 0.1
-
-    config.data.demonstrations.environment = environment
-    config.data.demonstrations.image_size = image_size
-    config.closed_loop.environment = environment
 
     config.optimizer.b2 = 0.98
     config.optimizer.clip_norm = 1.0
@@ -220,6 +313,6 @@ def tiny_run(config: Draft, *, steps: int = 2) -> None:
                 positions=config.model.language.positions)
     config.train.steps = steps
     config.train.log_every = 1
-    config.train.validate_every = 0
+    config.train.validate_every = config.train.patience = 0
     config.train.validation_batches = 1
     config.checkpoint.every = 0

@@ -10,7 +10,7 @@ from absl import flags
 from config_files import load_config
 
 from agent_jax.actions import ActionSpec, Bins, BoundSpec, Group, StateSpec
-from agent_jax.actions.declarations import vocabulary_blocks
+from agent_jax.actions.declarations import closed, vocabulary_blocks
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.config import (
     AugmentationConfig,
@@ -32,6 +32,10 @@ VARIANTS = {
     "tpu_v4": ["", "opt-1.3b", "opt-6.7b", "smoke"],
     "tpu_v5e": [""],
     "gpu": ["", "one", "node", "nodes", "opt-1.3b", "opt-6.7b"],
+    "finetune/language_table": ["", "replay", "smoke"],
+    **{f"finetune/{name}": ["", "smoke"]
+       for name in ("calvin", "minecraft", "bleeding_edge", "captions", "vqa", "rass")},
+    "finetune/my_robot": ["", "scratch", "smoke"],
 }
 EVERY_CONFIG = [f"{name}.py:{variant}".rstrip(":") for name, variants in VARIANTS.items() for variant in variants]
 
@@ -43,7 +47,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_config_file_is_tested(root: Path) -> None:
-    assert {path.stem for path in (root / "configs").glob("*.py")} == set(VARIANTS)
+    configs = root / "configs"
+    assert {path.relative_to(configs).with_suffix("").as_posix() for path in configs.rglob("*.py")} == set(VARIANTS)
 
 
 @pytest.mark.parametrize("name", EVERY_CONFIG)
@@ -80,11 +85,12 @@ def test_every_window_of_a_config_fits_the_positions_of_its_model(root: Path, na
     config = from_config_dict(load_config(root, name))
     vocabulary = Vocabulary.build("bytes", vocabulary_blocks(config.vocabulary.blocks, config.data.declared_specs))
     for domain in config.data.domains.values():
-        spec = ActionSpec.from_dict(domain.action_spec) if domain.action_spec else None
+        spec = ActionSpec.from_dict(closed(domain.action_spec, None, name)) if domain.action_spec else None
         state = StateSpec.from_dict(domain.state_spec) if domain.state_spec else None
         tokens = sum(BoundSpec(part, vocabulary).max_length for part in (spec, state) if part is not None)
-        step = 1 + config.model.vision.patches + tokens  # evaluation and acting see all patches, whatever training does
-        assert domain.max_text + domain.window * step <= config.model.language.positions
+        images = len(domain.cameras) * (1 + config.model.vision.patches)  # evaluation and acting see all patches
+        answer = domain.max_answer if domain.layout == "answer" else 0
+        assert domain.max_text + domain.window * (images + tokens) + answer <= config.model.language.positions
 
 
 @pytest.mark.parametrize("name", EVERY_CONFIG)

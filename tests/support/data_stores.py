@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, MINECRAFT, BoundSpec
+from agent_jax.actions import BABYAI, LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, MINECRAFT, ActionSpec, BoundSpec
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.store.store import Store
@@ -80,16 +80,22 @@ def language_table_store(directory: Path, lengths: Sequence[int] = (6, 8, 3), *,
     return write_store(directory, "table", features, episodes, {})
 
 
-def game_store(directory: Path, lengths: Sequence[int] = (20, 9, 13), test: Sequence[int] = (9,)) -> Store:
-    """A store of Minecraft-like play in segments: few buttons at a time, and in half of the steps a turn."""
+def game_store(directory: Path, lengths: Sequence[int] = (20, 9, 13), test: Sequence[int] = (9,),
+               spec: ActionSpec = MINECRAFT) -> Store:
+    """A store of play in segments: few buttons at a time, and in half of the steps a turn of camera or sticks."""
     rng = np.random.default_rng(2)
-    features = episode_features((16, 16, 3), MINECRAFT.fields)
+    features = episode_features((16, 16, 3), spec.fields)
+
+    def value(key: str, shape: tuple[int, ...]) -> np.ndarray:
+        if key == "buttons":
+            return rng.random(shape) < 0.06
+        drawn = rng.integers(-9, 10, shape) if key == "camera" else rng.uniform(-0.7, 0.7, shape)
+        return (drawn * (rng.random() < 0.5)).astype(np.float32)
 
     def episode(name: str, length: int) -> dict[str, Any]:
         steps = [
             {"observation": {"rgb": rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)},
-             "buttons": rng.random(MINECRAFT.fields["buttons"][0]) < 0.06,
-             "camera": (rng.integers(-9, 10, 2) * (rng.random() < 0.5)).astype(np.float32), "action_weight": 1.0,
+             **{key: value(key, shape) for key, (shape, _) in spec.fields.items()}, "action_weight": 1.0,
              "reward": 0.0, "is_first": t == 0, "is_last": t == length - 1, "is_terminal": False}
             for t in range(length)
         ]
@@ -97,7 +103,7 @@ def game_store(directory: Path, lengths: Sequence[int] = (20, 9, 13), test: Sequ
 
     episodes = {split: [episode(f"{split} {number}", length) for number, length in enumerate(lengths_of)]
                 for split, lengths_of in (("train", lengths), ("test", test))}
-    return write_store(directory, "game", features, episodes, {"action_spec": MINECRAFT.to_dict()})
+    return write_store(directory, "game", features, episodes, {"action_spec": spec.to_dict()})
 
 
 def arm_store(directory: Path, actions: Sequence[np.ndarray], states: Sequence[np.ndarray] = (),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import small_runs
 
-from agent_jax.config import DomainConfig
+from agent_jax.config import Config, DomainConfig
 from agent_jax.data.pipeline.loader import Loader
 from agent_jax.data.pipeline.run_data import open_data
 from agent_jax.models.agent import abstract_params
@@ -35,6 +35,11 @@ def train_two_steps(store: Path, domain: DomainConfig, blocks: tuple[str, ...] =
     config = dataclasses.replace(
         config, vocabulary=dataclasses.replace(config.vocabulary, blocks=blocks),
         data=dataclasses.replace(config.data, domains={"made": dataclasses.replace(domain, path=str(store))}))
+    return two_steps(config)
+
+
+def two_steps(config: Config) -> StepMetrics:
+    """The metrics of the second step of a config on one device, on the host; the two losses differ."""
     data = open_data(config)
     config = config.with_vocabulary_size(data.vocabulary.size)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
