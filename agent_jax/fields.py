@@ -31,6 +31,16 @@ def field_comments(kind: type) -> dict[str, str]:
     return {field.name: found.get(field.name, "") for field in dataclasses.fields(kind)}
 
 
+def by_name(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings by dotted name, tuples as lists."""
+    if isinstance(value, Mapping):
+        found: dict[str, Any] = {}
+        for name, item in value.items():
+            found |= by_name(item, f"{prefix}.{name}" if prefix else name)
+        return found
+    return {prefix: list(value) if isinstance(value, tuple) else value}
+
+
 def read_list(text: str, *, texts: bool = False) -> list[Any]:
     """The values of a list on a command line: a,b or ("a", "b") or ["a", "b"]; [] for "".
 

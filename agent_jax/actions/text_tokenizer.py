@@ -41,6 +41,10 @@ class ByteTokenizer:
         character = chr(token_id - 4)
         return character if character.isascii() and character.isprintable() else f"\\x{token_id - 4:02x}"
 
+    def pieces(self) -> list[str]:
+        """The token of each id as byte-level BPE writes it, so that equal tokens of both have equal names."""
+        return [*SPECIAL_TOKENS, *byte_letters()]
+
     def to_json(self) -> dict[str, Any]:
         """The whole tokenizer; `tokenizer_from_json` reads it."""
         return {"kind": "bytes"}
@@ -76,6 +80,13 @@ class HuggingFaceTokenizer:
     def token(self, token_id: int) -> str:
         """One id, for display."""
         return self._tokenizer.decode([token_id], skip_special_tokens=False)
+
+    def pieces(self) -> list[str]:
+        """The token of each id as its file writes it, such as "Ġred"; "" for an unused id."""
+        found = [""] * self.size
+        for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            found[number] = token
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The whole tokenizer; `tokenizer_from_json` reads it."""
@@ -147,6 +158,13 @@ def tokenizer_from_json(description: Mapping[str, Any]) -> TextTokenizer:
     if kind in ("bpe", "tokenizer.json"):
         return HuggingFaceTokenizer(description, "stored tokenizer")
     raise ValueError(f"stored tokenizer: found kind {kind!r}, expected bytes, bpe or tokenizer.json")
+
+
+def byte_letters() -> list[str]:
+    """The letter of each byte in byte-level BPE: itself if printable, else one from U+0100 on (Radford, 2019)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
 
 
 def _checked(ids: Iterable[int], size: int) -> list[int]:

@@ -7,6 +7,9 @@ to-pytorch CHECKPOINT OUT [--dtype float32|bfloat16] [--weights averaged|raw] [-
     export a folder for PyTorch and transformers, with a parity report (parity.json)
 from-pytorch FOLDER OUT
     make a checkpoint from such a folder, trained further in PyTorch or not
+grow [CHECKPOINT] --config FILE.py[:VARIANT] [--config.FIELD=VALUE ...] [--json PATH]
+    print what a run of this config would take from CHECKPOINT (by default config.init.checkpoint): parameters carried,
+    grown, fresh and dropped, by part; no parameter is read, and nothing is written
 verify-hf DIR [--json PATH]
     compare our models with transformers' torch models on the weights of DIR; exit with 1 if they differ
 """
@@ -33,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_from_hf(commands)
     _add_pytorch(commands)
+    _add_grow(commands)
     verifier = commands.add_parser("verify-hf", help="compare with PyTorch on the same weights", allow_abbrev=False)
     verifier.add_argument("directory", metavar="DIR", help="a CLIP or OPT folder, or a directory of such folders")
     verifier.add_argument("--json", type=json_path, metavar="PATH", help="also write the figures to PATH")
@@ -40,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "from-hf":
             return _run_from_hf(options, overrides)
+        if options.command == "grow":
+            return _run_grow(options, overrides)
         if overrides:
             parser.error(f"unrecognized arguments: {' '.join(overrides)}")
         if options.command == "to-pytorch":
@@ -112,6 +118,28 @@ def _run_from_hf(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(f"{report}\nwritten: {options.out}")
     if options.json:
         write_json(options.json, to_json(report))
+    return 0
+
+
+def _add_grow(commands: Any) -> None:
+    grower = commands.add_parser("grow", help="what a run would take from a checkpoint", allow_abbrev=False)
+    grower.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", default="",
+                        help="a run, an exported PyTorch folder, or ORG/NAME of one on the hub")
+    grower.add_argument("--config", required=True, metavar="FILE", help="the config of the new run")
+    grower.add_argument("--json", type=json_path, metavar="PATH", help="also write the table to PATH")
+
+
+def _run_grow(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from agent_jax.config import from_config_dict
+    from agent_jax.convert.grow.preview import preview
+    from agent_jax.convert.grow.report import growth_json, growth_table
+    from agent_jax.runtime.command_line import read_config
+
+    given = [f"--config.init.checkpoint={options.checkpoint}"] if options.checkpoint else []
+    name, growth = preview(from_config_dict(read_config(options.config, [*overrides, *given])))
+    print("\n".join([name, *(f"  differs: {field}" for field in growth.fields), growth_table(growth)]))
+    if options.json:
+        write_json(options.json, {"checkpoint": name, **growth_json(growth)})
     return 0
 
 

@@ -46,6 +46,17 @@ def read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], i
     Raises:
         FileNotFoundError, ValueError: as `import_folder`.
     """
+    meta, step = read_meta(folder)
+    return flat(read_params(folder, from_config_dict(meta["config"]).model)), meta, step
+
+
+def read_meta(folder: pathlib.Path) -> tuple[dict[str, Any], int]:
+    """The meta data of the checkpoint, as in checkpoints/meta.py, and its step; no tensor is read.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: agent.json or vocabulary.json is damaged, or they disagree.
+    """
     content, step = _description(folder / "agent.json")
     config = from_config_dict(content["config"])
     stored = folder / "vocabulary.json"
@@ -59,9 +70,8 @@ def read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], i
                          "take both from one export")
     for name, entry in content["domains"].items():
         _check_domain(f"{folder / 'agent.json'}: domains.{name}", entry, vocabulary)
-    meta = {"config": content["config"], "vocabulary": vocabulary.to_json(), "domains": content["domains"],
-            "data_state": None}
-    return flat(_read_params(folder, config.model)), meta, step
+    return {"config": content["config"], "vocabulary": vocabulary.to_json(), "domains": content["domains"],
+            "data_state": None}, step
 
 
 def _description(file: pathlib.Path) -> tuple[dict[str, Any], int]:
@@ -89,7 +99,13 @@ def _check_domain(where: str, entry: Any, vocabulary: Vocabulary) -> None:
                          "agent.json") from error
 
 
-def _read_params(folder: pathlib.Path, model: ModelConfig) -> Params:
+def read_params(folder: pathlib.Path, model: ModelConfig) -> Params:
+    """The parameters of a folder as NumPy arrays.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: tensors are missing, unknown, of another shape or not finite.
+    """
     expected = torch_tensors.shapes(model)
     with contextlib.ExitStack() as stack:
         files: dict[str, WeightsFolder] = {}

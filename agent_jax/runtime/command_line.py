@@ -24,6 +24,30 @@ def define_config() -> Any:
     return holder
 
 
+def read_config(file: str, overrides: Sequence[str]) -> ConfigDict:
+    """The ConfigDict of a config file with overrides, for commands that parse their other arguments by themselves.
+
+    Args:
+        file: FILE.py or FILE.py:VARIANT.
+        overrides: `--config.FIELD=VALUE`.
+
+    Raises:
+        ValueError: there is no such file, field or value; or an argument is not an override.
+    """
+    arguments, values = ["", f"--config={file}", *overrides], flags.FlagValues()
+    if mistake := _config_mistake(arguments):
+        raise ValueError(mistake)
+    try:
+        arguments = with_lists(arguments)
+        holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+        rest = values(arguments)[1:]
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    if rest:
+        raise ValueError(f"unexpected arguments: {' '.join(rest)}; fields are given as --config.FIELD=VALUE")
+    return holder.value
+
+
 def define_cluster() -> Callable[[], Cluster]:
     """The flags of a run of several processes; the function reads them, once they are parsed."""
     default = Cluster()

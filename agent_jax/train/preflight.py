@@ -20,11 +20,12 @@ from agent_jax.actions.declarations import vocabulary_blocks
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.config import Config
 from agent_jax.config.kernels import CUDNN_CAPABILITY, PLATFORM, has_no_cudnn
+from agent_jax.convert.grow.source import located_checkpoint
 from agent_jax.convert.huggingface.hub import located
+from agent_jax.fields import by_name
 from agent_jax.models.agent import abstract_params, training_visual_tokens
 from agent_jax.runtime.extras import install
 from agent_jax.runtime.sharding import AXES
-from agent_jax.train.restart import by_name
 
 
 def set_platform(config: Config, processes: int = 1) -> None:
@@ -156,8 +157,12 @@ def _missing_files(config: Config) -> list[str]:
 
 def _missing_weights(config: Config) -> list[str]:
     """What a first step begins with."""
-    path = config.init.checkpoint
-    lines = [_not_found("config.init.checkpoint", path)] if path and not _exists(path.removesuffix("/best")) else []
+    lines = []
+    if config.init.checkpoint:
+        try:
+            located_checkpoint(config.init.checkpoint)
+        except FileNotFoundError as error:
+            lines.append(f"config.init.checkpoint={error}; pass another --config.init.checkpoint=PATH")
     for part in ("vision", "language"):
         if path := getattr(config.init.pretrained, part):
             try:

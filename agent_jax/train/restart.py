@@ -1,7 +1,7 @@
 """Where a run's first state comes from: the first of these sources that there is. The log names it.
 
     1. the newest undamaged checkpoint of the workdir      state, and position in the data
-    2. config.init.checkpoint                              parameters of another run
+    2. config.init.checkpoint                              parameters of another run, grown to fit
     3. config.init.pretrained                              CLIP and OPT, the rest fresh
     4. fresh parameters, by config.seed
 
@@ -15,7 +15,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import optax
 from jax.sharding import Mesh
 
@@ -23,10 +22,15 @@ from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.checkpoints import checkpoint
 from agent_jax.checkpoints.checkpoint import Checkpoints
 from agent_jax.config import Config, from_config_dict
+from agent_jax.convert.grow.fill import fill
+from agent_jax.convert.grow.plan import AgentDescription, Growth, on_mesh, plan_growth
+from agent_jax.convert.grow.report import growth_table
+from agent_jax.convert.grow.source import Source, with_source
 from agent_jax.convert.huggingface.load import pretrained_params
 from agent_jax.data.pipeline.domains import Domain
-from agent_jax.models.agent import Params, abstract_params, init_params
-from agent_jax.runtime.sharding import replicated
+from agent_jax.fields import by_name
+from agent_jax.models.agent import Params
+from agent_jax.runtime.sharding import replicated, tree_shardings
 from agent_jax.train.optimizer import learning_rate_schedule
 from agent_jax.train.state import INIT_KEY, TrainState, abstract_state, init_state, purpose_key
 
@@ -38,15 +42,6 @@ FREE_FIELDS = re.compile(
     r"|train\.(accumulation|rows_per_device|log_every|validate_every|validation_batches|picture_every|compile_cache)|train\.patience"
     r"|model\.(attention|remat|unroll)"
 )
-
-# Fields of config.model in which the run of `config.init.checkpoint` may differ, since they do not change what its
-# parameters mean. Some of the others change no shape (heads, activations, the epsilon of LayerNorm, positions, the
-# order of temporal attention): the parameters would load and compute something else.
-_EXECUTION_FIELDS = re.compile(r"dtype|remat|attention|unroll|language\.(token_std|position_std)"
-                               r"|language\.vocabulary_(size|multiple)"  # the vocabularies themselves are compared
-                               r"|classes")  # a class head may be added or dropped, which the log says
-_TRAINING_FIELDS = re.compile(r"visual_tokens|mae\.mask_ratio|language\.dropout")  # what differs is logged
-
 
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -73,7 +68,8 @@ def start(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, v
     """The state from the first source that there is.
 
     Raises:
-        ValueError: a workdir of another run, another vocabulary or ActionSpec, weights that do not fit the model.
+        ValueError: a workdir of another run, another vocabulary or ActionSpec; weights or a checkpoint that do not fit
+            the model.
         DamagedCheckpointError: every checkpoint of the workdir is damaged.
         FileNotFoundError: config.init names what is not there.
     """
@@ -86,16 +82,8 @@ def start(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, v
         return Start(state, meta["data_state"], f"resumed from step {step} in {checkpoints.directory}{longer}")
     init = config.init
     if init.checkpoint:
-        directory, named = checkpoint.locate(init.checkpoint)
-
-        def read(step: int) -> tuple[Params, str]:
-            return _params_of_step(directory, step, config, mesh, optimizer, vocabulary)
-
-        (params, source), damaged = (read(named), {}) if named is not None else checkpoint.newest_undamaged(
-            directory, read)
-        note = f"; damaged newer steps were passed over: {', '.join(map(str, damaged))}" if damaged else ""
-        state = init_state(config, mesh, optimizer, params)
-        return Start(state, None, f"parameters from {source} (init.checkpoint){note}")
+        params, source = _grown_params(config, mesh, vocabulary)
+        return Start(init_state(config, mesh, optimizer, params), None, source)
     if init.pretrained.vision or init.pretrained.language:
         params, report = pretrained_params(config, vocabulary, purpose_key(config.seed, INIT_KEY))
         state = init_state(config, mesh, optimizer, params)
@@ -103,53 +91,21 @@ def start(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, v
     return Start(init_state(config, mesh, optimizer), None, f"fresh parameters, seed {config.seed}")
 
 
-def _params_of_step(directory: Any, step: int, config: Config, mesh: Mesh, optimizer: optax.GradientTransformation,
-                    vocabulary: Vocabulary) -> tuple[Params, str]:
-    """The parameters of a step of config.init.checkpoint, on the mesh, and what they are, for the log."""
-    meta = checkpoint.read_meta(directory, step)
-    if difference := vocabulary.difference(Vocabulary.from_json(meta["vocabulary"])):
-        raise ValueError(f"config.init.checkpoint={config.init.checkpoint}: its vocabulary (there) differs from "
-                         f"config.vocabulary (here): {difference}")
-    carried = _carried_model(meta, config)
-    shapes = abstract_state(config, mesh, optimizer).params
-    source = f"{directory / str(meta['step'])}{carried}"
-    has_head = any(path.startswith("params/classifier/") for path in meta["fingerprint"])
-    if has_head and "classifier" not in shapes:  # read with all the others, then dropped
-        head = abstract_params(from_config_dict(meta["config"]).model)["classifier"]
-        head = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), head)
-        params, _ = checkpoint.restore_parameters(directory, {**shapes, "classifier": head}, step=step)
-        return {name: params[name] for name in shapes}, f"{source}, without its class head"
-    if has_head or "classifier" not in shapes:
-        return checkpoint.restore_parameters(directory, shapes, step=step)[0], source
-    # A run without classes is what one with classes is tuned from.
-    shared = {name: part for name, part in shapes.items() if name != "classifier"}
-    params, _ = checkpoint.restore_parameters(directory, shared, step=step)
-    key = purpose_key(config.seed, INIT_KEY)
-    head = jax.jit(lambda: init_params(config.model, key)["classifier"])()
-    return {**params, "classifier": head}, f"{source}, with a fresh class head"
+def _grown_params(config: Config, mesh: Mesh, vocabulary: Vocabulary) -> tuple[Params, str]:
+    """The parameters of config.init.checkpoint, grown into this run's model, and what was done, for the log."""
+    init, target = config.init, AgentDescription(config.model, vocabulary)
+    shardings = tree_shardings(mesh, target.leaves)
 
+    def take(source: Source) -> tuple[Params, str, Growth]:
+        growth = plan_growth(source.agent, target, init)
+        params = source.read(on_mesh(growth, shardings, replicated(mesh)))
+        return fill(params, growth, purpose_key(config.seed, INIT_KEY), config.seed), source.name, growth
 
-def _carried_model(meta: Mapping[str, Any], config: Config) -> str:
-    """What differs between the model of `config.init.checkpoint` and this run's, and may: for the log, "" if nothing.
-
-    Raises:
-        ValueError: a field of the model differs that changes what the parameters compute.
-    """
-    # A field that the checkpoint does not know yet counts as its default, which does what was done without the field.
-    there, here = (by_name(dataclasses.asdict(one.model)) for one in (from_config_dict(meta["config"]), config))
-    lines = {name: f"config.model.{name}: {there[name]!r} there, {here[name]!r} here"
-             for name in here if there[name] != here[name]}
-    refused = [line for name, line in lines.items()
-               if not (_EXECUTION_FIELDS.fullmatch(name) or _TRAINING_FIELDS.fullmatch(name))]
-    if there["classes"] and here["classes"] and "classes" in lines:
-        refused.append(lines["classes"])
-    if refused:
-        raise ValueError(
-            f"config.init.checkpoint={config.init.checkpoint}: its model (there) differs from config.model (here), so "
-            "its parameters would compute something else; set these fields to the checkpoint's values, or take another "
-            "checkpoint:\n" + "\n".join(f"  {line}" for line in refused))
-    carried = [line for name, line in lines.items() if _TRAINING_FIELDS.fullmatch(name)]
-    return f" ({'; '.join(carried)})" if carried else ""
+    (params, name, growth), damaged = with_source(init, take)
+    fields = f" ({'; '.join(map(str, growth.fields))})" if growth.fields else ""
+    note = f"; damaged newer steps were passed over: {', '.join(map(str, damaged))}" if damaged else ""
+    table = "" if growth.is_identity else f"\n{growth_table(growth)}"
+    return params, f"parameters from {name}{fields} (init.checkpoint){note}{table}"
 
 
 def _check_same_run(meta: Mapping[str, Any], config: Config, vocabulary: Vocabulary, domains: Sequence[Domain],
@@ -203,13 +159,3 @@ def config_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[st
         del differing["train.steps"]
     return {f"config.{field}": values for field, values in differing.items()
             if not FREE_FIELDS.fullmatch(field)}
-
-
-def by_name(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings by dotted name, tuples as lists."""
-    if isinstance(value, Mapping):
-        found: dict[str, Any] = {}
-        for name, item in value.items():
-            found |= by_name(item, f"{prefix}.{name}" if prefix else name)
-        return found
-    return {prefix: list(value) if isinstance(value, tuple) else value}

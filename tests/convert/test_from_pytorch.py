@@ -82,6 +82,30 @@ def test_parameters_tuned_in_pytorch_are_imported(base: Path, tmp_path: Path):
     np.testing.assert_array_equal(found[1, :, 0], expected[1, :, 0])
 
 
+def test_a_run_starts_from_an_exported_folder_or_its_name_on_the_hub(base: Path, tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch):
+    made, exported_folder, _ = exported(base, "images")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = tmp_path / "models--lab--agent"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(commit)
+    shutil.copytree(exported_folder, model / "snapshots" / commit)
+
+    def use(source: Source) -> tuple[str, dict[str, Any]]:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return source.name, flat(source.read({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+                                              for path, leaf in source.agent.leaves.items()}))
+
+    K = made.config.model.language.vocabulary_size
+    for place in (str(exported_folder), "lab/agent"):
+        (name, params), _ = with_source(InitConfig(checkpoint=place), use)
+        assert name.endswith(", exported at step 7")
+        for path, leaf in flat(made.average).items():
+            rows = slice(K) if path == "language/token_embedding" else slice(None)
+            np.testing.assert_array_equal(params[path][rows], leaf[rows], err_msg=path)
+
+
 def change(folder: Path, file: str, **changes: Any) -> None:
     tensors = load_file(folder / file)
     for name, value in changes.items():

@@ -135,21 +135,24 @@ def test_a_run_without_classes_is_tuned_with_a_fresh_class_head(config: Config, 
     tuned = dataclasses.replace(run.config, init=dataclasses.replace(config.init, checkpoint=str(tmp_path / "plain")))
     made = start(tuned, run.mesh, run.optimizer, run.data.vocabulary, run.data.domains,
                  type(run.checkpoints)(tmp_path / "tuned" / "checkpoints", keep_latest=1, keep_best=0))
-    assert made.source.endswith("with a fresh class head (init.checkpoint)")
+    assert "classes: 0 there, 3 here) (init.checkpoint)\n" in made.source
+    assert "the checkpoint has no class head" in made.source
     assert made.state.params["classifier"]["kernel"].shape == (16, 3)
     assert made.state.params["classifier"]["kernel"].any()
     assert (made.state.params["connector"]["kernel"] == first.first.state.params["connector"]["kernel"]).all()
 
     more = dataclasses.replace(tuned, init=dataclasses.replace(config.init, checkpoint=str(run.workdir)),
                                model=dataclasses.replace(run.config.model, classes=4))
-    with pytest.raises(ValueError, match="config.model.classes: 3 there, 4 here"):
-        start(more, run.mesh, run.optimizer, run.data.vocabulary, run.data.domains,
-              type(run.checkpoints)(tmp_path / "more" / "checkpoints", keep_latest=1, keep_best=0))
+    optimizer = make_optimizer(more.optimizer, more.train.steps, abstract_params(more.model))
+    made = start(more, run.mesh, optimizer, run.data.vocabulary, run.data.domains,
+                 type(run.checkpoints)(tmp_path / "more" / "checkpoints", keep_latest=1, keep_best=0))
+    assert "another number of classes" in made.source
+    assert made.state.params["classifier"]["kernel"].shape == (16, 4)
     fewer = dataclasses.replace(more, model=dataclasses.replace(run.config.model, classes=0))
     optimizer = make_optimizer(fewer.optimizer, fewer.train.steps, abstract_params(fewer.model))
     made = start(fewer, run.mesh, optimizer, run.data.vocabulary, run.data.domains,
                  type(run.checkpoints)(tmp_path / "fewer" / "checkpoints", keep_latest=1, keep_best=0))
-    assert made.source.endswith("without its class head (init.checkpoint)")
+    assert "no class head here" in made.source
 
 
 def test_a_label_that_the_model_has_no_class_for_is_refused_at_the_start(config: Config):

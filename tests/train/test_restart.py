@@ -44,14 +44,16 @@ from agent_jax.config import (
     VocabularyConfig,
     presets,
 )
+from agent_jax.convert.grow.fields import EXECUTION, GROWN, TRAINING
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.evaluate import checkpoints as evaluate_checkpoints
+from agent_jax.fields import by_name
 from agent_jax.models.agent import abstract_params
 from agent_jax.policy import Policy
 from agent_jax.runtime.sharding import make_mesh
 from agent_jax.train.loop import train
 from agent_jax.train.optimizer import learning_rate_schedule, make_optimizer
-from agent_jax.train.restart import _EXECUTION_FIELDS, _TRAINING_FIELDS, Start, by_name, config_changes, start
+from agent_jax.train.restart import Start, config_changes, start
 
 
 @pytest.fixture(scope="module")
@@ -299,16 +301,44 @@ def test_acting_parameters_without_an_average_are_the_live_ones(straight: Traine
     assert list(differing(restore_acting_parameters(tmp_path, config), straight.state.params)) == []
 
 
-def test_parameters_of_another_vocabulary_are_not_taken_over(straight: Trained, tmp_path: Path):
-    init = InitConfig(checkpoint=str(straight.workdir))
-    with pytest.raises(ValueError, match=r"config.init.checkpoint=.*its vocabulary \(there\) differs"):
-        start_on_one_device(straight, tmp_path, Vocabulary.build("bytes", ("babyai", "iafm")), init=init)
+def grown_config(straight: Trained, vocabulary: Vocabulary, **init: Any) -> dict[str, Any]:
+    """Changes to the straight run: another vocabulary and more positions, from the straight run's parameters."""
+    model = straight.run.config.with_vocabulary_size(vocabulary.size).model
+    language = dataclasses.replace(model.language, positions=80)
+    init = {"checkpoint": str(straight.workdir), "more_positions": True, **init}
+    return {"model": dataclasses.replace(model, language=language), "init": InitConfig(**init)}
+
+
+def test_parameters_of_another_vocabulary_and_row_length_are_grown_on_the_mesh(straight: Trained, tmp_path: Path):
+    vocabulary = Vocabulary.build("bytes", ("iafm", "babyai"))
+    config = dataclasses.replace(straight.run.config, **grown_config(straight, vocabulary))
+    optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
+    found = start(config, straight.run.mesh, optimizer, vocabulary, straight.run.data.domains,
+                  Checkpoints(tmp_path / "checkpoints", keep_latest=1, keep_best=0))
+    old, new = (tree["language"] for tree in (straight.state.params, found.state.params))
+    there, here = straight.run.data.vocabulary.block_range("babyai"), vocabulary.block_range("babyai")
+    for a, b in ((slice(260), slice(260)), (slice(there.start, there.stop), slice(here.start, here.stop))):
+        np.testing.assert_array_equal(old["token_embedding"][a], new["token_embedding"][b])
+    assert all(leaf.sharding.mesh.size == 8 for leaf in jax.tree.leaves(found.state.params))
+    for part in ("vision", "connector", "mae"):
+        assert list(differing(found.state.params[part], straight.state.params[part])) == []
+    for words in ("config.model.language.positions: 64 there, 80 here", "(init.checkpoint)\n", "269 of 1,582 tokens carried by name"):
+        assert words in found.source
+
+
+@pytest.mark.parametrize(("weights", "words"), [("raw", "20 ("), ("averaged", "20, averaged parameters (")])
+def test_the_averaged_parameters_of_another_run_are_taken_on_request(straight: Trained, tmp_path: Path, weights: str,
+                                                                    words: str):
+    init = InitConfig(checkpoint=str(straight.workdir), weights=weights)  # type: ignore[arg-type]
+    found = start_on_one_device(straight, tmp_path, init=init)
+    expected = straight.state.params if weights == "raw" else straight.state.acting_params
+    assert list(differing(found.state.params, expected)) == []
+    assert found.source.startswith(f"parameters from {straight.workdir / 'checkpoints'}/{words}init.checkpoint)")
 
 
 @pytest.mark.parametrize(("field", "value"), [  # none changes the shape of a parameter
     ("vision.heads", 1), ("vision.activation", "gelu"), ("vision.layer_norm_eps", 1e-6), ("vision.positions", "sincos"),
-    ("vision.temporal_order", "before"), ("language.heads", 1), ("language.activation", "gelu"),
-    ("language.layer_norm_eps", 1e-6), ("mae.heads", 1), ("mae.activation", "gelu"), ("mae.layer_norm_eps", 1e-6),
+    ("language.heads", 1), ("language.activation", "gelu"), ("language.layer_norm_eps", 1e-6),
 ])
 def test_parameters_of_a_model_that_computes_something_else_are_not_taken_over(straight: Trained, tmp_path: Path,
                                                                               field: str, value: Any):
@@ -335,13 +365,12 @@ def test_parameters_may_be_trained_in_another_way_and_the_log_says_how(straight:
 
 def test_every_field_of_the_model_is_compared_when_parameters_are_taken_over(straight: Trained):
     meta = {"config": dataclasses.asdict(straight.run.config)}
-    compared = {name for name in by_name(meta["config"]["model"])
-                if not (_EXECUTION_FIELDS.fullmatch(name) or _TRAINING_FIELDS.fullmatch(name))}
-    assert compared == {
-        *(f"{part}.{field}" for part in ("vision", "language", "mae")
+    allowed = (EXECUTION, TRAINING, GROWN)
+    refused = {name for name in by_name(meta["config"]["model"]) if not any(one.fullmatch(name) for one in allowed)}
+    assert refused == {
+        *(f"{part}.{field}" for part in ("vision", "language")
           for field in ("width", "depth", "heads", "mlp_width", "activation", "layer_norm_eps")),
-        "vision.image_size", "vision.patch_size", "vision.positions", "vision.temporal_attention",
-        "vision.temporal_order", "language.positions"}
+        "vision.patch_size", "vision.positions"}
 
 
 def test_a_missing_init_checkpoint_is_refused_before_anything_is_written(tmp_path_factory: pytest.TempPathFactory,

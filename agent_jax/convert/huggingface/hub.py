@@ -10,6 +10,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DESCRIPTION = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
                "merges.txt", "added_tokens.json")
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+AGENT = ("agent.json", "vocabulary.json", "agent.safetensors", "vision/*", "language/*")  # of convert to-pytorch
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 
 
@@ -35,6 +36,17 @@ def located(path: str | pathlib.Path) -> pathlib.Path:
     return _snapshot(str(path), constants.HF_HUB_CACHE)
 
 
+def located_agent(path: str) -> pathlib.Path:
+    """The local folder of an exported agent (`convert to-pytorch`) that is ORG/NAME on the hub, as `located`.
+
+    Raises:
+        FileNotFoundError: it is not there, or is not an exported agent.
+    """
+    from huggingface_hub import constants
+
+    return _agent_snapshot(path, constants.HF_HUB_CACHE)
+
+
 def cached_folders(name: str, file: str) -> list[pathlib.Path]:
     """The folders of the hub's cache with `file` of the models `name` (ORG/NAME, with `*` as wildcard); no network."""
     if not HUB_NAME.fullmatch(name.replace("*", "x")):
@@ -58,7 +70,27 @@ def _snapshot(name: str, cache: str) -> pathlib.Path:
                 return folder
     except _hub_errors() as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise FileNotFoundError(
+    raise _unavailable(name, cache, reason)
+
+
+@functools.cache
+def _agent_snapshot(name: str, cache: str) -> pathlib.Path:
+    """As `_snapshot`, of an exported agent."""
+    from huggingface_hub import snapshot_download
+
+    reason = ("it has no agent.json, which `convert to-pytorch` writes; CLIP and OPT are named in "
+              "config.init.pretrained.vision and config.init.pretrained.language")
+    try:
+        folder = pathlib.Path(snapshot_download(name, cache_dir=cache, allow_patterns=list(AGENT)))
+        if (folder / "agent.json").is_file():
+            return folder
+    except _hub_errors() as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise _unavailable(name, cache, reason)
+
+
+def _unavailable(name: str, cache: str, reason: str) -> FileNotFoundError:
+    return FileNotFoundError(
         f"{name}: not a local path, not complete in the cache at {cache}, and not available from the hub ({reason}). "
         f"Give the path of a folder; or run `hf download {name}` on a machine with a network and copy its cache here, "
         "or set HF_HOME to that cache; with a network here, unset HF_HUB_OFFLINE")

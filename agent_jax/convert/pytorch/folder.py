@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent_jax.actions import BoundSpec
-from agent_jax.actions.text_tokenizer import EOS, SPECIAL_TOKENS, HuggingFaceTokenizer, TextTokenizer
+from agent_jax.actions.text_tokenizer import EOS, SPECIAL_TOKENS, HuggingFaceTokenizer, TextTokenizer, byte_letters
 from agent_jax.config import Config, LanguageConfig, VisionConfig
 from agent_jax.convert.huggingface.architecture import OPT_EPS
 from agent_jax.data.pipeline.domains import Domain
@@ -68,19 +68,12 @@ def tokenizer_json(tokenizer: TextTokenizer) -> str:
     from tokenizers.models import BPE
 
     # A token for each byte: byte-level BPE without merges. The letters of the 256 bytes are GPT-2's.
-    letters = _byte_letters()
+    letters = byte_letters()
     ids = {token: i for i, token in enumerate(SPECIAL_TOKENS)} | {letters[byte]: 4 + byte for byte in range(256)}
     bytes_only = Tokenizer(BPE(vocab=ids, merges=[]))
     bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bytes_only.decoder = decoders.ByteLevel()
     return bytes_only.to_str(pretty=True)
-
-
-def _byte_letters() -> list[str]:
-    """The letter of each byte in byte-level BPE: itself if printable, else one from U+0100 on (Radford, 2019)."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
 
 
 TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "</s>", "eos_token": "</s>",
