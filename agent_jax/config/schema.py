@@ -231,14 +231,13 @@ class PretrainedConfig:
 class InitConfig:
     """Where parameters come from when the workdir holds no checkpoint."""
 
-    # A workdir, its checkpoints directory, or one step; or a folder of `convert to-pytorch`, or ORG/NAME of one on the
-    # hub. Where its model or vocabulary differs, it is grown (agent_jax/convert/grow).
-    checkpoint: str = ""
+    checkpoint: str = ""  # a workdir or one step in it, a folder of `convert to-pytorch`, or ORG/NAME of one on the hub;
+    # it is grown where its vocabulary or model differs (convert/grow)
     weights: Literal["raw", "averaged"] = "raw"  # of that run: the last parameters, or their average where it keeps one
     fresh: tuple[str, ...] = ()  # regular expressions on paths of parameters that are not taken from it, e.g. "mae/.*"
-    # Rows of new tokens, as "NEW=OLD": each BLOCK/TOKEN, or BLOCK for its tokens of the same name; "BLOCK=BLOCK/TOKEN"
-    # and "BLOCK=text/TOKEN" copy one row to all. Other new rows: the mean of the carried ones + N(0, token_std).
-    copy_tokens: tuple[str, ...] = ()
+    copy_tokens: tuple[str, ...] = ()  # rows of new tokens, as "NEW=OLD": each BLOCK/TOKEN, or BLOCK for its tokens of
+    # the same name; BLOCK=BLOCK/TOKEN and BLOCK=text/TOKEN copy one row to all. Other new rows: the mean of the carried
+    # ones + N(0, config.model.language.token_std)
     more_positions: bool = False  # take it for more config.model.language.positions: the new ones repeat its own
     interpolate_positions: bool = False  # take it for another config.model.vision.image_size: resizes a trained table
     pretrained: PretrainedConfig = PretrainedConfig()

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from exported_agents import KINDS, exported, images
@@ -17,9 +18,10 @@ from small_runs import listing
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.checkpoints.checkpoint import read_meta, restore_parameters
 from agent_jax.checkpoints.fingerprint import flat
-from agent_jax.config import from_config_dict
+from agent_jax.config import InitConfig, from_config_dict
 from agent_jax.convert.__main__ import main
 from agent_jax.convert.from_pytorch import import_folder
+from agent_jax.convert.grow.source import Source, with_source
 from agent_jax.models.agent import abstract_params
 from agent_jax.policy import Policy
 

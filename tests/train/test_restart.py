@@ -322,7 +322,8 @@ def test_parameters_of_another_vocabulary_and_row_length_are_grown_on_the_mesh(s
     assert all(leaf.sharding.mesh.size == 8 for leaf in jax.tree.leaves(found.state.params))
     for part in ("vision", "connector", "mae"):
         assert list(differing(found.state.params[part], straight.state.params[part])) == []
-    for words in ("config.model.language.positions: 64 there, 80 here", "(init.checkpoint)\n", "269 of 1,582 tokens carried by name"):
+    for words in ("config.model.language.positions: 64 there, 80 here", "(init.checkpoint)\n",
+                  "269 of 1,582 tokens carried by name"):
         assert words in found.source
 
 
