@@ -231,8 +231,8 @@ class PretrainedConfig:
 class InitConfig:
     """Where parameters come from when the workdir holds no checkpoint."""
 
-    checkpoint: str = ""  # a workdir or one step in it, a folder of `convert to-pytorch`, or ORG/NAME of one on the hub;
-    # it is grown where its vocabulary or model differs (convert/grow)
+    checkpoint: str = ""  # a workdir or step, a folder of `convert to-pytorch`, or ORG/NAME of one on the hub; it is
+    # grown where its vocabulary or model differs (convert/grow)
     weights: Literal["raw", "averaged"] = "raw"  # of that run: the last parameters, or their average where it keeps one
     fresh: tuple[str, ...] = ()  # regular expressions on paths of parameters that are not taken from it, e.g. "mae/.*"
     copy_tokens: tuple[str, ...] = ()  # rows of new tokens, as "NEW=OLD": each BLOCK/TOKEN, or BLOCK for its tokens of
