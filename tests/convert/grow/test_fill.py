@@ -126,10 +126,8 @@ def test_rows_of_the_tables_are_carried_grown_and_counted():
         "config.model.language.positions", "config.model.classes", "config.model.mae.mask_ratio"}
 
 
-@pytest.mark.parametrize("order", ["after", "before"])
-def test_an_image_encoder_becomes_a_video_encoder_that_encodes_every_frame_as_before(order: str):
-    source = agent(ARM)
-    target = agent(ARM, **{"vision.temporal_attention": True, "vision.temporal_order": order})
+def test_an_image_encoder_becomes_a_video_encoder_that_encodes_every_frame_as_before():
+    source, target = agent(ARM), agent(ARM, **{"vision.temporal_attention": True, "vision.temporal_order": "before"})
     params, made, growth = grown(source, target)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), np.uint8)
     alone, clip = np.arange(3, dtype=np.int32)[None].repeat(2, 0), np.zeros((2, 3), np.int32)
@@ -140,8 +138,6 @@ def test_an_image_encoder_becomes_a_video_encoder_that_encodes_every_frame_as_be
 
     image, video = encoder(source.model), encoder(target.model)
     np.testing.assert_allclose(video(made, pixels, alone), image(params, pixels, alone), atol=1e-5)
-    still = np.broadcast_to(pixels[:, :1], pixels.shape)  # CLS of a clip attends to all frames: these are equal
-    np.testing.assert_allclose(video(made, still, clip), image(params, still, alone), atol=1e-5)
     # In any clip the temporal attention adds zero, whatever it attends to.
     other = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf + 1 if "temporal" in str(path) and "'out'" not in str(path) else leaf, made)
