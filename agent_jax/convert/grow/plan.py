@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import re
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from agent_jax.convert.grow.fields import FieldDifference, check_fields, decoder
 from agent_jax.convert.grow.tokens import TokenRows, match_tokens
 from agent_jax.models.agent import abstract_params
 from agent_jax.models.language import POSITION_OFFSET
+from agent_jax.runtime.path_patterns import compile_patterns
 
 TOKENS, POSITIONS, PATCH_POSITIONS = (
     "language/token_embedding", "language/position_embedding", "vision/position_embedding")
@@ -169,18 +169,8 @@ def keeps_table(source: AgentDescription, target: AgentDescription, tokens: Toke
 def _asked_fresh(target: AgentDescription, patterns: tuple[str, ...]) -> dict[str, str]:
     """The pattern of config.init.fresh by the path that it matches."""
     asked: dict[str, str] = {}
-    for i, pattern in enumerate(patterns):
-        field = f"config.init.fresh[{i}]={pattern!r}"
-        try:
-            matching = re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{field} is not a regular expression: {error}") from error
-        found = [path for path in target.leaves if matching.fullmatch(path)]
-        if not found:
-            parts = sorted({path.split("/")[0] for path in target.leaves})
-            raise ValueError(f"{field} matches no parameter path from end to end; expected one of the parts "
-                             f"{', '.join(parts)} as 'part/.*', or a path such as {next(iter(target.leaves))}")
-        asked |= dict.fromkeys(found, pattern)
+    for pattern in compile_patterns(patterns, list(target.leaves), "config.init.fresh"):
+        asked |= {path: pattern.pattern for path in target.leaves if pattern.fullmatch(path)}
     return asked
 
 
