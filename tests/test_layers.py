@@ -72,7 +72,7 @@ ALLOWED = {
     "websockets": ["agent_jax.client", "agent_jax.serve"],
     "msgpack": ["agent_jax.client"],
     "scipy": ["agent_jax.evaluate"],
-    "sacrebleu": ["agent_jax.evaluate.offline"],
+    "sacrebleu": ["agent_jax.evaluate.recording_sums"],
     "tokenizers": [
         "agent_jax.actions.text_tokenizer",
         "agent_jax.convert.pytorch.folder",

@@ -6,7 +6,8 @@ replay --checkpoint DIR [--data DIR] [--env ENV] [--json PATH]
     replay recorded actions in the simulator, raw and after encode-decode; compare the acting path with the evaluation
     forward on recorded frames. Exit status 1 if they differ
 offline --checkpoint DIR [--data NAME=DIR ...] [--split NAME] [--json PATH]
-    accuracy of choices and of whole actions, errors by name and unit, perplexity and BLEU-4, by domain
+    accuracy of choices and of whole actions, errors by name and unit, precision and recall of buttons, perplexity and
+    BLEU-4, accuracy and macro-F1 of classes, by domain with intervals over recordings
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def _add_closed_loop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", nargs="+", default=[], metavar="NAME",
                         help="tasks or suites; default: those of the run's own evaluation")
     parser.add_argument("--episodes", type=int, default=100, metavar="N", help="of each task")
+    parser.add_argument("--repeats", type=int, default=1, metavar="R",
+                        help="repeat the episodes of each task with the next seeds; reports the standard deviation")
     parser.add_argument("--seed", type=int, default=1_000_000_000, metavar="S",
                         help="of the first episode; the next ones count up. Demonstrations use seeds below the default")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
@@ -93,7 +96,11 @@ def _add_offline(parser: argparse.ArgumentParser) -> None:
                         help="data set of a domain; default: the run's own")
     parser.add_argument("--split", default="", help="default: the run's validation split")
     parser.add_argument("--domain", default="", help="default: every domain")
+    parser.add_argument("--free_running", action="store_true",
+                        help="also decode actions with the policy's own earlier ones as history")
     parser.add_argument("--rows", type=int, default=0, metavar="N", help="at most N of each domain; 0: all")
+    parser.add_argument("--recordings", type=int, default=0, metavar="N",
+                        help="at most N of each domain, drawn with the run's seed; 0: all. The paper: 100 of a game")
 
 
 if __name__ == "__main__":

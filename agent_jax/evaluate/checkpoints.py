@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.checkpoints.restore import ActingCheckpoint, load_to_act, restore_acting_parameters
 from agent_jax.config import Config
@@ -95,18 +97,63 @@ class TrainedRun:
         entry = self.config.data.domains.get(domain.name)
         return name or (entry.validation_split if entry else "test")
 
-    def rows(self, domain: Domain, store: Store, split: str) -> PackedRows:
+    def training_split(self, domain: Domain) -> str:
+        """The split that the domain was trained on."""
+        entry = self.config.data.domains.get(domain.name)
+        return entry.train_split if entry else "train"
+
+    def check_held_out(self, domain: Domain, store: Store, split: str) -> None:
+        """Check that no recording of a split is in the training split of the store or of the run's own data.
+
+        The training split itself may be evaluated. Recordings are equal if their `recording_id` is, or without that
+        field their first records are.
+
+        Raises:
+            ValueError: an unknown split, or a recording that is in both.
+        """
+        training, entry = self.training_split(domain), self.config.data.domains.get(domain.name)
+        own = Path(entry.path).expanduser() if entry and entry.path else store.directory
+        evaluated = _windows(domain, store, split).index.recording_N
+        for trained_on in [store, *([open_store(own)] if own.is_dir() and own != store.directory else [])]:
+            same = trained_on.directory == store.directory
+            if not trained_on.splits.get(training) or (same and split == training):
+                continue
+            shared = np.isin(evaluated, _windows(domain, trained_on, training).index.recording_N)
+            if shared.any():
+                raise ValueError(
+                    f"{store.directory}, split {split!r}: {len(np.unique(evaluated[shared]))} of its "
+                    f"{len(np.unique(evaluated))} recordings are also in the training split {training!r} of "
+                    f"{trained_on.directory}, the first as record {int(np.argmax(shared))} of {split!r}; expected "
+                    "none. Evaluate a split of other recordings, or prepare the data again, which divides recordings "
+                    "among splits")
+
+    def rows(self, domain: Domain, store: Store, split: str, recordings: int = 0) -> PackedRows:
         """The rows of a split, laid out as in validation: every step once, all visual tokens.
+
+        Args:
+            domain: of the checkpoint.
+            store: its data.
+            split: of the store.
+            recordings: maximum number of recordings, drawn with the run's seed; 0: all.
 
         Raises:
             ValueError: an unknown split, or data that do not fit the domain.
         """
         model = self.config.model
-        store.split(split)  # raises the error of an unknown split
-        windows = Windows(dataclasses.replace(domain, sampling="consecutive"), store, split)
+        windows = _windows(domain, store, split)
+        every = np.unique(windows.recordings)
+        if 0 < recordings < len(every):
+            chosen = np.random.default_rng(self.config.seed).choice(every, recordings, replace=False)
+            windows = windows.subset(np.isin(windows.recordings, chosen))
         frames = self.config.data.frames_per_row or domain.images
         size = row_size([domain], 1 + model.vision.patches, max(frames, domain.images), model.language.positions)
         return PackedRows([windows], size, 1 + model.vision.patches, model.vision.patches, self.config.seed, fit=True)
+
+
+def _windows(domain: Domain, store: Store, split: str) -> Windows:
+    """The windows of a split, one after another."""
+    store.split(split)  # raises the error of an unknown split
+    return Windows(dataclasses.replace(domain, sampling="consecutive"), store, split)
 
 
 def data_paths(values: Sequence[str], domains: Mapping[str, Domain]) -> dict[str, str]:

@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from agent_jax.actions.codec import BoundSpec
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.data.pipeline.domains import Domain
@@ -17,10 +19,11 @@ from agent_jax.envs.workers.simulator_pool import EXPERT
 from agent_jax.envs.workers.simulators import Simulators
 from agent_jax.evaluate.outcomes import RolloutRecording, TaskResult
 from agent_jax.evaluate.rollouts import CONCURRENT, ActingPolicy, ObservationKeys, run_baseline, run_policy
-from agent_jax.evaluate.statistics import chain_summary, success_summary
+from agent_jax.evaluate.statistics import chain_summary, mean_over_tasks, repeats_summary, success_summary
 from agent_jax.text_table import ruled
 
-# Task -> policy -> success, episodes, ci95, mean_steps, lost; for chains also chain; if requested also per_episode.
+# Task -> policy -> success, episodes, ci95, mean_steps, lost; for chains also chain; if requested also per_episode, and
+# repeats and their std.
 Report = dict[str, dict[str, dict[str, Any]]]
 
 TRACED = 100  # episodes of a task and policy whose actions are reported, failures first: some MB of JSON at most
@@ -29,7 +32,7 @@ TRACED = 100  # episodes of a task and policy whose actions are reported, failur
 def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], *, domain: Domain | None = None,
                 image_size: int = 0, record: int = 1, watch: Callable[[RolloutRecording], None] | None = None,
                 baselines: bool = True, per_episode: bool = False, traced: int = 0, concurrent: int = CONCURRENT,
-                log: Callable[[str], None] = print) -> Report:
+                repeats: int = 1, log: Callable[[str], None] = print) -> Report:
     """Evaluate policies, the environment's random baselines and its expert ("bot") on every task of the config.
 
     Args:
@@ -43,11 +46,12 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], 
         per_episode: whether the report has seed, success, steps and instruction of each episode.
         traced: number of these episodes reported with actions and probabilities, failures first.
         concurrent: episodes at a time; at most the number of processes if a process can have only one environment.
+        repeats: how many times each task has its number of episodes, each time with the next seeds.
         log: called with a line after each policy, and with the table at the end.
 
     Raises:
-        ValueError: an unknown environment or task, a task without episodes, `concurrent` below 1, a policy named like
-            a baseline, or a domain that does not fit the environment.
+        ValueError: an unknown environment or task, a task without episodes, `concurrent` or `repeats` below 1, a policy
+            named like a baseline, or a domain that does not fit the environment.
         RuntimeError: the simulators cannot be started, or every episode of a task was lost.
     """
     module = load(config.environment)
@@ -57,6 +61,8 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], 
     for task, episodes in config.episodes.items():
         if episodes < 1:
             raise ValueError(f"task {task!r}: found {episodes} episodes to evaluate, expected at least 1")
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: expected at least 1")
     concurrent = at_a_time(module, concurrent, config.processes)
     keys = ObservationKeys()
     if domain is not None:
@@ -66,7 +72,7 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], 
     with Simulators(config.environment, image_size, processes=config.processes, keys=keys.all) as simulators:
         for task, episodes in config.episodes.items():
             report[task] = {}
-            seeds = range(config.seed, config.seed + episodes)
+            seeds = range(config.seed, config.seed + episodes * repeats)
             for name in (*policies, *(names if baselines else ())):
                 if name in policies:
                     result = run_policy(policies[name], simulators, task, seeds, keys=keys, name=name,
@@ -75,6 +81,8 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], 
                 else:
                     result = run_baseline(simulators, task, seeds, name, config.seed)
                 report[task][name] = _summary(result, name)
+                if repeats > 1:
+                    report[task][name] |= _repeats(result, config.seed, episodes)
                 if per_episode:
                     report[task][name]["per_episode"] = _per_episode(result, traced)
                 if watch is not None:
@@ -145,6 +153,19 @@ def _summary(result: TaskResult, name: str) -> dict[str, Any]:
             "lost": [dataclasses.asdict(lost) for lost in result.lost]}
 
 
+def _repeats(result: TaskResult, first_seed: int, episodes: int) -> dict[str, Any]:
+    """Success of each repeat of `episodes` consecutive seeds, without repeats of which every episode was lost."""
+    repeat = (np.asarray(result.seeds) - first_seed) // episodes
+    return repeats_summary(np.asarray([result.success[repeat == number].mean() for number in np.unique(repeat)]))
+
+
+def means(report: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """`mean_over_tasks` of each policy that acted in every task."""
+    tasks = list(report.values())
+    return {name: mean_over_tasks([of_task[name] for of_task in tasks])
+            for name in (tasks[0] if tasks else ()) if all(name in of_task for of_task in tasks)}
+
+
 def without_episodes(report: Report) -> Report:
     """The report without its lists of episodes, which are too long for a log."""
     return {task: {name: {key: value for key, value in summary.items() if key != "per_episode"}
@@ -167,7 +188,10 @@ def _line(result: TaskResult, name: str, summary: Mapping[str, Any]) -> str:
 
 
 def format_table(report: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """The report as aligned text, a line for each task and policy; chains of instructions have a second table."""
+    """The report as aligned text, a line for each task and policy, and for the mean of several tasks.
+
+    Chains of instructions have a second table.
+    """
     rows = [("task", "policy", "success", "95% interval", "episodes", "steps")]
     chains: list[tuple[str, ...]] = []
     for task, policies in report.items():
@@ -179,6 +203,11 @@ def format_table(report: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
             if "chain" in summary:
                 shares = [f"{share['success']:.1%}" for share in summary["chain"]["in_a_row"]]
                 chains.append((task if first else "", name, *shares, f"{summary['chain']['mean_length']:.2f}"))
+    for name, mean in means(report).items() if len(report) > 1 else ():
+        repeats = mean.get("repeats", ())
+        spread = f"std {mean['std']:.1%} of {len(repeats)} repeats" if len(repeats) > 1 else ""
+        first = name == next(iter(means(report)))
+        rows.append((f"mean of {mean['tasks']} tasks" if first else "", name, f"{mean['success']:.1%}", spread, "", ""))
     tables = [ruled(rows, words=2)]
     if chains:
         head = ("in a row", "policy", *map(str, range(1, len(chains[0]) - 2)), "mean length")

@@ -20,7 +20,7 @@ from agent_jax.envs.custom import same_environment, try_out
 from agent_jax.envs.workers.simulators import Simulators
 from agent_jax.evaluate.action_accuracy import format_errors
 from agent_jax.evaluate.checkpoints import TrainedRun, data_paths
-from agent_jax.evaluate.closed_loop import TRACED, at_a_time, baseline_names, check_domain, closed_loop
+from agent_jax.evaluate.closed_loop import TRACED, at_a_time, baseline_names, check_domain, closed_loop, means
 from agent_jax.evaluate.in_training import simulator_image_size
 from agent_jax.evaluate.offline import evaluate_offline, format_scores
 from agent_jax.evaluate.outcomes import RolloutRecording
@@ -51,18 +51,19 @@ def closed_loop_command(options: argparse.Namespace) -> int:
     name = "greedy" if options.temperature == 0 else f"sampled-{options.temperature:g}"
     config = ClosedLoopConfig(environment=options.env, episodes={task: int(options.episodes) for task in tasks},
                               seed=options.seed, processes=options.processes)
+    last = options.seed + options.episodes * options.repeats - 1
     _log(f"checkpoint: {trained.directory}, step {trained.step}; domain {policy.domain.name!r}\n"
          f"simulator: {module.version()}, {options.processes} process(es)\n"
-         f"seeds: {options.seed} to {options.seed + options.episodes - 1} for each of {len(tasks)} task(s), "
+         f"seeds: {options.seed} to {last} for each of {len(tasks)} task(s), "
          f"{', '.join((name, *(baseline_names(module) if options.baselines else ())))}")
     report = closed_loop(config, {name: policy}, domain=policy.domain, image_size=image_size, record=options.videos,
                          watch=videos.write if videos else None, baselines=options.baselines, per_episode=True,
-                         traced=TRACED, concurrent=options.concurrent, log=_log)
+                         traced=TRACED, concurrent=options.concurrent, repeats=options.repeats, log=_log)
     _write(options, trained, {
         "environment": options.env, "simulator": module.version(), "domain": policy.domain.name,
         "seed": options.seed, "temperature": options.temperature, "history": options.history,
         "concurrent": at_a_time(module, options.concurrent, options.processes),
-        "seconds": round(time.perf_counter() - begun, 1), "tasks": report})
+        "seconds": round(time.perf_counter() - begun, 1), "tasks": report, "mean_of_tasks": means(report)})
     if videos and videos.error:
         raise videos.error
     return 0
@@ -73,9 +74,11 @@ def offline_command(options: argparse.Namespace) -> int:
     trained = TrainedRun.load(options.checkpoint)
     paths = data_paths(options.data, trained.domains)
     domains = [trained.domain(options.domain)] if options.domain else list(trained.domains.values())
-    params = trained.params()
-    scores = [evaluate_offline(trained, params, domain, data=paths.get(domain.name, ""), split=options.split,
-                               rows_limit=options.rows) for domain in domains]
+    params, scores = trained.params(), []
+    for domain in domains:
+        policy = trained.policy(domain.name) if options.free_running and domain.spec else None
+        scores.append(evaluate_offline(trained, params, domain, data=paths.get(domain.name, ""), split=options.split,
+                                       rows_limit=options.rows, recordings_limit=options.recordings, policy=policy))
     _log(format_scores(scores))
     if any(one.action and one.bleu4 is None for one in scores):
         _log(f"BLEU-4 needs sacrebleu, which is not installed: {install('evaluate')}")

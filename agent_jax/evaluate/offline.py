@@ -1,26 +1,26 @@
 """Metrics of an agent on recorded data, by domain, without a simulator.
 
     action accuracy   share of choices whose best legal id is the recorded one; ids forced by the automaton, such as
-    most
-                      delimiters, are not counted (action_accuracy.py)
+                      most delimiters, are not counted (action_accuracy.py)
     exact             share of actions with all choices correct
-    error             of each binned number, between the decoded values of the best and the recorded id
+    error             of each binned number and camera axis, between the decoded values of the best and the recorded id
+    buttons           precision and recall of each button over the choices
     language accuracy share of targets whose best id in the whole vocabulary is the recorded one
     perplexity        exp of the mean negative log-likelihood of a target; of actions with delimiters
     BLEU-4            of the best ids of a window's actions in the whole vocabulary, with delimiters, against the
                       recorded ones (Papineni et al. 2002, by sacrebleu, over the split); as in the paper's tables
-    class accuracy    of labelled clips, next to that of always predicting the training split's most frequent class
+    classes           accuracy, macro-F1 and confusion of labelled clips, next to always predicting the most frequent
+                      class of the training split
 
-All are teacher-forced: the ids before each target are the recorded ones.
+All are teacher-forced: the ids before each target are the recorded ones. Intervals are over recordings
+(recording_sums.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,15 +32,20 @@ from agent_jax.batch import Batch
 from agent_jax.config import ModelConfig
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.loader import PackedRows, validation_batches
-from agent_jax.evaluate.action_accuracy import ActionAccuracy, ActionScores, format_errors
+from agent_jax.data.pipeline.windows import Windows
+from agent_jax.evaluate.action_accuracy import ActionAccuracy, ActionScores, ButtonScore, format_errors
 from agent_jax.evaluate.checkpoints import TrainedRun
+from agent_jax.evaluate.free_running import FreeRunningScores, free_running
+from agent_jax.evaluate.recording_sums import Interval, RecordingSums, class_metrics, format_intervals
 from agent_jax.models.agent import Agent, Params
 from agent_jax.models.choice_table import ChoiceTable
 from agent_jax.models.losses import token_nll
+from agent_jax.policy import Policy
 from agent_jax.runtime.compiler_options import compiler_options
 from agent_jax.text_table import ruled
 
 BATCH_SIZE = 16  # rows
+_PRINTED_CLASSES = 20  # of a confusion matrix; larger ones are in the JSON only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +64,9 @@ class ClassScores:
     count: int
     accuracy: float
     majority_accuracy: float  # of always predicting the most frequent class of the training split
+    macro_f1: float
+    majority_macro_f1: float
+    confusion: tuple[tuple[int, ...], ...]  # clips by class (rows) and predicted class (columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +81,9 @@ class DomainScores:
     language: TokenScores | None
     classes: ClassScores | None
     choices: ActionAccuracy | None = None
+    free_running: FreeRunningScores | None = None
+    recordings: int = 0
+    intervals: Mapping[str, Interval] = dataclasses.field(default_factory=dict)  # 95%, by metric; {} of one recording
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +97,7 @@ class ForwardOutput:
 
 
 def evaluate_offline(trained: TrainedRun, params: Params, domain: Domain, *, data: str = "", split: str = "",
-                     rows_limit: int = 0) -> DomainScores:
+                     rows_limit: int = 0, recordings_limit: int = 0, policy: Policy | None = None) -> DomainScores:
     """Score a domain of a checkpoint on a split of its data.
 
     Args:
@@ -96,24 +107,39 @@ def evaluate_offline(trained: TrainedRun, params: Params, domain: Domain, *, dat
         data: directory of the data set; "": the run's own.
         split: of the data set; "": the run's validation split.
         rows_limit: maximum number of rows, drawn with the run's seed; 0: all.
+        recordings_limit: maximum number of recordings, drawn with the run's seed; 0: all.
+        policy: of the checkpoint in this domain, greedy; its actions are scored as well (free_running.py), in at most
+            `rows_limit` windows, spread evenly. None: they are not.
 
     Raises:
-        FileNotFoundError, ValueError: no data set there, or one that does not fit the domain.
+        FileNotFoundError, ValueError: no data set there, or one that does not fit the domain, or a recording of the
+            split is in the training split as well.
     """
     store, split = trained.open_store(domain, data), trained.split(domain, split)
-    rows = trained.rows(domain, store, split)
-    sums = _ScoreSums(domain.spec)
+    trained.check_held_out(domain, store, split)
+    rows = trained.rows(domain, store, split, recordings_limit).unweighted()  # as `validation_batches` does
+    (windows,) = rows.windows
+    sums = _ScoreSums(domain.spec, windows)
     choices = ChoiceTable.of({domain.index: domain.spec})
+    first = 0
     for batch, output in forwards(trained.config.model, params, rows, rows_limit, choices):
-        sums.add(batch, output)
+        count = min(batch.rows, len(rows.plan(0)) - first)  # the others are padding
+        sums.add(batch, output, [[window for _, window in rows.windows_of(0, first + row)] for row in range(count)])
+        first += count
     classes = None
     if domain.layout == "label":
-        entry = trained.config.data.domains.get(domain.name)
-        training = entry.train_split if entry else "train"
+        training = trained.training_split(domain)
         labels = trained.rows(domain, store, training if training in store.splits else split).windows[0].labels
-        classes = sums.classes(np.asarray(labels))
-    return DomainScores(domain.name, split, sums.windows, sums.tokens("action"), sums.bleu4(), sums.tokens("language"),
-                  classes, sums.choices())
+        classes = sums.classes(np.asarray(labels), trained.config.model.classes)
+    acted = None
+    if policy is not None:
+        most = min(rows_limit or len(windows), len(windows))
+        numbers = np.unique(np.linspace(0, len(windows) - 1, most).round().astype(int)).tolist()
+        acted = free_running(policy, windows, store.split(split), numbers)
+    metrics = sums.by_recording.metrics()
+    return DomainScores(domain.name, split, sums.windows, sums.tokens("action"), metrics.get("bleu4"),
+                        sums.tokens("language"), classes, sums.choices(), acted, sums.by_recording.recordings,
+                        sums.by_recording.intervals())
 
 
 def forwards(model: ModelConfig, params: Params, rows: PackedRows, rows_limit: int = 0,
@@ -149,37 +175,34 @@ def _first_rows(tree: Any, count: int) -> Any:
 class _ScoreSums:
     """Sums over the batches of a domain."""
 
-    def __init__(self, spec: BoundSpec | None) -> None:
+    def __init__(self, spec: BoundSpec | None, windows: Windows) -> None:
         self._spec, self._actions = spec, ActionScores(spec) if spec else None
-        self._sums = {kind: np.zeros(4) for kind in ("action", "language")}  # nll, correct, weight, targets
-        self._predicted: list[str] = []  # ids of each window's actions
-        self._recorded: list[str] = []
-        self._class_correct: list[np.ndarray] = []
-        self._labels: list[np.ndarray] = []
+        self._recording_W = windows.recordings.tolist()
+        self.by_recording = RecordingSums()
         self.windows = 0
 
-    def add(self, batch: Batch, output: ForwardOutput) -> None:
-        """Count a batch."""
-        best_BT, target_BT = output.best_BT, np.asarray(batch.target_BT)
+    def add(self, batch: Batch, output: ForwardOutput, windows: Sequence[Sequence[int]]) -> None:
+        """Count a batch; `windows` has the window of each segment of each row that is not padding."""
         segment_BT = np.take_along_axis(np.asarray(batch.segment_BS), np.asarray(batch.slot_BT), axis=1)
-        for kind, sums in self._sums.items():
-            weight_BT = np.asarray(getattr(batch, f"{kind}_weight_BT"), np.float64)
-            correct_BT = best_BT == target_BT
-            sums += [(output.nll_BT * weight_BT).sum(), (correct_BT * weight_BT).sum(), weight_BT.sum(),
-                     (weight_BT > 0).sum()]
-        for row, weight_T in enumerate(np.asarray(batch.action_weight_BT)):
-            self.windows += int(np.max(np.asarray(batch.segment_BS)[row]))
-            for segment in np.unique(segment_BT[row][weight_T > 0]).tolist():
-                positions = np.flatnonzero((weight_T > 0) & (segment_BT[row] == segment))
-                self._predicted.append(_words(best_BT[row][positions]))
-                self._recorded.append(_words(target_BT[row][positions]))
-                self._add_actions(target_BT[row][positions], output.chosen_BT[row][positions], weight_T[positions])
-        if output.class_B is not None:
-            label_B = np.asarray(batch.label_B)
-            self._class_correct.append((output.class_B == label_B)[label_B >= 0])
-            self._labels.append(label_B[label_B >= 0])
+        for row, of_row in enumerate(windows):
+            self.windows += len(of_row)
+            for segment, window in enumerate(of_row, 1):
+                self._add_window(batch, output, row, segment_BT[row] == segment, self._recording_W[window])
 
-    def _add_actions(self, ids: np.ndarray, chosen: np.ndarray, weight: np.ndarray) -> None:
+    def _add_window(self, batch: Batch, output: ForwardOutput, row: int, here_T: np.ndarray, recording: int) -> None:
+        best_T, target_T = output.best_BT[row], np.asarray(batch.target_BT)[row]
+        for kind in ("action", "language"):
+            weight_T = np.asarray(getattr(batch, f"{kind}_weight_BT")[row], np.float64) * here_T
+            if weight_T.any():
+                self.by_recording.add_targets(recording, kind, output.nll_BT[row], best_T == target_T, weight_T)
+        weight_T = np.asarray(batch.action_weight_BT)[row] * here_T
+        if len(places := np.flatnonzero(weight_T)):
+            self.by_recording.add_texts(recording, best_T[places], target_T[places])
+            self._add_actions(target_T[places], output.chosen_BT[row][places], weight_T[places], recording)
+        if output.class_B is not None and (label := int(batch.label_B[row])) >= 0:
+            self.by_recording.add_clip(recording, label, int(output.class_B[row]))
+
+    def _add_actions(self, ids: np.ndarray, chosen: np.ndarray, weight: np.ndarray, recording: int) -> None:
         """Count the actions of a window, given as concatenated ids."""
         if self._actions is None or self._spec is None:
             return
@@ -187,45 +210,38 @@ class _ScoreSums:
         firsts = np.flatnonzero(np.asarray(automaton.states(ids)) == automaton.start)
         for first, stop in zip(firsts, [*firsts[1:], len(ids)], strict=True):
             choice = self._spec.choices(ids[first:stop]) >= 0
-            self._actions.add(ids[first:stop], chosen[first:stop][choice], float(weight[first]))
+            best_C, of_action = chosen[first:stop][choice], float(weight[first])
+            self._actions.add(ids[first:stop], best_C, of_action)
+            self.by_recording.add_action(recording, best_C == ids[first:stop][choice], of_action)
 
     def tokens(self, kind: str) -> TokenScores | None:
         """Metrics of the targets of a kind; the accuracy of actions is that of their choices."""
-        nll, correct, weight, count = self._sums[kind]
-        if not weight:
+        total = self.by_recording.total(kind)
+        if total is None:
             return None
-        choices = self.choices() if kind == "action" else None
-        return TokenScores(int(count), choices.accuracy if choices else correct / weight, math.exp(nll / weight))
+        metrics, choices = self.by_recording.metrics(), self.choices() if kind == "action" else None
+        accuracy = choices.accuracy if choices else metrics[f"{kind}_accuracy"]
+        return TokenScores(int(total[-1]), accuracy, metrics[f"{kind}_perplexity"])
 
     def choices(self) -> ActionAccuracy | None:
         """Accuracy of the actions."""
         return self._actions.result() if self._actions else None
 
-    def bleu4(self) -> float | None:
-        """BLEU-4 of the actions."""
-        if not self._predicted or importlib.util.find_spec("sacrebleu") is None:
+    def classes(self, training_labels: np.ndarray, count: int) -> ClassScores | None:
+        """Metrics of the labelled clips, of `count` classes."""
+        confusion_YY = self.by_recording.confusion(count)
+        if not confusion_YY.any():
             return None
-        from sacrebleu.metrics.bleu import BLEU
-
-        # The texts are tokenized. Short windows have no four words in a row; sacrebleu's smoothing (exp) handles them.
-        return float(BLEU(tokenize="none", force=True).corpus_score(self._predicted, [self._recorded]).score)
-
-    def classes(self, training_labels: np.ndarray) -> ClassScores | None:
-        """Metrics of the labelled rows."""
-        if not self._class_correct:
-            return None
-        correct, labels = np.concatenate(self._class_correct), np.concatenate(self._labels)
+        count = len(confusion_YY)
+        metrics, recorded_Y = self.by_recording.metrics(), confusion_YY.sum(axis=1)
         majority = int(np.argmax(np.bincount(training_labels[training_labels >= 0])))
-        return ClassScores(len(correct), float(correct.mean()), float((labels == majority).mean()))
-
-
-def _words(ids: np.ndarray) -> str:
-    """Ids as words for BLEU, since the text of a token may contain a space."""
-    return " ".join(map(str, ids.tolist()))
+        baseline = class_metrics(np.arange(count), np.full(count, majority), recorded_Y)
+        return ClassScores(int(recorded_Y.sum()), metrics["class_accuracy"], baseline["class_accuracy"],
+                           metrics["macro_f1"], baseline["macro_f1"], tuple(map(tuple, confusion_YY.tolist())))
 
 
 def format_scores(scores: Sequence[DomainScores]) -> str:
-    """The scores as aligned text, a line a domain; `-` for metrics without targets."""
+    """The scores as aligned text, a line a domain; `-` for metrics without targets. Then intervals and details."""
     rows = [("domain", "split", "windows", "action accuracy", "exact", "perplexity", "BLEU-4", "language accuracy",
              "perplexity", "class accuracy", "majority")]
     for one in scores:
@@ -239,4 +255,44 @@ def format_scores(scores: Sequence[DomainScores]) -> str:
             f"{classes.accuracy:.2%}" if classes else "-", f"{classes.majority_accuracy:.2%}" if classes else "-"))
     errors = [f"{one.domain}: mean absolute error {format_errors(one.choices.errors)}" for one in scores
               if one.choices and one.choices.errors]
-    return "\n".join([ruled(rows, words=2), *errors])
+    parts = ["\n".join([ruled(rows, words=2), *errors])]
+    if intervals := format_intervals({one.domain: (one.intervals, one.recordings) for one in scores}):
+        parts.append(ruled([("domain", "metric", "95% interval", "recordings"), *intervals], words=2))
+    for one in scores:
+        if one.choices and one.choices.buttons:
+            parts.append(_format_buttons(one.domain, one.choices.buttons))
+        if one.free_running:
+            parts += _format_free_running(one.domain, one.free_running)
+        if one.classes:
+            parts.append(_format_classes(one.domain, one.classes))
+    return "\n\n".join(parts)
+
+
+def _format_free_running(domain: str, scores: FreeRunningScores) -> list[str]:
+    domain = f"{domain}, free-running"
+    line = (f"{domain}: {scores.exact:.2%} of {scores.actions:,} actions exact, BLEU-4 "
+            f"{'-' if scores.bleu4 is None else f'{scores.bleu4:.1f}'}")
+    if scores.errors:
+        line += f", mean absolute error {format_errors(scores.errors)}"
+    intervals = format_intervals({domain: (scores.intervals, 0)})
+    line += "".join(f"; 95% interval of {name} {interval}" for _, name, interval, _ in intervals)
+    return [line, *([_format_buttons(domain, scores.buttons)] if scores.buttons else [])]
+
+
+def _format_buttons(domain: str, buttons: Sequence[ButtonScore]) -> str:
+    rows = [(f"{domain}: button", "precision", "recall", "predicted", "recorded")]
+    for one in buttons:
+        shares = ("-" if share is None else f"{share:.2%}" for share in (one.precision, one.recall))
+        rows.append((one.name, *shares, f"{one.predicted:,}", f"{one.recorded:,}"))
+    return ruled(rows, words=1)
+
+
+def _format_classes(domain: str, classes: ClassScores) -> str:
+    line = (f"{domain}: accuracy {classes.accuracy:.2%} (majority class {classes.majority_accuracy:.2%}), macro-F1 "
+            f"{classes.macro_f1:.3f} (majority class {classes.majority_macro_f1:.3f}), {classes.count:,} clips")
+    count = len(classes.confusion)
+    if count > _PRINTED_CLASSES:
+        return f"{line}; the confusion matrix of {count} classes is in the JSON"
+    rows = [("class / predicted", *map(str, range(count)))]
+    rows += [(str(label), *(f"{clips:,}" for clips in of_class)) for label, of_class in enumerate(classes.confusion)]
+    return f"{line}\n{ruled(rows, words=1)}"

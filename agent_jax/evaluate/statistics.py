@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,20 @@ def success_summary(successes: np.ndarray) -> dict[str, Any]:
         "episodes": int(successes.size),
         "ci95": [float(interval.low), float(interval.high)],
     }
+
+
+def repeats_summary(rates: np.ndarray) -> dict[str, Any]:
+    """{"repeats": success rates, "std": their sample standard deviation (0 of one)}, as the paper repeats episodes."""
+    return {"repeats": [float(rate) for rate in rates], "std": float(np.std(rates, ddof=1)) if len(rates) > 1 else 0.0}
+
+
+def mean_over_tasks(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean success of several tasks, each with the same weight, and of their repeats if they have equally many."""
+    mean: dict[str, Any] = {"success": float(np.mean([one["success"] for one in summaries])), "tasks": len(summaries)}
+    repeats = [one["repeats"] for one in summaries if "repeats" in one]
+    if len(repeats) == len(summaries) and len(set(map(len, repeats))) == 1:
+        mean |= repeats_summary(np.mean(repeats, axis=0))
+    return mean
 
 
 def chain_summary(completed: np.ndarray, instructions: int) -> dict[str, Any]:

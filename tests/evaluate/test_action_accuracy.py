@@ -8,10 +8,17 @@ import pytest
 
 from agent_jax.actions import BABYAI, LANGUAGE_TABLE, MINECRAFT, ActionSpec, BoundSpec
 from agent_jax.actions.arms import arm_spec
-from agent_jax.actions.vocabulary import Block, ByteTokenizer, Vocabulary
+from agent_jax.actions.vocabulary import MINECRAFT_BUTTONS, Block, ByteTokenizer, Vocabulary
 from agent_jax.batch import Batch, RowSize
 from agent_jax.data.pipeline.layout import Step, Window, lay_out, stack
-from agent_jax.evaluate.action_accuracy import ActionScores, BinError, best_legal, format_errors
+from agent_jax.evaluate.action_accuracy import (
+    ActionScores,
+    BinError,
+    ButtonScore,
+    DecodedScores,
+    best_legal,
+    format_errors,
+)
 from agent_jax.models.agent import AgentOutput
 from agent_jax.models.choice_table import ChoiceTable, choice_weight
 from agent_jax.models.losses import loss_sums, loss_weights
@@ -61,6 +68,57 @@ def test_a_terminal_action_has_no_error_and_weights_count() -> None:
     assert found is not None
     assert (found.choices, found.accuracy, found.actions, found.exact) == (3, 4 / 7, 2, 1 / 4)
     assert [(one.name, one.count) for one in found.errors] == [("dy", 1)]
+
+
+def test_buttons_have_precision_and_recall_over_the_choices() -> None:
+    scores, names = ActionScores(GAME), MINECRAFT_BUTTONS
+    esc, back, drop = (VOCABULARY.id("iafm", name) for name in names[:3])
+    end = GAME.encode({"buttons": [False] * 23, "camera": [0, 0]})[-1]
+    ids = GAME.encode({"buttons": [True, True, *[False] * 21], "camera": [0, 0]})  # start, ESC, back, end
+    scores.add(ids, np.asarray([esc, drop, end]))
+    scores.add(ids, np.asarray([back, back, end]), weight=2.0)
+    found = scores.result()
+    assert found is not None
+    assert found.buttons == (
+        ButtonScore("ESC", 1.0, 1 / 3, 1, 2), ButtonScore("back", 0.5, 2 / 3, 2, 2),
+        ButtonScore("drop", 0.0, None, 1, 0))
+
+
+def test_the_camera_has_an_error_in_degrees_for_each_axis() -> None:
+    def action(*, buttons: int = 0, camera: tuple[float, float]) -> np.ndarray:
+        return GAME.encode({"buttons": [i < buttons for i in range(23)], "camera": camera})
+
+    scores, turned, still = ActionScores(GAME), action(camera=(10, -20)), action(camera=(0, 0))
+    near = action(camera=(12, -20))
+    scores.add(turned, np.asarray([near[1], near[2], still[-1]])[: int((GAME.choices(turned) >= 0).sum())])
+    scores.add(still, near[1:2])  # a turn by 12.5 degrees where there is none
+    scores.add(turned, np.asarray([still[-1], turned[2]]))  # the end of the action in place of the turn
+    scores.add(turned, np.asarray([action(buttons=1, camera=(0, 0))[1], turned[2]]))  # a button: no error of the pitch
+    found = scores.result()
+    assert found is not None
+    pitch, yaw = found.errors
+    assert (pitch.name, pitch.unit, pitch.count) == ("pitch", "deg", 3)
+    assert pitch.mean_absolute_error == pytest.approx((2 + 12.5 + 10.5) / 3)
+    assert yaw == BinError("yaw", "deg", 0.0, 3)
+
+
+def test_decoded_actions_are_compared_as_a_whole() -> None:
+    def action(*down: int, camera: tuple[float, float] = (0, 0)) -> np.ndarray:
+        return GAME.encode({"buttons": [i in down for i in range(23)], "camera": camera})
+
+    scores = DecodedScores(GAME)
+    scores.add(action(0, 1, camera=(3, 0)), action(1, 2), weight=1.0)
+    scores.add(action(1), action(1, camera=(0, -4)), weight=3.0)
+    names = MINECRAFT_BUTTONS
+    assert scores.buttons() == (ButtonScore(names[0], 0.0, None, 1, 0), ButtonScore(names[1], 1.0, 1.0, 2, 2),
+                                ButtonScore(names[2], None, 0.0, 0, 1))
+    assert scores.errors() == (BinError("pitch", "deg", 3.5 / 4, 2), BinError("yaw", "deg", 3 * 4.5 / 4, 2))
+    arm = DecodedScores(TABLE)
+    arm.add(TABLE.encode({"action": [0.01, 0.0]}), TABLE.encode({"action": [-0.01, 0.0]}), 1.0)
+    arm.add(TABLE.terminal_ids(), TABLE.encode({"action": [-0.01, 0.0]}), 1.0)  # no number, so no error
+    assert [(one.name, one.count) for one in arm.errors()] == [("dx", 1), ("dy", 1)]
+    assert arm.errors()[0].mean_absolute_error == pytest.approx(0.021, abs=1e-6)  # seven bins
+    assert not arm.buttons()
 
 
 def test_training_and_acting_use_the_same_choices_and_best_legal_ids() -> None:

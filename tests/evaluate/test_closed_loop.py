@@ -9,7 +9,7 @@ from data_stores import CAMERAS, babyai_domain, language_table_domain
 
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.envs import Action, load
-from agent_jax.evaluate.closed_loop import check_domain, closed_loop, format_table, without_episodes
+from agent_jax.evaluate.closed_loop import check_domain, closed_loop, format_table, means, without_episodes
 from agent_jax.evaluate.outcomes import RolloutRecording
 
 pytest.importorskip("minigrid")
@@ -71,6 +71,30 @@ def test_actions_are_reported_for_failures_first_and_up_to_the_limit() -> None:
         assert episodes[i]["actions"] == [{"action": 6 if i % 2 else 2}] * episodes[i]["steps"]
         assert "probabilities" not in episodes[i]  # the policy has none
     assert without_episodes(report) == closed_loop(config, {"greedy": Idle()}, baselines=False, log=lambda line: None)
+
+
+def test_episodes_are_repeated_with_the_next_seeds_and_tasks_have_a_mean() -> None:
+    config = ClosedLoopConfig(environment="babyai", episodes={"GoToObj": 2, "GoToLocal": 2})
+    logged: list[str] = []
+    report = closed_loop(config, {"greedy": Idle()}, baselines=False, per_episode=True, repeats=3, log=logged.append)
+    rates = []
+    for policies in report.values():
+        greedy = policies["greedy"]
+        success = [one["success"] for one in greedy["per_episode"]]
+        assert [one["seed"] for one in greedy["per_episode"]] == [config.seed + i for i in range(6)]
+        assert greedy["repeats"] == [sum(success[i : i + 2]) / 2 for i in (0, 2, 4)]
+        assert greedy["std"] == pytest.approx(np.std(greedy["repeats"], ddof=1))
+        rates.append(greedy["repeats"])
+    mean = means(report)["greedy"]
+    assert mean["success"] == pytest.approx(np.mean(rates))
+    assert mean["repeats"] == pytest.approx(np.mean(rates, axis=0).tolist())
+    assert " ".join(logged[-1].splitlines()[-1].split()) == (
+        f"mean of 2 tasks greedy {mean['success']:.1%} std {mean['std']:.1%} of 3 repeats")
+    once = closed_loop(config, {"greedy": Idle()}, baselines=False, log=logged.append)
+    assert "repeats" not in once["GoToObj"]["greedy"]
+    assert means(once)["greedy"].keys() == {"success", "tasks"}
+    with pytest.raises(ValueError, match="repeats=0: expected at least 1"):
+        closed_loop(config, {"greedy": Idle()}, repeats=0)
 
 
 def test_the_table_is_aligned() -> None:

@@ -74,12 +74,15 @@ def test_replay_exits_with_0_if_all_is_equal_and_1_if_not(base: Path, agent: str
 def test_offline_writes_the_scores(base: Path, agent: str, tmp_path: Path) -> None:
     written = tmp_path / "found.json"
     assert main(["offline", "--checkpoint", agent, "--data", str(recorded_store(base / "store").directory),
-                 "--json", str(written)]) == 0
+                 "--free_running", "--json", str(written)]) == 0
     (scores,) = json.loads(written.read_text())["domains"]
     assert 0 <= scores["action"]["accuracy"] <= 1
     assert scores["choices"] == {"choices": scores["action"]["count"] // 3, "accuracy": scores["action"]["accuracy"],
                                  "actions": scores["action"]["count"] // 3, "exact": scores["action"]["accuracy"],
-                                 "errors": []}
+                                 "errors": [], "buttons": []}
+    assert scores["free_running"]["actions"] == scores["choices"]["actions"]
+    assert scores["recordings"] > 1
+    assert len(scores["intervals"]["action_accuracy"]) == 2
 
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), ValueError("an encoder's own")])

@@ -71,6 +71,11 @@ class PackedRows:
         samples, plan = self._epoch(epoch)
         return plan.fill(self._usage(samples), self.size)
 
+    def windows_of(self, epoch: int, number: int) -> list[tuple[int, int]]:
+        """Domain and window of each segment of a row, in order."""
+        samples, plan = self._epoch(epoch)
+        return [(int(samples.domain_N[i]), int(samples.window_N[i])) for i in plan.row(number)]
+
     def row(self, epoch: int, number: int) -> Row:
         """A row, decoded and laid out."""
         samples, plan = self._epoch(epoch)

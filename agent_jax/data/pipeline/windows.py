@@ -13,6 +13,7 @@ With random sampling a record has as many windows, but their starts are drawn ag
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import zlib
@@ -106,6 +107,20 @@ class Windows:
     def labels(self) -> np.ndarray:
         """int32 (windows,): the class of each, in a domain that has classes."""
         return self.index.label_of_step[self._offset_N[self.record] + self.start]
+
+    @property
+    def recordings(self) -> np.ndarray:
+        """uint64 (windows,): the recording of each, by a hash that is the same in every split."""
+        return self.index.recording_N[self.record]
+
+    def subset(self, keep_W: np.ndarray) -> Windows:
+        """The windows where `keep_W` is true, in their order; sampling must be consecutive."""
+        assert self.domain.sampling == "consecutive"
+        other = copy.copy(self)
+        other.record, other._consecutive, other._cuts = self.record[keep_W], self._consecutive[keep_W], {}
+        first = other.cut(0)
+        other.start, other.steps, other.padded = first.start_W, first.steps_W, first.padded_W
+        return other
 
     def usage(self, visual_tokens: int, epoch: int = 0) -> np.ndarray:
         """int64 (windows, 3): images, slots and targets that each window of an epoch takes of a row."""

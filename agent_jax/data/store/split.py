@@ -43,7 +43,11 @@ class Split:
         return (self[number] for number in range(len(self)))
 
     def __getitem__(self, number: int) -> Episode:
-        return Episode(self.serialized(number), self._where(number), self.fields, self._length_field)
+        return self.parse(self.serialized(number), number)
+
+    def parse(self, serialized: bytes, number: int) -> Episode:
+        """The episode of a record's bytes; raises RecordError."""
+        return Episode(serialized, self._where(number), self.fields, self._length_field)
 
     def serialized(self, number: int) -> bytes:
         """The bytes of a record: a tf.train.Example.

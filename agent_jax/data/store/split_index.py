@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from typing import Any
 
@@ -15,7 +16,7 @@ from agent_jax.data.store.schema import STEPS
 from agent_jax.data.store.split import Split
 from agent_jax.data.store.store import Store
 
-_INDEX_FORMAT = 3  # part of the cache key
+_INDEX_FORMAT = 4  # part of the cache key
 _TEXT_FIELDS = ("texts", "answers")
 
 
@@ -26,6 +27,7 @@ class SplitIndex:
     length_N: np.ndarray  # int32: steps of a record
     ends_N: np.ndarray  # bool: whether the record's last step is the last of its episode
     episode_N: np.ndarray  # int32: number of the episode that the record is part of
+    recording_N: np.ndarray  # uint64: hash of `recording_id`, or without that field of the episode's first record
     text_of_step: np.ndarray  # int32: index in `texts` of each step's instruction
     texts: tuple[str, ...]  # distinct instructions
     answer_of_step: np.ndarray  # int32: index in `answers`; empty unless requested, as are the following fields
@@ -70,9 +72,12 @@ def _scan(split: Split, instruction: str, answer: str, label: str, varying: Boun
     answers: dict[str, int] = {}
     episodes: dict[bytes, int] = {}
     finished = 0
+    first_records: dict[bytes, bytes] = {}  # digests by episode
+    recording_of: list[int] = []
     lengths, ends, episode_of, text_of, answer_of, label_of, ids_of = [], [], [], [], [], [], []
     for record in range(len(split)):
-        episode = split[record]
+        serialized = split.serialized(record)
+        episode = split.parse(serialized, record)
         if not episode.steps:
             raise ValueError(f"{episode.where}: the record has no steps; expected at least one")
         lengths.append(episode.steps)
@@ -80,6 +85,11 @@ def _scan(split: Split, instruction: str, answer: str, label: str, varying: Boun
         last = episode.values(is_last, episode.steps - 1, episode.steps) if is_last in split.fields else [True]
         # Without ids, the records up to and including the next end are one episode.
         name = bytes(episode.value("episode_id")) if "episode_id" in split.fields else b"after %d" % finished
+        if name not in first_records:
+            first_records[name] = _digest(serialized)
+        has_recording = "recording_id" in split.fields
+        recording = bytes(episode.value("recording_id")) if has_recording else first_records[name]
+        recording_of.append(int.from_bytes(_digest(recording), "little"))
         episode_of.append(episodes.setdefault(name, len(episodes)))
         ends.append(bool(last[0]))
         finished += ends[-1]
@@ -92,8 +102,12 @@ def _scan(split: Split, instruction: str, answer: str, label: str, varying: Boun
             ids_of += _ids(episode, varying, paths)
     length_N, episode_N, text_of_step, answer_of_step, label_of_step, ids_of_step = (
         np.asarray(numbers, np.int32) for numbers in (lengths, episode_of, text_of, answer_of, label_of, ids_of))
-    return SplitIndex(length_N, np.asarray(ends, bool), episode_N, text_of_step, tuple(texts), answer_of_step,
-                      tuple(answers), label_of_step, ids_of_step)
+    return SplitIndex(length_N, np.asarray(ends, bool), episode_N, np.asarray(recording_of, np.uint64), text_of_step,
+                      tuple(texts), answer_of_step, tuple(answers), label_of_step, ids_of_step)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=8).digest()
 
 
 def _labels(episode: Episode, path: str, *, per_step: bool) -> list[int]:

@@ -209,6 +209,20 @@ def test_an_instruction_longer_than_the_domain_allows_is_refused(tmp_path):
         Windows(babyai_domain(max_text=8), babyai_store(tmp_path / "set"), "train")
 
 
+def test_windows_know_their_recording_and_a_part_of_them_may_be_taken(tmp_path):
+    store = babyai_store(tmp_path / "set", (8, 3, 9), (5,))
+    windows = Windows(babyai_domain(), store, "train")
+    first, second, third = dict.fromkeys(windows.recordings.tolist())
+    part = windows.subset(windows.recordings != second)
+    assert part.recordings.tolist() == [first] * 2 + [third] * 3
+    for number, whole in enumerate([0, 1, 3, 4, 5]):
+        assert part.read(number, 0).seed == windows.read(whole, 0).seed
+    np.testing.assert_array_equal(part.usage(5), np.delete(windows.usage(5), 2, axis=0))
+    # Without recording_id it is the episode, by its first record.
+    foreign = Windows(language_table_domain(), language_table_store(tmp_path / "foreign", (6, 8, 3)), "train")
+    assert len(set(foreign.recordings.tolist())) == 3
+
+
 def test_the_index_is_cached_until_the_files_change(tmp_path, monkeypatch):
     store = babyai_store(tmp_path / "set")
     first = split_index(store, "train", "instruction")
