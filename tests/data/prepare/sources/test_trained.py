@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from bleeding_edge_clips import COLUMNS, write_clip
 from cines import grey_cine
 from gamepads import write_play
 from prepared_runs import train_two_steps
 from videos import write_video
 from vpt_pairs import tick, write_pair
 
+from agent_jax.actions import BLEEDING_EDGE
 from agent_jax.config import DomainConfig
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.prepare import prepare
@@ -35,6 +37,15 @@ def test_training_on_gamepad_data(tmp_path):
         write_play(tmp_path / "raw", name)
     store = prepared("gamepad", tmp_path / "raw", tmp_path / "store", instruction_text="win")
     train_two_steps(store, DomainConfig(window=2, stride=2, max_text=16))
+
+
+@pytest.mark.slow
+def test_training_on_the_bleeding_edge_sample_by_the_spec_of_pretraining(tmp_path):
+    for game in "AB":
+        write_clip(tmp_path / "raw", f"{game}_step-1_tick-1")
+    store = prepared("bleeding_edge", tmp_path / "raw", tmp_path / "store", instruction_text="win",
+                     options={"buttons": COLUMNS})
+    train_two_steps(store, DomainConfig(action_spec=BLEEDING_EDGE.to_dict(), window=2, stride=2, max_text=16))
 
 
 @pytest.mark.parametrize("layout", ["answer", pytest.param("label", marks=pytest.mark.slow)])
