@@ -282,8 +282,8 @@ def _format_free_running(domain: str, scores: FreeRunningScores) -> list[str]:
 def _format_buttons(domain: str, buttons: Sequence[ButtonScore]) -> str:
     rows = [(f"{domain}: button", "precision", "recall", "predicted", "recorded")]
     for one in buttons:
-        shares = ("-" if share is None else f"{share:.2%}" for share in (one.precision, one.recall))
-        rows.append((one.name, *shares, f"{one.predicted:,}", f"{one.recorded:,}"))
+        precision, recall = ("-" if share is None else f"{share:.2%}" for share in (one.precision, one.recall))
+        rows.append((one.name, precision, recall, f"{one.predicted:,}", f"{one.recorded:,}"))
     return ruled(rows, words=1)
 
 

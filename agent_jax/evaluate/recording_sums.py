@@ -88,7 +88,7 @@ class RecordingSums:
     def _numbered(self, recording: int) -> int:
         return self._number.setdefault(recording, len(self._number))
 
-    def _add(self, recording: int, name: str, values: Sequence[float]) -> None:
+    def _add(self, recording: int, name: str, values: Sequence[Any]) -> None:
         of_name, number = self._sums.setdefault(name, {}), self._numbered(recording)
         of_name[number] = of_name.get(number, 0.0) + np.asarray(values, np.float64)
 
