@@ -42,9 +42,17 @@ def preview(config: Config) -> tuple[str, Growth]:
 def _specs(config: Config) -> list[Mapping[str, Any]]:
     """The specs of the domains that have actions, of the config or of their data sets."""
     specs = []
-    for _, domain in sorted(config.data.domains.items()):
-        if domain.layout == "actions":
-            complete = domain.action_spec and domain.state_spec
-            stored = {} if complete or not domain.path else open_store(os.path.expanduser(domain.path)).metadata
-            specs += [spec for field in KINDS if (spec := getattr(domain, field) or stored.get(field))]
+    for name, domain in sorted(config.data.domains.items()):
+        if domain.layout != "actions":
+            continue
+        stored: Mapping[str, Any] = {}
+        if domain.path and not (domain.action_spec and domain.state_spec):
+            path = os.path.expanduser(domain.path)
+            if not os.path.exists(path):
+                raise FileNotFoundError(f"config.data.domains.{name}.path={domain.path}: not found; the tokens of its "
+                                        "ActionSpec or StateSpec may be in the data set; pass another "
+                                        f"--config.data.domains.{name}.path=DIR, or --config.data.domains.{name}.path= "
+                                        "if the config has all specs")
+            stored = open_store(path).metadata
+        specs += [spec for field in KINDS if (spec := getattr(domain, field) or stored.get(field))]
     return specs

@@ -58,6 +58,12 @@ def test_a_run_without_an_average_gives_its_last_parameters(tmp_path: Path):
     assert equal(params, made.raw)
 
 
+def test_the_best_step_of_a_run_is_a_path_though_no_folder_has_its_name(made: Made):
+    assert str(located_checkpoint(f"{made.path}/best")) == f"{made.path}/best"
+    with pytest.raises(FileNotFoundError, match="none: not found"):
+        located_checkpoint(f"{made.path}/none")
+
+
 def test_what_is_no_agent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     save_vision(tmp_path / "clip")
@@ -131,5 +137,7 @@ def test_the_command_takes_the_checkpoint_of_the_config_and_refuses_what_cannot_
                                ([checkpoint, "--bogus"], "bogus")):
         assert main(["grow", "--config", str(config), *arguments]) == 2
         assert message in capsys.readouterr().err
+    assert main(["grow", "--config", str(config), checkpoint, "--config.data.domains.table.path=gone"]) == 2
+    assert "config.data.domains.table.path=gone: not found" in capsys.readouterr().err
     assert main(["grow", "--config", "none.py", checkpoint]) == 2
     assert "none.py: no such file" in capsys.readouterr().err
