@@ -16,7 +16,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class WorkerProcess:
 
 
 def run_tasks(function: Callable[[Any, Callable[[Any], None]], Any], tasks: Sequence[Any], processes: int,
-              on_progress: Callable[[Any], None]) -> Iterator[tuple[int, Any]]:
+              on_progress: Callable[[Any], None], *, kill: bool = True) -> Generator[tuple[int, Any]]:
     """Run `function(task, report)` for every task in child processes; yields (task number, result) as they finish.
 
     Args:
@@ -68,15 +68,16 @@ def run_tasks(function: Callable[[Any, Callable[[Any], None]], Any], tasks: Sequ
         tasks: arguments, begun in this order.
         processes: at most so many children.
         on_progress: called in the caller's thread.
+        kill: whether children are killed at an exception, here or in the caller; else each ends at its next `report`,
+            by SystemExit, so that it can remove what is half-written.
 
     Raises:
-        WorkerDiedError: a child ended early, e.g. by an exception. All children are killed then, as at any other
-            exception in the caller.
+        WorkerDiedError: a child ended early, e.g. by an exception.
     """
     waiting = collections.deque(enumerate(tasks))
     workers: list[WorkerProcess] = []
     running: dict[Connection, tuple[WorkerProcess, int]] = {}
-    kill = True
+    complete = False
     try:
         workers += [WorkerProcess(_serve_tasks) for _ in range(min(processes, len(tasks)))]
         free = list(workers)
@@ -99,21 +100,27 @@ def run_tasks(function: Callable[[Any, Callable[[Any], None]], Any], tasks: Sequ
                 del running[connection]
                 free.append(worker)
                 yield number, value
-        kill = False
+        complete = True
     finally:
         for worker in workers:
             worker.connection.close()
         for worker in workers:
-            worker.end(kill=kill)
+            worker.end(kill=kill and not complete)
 
 
 def _serve_tasks(connection: Connection) -> None:
+    def report(progress: Any) -> None:
+        try:
+            connection.send((False, progress))
+        except OSError:  # the caller wants no more, or has ended
+            sys.exit(1)
+
     while True:
         try:
             function, task = connection.recv()
+            connection.send((True, function(task, report)))
         except EOFError:
             return
-        connection.send((True, function(task, lambda progress: connection.send((False, progress)))))
 
 
 def main() -> None:

@@ -1,26 +1,14 @@
-"""Writes shards in one process or several, and reports progress.
-
-    ShardPlan --write_shard, here or in a spawned process--> shard, and next to it the report of its counts
-
-Processes are spawned, not forked: libraries that read video and write shards run threads, which a fork does not
-survive.
-"""
+"""Writes shards in one process or several, each with a report of its counts next to it; shows the progress."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -32,6 +20,7 @@ from agent_jax.data.prepare.sources import open_source
 from agent_jax.data.prepare.sources.source import Recording, Source
 from agent_jax.data.store.writer import ShardWriter
 from agent_jax.json_files import write_json
+from agent_jax.runtime.worker_process import WorkerDiedError, run_tasks
 
 _LOG_EVERY_S = 10.0  # without a terminal
 
@@ -120,56 +109,32 @@ def run_shards(plans: Sequence[ShardPlan], source: Source, processes: int) -> It
 
 def _in_processes(missing: Sequence[tuple[int, ShardPlan]], processes: int,
                   progress: _Progress) -> Iterator[tuple[int, Counts]]:
-    spawn = multiprocessing.get_context("spawn")
-    channel, stop = spawn.SimpleQueue(), spawn.Event()
-
-    def listen() -> None:
-        while (message := channel.get()) is not None:
-            progress.add(*message)
-
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    pool = ProcessPoolExecutor(min(processes, len(missing)), spawn, _begin_worker, (channel, stop))
+    results = run_tasks(_work, [plan for _, plan in missing], processes, lambda counts: progress.add(*counts),
+                        kill=False)
     try:
-        running = {pool.submit(_work, plan): number for number, plan in missing}
-        for future in as_completed(running):
-            yield running[future], future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError("a process that prepared data ended early, perhaps killed for lack of memory; the same "
-                           "command continues where it ended, and needs less memory with fewer --processes") from error
+        for task, result in results:
+            if isinstance(result, BadDataError):
+                raise result
+            yield missing[task][0], result
+    except WorkerDiedError as error:
+        raise RuntimeError(f"a process that prepared data ended early ({error.reason}), perhaps killed for lack of "
+                           "memory; the same command continues where it ended, and needs less memory with fewer "
+                           "--processes") from error
     finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-        channel.put(None)
-        listener.join()
+        results.close()
 
 
-_worker: dict[str, Any] = {}  # state of a worker process: its channel, its stop event, its opened source
+_opened: dict[str, Source] = {}  # by path: all shards of a worker process are of one source
 
 
-def _begin_worker(channel: Any, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then stops its workers
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)  # a killed parent cannot stop its workers
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    _worker.update(channel=channel, stop=stop)
-
-
-def _work(plan: ShardPlan) -> Counts:
-    if "source" not in _worker:
-        _worker["source"] = open_source(plan.kind, Path(plan.source), plan.config)
-
-    def progress(recordings: int, steps: int) -> None:
-        _worker["channel"].put((recordings, steps))
-        if _worker["stop"].is_set():
-            raise KeyboardInterrupt
-
-    return write_shard(plan, _worker["source"], progress)
+def _work(plan: ShardPlan, report: Callable[[tuple[int, int]], None]) -> Counts | BadDataError:
+    """Write a shard in a worker process; an error of the data is returned, to be raised by the caller."""
+    if plan.source not in _opened:
+        _opened[plan.source] = open_source(plan.kind, Path(plan.source), plan.config)
+    try:
+        return write_shard(plan, _opened[plan.source], lambda recordings, steps: report((recordings, steps)))
+    except BadDataError as error:
+        return error
 
 
 class _Progress:

@@ -145,6 +145,16 @@ def test_killed_command_leaves_no_store_and_resumes(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bridge", "out"]
 
 
+def test_bad_data_in_one_of_two_processes_ends_both_and_leaves_no_half_written_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "_MAX_SHARD_RECORDINGS", 2)
+    path = bridge_set(tmp_path, "tfrecord", {"train": 6}, change=spoil)
+    with pytest.raises(BadDataError, match="world_vector"):
+        prepare("rlds", path, tmp_path / "out", CONFIG, processes=2)
+    assert list((tmp_path / ".out.partial").iterdir())
+    assert list((tmp_path / ".out.partial").glob("*.tmp")) == []
+    assert list((tmp_path / ".out.partial").glob(".*.tmp")) == []
+
+
 def captions(folder: Path, text: str) -> None:
     rows = [f"{name}.mp4,{text} {name}" for name in "abcdef"]
     (folder / "captions.csv").write_text("\n".join(["file,caption", *rows]) + "\n")
