@@ -79,7 +79,7 @@ class ModelConfig:
     visual_tokens: Literal["all", "visible"] = "all"  # all: eq. 1, a second, unmasked encoder pass; visible: one pass
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matmuls; parameters, softmax, norms and losses are f32
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but matmuls, all
-    attention: Literal["auto", "xla", "cpu", "cudnn", "splash"] = "auto"  # in training; models/attention_kernels.py
+    attention: Literal["auto", "xla", "cpu", "cudnn", "splash"] = "auto"  # models/attention_kernels.py
     classes: int = 0  # of a clip, told by a linear head on its CLS for domains of the layout "label"; 0: no head
     unroll: int = 1  # layers compiled as one piece of the scan; all of them (12): on GPU and TPU a quarter less traffic
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from agent_jax.batch import Batch, RowSize
 from agent_jax.config import ModelConfig
+from agent_jax.models.compute import Compute
 from agent_jax.models.language import LanguageModel
 from agent_jax.models.mae import MaeDecoder, PatchMask, kept_patches, random_mask
 from agent_jax.models.transformer import Dense
@@ -50,19 +51,18 @@ class Agent(nn.Module):
     """The Interactive Agent Foundation Model (Durante et al., 2024), arXiv 2402.05929, eq. 1."""
 
     config: ModelConfig
-    attention: str = "xla"  # a kernel of attention_kernels.py: the training's, where acting is on another machine
+    compute: Compute | None = None  # None: what the config asks for, with XLA's attention
 
     def setup(self) -> None:
         """Encoder, connector, language model and MAE decoder."""
-        c = self.config
-        dtype = jnp.dtype(c.dtype)
+        c, compute = self.config, self.compute or Compute.of(self.config)
         grid = c.vision.image_size // c.vision.patch_size
-        self.vision = VisionEncoder(c.vision, dtype, c.remat, c.unroll, self.attention)
-        self.connector = Dense((c.language.width,), dtype)
-        self.language = LanguageModel(c.language, dtype, c.remat, c.unroll, self.attention)
+        self.vision = VisionEncoder(c.vision, compute)
+        self.connector = Dense((c.language.width,), compute)
+        self.language = LanguageModel(c.language, compute)
         if c.classes:
-            self.classifier = Dense((c.classes,), jnp.promote_types(dtype, jnp.float32))
-        self.mae = MaeDecoder(c.mae, c.vision.patch_size**2 * 3, grid, dtype, c.remat, c.unroll, self.attention)
+            self.classifier = Dense((c.classes,), dataclasses.replace(compute, dtype=compute.f32))
+        self.mae = MaeDecoder(c.mae, c.vision.patch_size**2 * 3, grid, compute)
 
     def __call__(
         self,

@@ -3,34 +3,17 @@
     out_BSNH = softmax(q_BSNH . k_BZNH / sqrt(H), where visible) . v_BZNH
 
 A masked score becomes the least finite number, so that its weight is exactly zero after the softmax: what stands in a
-masked place can change no bit of the result. Heads are moved to the front (B, N, S, H), and the division by the sum of
-the softmax is done on the output, which is Z / H times smaller than the weights: on a CPU that halves attention's time.
+masked slot can change no bit of the result.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-
-# Causal queries are attended in blocks, each over the keys up to its own end: with 4 blocks 5/8 of the scores are made.
-BLOCK_SLOTS = 64  # least queries a block: below it a CPU's matrix product loses more than the saved scores gain
-MAX_BLOCKS = 8  # more save little (8 blocks: 9/16) and cost compile time
-
-
-def _attend_heads(q_BNSH: jax.Array, k_BNZH: jax.Array, v_BNZH: jax.Array, mask: jax.Array | None) -> jax.Array:
-    scores_BNSZ = jnp.einsum("BNSH,BNZH->BNSZ", q_BNSH, k_BNZH)
-    scores_BNSZ = scores_BNSZ.astype(jnp.promote_types(scores_BNSZ.dtype, jnp.float32))  # softmax in f32
-    if mask is not None:
-        scores_BNSZ = jnp.where(mask, scores_BNSZ, jnp.finfo(scores_BNSZ.dtype).min)
-    peak_BNS1 = jax.lax.stop_gradient(jnp.max(scores_BNSZ, axis=-1, keepdims=True))
-    weights_BNSZ = jnp.exp(scores_BNSZ - peak_BNS1)
-    sum_BNS1 = jnp.sum(weights_BNSZ, axis=-1, keepdims=True)
-    out_BNSH = jnp.einsum("BNSZ,BNZH->BNSH", weights_BNSZ.astype(v_BNZH.dtype), v_BNZH)
-    return (out_BNSH / sum_BNS1).astype(v_BNZH.dtype)
 
 
 def attend(q_BSNH: jax.Array, k_BZNH: jax.Array, v_BZNH: jax.Array, mask_BSZ: jax.Array | None = None) -> jax.Array:
@@ -45,14 +28,12 @@ def attend(q_BSNH: jax.Array, k_BZNH: jax.Array, v_BZNH: jax.Array, mask_BSZ: ja
     Returns:
         out_BSNH, in the dtype of the values.
     """
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BSNH * q_BSNH.shape[-1] ** -0.5, k_BZNH, v_BZNH))
-    return _attend_heads(q, k, v, None if mask_BSZ is None else mask_BSZ[:, None]).transpose(0, 2, 1, 3)
-
-
-def causal_blocks(slots: int) -> list[tuple[int, int]]:
-    """(first, end) of the blocks of queries of a row; each sees the keys before its end."""
-    blocks = min(max(slots // BLOCK_SLOTS, 1), MAX_BLOCKS)
-    return list(itertools.pairwise(slots * i // blocks for i in range(blocks + 1)))
+    scores_BNSZ = jnp.einsum("BSNH,BZNH->BNSZ", q_BSNH * q_BSNH.shape[-1] ** -0.5, k_BZNH)
+    scores_BNSZ = scores_BNSZ.astype(jnp.promote_types(scores_BNSZ.dtype, jnp.float32))
+    if mask_BSZ is not None:
+        scores_BNSZ = jnp.where(mask_BSZ[:, None], scores_BNSZ, jnp.finfo(scores_BNSZ.dtype).min)
+    weights_BNSZ = jax.nn.softmax(scores_BNSZ, axis=-1).astype(v_BZNH.dtype)
+    return jnp.einsum("BNSZ,BZNH->BSNH", weights_BNSZ, v_BZNH)
 
 
 def causal_segment_mask(segment_BS: jax.Array, first: int = 0, end: int | None = None) -> jax.Array:
@@ -74,41 +55,51 @@ def attend_causally(q_BSNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, seg
     Returns:
         out_BSNH, in the dtype of the values.
     """
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BSNH * q_BSNH.shape[-1] ** -0.5, k_BSNH, v_BSNH))
-    out = []
-    for first, end in causal_blocks(q_BSNH.shape[1]):
-        mask_BSZ = causal_segment_mask(segment_BS, first, end)
-        out.append(_attend_heads(q[:, :, first:end], k[:, :, :end], v[:, :, :end], mask_BSZ[:, None]))
-    return jnp.concatenate(out, axis=2).transpose(0, 2, 1, 3)
+    return attend(q_BSNH, k_BSNH, v_BSNH, causal_segment_mask(segment_BS))
 
 
-def attend_after(q_BCNH: jax.Array, k_BENH: jax.Array, v_BENH: jax.Array, index_BC: jax.Array,
-                 past: Sequence[tuple[tuple[jax.Array, jax.Array], jax.Array]]) -> jax.Array:
-    """Attention of the slots of a chunk over what was read before and over the chunk up to themselves.
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, in the compute dtype, heads before slots as the products below read them."""
+
+    k_BNZH: jax.Array
+    v_BNZH: jax.Array
+
+    @classmethod
+    def of(cls, k_BSNH: jax.Array, v_BSNH: jax.Array) -> Self:
+        """Keys and values as a layer makes them."""
+        return cls(k_BSNH.transpose(0, 2, 1, 3), v_BSNH.transpose(0, 2, 1, 3))
+
+
+class VisibleLayer(NamedTuple):
+    """What one layer kept of slots read before, and which of them each row sees."""
+
+    cached: LayerCache
+    visible_BZ: jax.Array
+
+
+def attend_cached(q_BCNH: jax.Array, index_BC: jax.Array, new: LayerCache, past: Sequence[VisibleLayer]) -> jax.Array:
+    """Attention of the slots of a chunk over what was read before, and over the chunk up to themselves.
 
     Args:
         q_BCNH: queries, of all slots of the chunk or of some.
-        k_BENH: keys of the chunk.
-        v_BENH: values of the chunk.
         index_BC: the slot of the chunk that each query belongs to; B may be 1.
-        past: parts that were read before: ((k_BNZH, v_BNZH), visible_BZ).
+        new: keys and values of the chunk.
+        past: what was read before, in parts.
 
     Returns:
         out_BCNH, in the dtype of the values.
     """
-    width = q_BCNH.shape[-1]
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BCNH * width**-0.5, k_BENH, v_BENH))
-    own_BCE = jnp.arange(k.shape[2])[None, None] <= index_BC[:, :, None]
-    parts = [(*cached, visible_BZ[:, None]) for cached, visible_BZ in past] + [(k, v, own_BCE)]
+    q_BNCH = q_BCNH.transpose(0, 2, 1, 3) * q_BCNH.shape[-1] ** -0.5
+    own_BCZ = jnp.arange(new.k_BNZH.shape[2])[None, None] <= index_BC[:, :, None]
+    parts = [*((layer, visible_BZ[:, None]) for layer, visible_BZ in past), (new, own_BCZ)]
     scores = []
-    for keys_BNZH, _, mask in parts:
-        scores_BNCZ = jnp.einsum("BNCH,BNZH->BNCZ", q, keys_BNZH)
-        scores_BNCZ = scores_BNCZ.astype(jnp.promote_types(scores_BNCZ.dtype, jnp.float32))  # softmax in f32
+    for layer, mask in parts:
+        scores_BNCZ = jnp.einsum("BNCH,BNZH->BNCZ", q_BNCH, layer.k_BNZH)
+        scores_BNCZ = scores_BNCZ.astype(jnp.promote_types(scores_BNCZ.dtype, jnp.float32))
         scores.append(jnp.where(mask[:, None], scores_BNCZ, jnp.finfo(scores_BNCZ.dtype).min))
-    peak_BNC1 = functools.reduce(jnp.maximum, (jnp.max(score, axis=-1, keepdims=True) for score in scores))
-    weights = [jnp.exp(score - peak_BNC1) for score in scores]
-    total_BNC1 = functools.reduce(jnp.add, (jnp.sum(weight, axis=-1, keepdims=True) for weight in weights))
-    out = [jnp.einsum("BNCZ,BNZH->BNCH", weight.astype(values.dtype), values)
-           for weight, (_, values, _) in zip(weights, parts, strict=True)]
-    out_BNCH = (functools.reduce(jnp.add, out) / total_BNC1).astype(v.dtype)
-    return out_BNCH.transpose(0, 2, 1, 3)
+    weights_BNCZ = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(new.v_BNZH.dtype)
+    ends = list(itertools.accumulate(score.shape[-1] for score in scores))
+    weights = jnp.split(weights_BNCZ, ends[:-1], axis=-1)
+    out_BNCH = sum(jnp.einsum("BNCZ,BNZH->BNCH", weight, layer.v_BNZH)
+                   for weight, (layer, _) in zip(weights, parts, strict=True))
+    return jnp.asarray(out_BNCH).transpose(0, 2, 1, 3)

@@ -7,8 +7,8 @@
     splash   TPU                        flash, from 512 tokens on                flash in blocks, from 512 slots on
     auto     splash on TPU, cudnn on an NVIDIA GPU where it can be, cpu on a CPU, else xla (config/kernels.py)
 
-All of them are held to the same test. They serve training and validation; acting has a cache of its own
-(cached_language.py), and takes `cpu` on a CPU and `xla` elsewhere for images and for rows that begin.
+All of them are held to the same test. They serve training and validation. Acting takes `cpu` on a CPU and `xla`
+elsewhere, for images and for rows that begin; what follows reads a cache (`attend_cached`).
 Flash kernels (Dao et al., 2022) keep no scores: they are made again in the backward pass. What an XLA kernel writes to
 memory for a row of S slots is N * S * S scores; so long rows gain, and short ones do not.
 """

@@ -16,10 +16,10 @@ To both is added the mean over clips of the label's loss, of each domain in `mea
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from agent_jax.batch import Batch
 from agent_jax.config import LossConfig
@@ -49,33 +49,8 @@ class LossSums:
 
 def token_nll(logits_BTK: jax.Array, target_BT: jax.Array, weight_BT: jax.Array) -> jax.Array:
     """nll_BT = -log softmax(logits)[target], in nats; 0 where the weight is 0, whatever the target there."""
-    target_BT = jnp.where(weight_BT > 0, target_BT, 0)
-    return jnp.where(weight_BT > 0, _cross_entropy(logits_BTK, target_BT), 0.0)
-
-
-@jax.custom_vjp
-def _cross_entropy(logits_BTK: jax.Array, target_BT: jax.Array) -> jax.Array:
-    """-log softmax(logits)[target]; its gradient, softmax(logits) - [k = target], is made in one pass over the logits.
-
-    JAX's own would keep the exponentials, and scatter the target's part into zeros of the size of the logits.
-    """
-    return _with_normaliser(logits_BTK, target_BT)[0]
-
-
-def _with_normaliser(logits_BTK: jax.Array, target_BT: jax.Array) -> tuple[jax.Array, Any]:
-    normaliser_BT = jax.nn.logsumexp(logits_BTK, axis=-1)
-    of_target_BT = jnp.take_along_axis(logits_BTK, target_BT[..., None], axis=-1)[..., 0]
-    return normaliser_BT - of_target_BT, (logits_BTK, normaliser_BT, target_BT)
-
-
-def _cross_entropy_gradient(kept: Any, g_BT: jax.Array) -> tuple[jax.Array, None]:
-    logits_BTK, normaliser_BT, target_BT = kept
-    is_target_BTK = target_BT[..., None] == jnp.arange(logits_BTK.shape[-1])[None, None]
-    softmax_BTK = jnp.exp(logits_BTK - normaliser_BT[..., None])
-    return (softmax_BTK - is_target_BTK.astype(softmax_BTK.dtype)) * g_BT[..., None], None
-
-
-_cross_entropy.defvjp(_with_normaliser, _cross_entropy_gradient)
+    nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTK, jnp.where(weight_BT > 0, target_BT, 0))
+    return jnp.where(weight_BT > 0, nll_BT, 0.0)
 
 
 def _by_domain(values: jax.Array, domain: jax.Array, domains: int) -> jax.Array:

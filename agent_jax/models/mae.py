@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from agent_jax.config import MaeConfig
-from agent_jax.models.attention_kernels import KERNELS
-from agent_jax.models.transformer import BlockConfig, Dense, LayerNorm, like, run_blocks
+from agent_jax.models.compute import Compute
+from agent_jax.models.transformer import BlockConfig, Dense, layer_norm, like, run_blocks
 from agent_jax.models.vision import sincos_positions
 
 
@@ -60,28 +60,24 @@ class MaeDecoder(nn.Module):
     config: MaeConfig
     patch_values: int  # X, pixel values of a patch
     grid: int  # patches along an edge
-    dtype: jnp.dtype
-    remat: str = "none"
-    unroll: int = 1
-    attention: str = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, tokens_BFVD: jax.Array, mask: PatchMask) -> jax.Array:
         """predicted_BFIX: normalised pixels of the hidden patches, in f32, in the order of `mask.hide_BFI`."""
-        c = self.config
+        c, compute = self.config, self.compute
         B, F = tokens_BFVD.shape[:2]
         patches = self.grid**2
-        x = Dense((c.width,), self.dtype, name="input")(tokens_BFVD)
+        x = Dense((c.width,), compute, name="input")(tokens_BFVD)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (c.width,), jnp.float32)
-        hidden = jnp.broadcast_to(mask_token.astype(self.dtype), (B, F, mask.hide_BFI.shape[-1], c.width))
+        hidden = jnp.broadcast_to(mask_token.astype(compute.dtype), (B, F, mask.hide_BFI.shape[-1], c.width))
         shuffled = jnp.concatenate([x[:, :, 1:], hidden], axis=2)
         image = jnp.take_along_axis(shuffled, mask.restore_BFP[..., None], axis=2)
         x = jnp.concatenate([x[:, :, :1], image], axis=2)
-        x = x + like(x, sincos_positions(self.grid, c.width).astype(self.dtype))
-        block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self.dtype, self.remat,
-                            self.unroll)
-        x, _ = run_blocks(block, c.depth, x.reshape(B * F, 1 + patches, c.width), spatial=KERNELS[self.attention].among)
-        x = LayerNorm(c.layer_norm_eps, self.dtype, name="norm")(x).reshape(B, F, 1 + patches, c.width)
+        x = x + like(x, sincos_positions(self.grid, c.width).astype(compute.dtype))
+        block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps)
+        x = x.reshape(B * F, 1 + patches, c.width)
+        x, _ = run_blocks(block, compute, c.depth, x, spatial=compute.patterns.among)
+        x = layer_norm(c.layer_norm_eps, compute.dtype, name="norm")(x).reshape(B, F, 1 + patches, c.width)
         x = jnp.take_along_axis(x[:, :, 1:], mask.hide_BFI[..., None], axis=2)
-        out = Dense((self.patch_values,), self.dtype, name="prediction")(x)
-        return out.astype(jnp.promote_types(self.dtype, jnp.float32))
+        return Dense((self.patch_values,), compute, name="prediction")(x).astype(compute.f32)

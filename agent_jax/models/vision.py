@@ -19,8 +19,8 @@ import numpy as np
 
 from agent_jax.config import VisionConfig
 from agent_jax.models.attention import attend
-from agent_jax.models.attention_kernels import KERNELS
-from agent_jax.models.transformer import BlockConfig, Dense, LayerNorm, like, run_blocks
+from agent_jax.models.compute import Compute
+from agent_jax.models.transformer import BlockConfig, Collect, Dense, layer_norm, like, run_blocks
 
 # CLIP's normalisation (Radford et al., 2021; HF CLIPImageProcessor).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -109,14 +109,12 @@ class VisionEncoder(nn.Module):
     """CLIP's vision transformer (Radford et al., 2021); post_norm is applied to all tokens."""
 
     config: VisionConfig
-    dtype: jnp.dtype
-    remat: str = "none"
-    unroll: int = 1
-    attention: str = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
-        self, patches_BFPX: jax.Array, clip_BF: jax.Array, keep_BFJ: jax.Array | None = None, *, collect: bool = False
+        self, patches_BFPX: jax.Array, clip_BF: jax.Array, keep_BFJ: jax.Array | None = None, *,
+        collect: Collect = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Encode images, or what a mask leaves of them.
 
@@ -124,18 +122,18 @@ class VisionEncoder(nn.Module):
             patches_BFPX: normalised patches of all images.
             clip_BF: the clip of each image; used by a model with temporal attention.
             keep_BFJ: indices of the J patches of each image to be encoded, ascending; None: all.
-            collect: also return hidden states.
+            collect: "hidden": also return hidden states.
 
         Returns:
             tokens_BFVD in the compute dtype, V = 1 + J (or 1 + P), CLS first; and, if `collect`, hidden states
             (1 + L, B, F, V, D): after pre_norm and after every block, before post_norm.
         """
-        c = self.config
+        c, compute, dtype = self.config, self.compute, self.compute.dtype
         B, F = patches_BFPX.shape[:2]
         normal = nn.initializers.normal(c.width**-0.5)  # as CLIP
         if keep_BFJ is not None:
             patches_BFPX = jnp.take_along_axis(patches_BFPX, keep_BFJ[..., None], axis=2)
-        x = Dense((c.width,), self.dtype, use_bias=False, name="patch_embedding")(patches_BFPX)
+        x = Dense((c.width,), compute, use_bias=False, name="patch_embedding")(patches_BFPX)
         class_D = self.param("class_embedding", normal, (c.width,), jnp.float32)
         if c.positions == "clip":
             shape = (1 + c.patches, c.width)
@@ -143,18 +141,16 @@ class VisionEncoder(nn.Module):
         else:
             position_VD = jnp.asarray(sincos_positions(c.image_size // c.patch_size, c.width))
         place = position_VD[1:] if keep_BFJ is None else jnp.take(position_VD[1:], keep_BFJ, axis=0)
-        x = x + like(x, place.astype(self.dtype))
-        classes = jnp.broadcast_to((class_D + position_VD[0]).astype(self.dtype), (B, F, 1, c.width))
+        x = x + like(x, place.astype(dtype))
+        classes = jnp.broadcast_to((class_D + position_VD[0]).astype(dtype), (B, F, 1, c.width))
         x = jnp.concatenate([classes, x], axis=2)
-        x = LayerNorm(c.layer_norm_eps, self.dtype, name="pre_norm")(x)
-        first = x
+        x = first = layer_norm(c.layer_norm_eps, dtype, name="pre_norm")(x)
 
         temporal = c.temporal_order if c.temporal_attention else "none"
-        block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self.dtype, self.remat,
-                            self.unroll, temporal=temporal)
+        block = BlockConfig(c.width, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, temporal=temporal)
         visibility = clip_BF if c.temporal_attention else None
-        spatial = functools.partial(within_images, among=KERNELS[self.attention].among)
-        x, hidden = run_blocks(block, c.depth, x, visibility, collect=collect, spatial=spatial,
+        spatial = functools.partial(within_images, among=compute.patterns.among)
+        x, hidden = run_blocks(block, compute, c.depth, x, visibility, collect=collect, spatial=spatial,
                                across_time=across_images)
-        tokens = LayerNorm(c.layer_norm_eps, self.dtype, name="post_norm")(x)
+        tokens = layer_norm(c.layer_norm_eps, dtype, name="post_norm")(x)
         return tokens, (jnp.concatenate([first[None], hidden]) if collect else None)

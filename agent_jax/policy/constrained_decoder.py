@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from agent_jax.models.cached_language import CachedLanguage, KVCache, VisibleCache
+from agent_jax.models.language import KVCache, LanguageModel, VisibleCache
 from agent_jax.policy.decoding_tables import DecodingTables
 
 
@@ -55,7 +55,7 @@ class _State(NamedTuple):
 class ConstrainedDecoder:
     """Says actions of one automaton with one model."""
 
-    def __init__(self, language: CachedLanguage, choices: DecodingTables):
+    def __init__(self, language: LanguageModel, choices: DecodingTables):
         """Of a model and the tables of an automaton that has a choice."""
         self._language, self._choices = language, choices
         automaton = choices.automaton
@@ -80,7 +80,7 @@ class ConstrainedDecoder:
         blank = DecodedActions(ids_BI, jnp.full((B,), len(first), jnp.int32),
                      jnp.full((B, J, len(automaton.ids_A)), -jnp.inf, jnp.float32), jnp.ones((B,), bool))
         start = _State(blank, jnp.full((B,), tables.first_state, jnp.int32), jnp.zeros((), jnp.int32),
-                       self._language.blank(B, (J - 1) * W), jnp.zeros((B, (J - 1) * W), bool),
+                       self._language.blank_cache(B, (J - 1) * W), jnp.zeros((B, (J - 1) * W), bool),
                        jnp.zeros((B, W), jnp.int32), jnp.zeros((B,), jnp.int32), position_B)
         state = self._choose(params, start, hidden_BD, how)
         if J > 1:
@@ -91,9 +91,9 @@ class ConstrainedDecoder:
     def _read(self, params: Any, s: _State, past: Sequence[VisibleCache]) -> tuple[_State, jax.Array]:
         """Read the ids that were chosen last."""
         place_1W = jnp.arange(s.token_BW.shape[1])[None]
-        hidden_BD, new = self._language.read(
-            params, self._language.embed(params, s.token_BW), s.position_B[:, None] + place_1W,
-            jnp.maximum(s.read_B - 1, 0), (*past, VisibleCache(s.recent, s.real_BZ)))
+        language: Any = self._language.bind({"params": params})
+        hidden_BD, new = language.read(language.embed(s.token_BW), s.position_B[:, None] + place_1W,
+                                       jnp.maximum(s.read_B - 1, 0), (*past, VisibleCache(s.recent, s.real_BZ)))
         column = (s.choice - 1) * s.token_BW.shape[1]
         recent = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, column, axis=2),
                               s.recent, new)
@@ -105,7 +105,8 @@ class ConstrainedDecoder:
         accept, W, B = self._choices.automaton.accept, s.token_BW.shape[1], len(hidden_BD)
         open_B = s.state_B != accept
         legal_BA = (self._next_QA[s.state_B] >= 0) & open_B[:, None]
-        logits_BA = self._language.logits(params, hidden_BD, self._ids_A).astype(jnp.float32)
+        language: Any = self._language.bind({"params": params})
+        logits_BA = language.logits_of(hidden_BD, self._ids_A).astype(jnp.float32)
         sound_B = jnp.all(jnp.isfinite(logits_BA) | ~legal_BA, axis=1)
         noise_BA, taught_B = (jax.lax.dynamic_index_in_dim(part, s.choice, axis=1, keepdims=False)
                               for part in (how.noise_BJA, how.taught_BJ))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,9 @@ import jax.numpy as jnp
 
 from agent_jax.config import Config
 from agent_jax.models.agent import Agent, Params
-from agent_jax.models.cached_language import CachedLanguage, KVCache, LayerCache, VisibleCache
+from agent_jax.models.attention import LayerCache
+from agent_jax.models.compute import Compute
+from agent_jax.models.language import KVCache, LanguageModel, VisibleCache
 from agent_jax.policy.constrained_decoder import ConstrainedDecoder, DecodedActions, Sampling
 from agent_jax.policy.decoding_tables import DecodingTables
 from agent_jax.runtime.compiler_options import compiler_options
@@ -55,11 +58,11 @@ class Decoder:
         model = config.model
         if not video:  # temporal attention is off where an image is a clip of its own, so need not be computed
             model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, temporal_attention=False))
-        model = dataclasses.replace(model, unroll=0, remat="none")
         device = jax.local_devices()[0]
         # The kernels of other platforms have not been tried in acting, whose rows are few.
         attention = "cpu" if device.platform == "cpu" else "xla"
-        self._agent, self._language = Agent(model, attention), CachedLanguage(model, attention)
+        compute = Compute(jnp.dtype(model.dtype), scan=None, attention=attention)
+        self._agent, self._language = Agent(model, compute), LanguageModel(model.language, compute)
         self._say = ConstrainedDecoder(self._language, choices)
         options = compiler_options(device, model.dtype, layers=model.language.depth)
         jit: Any = functools.partial(jax.jit, compiler_options=options)
@@ -70,7 +73,7 @@ class Decoder:
 
     def blank_cache(self, slots: int) -> Kept:
         """Keys and values of nothing, for an episode of up to `slots` slots."""
-        return _split(self._language.blank(1, slots))[0]
+        return _split(self._language.blank_cache(1, slots))[0]
 
     def _encode(self, params: Params, frames_BFHWC: jax.Array, clip_BF: jax.Array, steps: int) -> Visual:
         """Projected visual tokens by row and step, of images in the order of steps, then cameras."""
@@ -86,8 +89,7 @@ class Decoder:
 
     def _read_ahead(self, params: Params, visual: Visual, rows: Rows, slots: int) -> tuple[Kept, ...]:
         """Read rows up to where what is seen next will follow: their keys and values, in caches of so many slots."""
-        language = params["language"]
-        read = self._language.keys_values(language, self._embedded(language, visual, rows), rows.position_BC)
+        _, read = self._read(params, visual, rows)  # the compiler leaves out what only hidden states need
         more = slots - rows.token_BC.shape[1]
         return _split(jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, more), (0, 0))), read))
 
@@ -105,22 +107,25 @@ class Decoder:
     def _read_and_say(self, params: Params, visual: Visual, rows: Rows, how: Sampling, kept: tuple[Kept, ...]
                       ) -> tuple[DecodedActions, KVCache]:
         """Actions, and keys and values of what was read now."""
-        language, past = params["language"], ()
+        past = ()
         if kept:
             cache = _stacked(kept)
             slot_1Z = jnp.arange(cache[0].k_BNZH.shape[2])[None]
             past = (VisibleCache(cache, slot_1Z < rows.used_B[:, None]),)
-        hidden_BD, new = self._language.read(language, self._embedded(language, visual, rows), rows.position_BC,
-                                             jnp.maximum(rows.count_B - 1, 0), past)
+        hidden_BD, new = self._read(params, visual, rows, past)
         new_BZ = jnp.arange(rows.token_BC.shape[1])[None] < rows.count_B[:, None]
-        return self._say(language, hidden_BD, (*past, VisibleCache(new, new_BZ)), _after(rows), how), new
+        past = (*past, VisibleCache(new, new_BZ))
+        return self._say(params["language"], hidden_BD, past, _after(rows), how), new
 
-    def _embedded(self, language: Any, visual: Visual, rows: Rows) -> jax.Array:
-        """x_BCD: the tokens and visual tokens of rows."""
+    def _read(self, params: Params, visual: Visual, rows: Rows, past: Sequence[VisibleCache] = ()
+              ) -> tuple[jax.Array, KVCache]:
+        """Hidden state of the last slot of each row, and keys and values of all."""
+        language: Any = self._language.bind({"params": params["language"]})
         visual_BGD = jnp.stack([jnp.concatenate(steps) for steps in visual])
         index_BC = jnp.clip(rows.visual_BC, 0, visual_BGD.shape[1] - 1)
         visual_BCD = jnp.take_along_axis(visual_BGD, index_BC[..., None], axis=1)
-        return jnp.where((rows.visual_BC >= 0)[..., None], visual_BCD, self._language.embed(language, rows.token_BC))
+        x_BCD = jnp.where((rows.visual_BC >= 0)[..., None], visual_BCD, language.embed(rows.token_BC))
+        return language.read(x_BCD, rows.position_BC, jnp.maximum(rows.count_B - 1, 0), past)
 
 
 def _stacked(kept: tuple[Kept, ...]) -> KVCache:

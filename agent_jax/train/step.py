@@ -28,6 +28,7 @@ from agent_jax.config.kernels import kernel_on
 from agent_jax.models.agent import Agent, Params
 from agent_jax.models.augmentation import augment
 from agent_jax.models.choice_table import ChoiceTable
+from agent_jax.models.compute import Compute
 from agent_jax.models.losses import LossSums, loss_sums, loss_weights, total
 from agent_jax.models.mae import kept_patches
 from agent_jax.runtime.compiler_options import compiler_options
@@ -183,7 +184,7 @@ def make_eval_step(config: Config, mesh: Mesh, choices: ChoiceTable | None = Non
 
 def _agent(config: Config, mesh: Mesh) -> Agent:
     """The agent with the kernels of the mesh's devices."""
-    return Agent(config.model, kernel_on(mesh.devices.flat[0], config.model))
+    return Agent(config.model, Compute.of(config.model, kernel_on(mesh.devices.flat[0], config.model)))
 
 
 def _on_mesh(mesh: Mesh) -> Callable[[Callable], Callable]:

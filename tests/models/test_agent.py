@@ -217,7 +217,7 @@ def test_padded_vocabulary_rows_have_logits_of_minus_infinity_and_only_those(log
 
 
 def test_padded_vocabulary_rows_receive_no_gradient():
-    language = LanguageModel(TINY.language, jnp.dtype("float32"))
+    language = LanguageModel(TINY.language)
     params = random_params(TINY)["language"]
     hidden_BTD = np.random.default_rng(0).standard_normal((2, 5, TINY.language.width)).astype(np.float32)
 

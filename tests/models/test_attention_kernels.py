@@ -23,9 +23,11 @@ from agent_jax.config import (
     VisionConfig,
 )
 from agent_jax.models.agent import Agent
-from agent_jax.models.attention import causal_blocks, causal_segment_mask
+from agent_jax.models.attention import causal_segment_mask
 from agent_jax.models.attention_kernels import KERNELS, cudnn_flops
-from agent_jax.models.remat import POLICIES
+from agent_jax.models.compute import Compute
+from agent_jax.models.cpu.attention import causal_blocks
+from agent_jax.models.remat import REMAT_POLICIES
 from agent_jax.plan.flops import MATMUL, operations
 from agent_jax.plan.topology import find_topology
 from agent_jax.runtime import processor
@@ -130,7 +132,7 @@ def test_on_a_cpu_all_products_of_bfloat16_are_in_the_form_that_is_fast(pattern,
         kept = jax.checkpoint(lambda q, k, v: attention(q, k, v, segment_BS), policy=policy)
         return jax.jit(jax.grad(lambda q, k, v: jnp.sum(jnp.sin(kept(q, k, v))), argnums=(0, 1, 2))).trace(*given)
 
-    products = [each for each in operations(traced(POLICIES["dots"]).jaxpr) if each.group == MATMUL]
+    products = [each for each in operations(traced(REMAT_POLICIES["dots"]).jaxpr) if each.group == MATMUL]
     blocks = 1 if segment_BS is None else len(causal_blocks(SLOTS))
     # Scores and output; scores, and the gradients of weights, queries, keys and values. Without a policy both again.
     assert len(products) == 7 * blocks
@@ -172,8 +174,9 @@ def test_on_a_mesh_every_device_attends_its_own_rows_and_heads():
 @pytest.mark.usefixtures("splash_here")
 def test_the_agent_with_splash_says_what_it_says_with_xla():
     batch, params = mixed_batch(17), random_params(TINY)
-    outputs = [quick_jit(lambda params, batch, name=name: Agent(TINY, name).apply({"params": params}, batch).logits_BTK)
-               (params, batch) for name in ("xla", "splash")]
+    agents = [Agent(TINY, Compute(attention=name)) for name in ("xla", "splash")]
+    outputs = [quick_jit(lambda params, batch, agent=agent: agent.apply({"params": params}, batch).logits_BTK)
+               (params, batch) for agent in agents]
     real = (batch.language_weight_BT + batch.action_weight_BT) > 0
     one, other = (np.asarray(out)[..., : TINY.language.vocabulary_size][real] for out in outputs)
     assert not np.array_equal(one, other)  # another kernel, so another order of the sums
@@ -191,9 +194,9 @@ def test_acting_knows_no_kernel_of_the_machine_that_trained():
     config = dataclasses.replace(TINY, attention="cudnn")
     batch = mixed_batch(17)
     jax.eval_shape(lambda params: Agent(config).apply({"params": params}, batch), random_params(TINY))
+    agent = Agent(config, Compute.of(config, config.attention))
     with pytest.raises(RuntimeError, match="cuDNN"):
-        jax.eval_shape(lambda params: Agent(config, config.attention).apply({"params": params}, batch),
-                       random_params(TINY))
+        jax.eval_shape(lambda params: agent.apply({"params": params}, batch), random_params(TINY))
 
 
 def kernel_run(attention, slots):

@@ -9,6 +9,7 @@ import pytest
 from packed_rows import quick_jit
 
 from agent_jax.config import MaeConfig
+from agent_jax.models.compute import Compute
 from agent_jax.models.mae import MaeDecoder, PatchMask, kept_patches, random_mask
 from agent_jax.models.vision import sincos_positions
 
@@ -119,7 +120,7 @@ def test_masks_of_two_cameras_are_independent_of_each_other(camera_masks):
 # The decoder, on a grid of 4 x 4.
 
 CONFIG = MaeConfig(width=16, depth=2, heads=2, mlp_width=24)
-DECODER = MaeDecoder(CONFIG, patch_values=6, grid=4, dtype=jnp.dtype("float32"))
+DECODER = MaeDecoder(CONFIG, patch_values=6, grid=4)
 VISIBLE_WIDTH = 8
 
 
@@ -151,7 +152,7 @@ def test_every_hidden_patch_is_painted_in_f32(params, tokens, small_mask):
     painted = paint(params, tokens, small_mask)
     chex.assert_shape(painted, (2, 2, 12, 6))
     chex.assert_type(painted, jnp.float32)
-    coarse = dataclasses.replace(DECODER, dtype=jnp.dtype("bfloat16"))
+    coarse = dataclasses.replace(DECODER, compute=Compute(jnp.bfloat16))
     chex.assert_type(jax.eval_shape(coarse.apply, {"params": params}, tokens, small_mask), jnp.float32)
 
 

@@ -26,8 +26,8 @@ def compiled(config):
 
     @jax.jit
     def run(params, pixels, clips, keep):
-        encoder = VisionEncoder(config, jnp.dtype("float32"))
-        return encoder.apply({"params": params}, patchify(pixels, config.patch_size), clips, keep, collect=True)
+        encoder = VisionEncoder(config)
+        return encoder.apply({"params": params}, patchify(pixels, config.patch_size), clips, keep, collect="hidden")
 
     return run
 
@@ -39,7 +39,7 @@ def encode(config, params, pixels, clips, keep=None):
 
 @functools.cache
 def initial_params():
-    encoder = VisionEncoder(VIDEO, jnp.dtype("float32"))
+    encoder = VisionEncoder(VIDEO)
     return jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 2, 4, 48)), jnp.zeros((1, 2), jnp.int32))["params"]
 
 

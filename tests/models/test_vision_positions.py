@@ -38,7 +38,7 @@ def norm(x):
 
 def tokens_without_blocks(config, frames, keep):
     """Tokens of an encoder whose blocks add nothing, and its parameters: what is left depends on one patch each."""
-    encoder = VisionEncoder(config, jnp.dtype("float32"))
+    encoder = VisionEncoder(config)
     patches, clip = patchify(jnp.asarray(frames), 4), jnp.zeros((1, 2), jnp.int32)
     shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), patches, clip))["params"]
     rng = np.random.default_rng(1)
@@ -91,7 +91,7 @@ def test_each_token_is_its_own_patch_at_its_own_place_and_cls_comes_first(frames
 def test_only_clip_positions_are_parameters():
     names = {}
     for positions in ("sincos", "clip"):
-        encoder = VisionEncoder(dataclasses.replace(CONFIG, positions=positions), jnp.dtype("float32"))
+        encoder = VisionEncoder(dataclasses.replace(CONFIG, positions=positions))
         arguments = jnp.zeros((1, 2, 9, 48)), jnp.zeros((1, 2), jnp.int32)
         init = functools.partial(encoder.init, jax.random.key(0))
         names[positions] = jax.eval_shape(init, *arguments)["params"]

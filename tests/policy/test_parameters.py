@@ -12,11 +12,13 @@ from flax.traverse_util import flatten_dict
 from packed_rows import TINY, random_params
 
 from agent_jax.models.agent import Agent
-from agent_jax.models.cached_language import CachedLanguage
+from agent_jax.models.compute import Compute
+from agent_jax.models.language import LanguageModel
 from agent_jax.policy.parameters import acting_params
 from agent_jax.runtime import processor
 
-CONFIG = dataclasses.replace(TINY, dtype="bfloat16", unroll=0)
+CONFIG = dataclasses.replace(TINY, dtype="bfloat16")
+COMPUTE = Compute(jnp.bfloat16, scan=None)
 
 
 def processor_of(monkeypatch: pytest.MonkeyPatch, *instructions: str) -> None:
@@ -48,15 +50,15 @@ def test_what_is_computed_with_them_is_the_same_to_the_bit(monkeypatch: pytest.M
     rng = np.random.default_rng(0)
     size = CONFIG.vision.image_size
     frames = rng.integers(0, 256, (1, 2, size, size, 3), np.uint8)
-    language, token_BC = CachedLanguage(CONFIG), rng.integers(4, 40, (1, 12))
+    language, token_BC = LanguageModel(CONFIG.language, COMPUTE), rng.integers(4, 40, (1, 12))
 
     def computed(dtype: str) -> list[jax.Array]:
         params = acting_params(random_params(CONFIG), dtype)
         with jax.disable_jit():  # or the compiler may leave out the rounding of a product's operand
-            tokens = Agent(CONFIG).apply({"params": params}, frames, np.arange(2)[None], method="encode")
-            hidden_BD, _ = language.read(params["language"], language.embed(params["language"], token_BC),
-                                         np.arange(12)[None], np.array([11]))
-            return [tokens, hidden_BD, language.logits(params["language"], hidden_BD, np.arange(8))]
+            tokens = Agent(CONFIG, COMPUTE).apply({"params": params}, frames, np.arange(2)[None], method="encode")
+            bound = language.bind({"params": params["language"]})
+            hidden_BD, _ = bound.read(bound.embed(token_BC), np.arange(12)[None], np.array([11]))
+            return [tokens, hidden_BD, bound.logits_of(hidden_BD, np.arange(8))]
 
     for found, expected in zip(computed("bfloat16"), computed("float32"), strict=True):
         np.testing.assert_array_equal(found, expected)

@@ -91,10 +91,11 @@ def verify_vision(directory: str | pathlib.Path, images: int = 1) -> list[Compar
     with torch.inference_mode():
         states, output = _record(modules, lambda: model(pixel_values=pixels_FCHW))
     with jax.default_matmul_precision("highest"):
-        encoder = VisionEncoder(config, jnp.dtype("float32"))
+        encoder = VisionEncoder(config)
         patches = patchify(jnp.asarray(frames), config.patch_size)
         clips = jnp.arange(images, dtype=jnp.int32)[None]
-        tokens, hidden = jax.jit(lambda params: encoder.apply({"params": params}, patches, clips, collect=True))(params)
+        encode = jax.jit(lambda params: encoder.apply({"params": params}, patches, clips, collect="hidden"))
+        tokens, hidden = encode(params)
         rows = _stack_rows("vision", [state[0] for state in np.asarray(hidden)], states)
         rows.append(compare("vision: post-normed CLS", tokens[0, :, 0], output.pooler_output, STACK))
         return rows + _block_rows("vision", config, params["blocks"], states)
@@ -129,12 +130,12 @@ def verify_language(directory: str | pathlib.Path, tokens: int = 160) -> list[Co
                                  lambda: model(input_ids=ids, attention_mask=mask, use_cache=False), first_input=True)
     normed = states.pop()
     with jax.default_matmul_precision("highest"):
-        language = LanguageModel(config, jnp.dtype("float32"))
+        language = LanguageModel(config)
         segment_BS = jnp.asarray(real_BS, jnp.int32)
         position_BS = jnp.where(real_BS, jnp.cumsum(segment_BS, axis=1) - 1, 0)
 
         def run(language: LanguageModel) -> Any:
-            out, hidden = language(language.embed(jnp.asarray(token_BS)), position_BS, segment_BS, collect=True)
+            out, hidden = language(language.embed(jnp.asarray(token_BS)), position_BS, segment_BS, collect="hidden")
             return out, hidden, language.logits(out)
 
         out, hidden, logits = jax.jit(lambda params: language.apply({"params": params}, method=run))(params)
@@ -198,9 +199,8 @@ def _stack_rows(part: str, ours: list[np.ndarray], reference: list[np.ndarray]) 
 def _block_rows(part: str, config: VisionConfig | LanguageConfig, stacked: dict[str, Any], states: list[np.ndarray],
                 segment_BS: jax.Array | None = None, real_BS: np.ndarray | None = None) -> list[Comparison]:
     """Comparisons of every block alone, with the torch model's input; causal if there are segments."""
-    sizes = BlockConfig(config.width, config.heads, config.mlp_width, config.activation, config.layer_norm_eps,
-                        jnp.dtype("float32"))
-    block = TransformerBlock(sizes, attend if segment_BS is None else attend_causally)
+    sizes = BlockConfig(config.width, config.heads, config.mlp_width, config.activation, config.layer_norm_eps)
+    block = TransformerBlock(sizes, spatial=attend if segment_BS is None else attend_causally)
     run = jax.jit(lambda params, x: block.apply({"params": params}, x, jnp.int32(0), segment_BS, None)[0])
     rows = []
     for layer, (x, expected) in enumerate(itertools.pairwise(states)):

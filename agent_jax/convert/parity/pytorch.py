@@ -173,9 +173,9 @@ def _ours(params: Params, config: Config, batch: Batch, keys_B: jax.Array, domai
     # The batch is an argument, since the compiler would fold a constant.
     def states(agent: Agent, batch: Batch) -> tuple[jax.Array, jax.Array]:
         patches = patchify(batch.frames_BFHWC, config.model.vision.patch_size)
-        tokens, vision = agent.vision(patches, batch.clip_BF, collect=True)
+        tokens, vision = agent.vision(patches, batch.clip_BF, collect="hidden")
         x_BSD = agent.embed_row(batch, agent.connector(tokens))
-        _, language = agent.language(x_BSD, batch.position_BS, batch.segment_BS, collect=True)
+        _, language = agent.language(x_BSD, batch.position_BS, batch.segment_BS, collect="hidden")
         assert vision is not None
         assert language is not None
         return vision, language

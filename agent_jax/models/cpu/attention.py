@@ -1,35 +1,42 @@
-"""Attention of bfloat16 on one CPU, in the forms that XLA:CPU has fast code for, with a gradient of its own.
+"""Attention on one CPU device, in the forms that XLA:CPU has fast code for, with a gradient of its own.
 
     w = exp(q . k - peak), total = sum of w        out = w . v / total
     d = g / total                                  dv = w^T . d
     ds = w * (d . v - sum of d * out)              dq = ds . k, dk = ds^T . q
 
-All products are of bfloat16 and summed in f32; the softmax is in f32. XLA:CPU's fast code for products of many heads
-(YNNPACK's; AVX-512 BF16 or AMX) takes operands whose last axes are the matrices, row by row, and no transposed left
-one; else both are converted to f32, and run at a third of the rate. So heads are moved to the front and transpositions
-made as arrays of their own. Like a flash kernel it keeps no scores: the output, the peak and the total of each query
-are kept, and w is made again (where layers are not in a scan the compiler keeps it instead).
+Products are summed in f32, and so is the softmax. XLA:CPU's fast code for products of many heads takes operands whose
+last axes are the matrices, row by row, and no transposed left one. So heads are moved to the front and transpositions
+made as arrays of their own. Causal queries skip the keys of later blocks. Like a flash kernel it saves no scores: the
+output, the peak and the total of each query are saved, and w is computed again.
 
-Where the processor has no such instructions, on several devices (whose compiler would gather what is laid out by hand)
-and in another dtype it is XLA's own (attention.py), in f32 where it was bfloat16.
+bfloat16 is computed in f32 where the processor has no instructions for its products. On several devices attention is
+XLA's own (attention.py), in f32 too: its compiler would gather what is laid out by hand.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from agent_jax.models.attention import attend, attend_causally, causal_blocks, causal_segment_mask
+from agent_jax.models.attention import attend, attend_causally, causal_segment_mask
 from agent_jax.models.cpu.matmul import row_by_row
-from agent_jax.models.remat import kept_residual
+from agent_jax.models.remat import SAVED
 from agent_jax.runtime.processor import lacks_bfloat16_products
 from agent_jax.runtime.sharding import several_devices
 
-_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+# Causal queries are attended in blocks, each over the keys up to its own end: with 4 blocks 5/8 of the scores are made.
+BLOCK_SLOTS = 64  # least queries a block: below it a CPU's matrix product loses more than the saved scores gain
+MAX_BLOCKS = 8  # more save little (8 blocks: 9/16) and cost compile time
+
+
+def _dot(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """An einsum summed in f32, or in its dtype where that is wider."""
+    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
 
 
 def cpu_among(q_BSNH: jax.Array, k_BZNH: jax.Array, v_BZNH: jax.Array, nothing: None = None) -> jax.Array:
@@ -42,15 +49,16 @@ def cpu_causally(q_BSNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, segmen
     return _on_cpu(attend_causally, q_BSNH, k_BSNH, v_BSNH, segment_BS)
 
 
-def _on_cpu(otherwise: Callable[..., jax.Array], q_BSNH: jax.Array, k_BZNH: jax.Array, v_BZNH: jax.Array,
+def _on_cpu(several: Callable[..., jax.Array], q_BSNH: jax.Array, k_BZNH: jax.Array, v_BZNH: jax.Array,
             segment_BS: jax.Array | None) -> jax.Array:
-    """Attention over all keys, or causal within segments; by another function where its forms are of no use."""
+    """Attention over all keys, or causal within segments; on several devices by another function."""
     dtype = v_BZNH.dtype
-    if dtype != jnp.bfloat16 or lacks_bfloat16_products() or several_devices():
-        q, k, v = (x.astype(jnp.promote_types(dtype, jnp.float32)) for x in (q_BSNH, k_BZNH, v_BZNH))
-        return otherwise(q, k, v, segment_BS).astype(dtype)
+    if lacks_bfloat16_products() or several_devices():
+        q_BSNH, k_BZNH, v_BZNH = (x.astype(jnp.promote_types(dtype, jnp.float32)) for x in (q_BSNH, k_BZNH, v_BZNH))
+    if several_devices():
+        return several(q_BSNH, k_BZNH, v_BZNH, segment_BS).astype(dtype)
     q, k, v = (_swapped(x) for x in (q_BSNH * q_BSNH.shape[-1] ** -0.5, k_BZNH, v_BZNH))
-    return _swapped(_attend(q, k, v, segment_BS))
+    return _swapped(_attend(q, k, v, segment_BS)).astype(dtype)
 
 
 @jax.custom_vjp
@@ -77,15 +85,15 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segment_BS: jax.Array | N
         out_BNSH = _dot("BNSZ,BNZH->BNSH", row_by_row(weights_BNSZ.astype(v.dtype)), _slots(v, 0, keys))
         found.append(((out_BNSH / total_BNS1).astype(v.dtype), peak_BNS1, total_BNS1))
     joined = (jnp.concatenate(parts, axis=2) for parts in zip(*found, strict=True))
-    out_BNSH, peak_BNS1, total_BNS1 = (kept_residual(each) for each in joined)
+    out_BNSH, peak_BNS1, total_BNS1 = (checkpoint_name(each, SAVED) for each in joined)
     return out_BNSH, (q, k, v, segment_BS, out_BNSH, peak_BNS1, total_BNS1)
 
 
 def _backward(residuals: Any, g_BNSH: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, segment_BS, out_BNSH, peak_BNS1, total_BNS1 = residuals
     dtype = v.dtype
-    d_BNSH = g_BNSH.astype(jnp.float32) / total_BNS1
-    shift_BNS1 = jnp.sum(d_BNSH * out_BNSH.astype(jnp.float32), axis=-1, keepdims=True)
+    d_BNSH = g_BNSH.astype(total_BNS1.dtype) / total_BNS1
+    shift_BNS1 = jnp.sum(d_BNSH * out_BNSH.astype(total_BNS1.dtype), axis=-1, keepdims=True)
     d_BNSH = d_BNSH.astype(dtype)
     dq, dk, dv = [], [], []
     for first, end, keys in _blocks(q, k, segment_BS):
@@ -94,7 +102,7 @@ def _backward(residuals: Any, g_BNSH: jax.Array) -> tuple[jax.Array, jax.Array, 
         scores_BNSZ = _scores(queries, seen, segment_BS, first)
         weights_BNSZ = row_by_row(jnp.exp(scores_BNSZ - peak_BNS1[:, :, first:end]).astype(dtype))
         dw_BNSZ = _dot("BNSH,BNZH->BNSZ", d, values) - shift_BNS1[:, :, first:end]
-        ds_BNSZ = row_by_row((weights_BNSZ.astype(jnp.float32) * dw_BNSZ).astype(dtype))
+        ds_BNSZ = row_by_row((weights_BNSZ.astype(total_BNS1.dtype) * dw_BNSZ).astype(dtype))
         dq.append(_dot("BNSZ,BNZH->BNSH", ds_BNSZ, seen).astype(dtype))
         dk.append(_transposed_dot(ds_BNSZ, queries))
         dv.append(_transposed_dot(weights_BNSZ, d))
@@ -102,6 +110,12 @@ def _backward(residuals: Any, g_BNSH: jax.Array) -> tuple[jax.Array, jax.Array, 
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def causal_blocks(slots: int) -> list[tuple[int, int]]:
+    """(first, end) of the blocks of queries of a row; each sees the keys before its end."""
+    blocks = min(max(slots // BLOCK_SLOTS, 1), MAX_BLOCKS)
+    return list(itertools.pairwise(slots * i // blocks for i in range(blocks + 1)))
 
 
 def _blocks(q: jax.Array, k: jax.Array, segment_BS: jax.Array | None) -> list[tuple[int, int, int]]:

@@ -38,9 +38,9 @@ def test_images_of_another_size_are_encoded_as_transformers_does_with_interpolat
         expected = model(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), interpolate_pos_encoding=True,
                          output_hidden_states=True)
     with jax.default_matmul_precision("highest"):
-        encoder = VisionEncoder(config, jnp.dtype("float32"))
+        encoder = VisionEncoder(config)
         _, hidden = encoder.apply({"params": params}, patchify(jnp.asarray(frames), 8), jnp.zeros((1, 2), jnp.int32),
-                                  collect=True)
+                                  collect="hidden")
     assert len(hidden) == len(expected.hidden_states) == 4
     for layer, (ours, theirs) in enumerate(zip(hidden, expected.hidden_states, strict=True)):
         row = compare(f"after block {layer}", ours[0], theirs, STACK)

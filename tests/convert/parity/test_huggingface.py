@@ -80,7 +80,7 @@ def test_packed_samples_have_the_logits_of_separate_rows_in_opt(tmp_path):
     config = dataclasses.replace(language_config(tmp_path), vocabulary_size=264, vocabulary_multiple=1)
     params, _ = load_language(tmp_path, config, 264)
     samples = [np.arange(5, 12), np.arange(100, 105), np.arange(30, 39)]
-    packed = LanguageModel(config, jnp.dtype("float32"))
+    packed = LanguageModel(config)
     segment_BS = np.concatenate([np.full(len(ids), i + 1) for i, ids in enumerate(samples)])[None]
     position_BS = np.concatenate([np.arange(len(ids)) for ids in samples])[None]
 
