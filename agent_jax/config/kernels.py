@@ -14,10 +14,9 @@ CUDNN_WIDEST_HEAD = 128
 def kernel_on(device: Any, model: ModelConfig) -> str:
     """The kernel that `config.model.attention` stands for on a device: `auto` is the best that is known of.
 
-    On TPU that is splash: by its compiler a step of configs/tpu_v4.py moves a fifth less through memory, which is what
-    bounds it (docs/large_runs/plan.md); no TPU has run it. On an NVIDIA GPU it is cuDNN's where that can be: with it a
-    step of the full model took 113 ms on an H200, with XLA's 129. On a CPU it is ours for CPUs, with which a
-    step in bfloat16 takes a seventh to a quarter less time than with XLA's in f32 (docs/design/performance.md).
+    On TPU that is splash, with which a step moves a fifth less through memory, by the TPU's compiler; no TPU has run
+    it. On an NVIDIA GPU it is cuDNN's where that can be. On a CPU it is the one of models/cpu. Measurements:
+    docs/design/performance.md.
 
     Args:
         device: a `jax.Device`, or what has its `platform`.

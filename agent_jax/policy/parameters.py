@@ -1,9 +1,8 @@
 """The parameters as acting reads them: the parts it needs, layers apart, and what products alone read in their dtype.
 
 Training keeps parameters in f32 and casts what a product reads at each step. That is little beside a training step, but
-a policy of the full model in bfloat16 spent 0.2 to 0.3 of an action on it (2 cores of an Intel Xeon, 2026-11-28), and
-would hold twice the memory. A CPU without products of bfloat16 makes their operands f32 (models/cpu/matmul.py), so
-there they stay as they are.
+a fifth or more of an action, and a policy would hold twice the memory. A CPU without products of bfloat16 makes their
+operands f32 (models/cpu/matmul.py), so there they stay as they are.
 """
 
 from __future__ import annotations

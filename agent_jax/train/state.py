@@ -24,9 +24,8 @@ from agent_jax.train.optimizer import start_average
 # Every random number of a run follows from config.seed: fold_in(key(seed), purpose), then what the purpose adds.
 INIT_KEY, STEP_KEY, VALIDATION_KEY = range(3)
 
-# Drawing a small model's parameters takes milliseconds, compiling the program for it seconds. Not optimised, that of
-# configs/babyai.py takes 4.8 s of the processor to compile instead of 9.0, and draws five times slower: 10 million
-# parameters in 1 s instead of 0.2. (AMD EPYC, 2026-11-26; values differ by 3e-7 at most.)
+# Drawing a small model's parameters takes milliseconds, compiling the program for it seconds. So up to this number it
+# is compiled without optimization: in half the time, to draw five times slower. Values differ by 3e-7 at most.
 _SMALL_PARAMETERS = 10_000_000
 
 
