@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from agent_jax.checkpoints import meta as checkpoint_meta
 from agent_jax.checkpoints.access import read_error
 from agent_jax.checkpoints.fingerprint import fingerprint, flat, nested
 from agent_jax.checkpoints.meta import ACTING, PARAMS, DamagedCheckpointError, acting_path, locate
+from agent_jax.models.lora import LORA, merged
 from agent_jax.runtime.distributed import all_true
 
 T = TypeVar("T")
@@ -26,7 +28,8 @@ def load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any, 
     Args:
         step_directory: of the step.
         abstract: the subtree as `jax.ShapeDtypeStruct`s; without shardings it goes to the first local device.
-        subtree: its path in the state; "" for all of it, "acting" for the parameters to act with.
+        subtree: its path in the state; "" for all of it, "acting" for the parameters to act with. Adapters that the
+            step holds are merged into the parameters, unless `abstract` has them.
 
     Raises:
         DamagedCheckpointError: something of it is missing, or is not what was saved.
@@ -35,6 +38,9 @@ def load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any, 
     """
     together = spans_processes(abstract)
     meta = _undamaged(lambda: checkpoint_meta.read(step_directory), step_directory, together=together)
+    adapters = _adapters(meta, abstract) if subtree in (ACTING, PARAMS) and LORA not in abstract else {}
+    if adapters:
+        abstract = {**abstract, LORA: nested(adapters)}
     if subtree == ACTING:
         names = [path.removeprefix(f"{PARAMS}/") for path in meta["fingerprint"] if path.startswith(f"{PARAMS}/")]
         held = {acting_path(meta, name) for name in names}
@@ -50,8 +56,21 @@ def load(step_directory: epath.Path, abstract: Any, subtree: str) -> tuple[Any, 
     if altered := [path for path, entry in recorded.items() if sums[path] != entry["sum"]]:
         raise DamagedCheckpointError(f"checkpoint {step_directory} is damaged: values do not match the fingerprint of "
                                      f"{', '.join(altered[:3])}{' and others' if len(altered) > 3 else ''}")
-    structure = jax.tree.structure(abstract)
-    return jax.tree.unflatten(structure, [loaded[path] for path in wanted]), meta
+    tree = jax.tree.unflatten(jax.tree.structure(abstract), [loaded[path] for path in wanted])
+    if adapters:
+        places = {name: jax.tree.map(lambda leaf: leaf.sharding, part) for name, part in tree.items() if name != LORA}
+        tree = jax.jit(functools.partial(merged, scale=meta["config"]["lora"]["scale"]), out_shardings=places)(tree)
+    return tree, meta
+
+
+def _adapters(meta: dict[str, Any], abstract: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The adapters that a step holds for its parameters, by path, to be on every device of these."""
+    prefix = f"{PARAMS}/{LORA}/"
+    sharding = next(leaf.sharding for leaf in jax.tree.leaves(abstract))
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return {path.removeprefix(prefix): jax.ShapeDtypeStruct(tuple(entry["shape"]), entry["dtype"], sharding=sharding)
+            for path, entry in meta["fingerprint"].items() if path.startswith(prefix)}
 
 
 def _arrays(step_directory: epath.Path, meta: dict[str, Any],

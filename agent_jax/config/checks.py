@@ -90,6 +90,8 @@ def validate(config: Config) -> None:
     _check(optimizer.learning_rate > 0, f"config.optimizer.learning_rate={optimizer.learning_rate} must be positive")
     _check(0 <= optimizer.warmup < 1, f"config.optimizer.warmup={optimizer.warmup} is a share of the steps, in [0, 1)")
     _check(0 <= optimizer.ema < 1, f"config.optimizer.ema={optimizer.ema} must lie in [0, 1)")
+    _check(config.lora.rank >= 1, f"config.lora.rank={config.lora.rank} must be at least 1")
+    _check(0 < config.lora.scale < float("inf"), f"config.lora.scale={config.lora.scale} must be positive and finite")
     for i, pair in enumerate(optimizer.learning_rate_factors):
         _check(len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], (int, float)) and pair[1] > 0,
                f"config.optimizer.learning_rate_factors[{i}]={pair!r}: expected (pattern, factor) with a text and a "

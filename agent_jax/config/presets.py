@@ -24,7 +24,7 @@ Draft = Any  # an unlocked ConfigDict, whose annotations take every field for a 
 Change = Callable[[Draft], None]
 
 __all__ = ["Change", "Draft", "arm_spec", "build", "clip_l14", "code", "domain", "finetune", "finetune_smoke",
-           "from_scratch", "opt_1_3b", "opt_6_7b", "paper", "paper_augmentation", "paper_domain", "pretraining",
+           "from_scratch", "lora", "opt_1_3b", "opt_6_7b", "paper", "paper_augmentation", "paper_domain", "pretraining",
            "replay", "simulator_agent", "simulator_smoke", "small_model", "state_spec", "tiny_run"]
 
 
@@ -138,6 +138,23 @@ def finetune(config: Draft, *, steps: int, batch_size: int = 64, learning_rate: 
     config.train.validation_batches = 16
     config.train.patience = patience
     config.data.workers = 4
+
+
+def lora(config: Draft, *, rank: int = 8, scale: float = 2.0,
+         patterns: Sequence[str] = ("(vision|language)/blocks/(temporal_)?attention/.*", "language/token_embedding"),
+         train: Sequence[str] = ()) -> None:
+    """Fine-tune by low-rank adapters alone, a few MB; comes after `finetune`.
+
+    Args:
+        config: changed in place.
+        rank: of the adapters.
+        scale: of their product.
+        patterns: paths of the kernels that they adapt; the token table has to be among them, or in `train`, if the
+            vocabulary has tokens that the pre-trained agent did not know.
+        train: patterns of parameters that are trained as a whole besides, such as "classifier/.*".
+    """
+    config.lora.patterns, config.lora.rank, config.lora.scale = tuple(patterns), rank, scale
+    config.optimizer.freeze = (f"(?!{'|'.join(('lora/', *train))}).*",)
 
 
 def replay(config: Draft, weight: float = 0.1) -> None:

@@ -192,6 +192,15 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (models/lora.py): W + scale * A B in place of W, which is frozen."""
+
+    patterns: tuple[str, ...] = ()  # regular expressions on paths of kernels, e.g. "language/blocks/.*"; (): none
+    rank: int = 8  # columns of A, rows of B
+    scale: float = 1.0  # alpha / rank of the paper
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The loop."""
 
@@ -277,6 +286,7 @@ class Config:
     loss: LossConfig = LossConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     init: InitConfig = InitConfig()

@@ -10,6 +10,10 @@ from-pytorch FOLDER OUT
 grow [CHECKPOINT] --config FILE.py[:VARIANT] [--config.FIELD=VALUE ...] [--json PATH]
     print what a run of this config would take from CHECKPOINT (by default config.init.checkpoint): parameters carried,
     grown, fresh and dropped, by part; no parameter is read, and nothing is written
+adapters RUN FILE [--base CHECKPOINT]
+    write the adapters of a run (config.lora), and what it trained besides, as one small file
+with-adapters BASE FILE OUT
+    make a checkpoint of a base and such a file, merged
 verify-hf DIR [--json PATH]
     compare our models with transformers' torch models on the weights of DIR; exit with 1 if they differ
 """
@@ -37,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_from_hf(commands)
     _add_pytorch(commands)
     _add_grow(commands)
+    _add_adapters(commands)
     verifier = commands.add_parser("verify-hf", help="compare with PyTorch on the same weights", allow_abbrev=False)
     verifier.add_argument("directory", metavar="DIR", help="a CLIP or OPT folder, or a directory of such folders")
     verifier.add_argument("--json", type=json_path, metavar="PATH", help="also write the figures to PATH")
@@ -54,6 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from agent_jax.convert.from_pytorch import import_folder
 
             print(import_folder(options.folder, options.out))
+            return 0
+        if options.command == "adapters":
+            from agent_jax.convert.adapters import save_adapters
+
+            print(save_adapters(options.run, options.file, options.base))
+            return 0
+        if options.command == "with-adapters":
+            from agent_jax.convert.adapters import apply_adapters
+
+            print(apply_adapters(options.base, options.file, options.out))
             return 0
         from agent_jax.convert.parity.huggingface import verify_folders
 
@@ -81,6 +96,19 @@ def _add_pytorch(commands: Any) -> None:
     importer = commands.add_parser("from-pytorch", help="a PyTorch folder -> a checkpoint", allow_abbrev=False)
     importer.add_argument("folder", metavar="FOLDER", help="written by to-pytorch or torch_agent.Agent.save")
     importer.add_argument("out", metavar="OUT", help="directory to write")
+
+
+def _add_adapters(commands: Any) -> None:
+    writer = commands.add_parser("adapters", help="a run's adapters -> a file", allow_abbrev=False)
+    writer.add_argument("run", metavar="RUN", help="a workdir, its checkpoints directory, or one step")
+    writer.add_argument("file", metavar="FILE", help="safetensors file to write")
+    writer.add_argument("--base", default="", metavar="CHECKPOINT", help="what the run was begun from; by default its "
+                        "config.init.checkpoint")
+    merger = commands.add_parser("with-adapters", help="a base and a file of adapters -> a checkpoint",
+                                 allow_abbrev=False)
+    merger.add_argument("base", metavar="BASE", help="a workdir, its checkpoints directory, or one step")
+    merger.add_argument("file", metavar="FILE", help="written by adapters")
+    merger.add_argument("out", metavar="OUT", help="directory to write")
 
 
 def _run_to_pytorch(options: argparse.Namespace) -> int:

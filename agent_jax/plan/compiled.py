@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from agent_jax.batch import Batch
 from agent_jax.config import Config
-from agent_jax.models.agent import abstract_params
+from agent_jax.models.lora import parameter_shapes
 from agent_jax.plan import hlo
 from agent_jax.plan.collectives import Collective, collectives
 from agent_jax.plan.cpu_estimate import estimated_collectives, estimated_memory_bytes
@@ -101,7 +101,7 @@ def compile_step(config: Config, row: PlannedRow, devices: Sequence[Any], estima
         DoesNotFitError: the step needs more memory than the device has.
     """
     mesh = make_mesh(config.mesh, devices)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
+    optimizer = make_optimizer(config.optimizer, config.train.steps, parameter_shapes(config))
     state = abstract_state(config, mesh, optimizer)
     batch = Batch.spec(row.size, config.train.batch_size)
 

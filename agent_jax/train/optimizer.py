@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from agent_jax.config import OptimizerConfig
+from agent_jax.models.lora import LORA, adapted_paths
 from agent_jax.runtime.path_patterns import compile_patterns
 from agent_jax.runtime.sharding import path_name
 
@@ -48,7 +49,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> Callable[[Any
 
 
 def trained_mask(params: Any, freeze: tuple[str, ...]) -> Any:
-    """True for each parameter that is trained: whose path no pattern of `freeze` matches from end to end.
+    """True for each parameter that is trained: it has no adapter, and no pattern of `freeze` matches its whole path.
 
     Args:
         params: arrays or `jax.ShapeDtypeStruct`s.
@@ -56,11 +57,16 @@ def trained_mask(params: Any, freeze: tuple[str, ...]) -> Any:
 
     Raises:
         ValueError: for a pattern that is no regular expression or matches no path (with the nearest ones), or if
-            nothing is left to train.
+            nothing is left to train, of the adapters either.
     """
     compiled = compile_patterns(freeze, _paths(params), "config.optimizer.freeze")
+    adapted = adapted_paths(params)
     mask = jax.tree_util.tree_map_with_path(
-        lambda path, _: not any(pattern.fullmatch(path_name(path)) for pattern in compiled), params)
+        lambda path, _: path_name(path) not in adapted
+        and not any(pattern.fullmatch(path_name(path)) for pattern in compiled), params)
+    if adapted and not any(jax.tree.leaves(mask[LORA])):
+        raise ValueError(f"config.optimizer.freeze={freeze!r} freezes the adapters of config.lora.patterns as well; "
+                         "expected patterns that leave out lora/, as '(?!lora/).*'")
     if not any(jax.tree.leaves(mask)):
         raise ValueError(f"config.optimizer.freeze={freeze!r} freezes every parameter; nothing is left to train")
     return mask

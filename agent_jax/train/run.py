@@ -23,8 +23,9 @@ from agent_jax.data.pipeline.loader import Loader
 from agent_jax.data.pipeline.run_data import RunData, open_data
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.evaluate.in_training import InTrainingEvaluation
-from agent_jax.models.agent import abstract_params
+from agent_jax.models.agent import Params
 from agent_jax.models.choice_table import ChoiceTable
+from agent_jax.models.lora import LORA, merged, parameter_shapes
 from agent_jax.models.losses import LossSums, total
 from agent_jax.runtime import distributed
 from agent_jax.runtime.directory_lock import DirectoryLock
@@ -64,7 +65,7 @@ class Run:
         self.lock = DirectoryLock(epath.Path(workdir) / LOCK_FILE, str(workdir),
                                   "wait until that run has ended, or train in another --workdir")
         self.rows_here = rows_here(mesh)
-        self.optimizer = make_optimizer(config.optimizer, config.train.steps, abstract_params(config.model))
+        self.optimizer = make_optimizer(config.optimizer, config.train.steps, parameter_shapes(config))
         choices = ChoiceTable.of({domain.index: domain.spec for domain in data.domains})
         self.train_step = distributed.compiled_together(make_train_step(config, mesh, self.optimizer, choices))
         self.eval_step = distributed.compiled_together(make_eval_step(config, mesh, choices))
@@ -78,6 +79,8 @@ class Run:
         begun = int(jax.device_get(self.first.state.step))
         resumed = checkpoint.read_meta(self.checkpoints.directory, begun) if begun else None
         self.early_stopping = EarlyStopping(config, resumed)
+        self._merged = jax.jit(functools.partial(merged, scale=config.lora.scale), out_shardings={
+            name: part for name, part in state_shardings(self.first.state).params.items() if name != LORA})
         self._steps = self.checkpoints.steps()
         distributed.check_shared(epath.Path(workdir))
         print(self._head(), flush=True)
@@ -136,7 +139,7 @@ class Run:
     def validate(self, state: TrainState, stopped: Callable[[], bool]) -> Record | None:
         """Losses of the held-out rows; None if it was `stopped` before they were all read."""
         with self.phases.time(EVALUATION):
-            params = state.acting_params
+            params = self.acting_params(state)
             found = []
             for batch in self.data.validation_batches(self.config, *self.rows_here):
                 # Read one by one: neither all batches on the device nor several programs under way.
@@ -149,13 +152,18 @@ class Run:
         losses, domains = mean_losses(sums, weights, self._domain_names(), classes=self.config.model.classes > 0)
         return Record(int(jax.device_get(state.step)), "validation", time.time(), loss, losses, domains)
 
+    def acting_params(self, state: TrainState) -> Params:
+        """The model's parameters to evaluate and act with: averaged where the run averages, adapters merged."""
+        params = state.acting_params
+        return self._merged(params) if LORA in params else params
+
     def act(self, state: TrainState) -> SuccessRecord | None:
         """Success in the simulator, by the parameters of this step; None if the simulator failed, which is printed.
 
         Process 0 acts, and the others wait for it: they return None.
         """
         with self.phases.time(EVALUATION):
-            params = on_host(state.acting_params)
+            params = on_host(self.acting_params(state))
             success = distributed.by_leader(lambda: self._acted(params))
             return SuccessRecord(int(jax.device_get(state.step)), time.time(), success) if success else None
 
@@ -203,7 +211,7 @@ class Run:
             rows = self.data.first_validation_rows(self.config, report.PICTURED_IMAGES)
             path = self.files.directory / "pictures" / f"reconstruction-{step}.png"
             try:
-                report.write_picture(path, self.config, state.acting_params, rows)
+                report.write_picture(path, self.config, self.acting_params(state), rows)
             except OSError as error:
                 logging.warning("%s was not written: %s", path, error)
 

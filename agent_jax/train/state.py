@@ -16,7 +16,8 @@ import optax
 from jax.sharding import Mesh
 
 from agent_jax.config import Config, OptimizerConfig
-from agent_jax.models.agent import Params, abstract_params, init_params
+from agent_jax.models.agent import Params, init_params
+from agent_jax.models.lora import parameter_shapes, with_adapters
 from agent_jax.runtime.compiler_options import QUICKLY_COMPILED, compiler_options
 from agent_jax.runtime.sharding import tree_shardings
 from agent_jax.train.optimizer import start_average
@@ -59,8 +60,7 @@ def abstract_state(config: Config, mesh: Mesh, optimizer: optax.GradientTransfor
     Raises:
         ValueError: if an array does not divide over the mesh.
     """
-    shapes = jax.eval_shape(lambda params: _create(params, optimizer, config.optimizer),
-                            abstract_params(config.model))
+    shapes = jax.eval_shape(lambda params: _create(params, optimizer, config.optimizer), parameter_shapes(config))
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                         shapes, tree_shardings(mesh, shapes))
 
@@ -79,23 +79,28 @@ def init_state(
         config: its seed decides the fresh parameters, whatever the mesh.
         mesh: of `make_mesh`.
         optimizer: of `make_optimizer`.
-        params: parameters to start from, complete, on the host or on the mesh; they are not changed. None: fresh ones.
+        params: the model's parameters to start from, complete, on the host or on the mesh; they are not changed. None:
+            fresh ones. Adapters are always fresh.
 
     Returns:
         step 0, the parameters, the optimizer's initial state for them, and their average.
     """
     shapes = abstract_state(config, mesh, optimizer)
     shardings = state_shardings(shapes)
+
+    def create(params: Params | None) -> TrainState:
+        key = purpose_key(config.seed, INIT_KEY)
+        params = init_params(config.model, key) if params is None else params
+        return _create(with_adapters(params, config.lora, key), optimizer, config.optimizer)
+
     if params is None:
-        fresh = lambda: _create(  # noqa: E731
-            init_params(config.model, purpose_key(config.seed, INIT_KEY)), optimizer, config.optimizer)
         small = sum(leaf.size for leaf in jax.tree.leaves(shapes.params)) < _SMALL_PARAMETERS
         device = mesh.devices.flat[0]
         quickly = small and device.platform == "cpu"
         options = QUICKLY_COMPILED if quickly else compiler_options(device, config.model.dtype)
-        return jax.jit(fresh, out_shardings=shardings, compiler_options=options)()
-    placed = jax.device_put(params, shardings.params)
-    return jax.jit(lambda params: _create(params, optimizer, config.optimizer), out_shardings=shardings)(placed)
+        return jax.jit(lambda: create(None), out_shardings=shardings, compiler_options=options)()
+    placed = jax.device_put(params, {name: shardings.params[name] for name in params})
+    return jax.jit(create, out_shardings=shardings)(placed)
 
 
 def _create(params: Params, optimizer: optax.GradientTransformation, config: OptimizerConfig) -> TrainState:

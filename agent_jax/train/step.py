@@ -29,6 +29,7 @@ from agent_jax.models.agent import Agent, Params
 from agent_jax.models.augmentation import augment
 from agent_jax.models.choice_table import ChoiceTable
 from agent_jax.models.compute import Compute
+from agent_jax.models.lora import merged
 from agent_jax.models.losses import LossSums, loss_sums, loss_weights, total
 from agent_jax.models.mae import kept_patches
 from agent_jax.runtime.compiler_options import compiler_options
@@ -110,6 +111,7 @@ def make_train_step(
     def loss_of(params: Params, batch: Batch, weights: LossSums, key: jax.Array) -> tuple[jax.Array, LossSums]:
         # No gradient is computed for what is frozen, nor counted in the norm.
         params = jax.tree.map(lambda leaf, train: leaf if train else jax.lax.stop_gradient(leaf), params, trained)
+        params = merged(params, config.lora.scale)
         frames_BFHWC = augment(batch.frames_BFHWC, row_keys(key, batch.seed_B, AUGMENTATION_KEY),
                                config.data.augmentation)
         batch = dataclasses.replace(batch, frames_BFHWC=frames_BFHWC)

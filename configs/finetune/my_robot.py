@@ -13,8 +13,9 @@ device computes at once; the batch stays the same.
 
 The paper has no figure for a robot of your own.
 
-Variants: `:scratch` trains a small agent from scratch on the same data, on a CPU, with a learning rate of 2e-3 and no
-weights (`--config.vocabulary.tokenizer` is not needed). `:smoke` runs two steps of a tiny model on any machine.
+Variants: `:lora` trains low-rank adapters alone, a few MB. `:scratch` trains a small agent from scratch on the same
+data, on a CPU, with a learning rate of 2e-3 and no weights (`--config.vocabulary.tokenizer` is not needed). `:smoke`
+runs two steps of a tiny model on any machine.
 """
 
 from ml_collections import ConfigDict
@@ -38,9 +39,10 @@ def _main(config: presets.Draft) -> None:
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant: "", "scratch" or "smoke"."""
+    """The config of a variant: "", "lora", "scratch" or "smoke"."""
     return presets.build(variant, {
         "": [_data, _main],
+        "lora": [_data, _main, presets.lora],
         "scratch": [_data, presets.from_scratch],
         "smoke": [_data, _main, presets.finetune_smoke],
     })

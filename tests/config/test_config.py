@@ -261,6 +261,8 @@ def test_a_config_file_that_is_not_there_is_named() -> None:
         ("optimizer.warmup", 1.0, "config.optimizer.warmup=1.0 is a share of the steps, in [0, 1)"),
         ("optimizer.learning_rate_factors", (("vision/.*", 0),), "learning_rate_factors[0]=('vision/.*', 0): expected"),
         ("optimizer.learning_rate_factors", (("vision/.*",),), "learning_rate_factors[0]=('vision/.*',): expected"),
+        ("lora.rank", 0, "config.lora.rank=0 must be at least 1"),
+        ("lora.scale", 0.0, "config.lora.scale=0.0 must be positive"),
         ("train.patience", -1, "config.train.patience=-1 must be at least 0"),
         ("checkpoint.best_metric", "acton", "checkpoint.best_metric='acton': expected 'loss', language, "),
         ("checkpoint.best_metric", "label", "checkpoint.best_metric='label': expected"),

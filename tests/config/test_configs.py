@@ -35,7 +35,7 @@ VARIANTS = {
     "finetune/language_table": ["", "replay", "smoke"],
     **{f"finetune/{name}": ["", "smoke"]
        for name in ("calvin", "minecraft", "bleeding_edge", "captions", "vqa", "rass")},
-    "finetune/my_robot": ["", "scratch", "smoke"],
+    "finetune/my_robot": ["", "lora", "scratch", "smoke"],
 }
 EVERY_CONFIG = [f"{name}.py:{variant}".rstrip(":") for name, variants in VARIANTS.items() for variant in variants]
 

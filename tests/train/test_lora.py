@@ -1,0 +1,101 @@
+"""A run with adapters: what its checkpoints hold, what acts, resuming, and its adapters as one file."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+from small_runs import Trained, differing, open_run, small_config, store_directory, straight_run, trained
+
+from agent_jax.checkpoints import checkpoint
+from agent_jax.checkpoints.checkpoint import read_meta
+from agent_jax.checkpoints.restore import load_to_act
+from agent_jax.config import LoraConfig
+from agent_jax.convert.__main__ import main as convert
+from agent_jax.models.lora import LORA
+
+CHANGES = {"lora.patterns": ("(vision|language)/blocks/attention/.*", "language/token_embedding"), "lora.rank": 4,
+           "lora.scale": 2.0, "optimizer.freeze": ("(?!lora/|connector/).*",), "train.steps": 4, "checkpoint.every": 2,
+           "train.validate_every": 0, "optimizer.learning_rate": 0.1}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return straight_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def tuned(base: Trained, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    config = small_config(store_directory(tmp_path_factory.getbasetemp()), **CHANGES,
+                          **{"init.checkpoint": str(base.workdir)})
+    return trained(config, tmp_path_factory.mktemp("lora") / "run")
+
+
+def assert_close(one: Any, other: Any) -> None:
+    """Merged by two programs: the last bit may differ."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), one, other)
+
+
+def test_only_adapters_and_what_is_not_frozen_change(base: Trained, tuned: Trained):
+    before = read_meta(base.workdir / "checkpoints")["fingerprint"]
+    after = read_meta(tuned.workdir / "checkpoints")["fingerprint"]
+    changed = {path for path in before if path.startswith("params/") and before[path] != after[path]}
+    assert changed == {"params/connector/kernel", "params/connector/bias"}
+    adapters = [path for path in after if path.startswith(f"params/{LORA}/")]
+    assert len(adapters) == 10  # A and B of two kernels in each of two stacks, and of the token table
+    early = read_meta(tuned.workdir / "checkpoints", 2)["fingerprint"]
+    assert all(early[path] != after[path] for path in adapters)
+
+
+def test_acting_and_a_new_run_take_the_merged_parameters(tuned: Trained):
+    expected = tuned.run.acting_params(tuned.state)
+    assert LORA not in expected
+    acting = load_to_act(tuned.workdir).params
+    assert_close(acting, jax.device_get(expected))
+    last = {name: part for name, part in tuned.state.params.items() if name != LORA}
+    raw = load_to_act(tuned.workdir, averaged=False).params
+    assert {path.split("'")[-2] for path in differing(raw, last)} == {"kernel", "token_embedding"}
+
+
+@pytest.mark.slow
+def test_a_run_with_adapters_resumes_to_the_bit(tuned: Trained, tmp_path: Path):
+    workdir = Path(shutil.copytree(tuned.workdir, tmp_path / "resumed"))
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    run = trained(tuned.config, workdir)
+    assert run.run.first.source.startswith("resumed from step 2 ")
+    assert list(differing(run.state, tuned.state)) == []
+
+
+def test_other_adapters_are_another_run(tuned: Trained):
+    other = dataclasses.replace(tuned.config, lora=dataclasses.replace(tuned.config.lora, rank=2))
+    with pytest.raises(ValueError, match=r"config.lora.rank: 4 there, 2 here"):
+        open_run(other, tuned.workdir)
+
+
+def test_a_file_of_adapters_and_the_base_make_the_run_again(base: Trained, tuned: Trained, tmp_path: Path,
+                                                            capsys: pytest.CaptureFixture[str]):
+    file, out = tmp_path / "adapters.safetensors", tmp_path / "merged"
+    assert convert(["adapters", str(tuned.workdir), str(file)]) == 0
+    with safe_open(file, framework="numpy") as content:
+        assert {path.split("/")[0] for path in content.keys()} == {LORA, "connector"}  # noqa: SIM118 - it is no mapping
+    assert convert(["with-adapters", str(base.workdir), str(file), str(out)]) == 0
+    made = load_to_act(out)
+    assert made.config.lora == LoraConfig()
+    assert made.meta["domains"].keys() == {"tiles"}
+    assert_close(made.params, load_to_act(tuned.workdir).params)
+    shutil.rmtree(out)
+    assert convert(["with-adapters", str(base.workdir / "checkpoints" / "10"), str(file), str(out)]) == 2
+    assert "differs from it in" in capsys.readouterr().err
+    assert convert(["adapters", str(base.workdir), str(tmp_path / "none")]) == 2
+    assert "has no adapters: its config.lora.patterns is empty" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "text").write_text("no tensors")
+    assert convert(["with-adapters", str(base.workdir), str(tmp_path / "text"), str(out)]) == 2
+    assert "text: not a file of `convert adapters`" in capsys.readouterr().err
+    assert checkpoint.steps(base.workdir / "checkpoints") == [10, 20]
