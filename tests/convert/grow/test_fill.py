@@ -63,7 +63,7 @@ def test_growing_into_the_same_model_and_vocabulary_is_the_identity():
 
 
 SOURCE = agent(BABYAI_BLOCK, ARM)
-TARGET = agent(HAND, OTHER_ARM, **{"language.positions": 80, "language.vocabulary_multiple": 8, "classes": 3,
+TARGET = agent(HAND, OTHER_ARM, **{"language.positions": 80, "language.vocabulary_multiple": 128, "classes": 3,
                                    "mae.mask_ratio": 0.5})
 
 
