@@ -32,14 +32,13 @@ def square_product(framework: str, precision: str, size: str) -> Callable[[], fl
         import jax
         import jax.numpy as jnp
 
-        from agent_jax.models.cpu.matmul import dot_of
         from agent_jax.runtime.host_memory import tune_heap
 
         tune_heap()  # as a run does: or new pages of the result cost as much as small products
         width = SQUARE_WIDTH.get(jax.default_backend(), SQUARE_WIDTH["gpu"]) if size == "full" else SMALL
         kind = {"f32": jnp.float32, "bf16": jnp.bfloat16}[precision]
         x = jax.random.normal(jax.random.key(0), (width, width), kind)  # a GPU is faster on zeros
-        product = _jitted(lambda x, y: dot_of(x, y, (1,), (0,), jnp.float32), kind)
+        product = _jitted(lambda x, y: _dot()(x, y, (1,), (0,), jnp.float32), kind)
         run, wait = (lambda: product(x, x)), jax.block_until_ready
     else:
         import torch
@@ -102,11 +101,9 @@ def products_of_step(found: list[Any]) -> Callable[[], float]:
 
 
 def _alone(operands: list[Any], axes: Any, dtype: str) -> Callable[[], Any]:
-    """One product, in the form of models/cpu/matmul.py; of many heads, in that of models/attention.py."""
+    """One product, in the model's form; of many heads, in that of models/attention.py."""
     import jax
     import jax.numpy as jnp
-
-    from agent_jax.models.cpu.matmul import dot_of
 
     (of_left, of_right), (batch, _) = axes
     if batch:
@@ -114,8 +111,18 @@ def _alone(operands: list[Any], axes: Any, dtype: str) -> Callable[[], Any]:
             dtype = jnp.promote_types(dtype, jnp.float32).name
         dot = _jitted(lambda x, y: jax.lax.dot_general(x, y, axes, preferred_element_type=dtype), operands[0].dtype)
     else:
-        dot = _jitted(lambda x, y: dot_of(x, y, tuple(of_left), tuple(of_right), dtype), operands[0].dtype)
+        dot = _jitted(lambda x, y: _dot()(x, y, tuple(of_left), tuple(of_right), dtype), operands[0].dtype)
     return lambda: dot(*operands)
+
+
+def _dot() -> Callable[..., Any]:
+    """The product that the model takes on this machine."""
+    import jax
+
+    from agent_jax.models.cpu.matmul import cpu_dot
+    from agent_jax.models.matmul import dot
+
+    return cpu_dot if jax.default_backend() == "cpu" else dot
 
 
 def _jitted(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:

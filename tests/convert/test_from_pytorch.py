@@ -36,7 +36,8 @@ def folder(base: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported(base, "images")[1], tmp_path / "folder"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [
+    kind if kind == "images" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
 def test_every_parameter_is_restored_bitwise(base: Path, tmp_path: Path, kind: str, capsys):
     made, exported_folder, _ = exported(base, kind)
     assert main(["from-pytorch", str(exported_folder), str(tmp_path / "back")]) == 0

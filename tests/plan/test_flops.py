@@ -182,6 +182,7 @@ def test_full_rematerialisation_adds_the_blocks_once_more():
     assert step_flops(remat="dots") < full
 
 
+@pytest.mark.slow
 def test_the_count_equals_the_compilers_of_the_unrolled_step():
     traced = traced_step(make_config(unroll=SIZES["depth"]))
     ours = flops_by_group(operations(traced.jaxpr, elementwise=True))

@@ -66,6 +66,7 @@ def test_a_roofline_is_the_longest_of_compute_memory_and_communication(planned):
     assert roof.recomputed_flops > 0.2 * roof.model_flops  # remat full: most of the forward pass once more
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("splash_here")
 def test_scores_that_a_kernel_recomputes_do_not_count_as_operations_of_the_model(planned):
     step, row = planned

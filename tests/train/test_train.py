@@ -264,6 +264,7 @@ def test_a_run_leaves_a_picture_and_a_rollout_of_each_policy(smoke: Smoke):
     assert "per_episode" not in (smoke.workdir / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_the_tpu_config_takes_its_two_smoke_steps_on_eight_devices_in_a_mesh_of_three_axes(base: Path, tmp_path: Path):
     line = command("--config", str(ROOT / "configs" / "tpu_v4.py:smoke"), "--workdir", str(tmp_path / "run"))
     done = subprocess.run(line, env=environment(base), capture_output=True, text=True, check=False, timeout=600)

@@ -120,7 +120,8 @@ STATE = {"effector_target_translation": np.float32([0.3, 0.1]), "effector_transl
 
 
 @pytest.mark.parametrize(("kind", "name"), [
-    ("images", "table"), ("clips", "edge"), pytest.param("images", "minecraft", marks=pytest.mark.slow)])
+    ("images", "table"), pytest.param("clips", "edge", marks=pytest.mark.slow),
+    pytest.param("images", "minecraft", marks=pytest.mark.slow)])
 def test_the_policies_choose_the_same_actions_over_whole_episodes(base: Path, kind: str, name: str):
     made, folder, _ = exported(base, kind)
     ours, theirs = Policy.load(made.path, domain=name), torch_agent.Policy(folder, domain=name)

@@ -48,7 +48,8 @@ def test_training_on_the_bleeding_edge_sample_by_the_spec_of_pretraining(tmp_pat
     train_two_steps(store, DomainConfig(action_spec=BLEEDING_EDGE.to_dict(), window=2, stride=2, max_text=16))
 
 
-@pytest.mark.parametrize("layout", ["answer", pytest.param("label", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["answer", "label"])
 def test_training_on_videos_with_text(tmp_path, layout):
     write_video(tmp_path / "a.mp4", 8)
     grey_cine(tmp_path / "b.dcm", frames=8)

@@ -171,6 +171,7 @@ def test_missing_files_are_reported_with_advice(folder: Path) -> None:
         open_source("calvin", folder, PrepareConfig())
 
 
+@pytest.mark.slow
 def test_training_on_prepared_calvin(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     assert main(["prepare", "--source", "calvin", "--path", str(folder), "--out", str(out), "--processes", "1",

@@ -354,6 +354,7 @@ def test_frames_between_the_rows_are_refused(tmp_path: Path) -> None:
         read_all(path)
 
 
+@pytest.mark.slow
 def test_training_with_a_spec_declared_by_the_domain(tmp_path: Path) -> None:
     path, out, summary = version_3(tmp_path / "set"), tmp_path / "store", tmp_path / "summary.json"
     assert main(["prepare", "--source", "lerobot", "--path", str(path), "--out", str(out), "--processes", "1",

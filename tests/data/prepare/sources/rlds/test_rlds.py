@@ -297,6 +297,7 @@ def test_preparing_a_prepared_set_keeps_answers_and_labels(tmp_path):
     assert again.splits == store.splits
 
 
+@pytest.mark.slow
 def test_tfds_and_prepared_sets_train_in_one_run(tmp_path):
     steps = ActionSpec("arm", "iafm", (Group("STARTACTION", (
         Bins("action/world_vector", 0, "ROBOTACTION0_", -0.1, 0.1),
