@@ -14,8 +14,7 @@ def _is_cudnn_forward(primitive: str) -> bool:
     return primitive.startswith("dot_product_attention_fwd")
 
 
-# Of a flash kernel the output and a number or two a
-# query are saved: little, and it is not run again.
+# Of a flash kernel the output and a number or two a query are saved: little, and it is not run again.
 REMAT_POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.save_only_these_names(SAVED),

@@ -74,7 +74,8 @@ class Dense(nn.Module):
         y = self.compute.matmul(x.astype(dtype).reshape(-1, width), kernel, dtype)
         y = checkpoint_name(y, SAVED)
         if self.use_bias:
-            y = y + like(y, self.param("bias", nn.initializers.zeros, self.features, jnp.float32).astype(dtype))
+            bias = self.param("bias", nn.initializers.zeros, self.features, jnp.float32)
+            y = (y + like(y, bias)).astype(dtype)  # added in f32, and so is its gradient summed
         return y.reshape(*x.shape[:-1], *self.features)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from agent_jax.models.attention import causal_segment_mask
 from agent_jax.models.compute import Compute
-from agent_jax.models.transformer import BlockConfig, Collect, TransformerBlock, layers_apart, run_blocks
+from agent_jax.models.transformer import BlockConfig, Collect, Dense, TransformerBlock, layers_apart, run_blocks
 
 CONFIG = BlockConfig(width=16, heads=2, mlp_width=24, activation="gelu", layer_norm_eps=1e-5, dropout=0.3)
 DEPTH = 3
@@ -100,3 +100,16 @@ def test_remat_gives_the_gradients_of_the_plain_stack(remat):
     plain, recomputed = gradients(Compute()), gradients(Compute(remat=remat))
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed)
+
+
+def test_the_gradients_of_a_layer_in_bfloat16_are_summed_and_returned_in_float32():
+    rows, dense = 4096, Dense((3,), Compute(jnp.bfloat16))
+    rng = np.random.default_rng(0)
+    x, g = (jnp.asarray(rng.uniform(0.5, 1.5, (rows, width)), jnp.bfloat16) for width in (2, 3))
+    params = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
+    out, pull = jax.vjp(lambda params: dense.apply({"params": params}, x), params)
+    [found] = pull(g)
+    assert out.dtype == jnp.bfloat16
+    exact_x, exact_g = (np.asarray(value, np.float64) for value in (x, g))
+    np.testing.assert_allclose(found["bias"], exact_g.sum(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found["kernel"], exact_x.T @ exact_g, rtol=1e-5)
