@@ -109,6 +109,7 @@ def _alone(operands: list[Any], axes: Any, dtype: str) -> Callable[[], Any]:
     if batch:
         if jax.default_backend() == "cpu":  # read in f32, and XLA makes it so
             dtype = jnp.promote_types(dtype, jnp.float32).name
+            operands = [operand.astype(dtype) for operand in operands]
         dot = _jitted(lambda x, y: jax.lax.dot_general(x, y, axes, preferred_element_type=dtype), operands[0].dtype)
     else:
         dot = _jitted(lambda x, y: _dot()(x, y, tuple(of_left), tuple(of_right), dtype), operands[0].dtype)

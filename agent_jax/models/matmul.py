@@ -18,7 +18,16 @@ import jax
 def dot(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: tuple[int, ...],
         dtype: Any) -> jax.Array:
     """The product over some axes of each, in `dtype`."""
-    return jax.lax.dot_general(left, right, ((of_left, of_right), ((), ())), preferred_element_type=dtype)
+
+    def plain(left: jax.Array, right: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(left, right, ((of_left, of_right), ((), ())), preferred_element_type=dtype)
+
+    if left.dtype == dtype:
+        return plain(left, right)
+    # XLA:CPU executes few products of bfloat16 with an f32 result. By the platform that is compiled for.
+    made: Any = jax.lax.platform_dependent(
+        left, right, cpu=lambda left, right: plain(left.astype(dtype), right.astype(dtype)), default=plain)
+    return made
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

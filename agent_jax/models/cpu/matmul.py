@@ -49,7 +49,7 @@ def cpu_dot(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_righ
 
 
 def _fast(left: jax.Array, right: jax.Array, of_left: tuple[int, ...], of_right: tuple[int, ...]) -> jax.Array:
-    return dot(left, right, of_left, of_right, jnp.float32)
+    return jax.lax.dot_general(left, right, ((of_left, of_right), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _transposed(x_XD: jax.Array) -> jax.Array:
