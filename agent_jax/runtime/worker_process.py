@@ -109,18 +109,18 @@ def run_tasks(function: Callable[[Any, Callable[[Any], None]], Any], tasks: Sequ
 
 
 def _serve_tasks(connection: Connection) -> None:
-    def report(progress: Any) -> None:
+    def send(finished: bool, value: Any) -> None:
         try:
-            connection.send((False, progress))
+            connection.send((finished, value))
         except OSError:  # the caller wants no more, or has ended
             sys.exit(1)
 
     while True:
         try:
             function, task = connection.recv()
-            connection.send((True, function(task, report)))
         except EOFError:
             return
+        send(True, function(task, lambda progress: send(False, progress)))
 
 
 def main() -> None:

@@ -80,6 +80,16 @@ def test_an_error_of_the_caller_ends_the_workers() -> None:
         os.kill(seen[0], 0)
 
 
+def end_of_file(task: int, report: Any) -> None:
+    raise EOFError(f"the file of task {task} ends early")
+
+
+def test_an_end_of_file_in_a_task_is_its_error_and_not_the_end_of_the_caller(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WorkerDiedError, match=r"task 0 \(exit code 1\)"):
+        dict(run_tasks(end_of_file, [0], 1, print))
+    assert "the file of task 0 ends early" in capfd.readouterr().err
+
+
 def test_a_worker_imports_only_its_function_and_ignores_ctrl_c() -> None:
     worker = WorkerProcess(echo)
     assert worker.connection.recv() == (False, True)
