@@ -118,8 +118,8 @@ class LanguageModel(nn.Module):
 
     def logits_of(self, hidden_BD: jax.Array, ids_A: jax.Array) -> jax.Array:
         """logits_BA, in f32, of the given ids alone: a choice among legal ids needs no others."""
-        table_AD = jnp.take(self.token_embedding, ids_A, axis=0).astype(self.compute.dtype)
-        return jnp.einsum("BD,AD->BA", hidden_BD, table_AD, preferred_element_type=self.compute.f32)
+        table_AD = jnp.take(self.token_embedding, ids_A, axis=0)
+        return self.compute.matmul(hidden_BD, table_AD, self.compute.f32, transposed=True)
 
     def blank_cache(self, rows: int, slots: int) -> KVCache:
         """A cache of zeros; holds no parameters."""
