@@ -17,7 +17,7 @@ from agent_jax.data.pipeline.windows import Windows
 from agent_jax.data.store.split import Split
 from agent_jax.evaluate.action_accuracy import BinError, ButtonScore, DecodedScores
 from agent_jax.evaluate.recording_sums import Interval, RecordingSums
-from agent_jax.evaluate.replay_frames import recorded_observations
+from agent_jax.evaluate.replay_frames import window_observations
 from agent_jax.policy import Policy
 
 _BATCH_SIZE = 16  # windows
@@ -75,9 +75,7 @@ def free_running(policy: Policy, windows: Windows, records: Split, numbers: Sequ
 def _decode(policy: Policy, windows: Windows, records: Split, numbers: Sequence[int]) -> list[list[np.ndarray]]:
     """The ids of the action of each recorded step of each window."""
     found: list[list[np.ndarray]] = [[] for _ in numbers]
-    observations = [recorded_observations(policy.domain, records.fields, records[int(windows.record[number])],
-                                          int(windows.start[number]), int(windows.steps[number]))
-                    for number in numbers]
+    observations = window_observations(policy, windows, records, numbers)
     # Every batch has the same size, so that few shapes are compiled; the actions of ended windows are ignored.
     ids = range(_BATCH_SIZE)
     policy.reset(ids)

@@ -139,9 +139,7 @@ def _act(policy: Policy, windows: Windows, records: Split, numbers: Sequence[int
          laid: Sequence[Window]) -> list[list[np.ndarray]]:
     """The policy's logits (choices, A) by window and step, with the recorded actions as history."""
     found: list[list[np.ndarray]] = [[] for _ in numbers]
-    observations = [recorded_observations(policy.domain, records.fields, records[int(windows.record[number])],
-                                          int(windows.start[number]), int(windows.steps[number]))
-                    for number in numbers]
+    observations = window_observations(policy, windows, records, numbers)
     # Every batch has the same size, so that few shapes are compiled; the outputs of ended windows are ignored.
     ids = range(_BATCH_SIZE)
     policy.reset(ids)
@@ -156,8 +154,16 @@ def _act(policy: Policy, windows: Windows, records: Split, numbers: Sequence[int
     return found
 
 
-def recorded_observations(domain: Domain, fields: Any, episode: Episode, start: int, count: int
-                          ) -> list[tuple[dict[str, np.ndarray], str, dict[str, np.ndarray] | None]]:
+def window_observations(policy: Policy, windows: Windows, records: Split, numbers: Sequence[int]
+                        ) -> list[list[tuple[dict[str, np.ndarray], str, dict[str, np.ndarray] | None]]]:
+    """The observations of each step of some windows."""
+    return [_recorded_observations(policy.domain, records.fields, records[int(windows.record[number])],
+                                   int(windows.start[number]), int(windows.steps[number]))
+            for number in numbers]
+
+
+def _recorded_observations(domain: Domain, fields: Any, episode: Episode, start: int, count: int
+                           ) -> list[tuple[dict[str, np.ndarray], str, dict[str, np.ndarray] | None]]:
     """The observations of each step as an agent would receive them: camera images, instruction, state."""
     stop, instruction = start + count, episode.texts(domain.instruction)[start]
     images = {name: [prepare_image(image, 0) for image in episode.values(path, start, stop)]
