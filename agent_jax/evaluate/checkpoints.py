@@ -20,7 +20,7 @@ from agent_jax.data.store.store import Store, open_store
 from agent_jax.envs import NAMES
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.models.agent import Params
-from agent_jax.policy.policy import History, Policy
+from agent_jax.policy.policy import History, Policy, acting_domain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,17 +60,8 @@ class TrainedRun:
                          flush_every=flush_every)
 
     def domain(self, name: str = "") -> Domain:
-        """A domain by its name; "": the only one.
-
-        Raises:
-            ValueError: unknown domain, or no name although there are several.
-        """
-        if not name and len(self.domains) == 1:
-            return next(iter(self.domains.values()))
-        if name not in self.domains:
-            raise ValueError(f"domain={name!r}: {self.directory} was trained on {', '.join(sorted(self.domains))}; "
-                             "name one of them")
-        return self.domains[name]
+        """A domain by its name; "": the one to act in. Errors as in `acting_domain`."""
+        return acting_domain(self.domains, name, self.directory)
 
     def open_store(self, domain: Domain, path: str = "") -> Store:
         """The data of a domain at `path`, by default at the run's path; demonstrations are collected again if missing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import importlib.util
 import platform
 import sys
 import time
@@ -76,12 +77,14 @@ def offline_command(options: argparse.Namespace) -> int:
     domains = [trained.domain(options.domain)] if options.domain else list(trained.domains.values())
     params, scores = trained.params(), []
     for domain in domains:
-        policy = trained.policy(domain.name) if options.free_running and domain.spec else None
+        policy = trained.policy(domain.name) if options.free_running and domain.layout != "label" else None
         scores.append(evaluate_offline(trained, params, domain, data=paths.get(domain.name, ""), split=options.split,
                                        rows_limit=options.rows, recordings_limit=options.recordings, policy=policy))
     _log(format_scores(scores))
-    if any(one.action and one.bleu4 is None for one in scores):
-        _log(f"BLEU-4 needs sacrebleu, which is not installed: {install('evaluate')}")
+    for metric, package in (("BLEU-4", "sacrebleu"), ("ROUGE-L", "rouge_score")):
+        used = any(one.generated or (one.action and package == "sacrebleu") for one in scores)
+        if used and importlib.util.find_spec(package) is None:
+            _log(f"{metric} needs {package}, which is not installed: {install('evaluate')}")
     _write(options, trained, {"domains": [dataclasses.asdict(one) for one in scores]})
     return 0
 
@@ -91,6 +94,7 @@ def replay_command(options: argparse.Namespace) -> int:
     trained = TrainedRun.load(options.checkpoint)
     domain = trained.domain(options.domain)
     policy = trained.policy(options.domain)
+    policy.check_acts("replay")
     store, split = trained.open_store(domain, options.data), trained.split(domain, options.split)
     _log(f"checkpoint: {trained.directory}, step {trained.step}; domain {domain.name!r}\n"
          f"data: {store.directory}, split {split!r}")

@@ -108,6 +108,10 @@ class Agent(nn.Module):
         sum_BD = jnp.einsum("BF,BFD->BD", member_BF, tokens_BFVD[:, :, 0].astype(f32))
         return self.classifier(sum_BD / jnp.sum(member_BF, axis=1, keepdims=True))
 
+    def classify_images(self, frames_BFHWC: jax.Array, clip_BF: jax.Array) -> jax.Array:
+        """classes_BY, as `classify`, from the unmasked images themselves."""
+        return self.classify(self.vision(patchify(frames_BFHWC, self.config.vision.patch_size), clip_BF)[0], clip_BF)
+
     def encode(self, frames_BFHWC: jax.Array, clip_BF: jax.Array) -> jax.Array:
         """Projected visual tokens (B, F, 1 + P, D) of unmasked images."""
         patches_BFPX = patchify(frames_BFHWC, self.config.vision.patch_size)

@@ -8,7 +8,7 @@ Nothing is remembered here, and no answer is believed yet: that is the policy's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,13 +19,13 @@ from agent_jax.batch import PADDING_CLIP
 from agent_jax.config import Config
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.models.agent import Params
+from agent_jax.policy.buckets import BUCKETS, filled, split
 from agent_jax.policy.constrained_decoder import Sampling
-from agent_jax.policy.decoder import Decoder, Rows
+from agent_jax.policy.decoder import Decoder
 from agent_jax.policy.decoding_tables import DecodingTables
 from agent_jax.policy.history import Chunk, ChunkSizes, HistoryStep
 from agent_jax.policy.observation import NO_IDS, Prepared
-
-BUCKETS = (1, 2, 4, 8, 16, 32)  # rows that calls are compiled for
+from agent_jax.policy.row_reader import Rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -198,21 +198,3 @@ def laid_out(chunks: Sequence[Chunk], rows: int, slots: int) -> Rows:
                 filled([chunk.position_C for chunk in chunks], (rows, slots), 0),
                 filled([len(chunk.token_C) for chunk in chunks], (rows,), 1),
                 filled([chunk.used for chunk in chunks], (rows,), 0))
-
-
-def filled(values: Sequence[Any], shape: tuple[int, ...], padding: int, dtype: Any = np.int32) -> np.ndarray:
-    """An array of `shape` that begins with the values, each at the front of its row."""
-    array = np.full(shape, padding, dtype)
-    for row, value in enumerate(values):
-        array[(row, slice(np.size(value))) if len(shape) > 1 else row] = value
-    return array
-
-
-def split(members: Sequence[Any]) -> Iterator[tuple[Sequence[Any], int]]:
-    """Parts of `members`, each with its bucket: filled up with at most a quarter of empty rows, which cost as much."""
-    while len(members):
-        bucket = next((size for size in BUCKETS if size >= len(members)), BUCKETS[-1])
-        if 4 * len(members) < 3 * bucket:
-            bucket //= 2
-        yield members[:bucket], bucket
-        members = members[bucket:]

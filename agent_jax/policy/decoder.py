@@ -10,7 +10,6 @@ Dimensions: B rows, C slots to be read; see batch.py for others.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -19,29 +18,16 @@ import jax
 import jax.numpy as jnp
 
 from agent_jax.config import Config
-from agent_jax.models.agent import Agent, Params
+from agent_jax.models.agent import Params
 from agent_jax.models.attention import LayerCache
-from agent_jax.models.compute import Compute
-from agent_jax.models.language import KVCache, LanguageModel, VisibleCache
+from agent_jax.models.language import KVCache, VisibleCache
 from agent_jax.policy.constrained_decoder import ConstrainedDecoder, DecodedActions, Sampling
 from agent_jax.policy.decoding_tables import DecodingTables
-from agent_jax.runtime.compiler_options import compiler_options
+from agent_jax.policy.row_reader import RowReader, Rows
 
 Tokens = jax.Array  # (cameras * V, D): the visual tokens of one step
 Visual = tuple[tuple[Tokens, ...], ...]  # of each row, the steps to be read
 Kept = tuple[tuple[jax.Array, jax.Array], ...]  # keys and values (N, Z, H) of one episode, layer by layer
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """What is to be read of each row: slots as in `Batch`, at the front of C places; NumPy arrays."""
-
-    token_BC: Any  # int32; 0 where the slot is visual
-    visual_BC: Any  # int32, into the visual tokens of the row's steps; -1 where the slot is a token
-    position_BC: Any  # int32
-    count_B: Any  # int32: how many slots
-    used_B: Any  # int32: how many were read before
 
 
 class Decoder:
@@ -55,17 +41,9 @@ class Decoder:
             choices: tables of an automaton that has a choice.
             video: the images of a row are clips, one a camera.
         """
-        model = config.model
-        if not video:  # temporal attention is off where an image is a clip of its own, so need not be computed
-            model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, temporal_attention=False))
-        device = jax.local_devices()[0]
-        # The kernels of other platforms have not been tried in acting, whose rows are few.
-        attention = "cpu" if device.platform == "cpu" else "xla"
-        compute = Compute(jnp.dtype(model.dtype), scan=None, attention=attention)
-        self._agent, self._language = Agent(model, compute), LanguageModel(model.language, compute)
-        self._say = ConstrainedDecoder(self._language, choices)
-        options = compiler_options(device, model.dtype, layers=model.language.depth)
-        jit: Any = functools.partial(jax.jit, compiler_options=options)
+        self._reader = RowReader(config, video=video)
+        self._say = ConstrainedDecoder(self._reader.language, choices)
+        jit: Any = functools.partial(jax.jit, compiler_options=self._reader.compiler_options)
         self.encode = jit(self._encode, static_argnames="steps")
         self.decode = jit(self._decode)
         self.read_ahead = jit(self._read_ahead, static_argnames="slots")
@@ -73,11 +51,11 @@ class Decoder:
 
     def blank_cache(self, slots: int) -> Kept:
         """Keys and values of nothing, for an episode of up to `slots` slots."""
-        return _split(self._language.blank_cache(1, slots))[0]
+        return _split(self._reader.language.blank_cache(1, slots))[0]
 
     def _encode(self, params: Params, frames_BFHWC: jax.Array, clip_BF: jax.Array, steps: int) -> Visual:
         """Projected visual tokens by row and step, of images in the order of steps, then cameras."""
-        tokens: Any = self._agent.apply({"params": params}, frames_BFHWC, clip_BF, method="encode")
+        tokens = self._reader.encode(params, frames_BFHWC, clip_BF)
         rows, _, _, width = tokens.shape
         split = tokens.reshape(rows, steps, -1, width)
         return tuple(tuple(split[row, step] for step in range(steps)) for row in range(rows))
@@ -115,17 +93,13 @@ class Decoder:
         hidden_BD, new = self._read(params, visual, rows, past)
         new_BZ = jnp.arange(rows.token_BC.shape[1])[None] < rows.count_B[:, None]
         past = (*past, VisibleCache(new, new_BZ))
-        return self._say(params["language"], hidden_BD, past, _after(rows), how), new
+        return self._say(params["language"], hidden_BD, past, rows.next_position(), how), new
 
     def _read(self, params: Params, visual: Visual, rows: Rows, past: Sequence[VisibleCache] = ()
               ) -> tuple[jax.Array, KVCache]:
         """Hidden state of the last slot of each row, and keys and values of all."""
-        language: Any = self._language.bind({"params": params["language"]})
         visual_BGD = jnp.stack([jnp.concatenate(steps) for steps in visual])
-        index_BC = jnp.clip(rows.visual_BC, 0, visual_BGD.shape[1] - 1)
-        visual_BCD = jnp.take_along_axis(visual_BGD, index_BC[..., None], axis=1)
-        x_BCD = jnp.where((rows.visual_BC >= 0)[..., None], visual_BCD, language.embed(rows.token_BC))
-        return language.read(x_BCD, rows.position_BC, jnp.maximum(rows.count_B - 1, 0), past)
+        return self._reader.read(params, visual_BGD, rows, past)
 
 
 def _stacked(kept: tuple[Kept, ...]) -> KVCache:
@@ -151,9 +125,3 @@ def _written(whole_NZH: jax.Array, part_NCH: jax.Array, used: jax.Array) -> jax.
     is_there_C = jnp.arange(slots) < used - start
     update_NCH = jnp.where(is_there_C[:, None], there_NCH, jnp.roll(part_NCH, used - start, axis=1))
     return jax.lax.dynamic_update_slice_in_dim(whole_NZH, update_NCH, start, axis=1)
-
-
-def _after(rows: Rows) -> jax.Array:
-    """Position after the last slot of each row."""
-    last_B1 = jnp.maximum(rows.count_B - 1, 0)[:, None]
-    return jnp.take_along_axis(rows.position_BC, last_B1, axis=1)[:, 0] + 1

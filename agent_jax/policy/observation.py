@@ -1,4 +1,4 @@
-"""What an environment shows, checked and made ready: images resized, instruction and state as ids. NumPy alone."""
+"""What a policy is given, checked and made ready: images resized, instruction and state as ids. NumPy alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def prepare(domain: Domain, images: Images, instruction: str, state: Mapping[str
         raise ValueError(f"act: found an instruction of type {type(instruction).__name__}, expected a text (str)")
     if not instruction.strip():
         raise ValueError(f"act: found the empty instruction {instruction!r}, expected a text that says what to do")
-    return Prepared(_frames(domain, images), domain.text_ids(instruction), _state_ids(domain, state))
+    return Prepared(camera_images(domain, images), domain.text_ids(instruction), _state_ids(domain, state))
 
 
 def _state_ids(domain: Domain, state: Mapping[str, Any] | None) -> np.ndarray:
@@ -64,8 +64,17 @@ def _state_ids(domain: Domain, state: Mapping[str, Any] | None) -> np.ndarray:
     return domain.state.encode(state)
 
 
-def _frames(domain: Domain, images: Images) -> tuple[np.ndarray, ...]:
-    """What the cameras of one environment see, in the order of the domain, as the encoder takes it."""
+def camera_images(domain: Domain, images: Images, call: str = "act") -> tuple[np.ndarray, ...]:
+    """What the cameras show at one time, in the order of the domain, checked and resized.
+
+    Args:
+        domain: whose cameras they are.
+        images: one image, or a mapping or tuple of the cameras'.
+        call: that the images were given to, for messages.
+
+    Raises:
+        ValueError: says what was found and what was expected.
+    """
     names = domain.camera_names
     if isinstance(images, Mapping):
         found, seen = ", ".join(map(str, images)), [images.get(name) for name in names]
@@ -78,21 +87,21 @@ def _frames(domain: Domain, images: Images) -> tuple[np.ndarray, ...]:
     extra = isinstance(images, Mapping) and len(images) != len(names)
     if len(seen) != len(names) or extra or any(image is None for image in seen):
         numbers = isinstance(images, bytes) or (isinstance(images, list) and images and isinstance(images[0], list))
-        raise ValueError(f"act: domain {domain.name!r} sees through {', '.join(names)}; found {found} of an "
-                         "environment, expected an image of each, in a mapping by these names or a tuple in this order"
+        raise ValueError(f"{call}: domain {domain.name!r} sees through {', '.join(names)}; found {found} at a time, "
+                         "expected an image of each, in a mapping by these names or a tuple in this order"
                          f"{advice(images) if numbers else ''}")
-    return tuple(_frame(image, name, domain.image_size) for image, name in zip(seen, names, strict=True))
+    return tuple(_frame(image, name, domain.image_size, call) for image, name in zip(seen, names, strict=True))
 
 
-def _frame(image: Any, camera: str, size: int) -> np.ndarray:
+def _frame(image: Any, camera: str, size: int, call: str) -> np.ndarray:
     try:
         found = as_array(image)
     except ValueError as error:
-        raise ValueError(f"act: the camera {camera!r}: {error}") from error
+        raise ValueError(f"{call}: the camera {camera!r}: {error}") from error
     if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.shape[2:] != (3,) or not found.size:
-        raise ValueError(f"act: the camera {camera!r} shows {shown(found)}, expected uint8[height, width, 3]"
+        raise ValueError(f"{call}: the camera {camera!r} shows {shown(found)}, expected uint8[height, width, 3]"
                          f"{advice(found)}")
     if max(found.shape) > LONGEST_SIDE:
-        raise ValueError(f"act: the camera {camera!r} shows {list(found.shape)}, expected sides of at most "
+        raise ValueError(f"{call}: the camera {camera!r} shows {list(found.shape)}, expected sides of at most "
                          f"{LONGEST_SIDE} pixels")
     return np.array(prepare_image(found, size))  # a copy: simulators draw into the same buffer again

@@ -18,7 +18,7 @@ from agent_jax.models.agent import Params
 from agent_jax.models.transformer import layers_apart
 from agent_jax.runtime.processor import lacks_bfloat16_products
 
-_PARTS = ("vision", "connector", "language")
+_PARTS = ("vision", "connector", "language", "classifier")  # the last one where the model has classes
 _CAST = ("kernel", "token_embedding")  # nothing is done with them before they are cast to the compute dtype
 
 
@@ -34,9 +34,11 @@ def acting_params(params: Mapping[str, Any], dtype: Any) -> Params:
     """
     if jax.local_devices()[0].platform == "cpu" and lacks_bfloat16_products():
         dtype = np.float32
-    needed = layers_apart({name: jax.tree.map(np.asarray, params[name]) for name in _PARTS})
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(_cast(path[-1].key, leaf, dtype)), needed)
+    needed = layers_apart({name: jax.tree.map(np.asarray, params[name]) for name in _PARTS if name in params})
 
+    def cast(path: Any, leaf: np.ndarray) -> jax.Array:
+        only_in_products = path[-1].key in _CAST and path[0].key != "classifier"  # which computes in f32
+        wider = leaf.dtype.itemsize > np.dtype(dtype).itemsize
+        return jnp.asarray(leaf.astype(dtype) if only_in_products and wider else leaf)
 
-def _cast(name: str, leaf: np.ndarray, dtype: Any) -> np.ndarray:
-    return leaf.astype(dtype) if name in _CAST and leaf.dtype.itemsize > np.dtype(dtype).itemsize else leaf
+    return jax.tree_util.tree_map_with_path(cast, needed)

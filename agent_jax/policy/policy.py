@@ -1,4 +1,4 @@
-"""A trained agent that acts: a checkpoint in, actions in the environment's own units out.
+"""A trained agent that acts, generates text and classifies clips: a checkpoint in, actions in the environment's units.
 
     policy = Policy.load("runs/babyai")
     policy.reset([0, 1])
@@ -7,6 +7,11 @@
 Where a domain has several cameras, `images` holds a mapping (or a tuple in their order) an environment:
 
     policy.act([{"rgb_static": image, "rgb_gripper": other}], ["open the drawer"], [0])
+
+In domains whose windows end in a text or have a class, whatever domain the policy acts in:
+
+    policy.say([clip], ["which object moves?"])[0].text
+    policy.classify([clip])[0].label
 
 What the agent sees is laid out by the same code as in training: instruction, then the last M steps, the newest without
 its action. Each id of the action is among those that the ActionSpec's automaton allows, so an action always decodes.
@@ -32,10 +37,13 @@ from agent_jax.config import Config
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.models.agent import Params
 from agent_jax.policy.batched_decoder import BatchedDecoder, Request, Response
+from agent_jax.policy.classifier import Classification, ClipClassifier
+from agent_jax.policy.clips import Clip
 from agent_jax.policy.decoding_tables import DecodingTables
 from agent_jax.policy.history import ChunkSizes, EpisodeHistory, HistoryStep, chunk_ahead, next_chunk
 from agent_jax.policy.observation import Images, Prepared, prepare
 from agent_jax.policy.parameters import acting_params
+from agent_jax.policy.text import GeneratedText, TextGenerator
 from agent_jax.runtime.compile_notice import announce_compilations
 
 __all__ = ["Images", "Policy", "Prepared"]
@@ -44,19 +52,21 @@ History = Literal["sliding", "flushed"]
 
 
 class Policy:
-    """Acts in any number of environments at once; each has its own history, known by its id.
+    """Acts in any number of environments at once, each with its own history; generates text and classifies clips.
 
     `prepare` may run in any thread; all else is for one caller at a time. A call that fails changes no episode.
     """
 
-    def __init__(self, config: Config, params: Params, domain: Domain, *, temperature: float = 0.0, seed: int = 0,
-                 history: History = "sliding", flush_every: int = 0, ahead: bool = False):
-        """Of a model and the domain it is to act in.
+    def __init__(self, config: Config, params: Params, domain: Domain, *, domains: Mapping[str, Domain] | None = None,
+                 temperature: float = 0.0, seed: int = 0, history: History = "sliding", flush_every: int = 0,
+                 ahead: bool = False):
+        """Create the policy of a model; it acts if the domain has actions.
 
         Args:
             config: of the run; `model.language.vocabulary_size` is set.
             params: its parameters.
             domain: ActionSpec, vocabulary, window and preprocessing.
+            domains: all domains of the run by name, for `say` and `classify`; None: `domain` alone.
             temperature: of sampling among the legal ids; 0: the best one.
             seed: of sampling; what is drawn depends on it, the environment's id, its episode and step alone.
             history: "sliding": the last M steps are seen, as in training. "flushed": all since the last flush, as in
@@ -67,12 +77,9 @@ class Policy:
                 Without effect for windows of one step, and for clips in a model with temporal attention.
 
         Raises:
-            ValueError: a negative or infinite temperature, a window beyond the model's positions, a domain without
-                actions, an unknown history, or a flush later than the window, where positions were not trained.
+            ValueError: a negative or infinite temperature, a window beyond the model's positions, an unknown history,
+                or a flush later than the window, where positions were not trained.
         """
-        if domain.spec is None:
-            raise ValueError(f"domain {domain.name!r} has the layout {domain.layout!r}, which predicts no actions: "
-                             "there is nothing to act with; name a domain of the layout 'actions'")
         _check_temperature(temperature)
         if history not in ("sliding", "flushed"):
             raise ValueError(f"history={history!r}: expected 'sliding' or 'flushed'")
@@ -89,6 +96,15 @@ class Policy:
         self.last_ids: dict[Any, np.ndarray] = {}  # of the last step's actions, by env_id
         self._last_logits: dict[Any, np.ndarray] = {}  # of their choices
         self.params, self._dtype = acting_params(params, config.model.dtype), config.model.dtype
+        self.domains = dict(domains or {domain.name: domain})
+        self._config = config
+        self._generators: dict[str, TextGenerator] = {}  # by domain; made when they are first used
+        self._classifiers: dict[str, ClipClassifier] = {}
+        self._episodes: dict[Any, EpisodeHistory] = {}
+        self._seed = seed
+        announce_compilations()  # the first action takes as long as they do
+        if domain.spec is None:
+            return
         self._spec, self._visual_tokens = domain.spec, 1 + config.model.vision.patches
         self._choices = DecodingTables.of(domain.spec.automaton)
         if not self._choices.most:
@@ -99,9 +115,6 @@ class Policy:
         self._ahead = ahead and not video and domain.window > 1
         self._sizes = ChunkSizes.of(domain, self._visual_tokens, config.model.language.positions, ahead=self._ahead)
         self._reader = BatchedDecoder(config, domain, self._choices, self._sizes, grows=self._grows, ahead=self._ahead)
-        self._episodes: dict[Any, EpisodeHistory] = {}
-        self._seed = seed
-        announce_compilations()  # the first action takes as long as they do
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, domain: str = "", step: int | None = None, temperature: float = 0.0,
@@ -110,7 +123,8 @@ class Policy:
 
         Args:
             path: a workdir, its checkpoints directory, or one step in it.
-            domain: the domain to act in; may be empty if the run had one.
+            domain: the domain to act in; may be empty if the run had one with actions. Without any, the policy only
+                says and classifies.
             step: by default the one `path` names, or the newest undamaged one.
             temperature: as above.
             seed: as above.
@@ -132,8 +146,9 @@ class Policy:
            history: History = "sliding", flush_every: int = 0, ahead: bool = False) -> Self:
         """The policy of a step that has been read; arguments and errors as `load`."""
         vocabulary = Vocabulary.from_json(loaded.meta["vocabulary"])
-        found = _chosen(loaded.meta["domains"], domain, loaded.taken.directory)
-        policy = cls(loaded.config, loaded.params, Domain.from_meta(found, vocabulary), temperature=temperature,
+        domains = {name: Domain.from_meta(meta, vocabulary) for name, meta in loaded.meta["domains"].items()}
+        chosen = acting_domain(domains, domain, loaded.taken.directory)
+        policy = cls(loaded.config, loaded.params, chosen, domains=domains, temperature=temperature,
                      seed=seed, history=history, flush_every=flush_every, ahead=ahead)
         policy.taken = loaded.taken
         return policy
@@ -188,6 +203,7 @@ class Policy:
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
         """Compile everything that acting in batches of up to these sizes will need, histories of any length mixed."""
+        self.check_acts("warm_up")
         self._reader.warm_up(self.params, max(batch_sizes))
 
     def prepare(self, images: Images, instruction: str, state: Mapping[str, Any] | None = None) -> Prepared:
@@ -201,6 +217,7 @@ class Policy:
         Raises:
             ValueError: says in words what is wrong.
         """
+        self.check_acts("act")
         return prepare(self.domain, images, instruction, state)
 
     def step(self, prepared: Sequence[Prepared], env_ids: Sequence[Any]) -> list[dict[str, Any]]:
@@ -257,6 +274,7 @@ class Policy:
         Raises:
             ValueError: sequences of unequal length, an id twice, or an observation that is not as expected.
         """
+        self.check_acts("act")
         _check_ids("act", env_ids)
         given: dict[str, Any] = {"image": images, "instruction": instructions, "state": states}
         for name, found in given.items():
@@ -272,9 +290,85 @@ class Policy:
         return self.step([self.prepare(images[i], instructions[i], None if states is None else states[i])
                           for i in range(n)], env_ids)
 
+    def say(self, images: Sequence[Clip], prompts: Sequence[str], *, domain: str = "", max_tokens: int = 0,
+            temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> list[GeneratedText]:
+        """Generate the answers to prompts about images or clips. No episode changes.
+
+        Args:
+            images: n images uint8 (height, width, 3), or n clips: sequences or arrays of 1 to `window` images, in order
+                of time. With several cameras a mapping or tuple of them in place of each image.
+            prompts: n texts, as the instructions of the training data: a question, or what precedes a caption.
+            domain: of the layout "answer"; may be empty if the run had one.
+            max_tokens: of a text, </s> included; 0: the domain's `max_answer`, which is the most.
+            temperature: of sampling; 0: the most probable token.
+            top_p: sample among the fewest most probable tokens that together have this probability; 1: all.
+            seed: of sampling; what is drawn depends on it and on the prompt's number alone.
+
+        Returns:
+            n texts with their ids, log-probability, and whether they are complete.
+
+        Raises:
+            ValueError: sequences of unequal length, a domain without text, a prompt or clip that is too long, an image
+                that is not as expected, `max_tokens`, `temperature` or `top_p` out of range, or logits that are NaN.
+        """
+        _check_sequences("say", images=images, prompts=prompts)
+        if len(images) != len(prompts):
+            raise ValueError(f"say: found {len(images)} images or clips and {len(prompts)} prompts, expected one each")
+        chosen = self._domain_of("answer", "say", domain)
+        if chosen.name not in self._generators:
+            self._generators[chosen.name] = TextGenerator(self._config, chosen)
+        return self._generators[chosen.name](self.params, images, prompts, max_tokens=max_tokens,
+                                             temperature=temperature, top_p=top_p, seed=seed)
+
+    def classify(self, images: Sequence[Clip], *, domain: str = "") -> list[Classification]:
+        """The classes of images or clips, by the model's class head.
+
+        Args:
+            images: as in `say`.
+            domain: of the layout "label"; may be empty if the run had one.
+
+        Returns:
+            n classes with the probabilities of all classes.
+
+        Raises:
+            ValueError: a domain without classes, a clip that is too long, an image that is not as expected, or logits
+                that are NaN.
+        """
+        _check_sequences("classify", images=images)
+        chosen = self._domain_of("label", "classify", domain)
+        if chosen.name not in self._classifiers:
+            self._classifiers[chosen.name] = ClipClassifier(self._config, chosen)
+        return self._classifiers[chosen.name](self.params, images)
+
+    def check_acts(self, call: str) -> None:
+        """Refuse `call`, which needs actions, in a domain without any.
+
+        Raises:
+            ValueError: names the domains that have some.
+        """
+        if self.domain.spec is None:
+            acting = [name for name, domain in self.domains.items() if domain.spec]
+            raise ValueError(f"{call}: domain {self.domain.name!r} has the layout {self.domain.layout!r}, which "
+                             "predicts no actions; load the policy with a domain of the layout 'actions' "
+                             f"({', '.join(acting) or 'this run had none'})")
+
+    def _domain_of(self, layout: str, call: str, name: str) -> Domain:
+        """The domain to say or classify in."""
+        fitting = [one for one, domain in self.domains.items() if domain.layout == layout]
+        if not name and self.domain.layout == layout:
+            name = self.domain.name
+        name = name or (fitting[0] if len(fitting) == 1 else "")
+        if name not in fitting:
+            found = f"domain {name!r} has the layout {self.domains[name].layout!r}" if name in self.domains else (
+                f"domain={name!r} is not a domain of the run" if name or not fitting else "no domain is named")
+            raise ValueError(f"{call}: {found}; expected one of the layout {layout!r} "
+                             f"({', '.join(fitting) or 'this run had none'})")
+        return self.domains[name]
+
     def _answer(self, prepared: Sequence[Prepared], env_ids: Sequence[Any], taught: Sequence[np.ndarray] | None
                 ) -> list[Response]:
         """Answers of all environments, remembered."""
+        self.check_acts("act")
         if len(prepared) != len(env_ids):
             raise ValueError(f"act: found {len(prepared)} observations and {len(env_ids)} env_ids, expected one each")
         if len(set(env_ids)) != len(env_ids):
@@ -340,10 +434,29 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature={temperature} must be 0 (greedy) or positive, and finite")
 
 
-def _chosen(domains: Mapping[str, Any], name: str, directory: Any) -> Mapping[str, Any]:
-    """The meta of the domain to act in."""
-    if not name and len(domains) == 1:
-        return next(iter(domains.values()))
+def _check_sequences(call: str, **given: Any) -> None:
+    """Refuse one image or text in place of a sequence."""
+    for name, found in given.items():
+        if isinstance(found, (str, bytes, Mapping)) or not hasattr(found, "__len__") or (
+                is_image(found) and getattr(found, "ndim", 3) == 3):
+            raise ValueError(f"{call}: found {name} as one {type(found).__name__}, expected a sequence with one for "
+                             "each text or class that is wanted, as [image]")
+
+
+def acting_domain(domains: Mapping[str, Domain], name: str, directory: Any) -> Domain:
+    """The domain of a run to act in: the named one, or the only one with actions; of a run without any, the first one.
+
+    Args:
+        domains: of the run, by name.
+        name: of one of them, or "".
+        directory: of the checkpoint, for messages.
+
+    Raises:
+        ValueError: an unknown name, or none although several domains have actions.
+    """
+    acting = [one for one, domain in domains.items() if domain.spec]
+    if not name and len(acting) <= 1:
+        name = (acting or sorted(domains))[0]
     if name not in domains:
         raise ValueError(f"domain={name!r}: {directory} was trained on {', '.join(sorted(domains))}; name one of them")
     return domains[name]

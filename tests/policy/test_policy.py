@@ -457,8 +457,8 @@ def test_what_was_prepared_is_the_policys_own(table: Policy):
 
 @pytest.mark.parametrize("layout", ["answer", "label"])
 def test_a_domain_without_actions_is_nothing_to_act_with(layout: str):
-    with pytest.raises(ValueError, match=f"domain 'clips' has the layout '{layout}', which predicts no actions"):
-        make_policy(clip_domain(layout))
+    with pytest.raises(ValueError, match=f"act: domain 'clips' has the layout '{layout}', which predicts no actions"):
+        make_policy(clip_domain(layout)).act([make_images(1)[0]], ["go"], [0])
 
 
 def test_mistaken_calls_are_answered_with_what_was_found(table: Policy):

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from data_stores import CAMERAS, babyai_store, clip_store, game_store, language_table_store
 from small_runs import open_run, small_config
@@ -118,10 +119,15 @@ def test_validation_looks_at_every_step_once_though_training_draws_its_windows(d
 
 
 @pytest.mark.slow
-def test_a_saved_mixture_acts_in_the_domains_that_have_actions(run: Run):
-    assert Policy.load(run.workdir, domain="game").domain.window == 9
-    with pytest.raises(ValueError, match="domain 'classes' has the layout 'label', which predicts no actions"):
-        Policy.load(run.workdir, domain="classes")
+def test_a_saved_mixture_acts_says_and_classifies(run: Run):
+    image = np.zeros((16, 16, 3), np.uint8)
+    policy = Policy.load(run.workdir, domain="game")
+    assert policy.domain.window == 9
+    assert set(policy.act([image], ["go"], [0])[0]) == set(policy.domain.spec.spec.fields)
+    assert len(policy.say([[image] * 3], ["who?"])[0].ids) <= 10
+    assert policy.classify([[image] * 3])[0].probabilities.shape == (3,)
+    with pytest.raises(ValueError, match=r"name one of them"):
+        Policy.load(run.workdir)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent_jax.policy.batched_decoder import BUCKETS, filled, split
+from agent_jax.policy.buckets import BUCKETS, filled, split
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 5, 6, 7, 11, 31, 33, 100])
