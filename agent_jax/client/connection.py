@@ -69,7 +69,7 @@ class Client:
             raise ValueError(f"reconnect={reconnect!r}: expected 'reset', 'always' or 'never'")
         self.url, self.timeout, self.connect_timeout = url, timeout, connect_timeout
         self.metadata: dict[str, Any] = {}
-        self.timing: dict[str, float] = {}  # of the last action: the server's milliseconds, and round_trip_ms
+        self.timing: dict[str, float] = {}  # of the last reply: the server's milliseconds, and round_trip_ms
         self.clamped: list[str] = []  # components of the last action changed by the server's limits
         self.histories = 0  # episodes begun at the server: connections and resets
         self._reconnect, self._token = reconnect, token
@@ -101,6 +101,33 @@ class Client:
         self.timing = {**reply["server_timing"], "round_trip_ms": 1e3 * (time.perf_counter() - begun)}
         self.clamped = reply["clamped"]
         return reply["action"]
+
+    def say(self, images: Images | Sequence[Images], prompt: str, *, domain: str = "", max_tokens: int = 0,
+            temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> dict[str, Any]:
+        """A text about an image or a clip; the episode does not change.
+
+        Args:
+            images: one image uint8 (height, width, 3), or a sequence or array of several, in order of time; with
+                several cameras a mapping or sequence of them in place of each.
+            prompt: a question, or what precedes a caption.
+            domain: one of `metadata["text_domains"]`; may be empty if there is one.
+            max_tokens: of the text; 0: the domain's `max_answer`.
+            temperature: 0: the most probable tokens; otherwise of sampling.
+            top_p: sample among the fewest most probable tokens that together have this probability.
+            seed: of sampling.
+
+        Returns:
+            "text", "ids", "log_probability", and "complete": whether it ended by itself.
+
+        Raises:
+            BadRequestError, ServerError, TimeoutError, ConnectionError: see `act`.
+        """
+        message = {"type": "say", "images": _clip_pixels(images), "prompt": prompt, "domain": domain,
+                   "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        begun = time.perf_counter()
+        reply = self._request(message, reconnect=self._reconnect == "always")
+        self.timing = {**reply["server_timing"], "round_trip_ms": 1e3 * (time.perf_counter() - begun)}
+        return {name: reply[name] for name in ("text", "ids", "log_probability", "complete")}
 
     def reset(self) -> None:
         """Begin an episode: the server drops this connection's history.
@@ -220,6 +247,13 @@ def _pixels(images: Images) -> Any:
         raise BadRequestError(f"images: {error}") from error
     raise BadRequestError(f"images: found a {type(images).__name__}, expected uint8[height, width, 3], a mapping of "
                           f"them by camera, or a sequence{advice(images)}")
+
+
+def _clip_pixels(images: Images | Sequence[Images]) -> Any:
+    """One image or several, as arrays; errors as `_pixels`."""
+    if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) and not is_image(images):
+        return [_pixels(image) for image in images]
+    return _pixels(images)
 
 
 def _text(body: bytes | bytearray | None) -> str:

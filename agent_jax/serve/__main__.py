@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m agent_jax.serve", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a workdir, its checkpoints, or one step")
-    parser.add_argument("--domain", default="", help="to act in; required if the run has several")
+    parser.add_argument("--domain", default="", help="to act in; required if the run has several with actions")
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest undamaged step")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the best action")
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
@@ -96,16 +96,19 @@ def _serve(options: argparse.Namespace) -> None:
     assert policy.taken is not None  # it was loaded
     taken = policy.taken
     spec = policy.domain.spec.spec if policy.domain.spec else None
-    assert isinstance(spec, ActionSpec)  # Policy refuses domains without actions
-    limits = ActionLimits(spec)
-    if options.action_limits:
-        limits = ActionLimits.read(options.action_limits, spec, options.beyond_limits)
+    limits = None  # of a policy that only says
+    if isinstance(spec, ActionSpec):
+        limits = ActionLimits(spec)
+        if options.action_limits:
+            limits = ActionLimits.read(options.action_limits, spec, options.beyond_limits)
+    elif options.action_limits or not any(domain.layout == "answer" for domain in policy.domains.values()):
+        policy.check_acts("serve")
     if not token and chosen.host not in ("127.0.0.1", "::1", "localhost"):
         logging.warning("--host=%s without a token: anyone who can reach this port can use the policy", chosen.host)
 
     async def run() -> None:
         first = metadata(policy.domain, taken.step, checkpoint=os.path.basename(os.path.abspath(options.checkpoint)),
-                         temperature=options.temperature, passed_over=taken.passed_over)
+                         temperature=options.temperature, passed_over=taken.passed_over, domains=policy.domains)
         server = Server(policy, first, chosen, limits, token=token)
         loop = asyncio.get_running_loop()
 

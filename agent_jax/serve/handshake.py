@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,8 @@ from agent_jax.client.wire import PROTOCOL
 from agent_jax.data.pipeline.domains import Domain
 
 
-def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float,
-             passed_over: Sequence[int] = ()) -> dict[str, Any]:
+def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float, passed_over: Sequence[int] = (),
+             domains: Mapping[str, Domain] | None = None) -> dict[str, Any]:
     """The policy's metadata, as JSON values.
 
     Args:
@@ -25,6 +25,7 @@ def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float,
         checkpoint: the name of its directory.
         temperature: of the policy.
         passed_over: newer steps, which are damaged.
+        domains: all of the policy, by name; those with texts are listed.
     """
     spec, state = _spec(domain.spec), _spec(domain.state)
     return {
@@ -40,6 +41,9 @@ def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float,
         "action_spec": spec.to_dict() if spec else {}, "action_fields": _fields(spec),
         "action_spec_hash": spec.fingerprint() if spec else "",
         "state_spec": state.to_dict() if state else {}, "state_fields": _fields(state),
+        "text_domains": {name: {"window": one.window, "max_text": one.max_text, "max_answer": one.max_answer,
+                                "cameras": list(one.camera_names)}
+                         for name, one in (domains or {}).items() if one.layout == "answer"},
         "rate_hz": spec.rate_hz if isinstance(spec, ActionSpec) else 0.0,
     }
 

@@ -39,7 +39,7 @@ class ServerMetrics:
         sizes = list(self._batches)
         return {
             "uptime_s": round(time.monotonic() - self._begun, 1),
-            **{name: self.counts[name] for name in ("connections", "actions", "resets", "batches", "clamped")},
+            **{name: self.counts[name] for name in ("connections", "actions", "texts", "resets", "batches", "clamped")},
             "errors": dict(self.errors),
             "mean_batch": round(float(np.mean(sizes)), 2) if sizes else 0.0,
             "latency": {name: _quantiles(values) for name, values in self._milliseconds.items()},

@@ -14,8 +14,12 @@ from agent_jax.client.pictures import advice, shown
 from agent_jax.data.images import LONGEST_SIDE
 from agent_jax.data.pipeline.domains import Domain
 
-_FIELDS = {"act": {"type", "images", "instruction", "state"}, "reset": {"type"}}
-_LONGEST_TEXT = 10_000  # characters of an instruction, so that tokenising it takes a bounded time
+# By type of message: the fields, and the types of what may be left out.
+_SAY_OPTIONS: dict[str, type | tuple[type, ...]] = {
+    "domain": str, "max_tokens": int, "temperature": (int, float), "top_p": (int, float), "seed": int}
+_FIELDS = {"act": {"type", "images", "instruction", "state"}, "say": {"type", "images", "prompt", *_SAY_OPTIONS},
+           "reset": {"type"}}
+_LONGEST_TEXT = 10_000  # characters of a text, so that tokenising it takes a bounded time
 _MESSAGE_ENDS = 800, 200  # first and last characters kept of a long error: found and expected
 
 
@@ -46,8 +50,17 @@ class ReceivedObservation:
     state: Mapping[str, Any] | None
 
 
-def read_request(content: str | bytes, domain: Domain) -> ReceivedObservation | None:
-    """The observation of an "act", or None for a "reset".
+@dataclasses.dataclass(frozen=True)
+class ReceivedPrompt:
+    """What to say a text about, with the types of `Policy.say`, which checks the rest."""
+
+    images: Any
+    prompt: str
+    options: Mapping[str, Any]  # keyword arguments
+
+
+def read_request(content: str | bytes, domain: Domain) -> ReceivedObservation | ReceivedPrompt | None:
+    """The observation of an "act", the prompt of a "say", or None for a "reset".
 
     Raises:
         ValueError: an invalid message.
@@ -63,16 +76,38 @@ def read_request(content: str | bytes, domain: Domain) -> ReceivedObservation | 
                          f"{', '.join(sorted(_FIELDS[kind]))}")
     if kind == "reset":
         return None
-    if missing := sorted({"images", "instruction"} - message.keys()):
+    text_field = "prompt" if kind == "say" else "instruction"
+    if missing := sorted({"images", text_field} - message.keys()):
         raise ValueError(f"missing fields {', '.join(missing)}")
-    images, instruction, state = message["images"], message["instruction"], message.get("state")
-    if not isinstance(instruction, str):
-        raise ValueError(f"instruction: found {type(instruction).__name__}, expected a text")
-    if len(instruction) > _LONGEST_TEXT:
-        raise ValueError(f"instruction: found {len(instruction)} characters, expected at most {domain.max_text} tokens")
+    images, text = message["images"], message[text_field]
+    if not isinstance(text, str):
+        raise ValueError(f"{text_field}: found {type(text).__name__}, expected a text")
+    if len(text) > _LONGEST_TEXT:
+        raise ValueError(f"{text_field}: found {len(text)} characters, expected at most "
+                         f"{f'{domain.max_text} tokens' if kind == 'act' else _LONGEST_TEXT}")
+    if kind == "say":
+        return ReceivedPrompt(_clip(images), text, _say_options(message))
     _check_images(images)
-    _check_state(state, domain)
-    return ReceivedObservation(images, instruction, state)
+    _check_state(message.get("state"), domain)
+    return ReceivedObservation(images, text, message.get("state"))
+
+
+def _clip(images: Any) -> Any:
+    """The images of a "say": an array of one or several, a map of them by camera, or a list of these."""
+    steps = images if isinstance(images, list) else list(images) if getattr(images, "ndim", 3) == 4 else [images]
+    for step in steps:
+        _check_images(step)
+    return images
+
+
+def _say_options(message: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: message[name] for name in _SAY_OPTIONS if name in message}
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, _SAY_OPTIONS[name]):
+            raise ValueError(f"{name}: found {value!r}, expected {'a text' if name == 'domain' else 'a number'}")
+    if found.get("seed", 0) < 0:
+        raise ValueError(f"seed: found {found['seed']}, expected 0 or more")
+    return found
 
 
 def _check_images(images: Any) -> None:

@@ -1,6 +1,7 @@
 """The websocket server: one policy for many connections.
 
     robot ==ws==> handler: metadata, then [message -> read_request -> prepare] -> Batcher -> limits -> reply
+                                           prompt  -> Policy.say, between two batches -> reply
     GET /healthz: 200 when ready, 503 before and while it ends      GET /metrics: counts and timings as JSON
 
 Each connection has its own history of the policy. An error is sent only to the robot whose message caused it.
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
@@ -27,12 +29,13 @@ from websockets.http11 import Request, Response
 from agent_jax.client import wire
 from agent_jax.client.connection import TOKEN_VARIABLE
 from agent_jax.policy import Policy
+from agent_jax.policy.text import GeneratedText
 from agent_jax.runtime.processor import cores
 from agent_jax.serve.batching import Batcher, PolicyFailedError
 from agent_jax.serve.limits import ActionLimits, RateLimiter, RefusedActionError
 from agent_jax.serve.metrics import ServerMetrics
 from agent_jax.serve.options import ServeOptions
-from agent_jax.serve.requests import RefusedError, read_request
+from agent_jax.serve.requests import ReceivedObservation, ReceivedPrompt, RefusedError, read_request
 
 _log = logging.getLogger(__name__)
 
@@ -40,15 +43,15 @@ _log = logging.getLogger(__name__)
 class Server:
     """Serves a policy until `stop`."""
 
-    def __init__(self, policy: Policy, metadata: Mapping[str, Any], options: ServeOptions, limits: ActionLimits, *,
-                 token: str = "") -> None:
+    def __init__(self, policy: Policy, metadata: Mapping[str, Any], options: ServeOptions,
+                 limits: ActionLimits | None, *, token: str = "") -> None:
         """Create a server; `run` starts it.
 
         Args:
             policy: the policy; no other code may call it from now on.
             metadata: of `handshake.metadata`; limits are added.
             options: address and limits.
-            limits: of the actions.
+            limits: of the actions; None: the policy's domain has none, and the server only says.
             token: the clients' secret; "": none.
         """
         self.policy, self.options, self.limits = policy, options, limits
@@ -63,8 +66,9 @@ class Server:
         self._readers = ThreadPoolExecutor(min(4, cores()), "prepare")
         self._batcher = Batcher(policy, max_batch=options.max_batch, max_wait_s=options.max_wait_ms / 1e3,
                                 connected=lambda: len(self.robots), on_batch=self.metrics.batch)
-        self._metadata = wire.pack({**metadata, "max_message_bytes": options.max_message_bytes,
-                                 "max_rate_hz": options.max_rate_hz, "action_limits": limits.to_json()})
+        self._metadata = wire.pack({
+            **metadata, "max_message_bytes": options.max_message_bytes, "max_rate_hz": options.max_rate_hz,
+            "action_limits": limits.to_json() if limits else {}})
 
     def stop(self) -> None:
         """Answer the pending requests, then end; call it in the event loop's thread, e.g. in a signal handler."""
@@ -88,7 +92,7 @@ class Server:
             self._enter("warming up", on_phase)
             answering = asyncio.create_task(self._batcher.run())
             try:
-                await self._batcher.call(self.policy.warm_up, tuple(range(1, options.max_batch + 1)))
+                await self._batcher.call(self._warm_up)
                 self._enter("ready", on_phase)
                 stopped = asyncio.create_task(self._stopped.wait())
                 await asyncio.wait({stopped, answering}, return_when=asyncio.FIRST_COMPLETED)
@@ -102,6 +106,14 @@ class Server:
             (error,) = await asyncio.gather(answering, return_exceptions=True)
             if not isinstance(error, asyncio.CancelledError):  # it ended without being cancelled
                 raise RuntimeError("the batching loop ended") from error
+
+    def _warm_up(self) -> None:
+        if self.policy.domain.spec:
+            self.policy.warm_up(tuple(range(1, self.options.max_batch + 1)))
+        for domain in self.policy.domains.values():
+            if domain.layout == "answer":
+                black = np.zeros((domain.image_size, domain.image_size, 3), np.uint8)
+                self.policy.say([dict.fromkeys(domain.camera_names, black)], [""], domain=domain.name, max_tokens=1)
 
     def _enter(self, phase: str, on_phase: Callable[[str], None]) -> None:
         self.phase = phase
@@ -187,13 +199,13 @@ class Server:
                                            f"send the next in {1e3 * wait:.0f} ms")
             if self.phase != "ready":
                 raise RefusedError("draining", "the server shuts down")
-            return wire.pack(await self._act_or_reset(content, number))
+            return wire.pack(await self._response(content, number))
         except RefusedError as error:
             self.metrics.errors[error.code] += 1
             _log.info("robot %d: %s: %s", number, error.code, error)
             return error.reply()
 
-    async def _act_or_reset(self, content: str | bytes, number: int) -> dict[str, Any]:
+    async def _response(self, content: str | bytes, number: int) -> dict[str, Any]:
         begun = time.perf_counter()
         loop = asyncio.get_running_loop()
         # An exception must not end the connection: it becomes an error reply.
@@ -209,6 +221,9 @@ class Server:
             self.metrics.counts["resets"] += 1
             return {"type": "reset"}
         prepare_s = time.perf_counter() - begun
+        if isinstance(prepared, ReceivedPrompt):
+            return await self._say(prepared, prepare_s)
+        assert self.limits is not None  # a policy without actions prepares nothing
         try:
             answer = await self._batcher.act(prepared, number)
             action, changed = self.limits.apply(answer.action)
@@ -226,7 +241,32 @@ class Server:
         self.metrics.action(timing)
         return {"type": "action", "action": action, "server_timing": timing, "clamped": changed}
 
+    async def _say(self, request: ReceivedPrompt, prepare_s: float) -> dict[str, Any]:
+        """The reply to a prompt; the policy generates one text at a time."""
+        begun = time.perf_counter()
+
+        def say() -> tuple[GeneratedText, float]:
+            started = time.perf_counter()
+            (text,) = self.policy.say([request.images], [request.prompt], **request.options)
+            return text, started
+
+        (found,) = await asyncio.gather(self._batcher.call(say), return_exceptions=True)
+        if isinstance(found, ValueError):
+            raise RefusedError("bad_request", str(found))
+        if isinstance(found, BaseException):
+            _log.error("the policy failed on a prompt", exc_info=found)
+            raise RefusedError("internal", "the policy failed; see the server's log")
+        text, started = found
+        ended = time.perf_counter()
+        self.metrics.counts["texts"] += 1
+        timing = {"queue_ms": 1e3 * (started - begun), "prepare_ms": 1e3 * prepare_s,
+                  "policy_ms": 1e3 * (ended - started), "total_ms": 1e3 * (ended - begun + prepare_s)}
+        return {"type": "text", "text": text.text, "ids": text.ids.tolist(), "log_probability": text.log_probability,
+                "complete": text.complete, "server_timing": timing}
+
     def _prepared(self, content: str | bytes) -> Any:
-        """The observation prepared for the policy, or None for a reset; runs in a separate thread."""
+        """The observation prepared for the policy, a prompt, or None for a reset; runs in a separate thread."""
         request = read_request(content, self.policy.domain)
-        return None if request is None else self.policy.prepare(request.images, request.instruction, request.state)
+        if isinstance(request, ReceivedObservation):
+            return self.policy.prepare(request.images, request.instruction, request.state)
+        return request

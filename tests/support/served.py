@@ -74,11 +74,13 @@ def served(policy: Any, *, token: str = "", limits: ActionLimits | None = None, 
            **options: Any) -> Iterator[Served]:
     """A server that has reached a phase; at the end of the block it must end without an error."""
     options.setdefault("max_batch", 2)  # every batch size is compiled
-    limits = limits or ActionLimits(policy.domain.spec.spec)
+    if policy.domain.spec:
+        limits = limits or ActionLimits(policy.domain.spec.spec)
     entered: queue.Queue[Served | BaseException] = queue.Queue()
 
     async def run() -> None:
-        server = Server(policy, metadata(policy.domain, 7, checkpoint="tiny", temperature=0.0),
+        server = Server(policy, metadata(policy.domain, 7, checkpoint="tiny", temperature=0.0,
+                                          domains=policy.domains),
                         ServeOptions(port=0, **options), limits, token=token)
         loop = asyncio.get_running_loop()
         await server.run(lambda now: entered.put(Served(server, loop)) if now == phase else None)
