@@ -59,7 +59,7 @@ DATA = [
     "pydicom>=3.0.1,<4",  # decodes JPEG and RLE by Pillow and itself
     "pyyaml>=6,<7",
 ]
-EVALUATE = ["sacrebleu>=2.5,<3"]  # BLEU-4 of action tokens
+EVALUATE = ["sacrebleu>=2.5,<3", "rouge-score>=0.1.2,<0.2"]  # BLEU-4 and ROUGE-L
 BABYAI = ["minigrid>=3.2.0,<3.3"]
 METAWORLD = ["metaworld>=3.1.1,<3.2", "mujoco>=3.3,<4", "packaging>=23"]  # gymnasium, which it imports, needs the last
 VIZDOOM = ["vizdoom>=1.3.2,<1.4"]  # with the free game data in its wheel

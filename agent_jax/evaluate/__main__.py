@@ -97,7 +97,7 @@ def _add_offline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="", help="default: the run's validation split")
     parser.add_argument("--domain", default="", help="default: every domain")
     parser.add_argument("--free_running", action="store_true",
-                        help="also decode actions with the policy's own earlier ones as history")
+                        help="also decode actions with the policy's own earlier ones as history, and generate answers")
     parser.add_argument("--rows", type=int, default=0, metavar="N", help="at most N of each domain; 0: all")
     parser.add_argument("--recordings", type=int, default=0, metavar="N",
                         help="at most N of each domain, drawn with the run's seed; 0: all. The paper: 100 of a game")

@@ -59,7 +59,7 @@ def free_running(policy: Policy, windows: Windows, records: Split, numbers: Sequ
                      if step.action_weight]
             if not pairs:
                 continue
-            sums.add_texts(recording, *(np.concatenate([pair[k] for pair in pairs]) for k in (0, 1)))
+            sums.add_ids(recording, *(np.concatenate([pair[k] for pair in pairs]) for k in (0, 1)))
             for ids, recorded, weight in pairs:
                 sums.add_action(recording, np.asarray([np.array_equal(ids, recorded)]), weight)
                 decoded.add(ids, recorded, weight)

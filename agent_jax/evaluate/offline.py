@@ -36,6 +36,7 @@ from agent_jax.data.pipeline.windows import Windows
 from agent_jax.evaluate.action_accuracy import ActionAccuracy, ActionScores, ButtonScore, format_errors
 from agent_jax.evaluate.checkpoints import TrainedRun
 from agent_jax.evaluate.free_running import FreeRunningScores, free_running
+from agent_jax.evaluate.generated_text import TextScores, format_text_scores, generated_text
 from agent_jax.evaluate.recording_sums import Interval, RecordingSums, class_metrics, format_intervals
 from agent_jax.models.agent import Agent, Params
 from agent_jax.models.choice_table import ChoiceTable
@@ -82,6 +83,7 @@ class DomainScores:
     classes: ClassScores | None
     choices: ActionAccuracy | None = None
     free_running: FreeRunningScores | None = None
+    generated: TextScores | None = None
     recordings: int = 0
     intervals: Mapping[str, Interval] = dataclasses.field(default_factory=dict)  # 95%, by metric; {} of one recording
 
@@ -108,8 +110,8 @@ def evaluate_offline(trained: TrainedRun, params: Params, domain: Domain, *, dat
         split: of the data set; "": the run's validation split.
         rows_limit: maximum number of rows, drawn with the run's seed; 0: all.
         recordings_limit: maximum number of recordings, drawn with the run's seed; 0: all.
-        policy: of the checkpoint in this domain, greedy; its actions are scored as well (free_running.py), in at most
-            `rows_limit` windows, spread evenly. None: they are not.
+        policy: of the checkpoint, greedy, in this domain if it has actions; what it decodes is scored as well, actions
+            (free_running.py) or texts (generated_text.py), in at most `rows_limit` windows, spread evenly. None: no.
 
     Raises:
         FileNotFoundError, ValueError: no data set there, or one that does not fit the domain, or a recording of the
@@ -126,20 +128,24 @@ def evaluate_offline(trained: TrainedRun, params: Params, domain: Domain, *, dat
         count = min(batch.rows, len(rows.plan(0)) - first)  # the others are padding
         sums.add(batch, output, [[window for _, window in rows.windows_of(0, first + row)] for row in range(count)])
         first += count
+    training = trained.training_split(domain)
+    training = training if training in store.splits else split
     classes = None
     if domain.layout == "label":
-        training = trained.training_split(domain)
-        labels = trained.rows(domain, store, training if training in store.splits else split).windows[0].labels
+        labels = trained.rows(domain, store, training).windows[0].labels
         classes = sums.classes(np.asarray(labels), trained.config.model.classes)
-    acted = None
+    acted = said = None
     if policy is not None:
         most = min(rows_limit or len(windows), len(windows))
         numbers = np.unique(np.linspace(0, len(windows) - 1, most).round().astype(int)).tolist()
-        acted = free_running(policy, windows, store.split(split), numbers)
+        if domain.layout == "actions":
+            acted = free_running(policy, windows, store.split(split), numbers)
+        elif domain.layout == "answer":
+            said = generated_text(policy, windows, trained.rows(domain, store, training).windows[0], numbers)
     metrics = sums.by_recording.metrics()
     return DomainScores(domain.name, split, sums.windows, sums.tokens("action"), metrics.get("bleu4"),
-                        sums.tokens("language"), classes, sums.choices(), acted, sums.by_recording.recordings,
-                        sums.by_recording.intervals())
+                        sums.tokens("language"), classes, sums.choices(), acted, said,
+                        sums.by_recording.recordings, sums.by_recording.intervals())
 
 
 def forwards(model: ModelConfig, params: Params, rows: PackedRows, rows_limit: int = 0,
@@ -197,7 +203,7 @@ class _ScoreSums:
                 self.by_recording.add_targets(recording, kind, output.nll_BT[row], best_T == target_T, weight_T)
         weight_T = np.asarray(batch.action_weight_BT)[row] * here_T
         if len(places := np.flatnonzero(weight_T)):
-            self.by_recording.add_texts(recording, best_T[places], target_T[places])
+            self.by_recording.add_ids(recording, best_T[places], target_T[places])
             self._add_actions(target_T[places], output.chosen_BT[row][places], weight_T[places], recording)
         if output.class_B is not None and (label := int(batch.label_B[row])) >= 0:
             self.by_recording.add_clip(recording, label, int(output.class_B[row]))
@@ -263,6 +269,11 @@ def format_scores(scores: Sequence[DomainScores]) -> str:
             parts.append(_format_buttons(one.domain, one.choices.buttons))
         if one.free_running:
             parts += _format_free_running(one.domain, one.free_running)
+        if one.generated:
+            parts.append(format_text_scores(one.domain, one.generated))
+            intervals = format_intervals({f"{one.domain}, generated": (one.generated.intervals, one.recordings)})
+            if intervals:
+                parts.append(ruled([("domain", "metric", "95% interval", "recordings"), *intervals], words=2))
         if one.classes:
             parts.append(_format_classes(one.domain, one.classes))
     return "\n\n".join(parts)

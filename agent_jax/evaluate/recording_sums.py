@@ -39,12 +39,20 @@ class RecordingSums:
         self._add(recording, "choices", [weight * correct_C.sum(), weight * len(correct_C)])
         self._add(recording, "exact", [weight * correct_C.all(), weight])
 
-    def add_texts(self, recording: int, predicted: np.ndarray, recorded: np.ndarray) -> None:
-        """Count the ids of a window's actions for BLEU-4; does nothing without sacrebleu."""
-        if (bleu := _bleu()) is not None:
-            # The texts are tokenized: a token's own text may contain a space.
-            texts = [" ".join(map(str, ids.tolist())) for ids in (predicted, recorded)]
-            found = bleu.sentence_score(texts[0], [texts[1]])
+    def add_share(self, recording: int, name: str, value: float) -> None:
+        """Count a value whose mean is the metric `name`."""
+        self._add(recording, f"mean {name}", [value, 1.0])
+
+    def add_ids(self, recording: int, predicted: np.ndarray, recorded: np.ndarray) -> None:
+        """Count the ids of a window's actions for BLEU-4."""
+        # Ids, not their tokens: a token's own text may contain a space.
+        texts = [" ".join(map(str, ids.tolist())) for ids in (predicted, recorded)]
+        self.add_texts(recording, texts[0], texts[1], tokenize="none")
+
+    def add_texts(self, recording: int, predicted: str, recorded: str, *, tokenize: str) -> None:
+        """Count a text for BLEU-4, cut into words by a tokenizer of sacrebleu; does nothing without sacrebleu."""
+        if (bleu := _bleu(tokenize)) is not None:
+            found = bleu.sentence_score(predicted, [recorded])
             self._add(recording, "bleu", [*found.counts, *found.totals, found.sys_len, found.ref_len])
 
     def add_clip(self, recording: int, label: int, predicted: int) -> None:
@@ -120,7 +128,10 @@ class RecordingSums:
             correct, weight = sums.get(kind, np.zeros(2))
             if weight:
                 found[name] = correct / weight
-        if "bleu" in sums and sums["bleu"][-2:].all():
+        for name, sum_and_count in sums.items():
+            if name.startswith("mean ") and sum_and_count[1]:
+                found[name.removeprefix("mean ")] = sum_and_count[0] / sum_and_count[1]
+        if "bleu" in sums and sums["bleu"][-2:].all() and sums["bleu"][7]:  # some text has four words
             found["bleu4"] = _bleu_of(sums["bleu"])
         if self._clips:
             recording, label, predicted = self._clip_arrays
@@ -142,13 +153,13 @@ def class_metrics(label: np.ndarray, predicted: np.ndarray, weight: np.ndarray) 
 
 
 @functools.cache
-def _bleu() -> Any:
+def _bleu(tokenize: str) -> Any:
     """sacrebleu's BLEU for the counts of single windows; None if it is not installed."""
     if importlib.util.find_spec("sacrebleu") is None:
         return None
     from sacrebleu.metrics.bleu import BLEU
 
-    return BLEU(tokenize="none", force=True, effective_order=True)
+    return BLEU(tokenize=tokenize, force=True, effective_order=True)
 
 
 def _bleu_of(sums: np.ndarray) -> float:
@@ -165,7 +176,7 @@ def format_intervals(rows: Mapping[str, tuple[Mapping[str, Interval], int]]) -> 
     found: list[tuple[str, ...]] = []
     for domain, (intervals, recordings) in rows.items():
         for name, (low, high) in intervals.items():
-            share = name != "bleu4" and not name.endswith("perplexity")
+            share = name not in ("bleu4", "rouge_l") and not name.endswith("perplexity")
             text = f"{low:.2%} to {high:.2%}" if share else f"{low:.3f} to {high:.3f}"
             found.append((domain, name.replace("_", " "), text, f"{recordings:,}"))
     return found

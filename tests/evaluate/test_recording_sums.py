@@ -40,7 +40,7 @@ def test_bleu_of_summed_counts_is_that_of_the_corpus() -> None:
     for window in range(12):
         recorded = random.integers(0, 9, random.integers(2, 14))
         predicted = np.where(random.random(len(recorded)) < 0.8, recorded, 0)
-        sums.add_texts(window // 3, predicted, recorded)
+        sums.add_ids(window // 3, predicted, recorded)
         for text, ids in zip(texts, (predicted, recorded), strict=True):
             text.append(" ".join(map(str, ids)))
     expected = sacrebleu.corpus_bleu(texts[0], [texts[1]], tokenize="none", force=True).score

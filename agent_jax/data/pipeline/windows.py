@@ -17,6 +17,7 @@ import copy
 import dataclasses
 import hashlib
 import zlib
+from collections import Counter
 
 import numpy as np
 
@@ -112,6 +113,16 @@ class Windows:
     def recordings(self) -> np.ndarray:
         """uint64 (windows,): the recording of each, by a hash that is the same in every split."""
         return self.index.recording_N[self.record]
+
+    def texts(self, number: int) -> tuple[str, str]:
+        """The instruction and the answer of a window; sampling must be consecutive."""
+        first = self._offset_N[self.record[number]] + self.start[number]
+        answer = self.index.answers[self.index.answer_of_step[first]] if self._answers else ""
+        return self.index.texts[self.index.text_of_step[first]], answer
+
+    def text_counts(self) -> dict[tuple[str, str], int]:
+        """How many windows have each instruction and answer."""
+        return dict(Counter(self.texts(number) for number in range(len(self))))
 
     def subset(self, keep_W: np.ndarray) -> Windows:
         """The windows where `keep_W` is true, in their order; sampling must be consecutive."""
