@@ -12,6 +12,7 @@ from packed_rows import random_params
 from sacrebleu import corpus_bleu
 from tiny_checkpoints import make_checkpoint, tiny_config
 
+from agent_jax.data.images import prepare_image
 from agent_jax.evaluate.__main__ import main
 from agent_jax.evaluate.checkpoints import TrainedRun
 from agent_jax.evaluate.generated_text import _add
@@ -32,7 +33,7 @@ def test_texts_of_a_split_are_those_that_the_policy_says(tmp_path: Path):
     assert [(one.prompt, one.answer) for one in found.generated.answers] == [("", "a nurse")] * 2 + [("who?", "nobody")]
     assert found.generated.baseline["exact"] == 1.0  # the test split's answers are the training split's
     records = store.split("test")
-    images = np.stack(records[0].values("steps/observation/front", 0, 3))
+    images = np.stack([prepare_image(image, 0) for image in records[0].values("steps/observation/front", 0, 3)])
     assert found.generated.answers[0].generated == policy.say([images], [""])[0].text
     assert found.generated.metrics["exact"] == 0.0  # of random parameters
     assert set(found.generated.intervals) >= {"exact", "rouge_l"}
