@@ -249,7 +249,7 @@ def _pixels(images: Images) -> Any:
                           f"them by camera, or a sequence{advice(images)}")
 
 
-def _clip_pixels(images: Images | Sequence[Images]) -> Any:
+def _clip_pixels(images: Any) -> Any:
     """One image or several, as arrays; errors as `_pixels`."""
     if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) and not is_image(images):
         return [_pixels(image) for image in images]
