@@ -15,7 +15,8 @@ from agent_jax.data.pipeline.domains import Domain
 def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[str, Domain], parity: Parity) -> str:
     """The card, in Markdown with the fields that model hubs read."""
     model = config.model
-    acting = [name for name, domain in domains.items() if domain.spec]
+    by_layout = {layout: [name for name, domain in domains.items() if domain.layout == layout]
+                 for layout in ("actions", "answer", "label")}
     values = sum(math.prod(shape) for tensors in shapes(model).values() for shape in tensors.values())
     lines = [
         "---", "library_name: pytorch", "tags: [robotics, agent, vision-language-action]", "---", "", f"# {name}", "",
@@ -32,8 +33,14 @@ def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[
         "- `parity.json`: the differences between PyTorch and JAX on these weights", "",
         "```python", "from torch_agent import Agent, Policy", "",
         'agent = Agent.load(".")                     # trains: see losses(), lay_out() and main() in torch_agent.py',
-        *[f'policy = Policy(".", domain="{name}", agent=agent)' for name in acting[:1]], "```", "",
+        *[f'policy = Policy(".", domain="{name}", agent=agent)' for name in by_layout["actions"][:1]],
+        *(['policy = Policy(".", agent=agent)'] if domains and not by_layout["actions"] else []),
+        *[f'policy.say([image], ["..."], domain="{name}")      # an image or a clip for each prompt'
+          for name in by_layout["answer"][:1]],
+        *[f'policy.classify([clip], domain="{name}")' for name in by_layout["label"][:1]], "```", "",
     ]
+    if domains:
+        lines += ["`python torch_agent.py .` predicts once and trains for two steps in each domain.", ""]
     if domains:
         lines += ["| domain | predicts | window | cameras | state |", "|---|---|---|---|---|"]
         lines += [f"| {domain.name} | {_predicts(domain)} | {domain.window} steps | {', '.join(domain.camera_names)} | "

@@ -21,7 +21,7 @@ NEAR = 1e-3  # logits closer than this may come in either order
 
 
 @dataclasses.dataclass(frozen=True)
-class Actions:
+class ChoiceCounts:
     """The number of choices compared."""
 
     compared: int
@@ -31,6 +31,21 @@ class Actions:
     def to_dict(self) -> dict[str, int]:
         """For JSON."""
         return dataclasses.asdict(self)
+
+    def __add__(self, other: ChoiceCounts) -> ChoiceCounts:
+        return ChoiceCounts(self.compared + other.compared, self.different + other.different,
+                            self.near_ties + other.near_ties)
+
+
+def counted(ours: Sequence[np.ndarray], *theirs: Sequence[np.ndarray]) -> ChoiceCounts:
+    """Compare the best of the logits of each choice with the best of ours."""
+    compared = different = ties = 0
+    for mine, *others in zip(ours, *theirs, strict=True):
+        second, best = np.sort(mine)[-2:]
+        for other in others:
+            compared, ties = compared + 1, ties + int(best - second <= NEAR)
+            different += bool(best - second > NEAR and np.argmax(mine) != np.argmax(other))
+    return ChoiceCounts(compared, different, ties)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +62,7 @@ class _Choice:
 
 def compare_actions(ours_BTK: np.ndarray, theirs_BTK: np.ndarray, rows: Sequence[Sequence[Window]],
                     domains: Mapping[str, Domain], folder: pathlib.Path, agent: torch_agent.Agent
-                    ) -> tuple[Actions, list[Comparison]]:
+                    ) -> tuple[ChoiceCounts, list[Comparison]]:
     """Compare every choice of every action in the rows.
 
     Args:
@@ -61,12 +76,11 @@ def compare_actions(ours_BTK: np.ndarray, theirs_BTK: np.ndarray, rows: Sequence
     Returns:
         The number of choices, and for each domain a comparison of the cached logits with ours.
     """
-    compared = different = ties = 0
-    comparisons = []
+    counts, comparisons = ChoiceCounts(0, 0, 0), []
     for domain in domains.values():
         if domain.spec is None:
             continue
-        samples = [(number, window) for number, (_, window) in enumerate(_places(rows))
+        samples = [(number, window) for number, (_, window) in enumerate(places(rows))
                    if window.domain_index == domain.index]
         choices = [choice for number, _ in samples for choice in _choices(number, rows, domain)]
         cached = _cached(folder, agent, domain, samples, choices)
@@ -76,30 +90,31 @@ def compare_actions(ours_BTK: np.ndarray, theirs_BTK: np.ndarray, rows: Sequence
             choices, cached = [choices[i] for i in usable], [cached[i] for i in usable]
         ours = [ours_BTK[choice.row, choice.target, choice.legal_A] for choice in choices]
         theirs = [theirs_BTK[choice.row, choice.target, choice.legal_A] for choice in choices]
-        for mine, *others in zip(ours, theirs, cached, strict=True):
-            second, best = np.sort(mine)[-2:]
-            for other in others:
-                compared, ties = compared + 1, ties + (best - second <= NEAR)
-                different += bool(best - second > NEAR and np.argmax(mine) != np.argmax(other))
+        counts += counted(ours, theirs, cached)
         if choices:
             comparisons.append(compare(f"cached logits: {domain.name}", np.concatenate(cached), np.concatenate(ours),
                                        STACK))
-    return Actions(compared, different, int(ties)), comparisons
+    return counts, comparisons
 
 
-def _places(rows: Sequence[Sequence[Window]]) -> list[tuple[int, Window]]:
+def places(rows: Sequence[Sequence[Window]]) -> list[tuple[int, Window]]:
     """(row, sample) of every sample, in order."""
     return [(number, window) for number, row in enumerate(rows) for window in row]
+
+
+def first_target(sample: int, rows: Sequence[Sequence[Window]]) -> int:
+    """The first target, in its row, of a sample's actions or answer."""
+    row, window = places(rows)[sample]
+    before = [other for other in places(rows)[:sample] if other[0] == row]
+    target = sum(window_usage(other, 1).targets for _, other in before)
+    return target + (0 if window.prompt else len(window.text_ids) - 1)
 
 
 def _choices(sample: int, rows: Sequence[Sequence[Window]], domain: Domain) -> list[_Choice]:
     """The choices of one sample, in order."""
     assert domain.spec is not None
     automaton, found = domain.spec.automaton, []
-    row, window = _places(rows)[sample]
-    before = [other for other in _places(rows)[:sample] if other[0] == row]
-    target = sum(window_usage(other, 1).targets for _, other in before)
-    target += 0 if window.prompt else len(window.text_ids) - 1
+    (row, window), target = places(rows)[sample], first_target(sample, rows)
     for number, step in enumerate(window.steps):
         state = automaton.start
         for token in step.action_ids.tolist():

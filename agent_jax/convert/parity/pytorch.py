@@ -4,7 +4,8 @@
                            --> torch_agent.Agent --> the same                                     --> Comparison ...
 
 In f32 the tolerances are those of tolerance.py; gradients are relative to the norm of their layer's gradient. In bf16
-PyTorch may differ from ours by three times the difference between ours and f32. actions.py compares action choices.
+PyTorch may differ from ours by three times the difference between ours and f32. actions.py compares action choices,
+texts.py the tokens of answers.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ import transformers
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.batch import Batch
 from agent_jax.config import Config, ModelConfig
-from agent_jax.convert.parity.actions import Actions, compare_actions
+from agent_jax.convert.parity.actions import ChoiceCounts, compare_actions
 from agent_jax.convert.parity.huggingface import verify_language, verify_vision
 from agent_jax.convert.parity.rows import parity_rows
+from agent_jax.convert.parity.texts import compare_texts
 from agent_jax.convert.parity.tolerance import BLOCK, STACK, Comparison, compare
 from agent_jax.convert.pytorch import torch_agent
 from agent_jax.convert.pytorch.tensors import in_module, to_tensors
@@ -54,20 +56,21 @@ class Parity:
     """The parity report."""
 
     comparisons: Sequence[Comparison]
-    actions: Actions
+    actions: ChoiceCounts
+    texts: ChoiceCounts
     rows: Mapping[str, int]  # sizes of the inputs
 
     @property
     def passed(self) -> bool:
-        """Whether all comparisons are within their tolerance and no action differs."""
-        return all(row.passed for row in self.comparisons) and not self.actions.different
+        """Whether all comparisons are within their tolerance and no action or text differs."""
+        return all(row.passed for row in self.comparisons) and not self.actions.different + self.texts.different
 
     def failures(self) -> str:
         """The comparisons beyond their tolerance, as lines."""
         lines = [f"  {row.name}: {row.difference:.2e}, expected at most {row.tolerance:.2e}"
                  for row in self.comparisons if not row.passed]
-        if self.actions.different:
-            lines.append(f"  actions: {self.actions.different} of {self.actions.compared} differ")
+        lines += [f"  {kind}: {counts.different} of {counts.compared} differ"
+                  for kind, counts in (("actions", self.actions), ("texts", self.texts)) if counts.different]
         return "\n".join(lines)
 
     def groups(self) -> dict[str, Comparison]:
@@ -86,16 +89,17 @@ class Parity:
         lines = [f"{kind:<22} {sum(row.name.split(':')[0] == kind for row in self.comparisons):>4} compared, worst "
                  f"{row.difference:.2e} of {row.tolerance:.2e} allowed  {'ok' if row.passed else 'FAILED'}"
                  for kind, row in self.groups().items()]
-        actions = self.actions
-        lines.append(f"{'actions':<22} {actions.compared:>4} compared, {actions.different} differ, "
-                     f"{actions.near_ties} near-ties  {'FAILED' if actions.different else 'ok'}")
+        lines += [f"{kind:<22} {counts.compared:>4} compared, {counts.different} differ, "
+                  f"{counts.near_ties} near-ties  {'FAILED' if counts.different else 'ok'}"
+                  for kind, counts in (("actions", self.actions), ("tokens of texts", self.texts))]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """For parity.json."""
         versions = {module.__name__: module.__version__ for module in (jax, torch, transformers)}
         return {"passed": self.passed, "versions": versions, "machine": platform.machine(), "rows": dict(self.rows),
-                "actions": self.actions.to_dict(), "comparisons": [row.to_dict() for row in self.comparisons]}
+                "actions": self.actions.to_dict(), "texts": self.texts.to_dict(),
+                "comparisons": [row.to_dict() for row in self.comparisons]}
 
 
 def check_parity(folder: pathlib.Path, params: Params, config: Config, vocabulary: Vocabulary,
@@ -134,7 +138,8 @@ def check_parity(folder: pathlib.Path, params: Params, config: Config, vocabular
                     _compare_bf16("reconstructed patches", rounded.predicted_BFIX, found.predicted_BFIX,
                                   exact.predicted_BFIX)]
     actions, cached = compare_actions(ours["logits"], logits_BTK, rows, domains, folder, agent)
-    comparisons += cached
+    texts, cached_texts = compare_texts(ours["logits"], logits_BTK, rows, domains, folder, agent)
+    comparisons += [*cached, *cached_texts]
     del agent, ours, found
     gc.collect()
     release_freed_memory()
@@ -143,7 +148,7 @@ def check_parity(folder: pathlib.Path, params: Params, config: Config, vocabular
     targets = int((batch.language_weight_BT + batch.action_weight_BT > 0).sum())
     sizes = {"rows": batch.rows, "samples": sum(map(len, rows)), "images": int((batch.clip_BF >= 0).sum()),
              "slots": int((batch.segment_BS > 0).sum()), "targets": targets}
-    return Parity(tuple(comparisons), actions, sizes)
+    return Parity(tuple(comparisons), actions, texts, sizes)
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -84,10 +84,22 @@ TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "
 def acting_json(domain: Domain) -> dict[str, Any]:
     """The fields of torch_agent.Domain for a domain with actions."""
     assert domain.spec is not None
+    return {**_common_json(domain), "actions": spec_json(domain.spec),
+            "state": spec_json(domain.state) if domain.state else None}
+
+
+def prompted_json(domain: Domain) -> dict[str, Any]:
+    """The fields of torch_agent.Domain for a domain that predicts a text or a class."""
+    text = domain.vocabulary.text
+    silent_ids = [number for number in range(len(SPECIAL_TOKENS)) if not text.decode([number])]
+    return {**_common_json(domain), "layout": domain.layout, "max_answer": domain.max_answer,
+            "text_ids_end": text.size, "silent_ids": silent_ids}
+
+
+def _common_json(domain: Domain) -> dict[str, Any]:
     return {
         "window": domain.window, "max_text": domain.max_text, "first_position": domain.first_position,
         "video": domain.video, "image_size": domain.image_size, "cameras": list(domain.camera_names),
-        "actions": spec_json(domain.spec), "state": spec_json(domain.state) if domain.state else None,
     }
 
 
@@ -117,5 +129,6 @@ def agent_json(config: Config, domains: Mapping[str, Domain], source: Mapping[st
                      "mean": list(PIXEL_MEAN), "std": list(PIXEL_STD)}
     content = {"format": FORMAT, "source": dict(source), "preprocessing": preprocessing,
                "config": dataclasses.asdict(config), "domains": {name: domains[name].to_meta() for name in domains},
-               "acting": {name: acting_json(domain) for name, domain in domains.items() if domain.spec}}
+               "acting": {name: acting_json(domain) for name, domain in domains.items() if domain.spec},
+               "prompted": {name: prompted_json(domain) for name, domain in domains.items() if not domain.spec}}
     return json.dumps(content, indent=1) + "\n"

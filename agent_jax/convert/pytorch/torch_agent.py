@@ -1,4 +1,4 @@
-"""The agent in PyTorch, in one file: trains and acts with an exported folder, without JAX.
+"""The agent in PyTorch, in one file: trains, acts and answers with an exported folder, without JAX.
 
     agent = Agent.load(FOLDER)                     # torch.nn.Module; agent.save(NEW_FOLDER, FOLDER) writes it
     output = agent(batch, mask)                    # logits of the targets, reconstructed patches
@@ -6,10 +6,12 @@
 
     policy = Policy(FOLDER)
     policy.act(images, ["push the red block"], ["robot 0"])    # [{"action": array([0.0015, -0.0285])}]
+    policy.say([clip], ["what happens?"])                      # [GeneratedText(text="the door opens", ...)]
+    policy.classify([clip])                                    # [Classification(label=2, ...)]
 
 Needs torch, numpy, safetensors, tokenizers, pillow. The folder:
 
-    agent.json          sizes, domains with their ActionSpec, preprocessing
+    agent.json          sizes, domains (with actions: their ActionSpec), preprocessing
     vision/             CLIPVisionModel of transformers
     language/           OPTForCausalLM of transformers, and the tokenizer
     agent.safetensors   the parts that CLIP and OPT lack
@@ -45,6 +47,7 @@ from torch import Tensor, nn
 EOS = 2  # </s>, the first token of every row
 POSITION_OFFSET = 2  # the first two rows of OPT's position table are unused
 PARTS = {"vision": "vision_model.", "language": "model.decoder."}  # folder: prefix of the names in its file
+PREDICTED = {"actions": "actions", "answer": "text", "label": "class"}  # by layout of a domain
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
 
 
@@ -670,66 +673,143 @@ class Domain:
 
     name: str
     window: int  # steps of a sample
-    max_text: int  # tokens of an instruction, </s> included
+    max_text: int  # tokens of an instruction or prompt, </s> included
     first_position: int  # of the first step; 0: right after the instruction
     video: bool  # the images of a camera form one clip
     image_size: int
     cameras: Sequence[str]  # names, in the order of a step's images
-    actions: Codec
+    actions: Codec | None  # None in the layouts "answer" and "label"
     state: Codec | None
     tokenizer: Tokenizer
+    layout: str = "actions"  # "actions", "answer" (a text after the images) or "label" (a class of the clip)
+    max_answer: int = 0  # tokens of an answer, </s> included
+    text_ids_end: int = 0  # the ids from here on are those of actions and states
+    silent_ids: Sequence[int] = ()  # text ids that decode to no text
 
     @classmethod
-    def load(cls, folder: str | Path, name: str = "") -> Domain:
-        """The domain of an exported folder; `name` may be empty if there is only one.
+    def load(cls, folder: str | Path, name: str = "", layout: str = "") -> Domain:
+        """The domain of an exported folder.
+
+        Args:
+            folder: with agent.json.
+            name: may be empty if there is only one of the layout.
+            layout: that the domain must have; "": any, and "actions" for an empty name.
 
         Raises:
-            ValueError: there is no such domain, or `name` is empty and there are several.
+            ValueError: there is no such domain, or `name` is empty and there are several; names those that fit.
         """
         folder = Path(folder)
-        domains = json.loads((folder / "agent.json").read_text(encoding="utf-8"))["acting"]
-        if not name and len(domains) == 1:
-            [name] = domains
-        if name not in domains:
-            raise ValueError(f"domain {name!r}: {folder} has {', '.join(domains) or 'none to act in'}; name one")
-        fields = dict(domains[name])
-        state = Codec(fields.pop("state")) if fields["state"] else fields.pop("state")
+        description = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
+        domains = {**description["acting"], **description.get("prompted", {})}
+        layouts = {key: fields.get("layout", "actions") for key, fields in domains.items()}
+        wanted = layout or ("" if name else "actions")
+        fitting = [key for key, found in layouts.items() if wanted in ("", found)]
+        if not name and len(fitting) == 1:
+            [name] = fitting
+        if name in layouts and name not in fitting:
+            raise ValueError(f"domain {name!r} of {folder} has the layout {layouts[name]!r}, which predicts no "
+                             f"{PREDICTED[wanted]}; expected a domain of the layout {wanted!r}: "
+                             f"{', '.join(fitting) or 'there is none'}")
+        if not fitting:
+            found = ", ".join(f"{key} ({of_domain!r})" for key, of_domain in layouts.items()) or "no domains"
+            raise ValueError(f"{folder} has no domain of the layout {wanted!r}; found {found}")
+        if name not in fitting:
+            raise ValueError(f"domain {name!r}: {folder} has {', '.join(fitting)}; name one")
+        fields = {"actions": None, "state": None, **domains[name]}
+        actions, state = (fields.pop(key) for key in ("actions", "state"))
         tokenizer = Tokenizer.from_file(str(folder / "language" / "tokenizer.json"))
-        return cls(name=name, actions=Codec(fields.pop("actions")), state=state, tokenizer=tokenizer, **fields)
+        return cls(name=name, actions=Codec(actions) if actions else None, state=Codec(state) if state else None,
+                   tokenizer=tokenizer, **fields)
 
     def text_ids(self, instruction: str) -> list[int]:
-        """</s> and the instruction; ValueError if longer than `max_text`."""
+        """</s> and the instruction or prompt; ValueError if longer than `max_text`."""
         ids = [EOS, *self.tokenizer.encode(instruction, add_special_tokens=False).ids]
         if len(ids) > self.max_text:
-            raise ValueError(f"{instruction!r} has {len(ids)} tokens, expected at most {self.max_text}")
+            raise ValueError(f"domain {self.name!r}: {instruction!r} has {len(ids)} tokens with </s>, expected at most "
+                             f"{self.max_text}")
         return ids
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """The answer and </s>; ValueError if longer than `max_answer`."""
+        ids = [*self.tokenizer.encode(answer, add_special_tokens=False).ids, EOS]
+        if len(ids) > self.max_answer:
+            raise ValueError(f"domain {self.name!r}: the answer {answer!r} has {len(ids)} tokens with </s>, expected "
+                             f"at most {self.max_answer}")
+        return ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, without special tokens."""
+        return self.tokenizer.decode([token for token in ids if token not in self.silent_ids], skip_special_tokens=True)
+
+    def step_images(self, given: Any) -> list[np.ndarray]:
+        """The images of one step, in the cameras' order and resized for the encoder.
+
+        Args:
+            given: an image, or one of each camera: a sequence in their order or a mapping by their names.
+
+        Raises:
+            ValueError: another number of images, or an image of another dtype or shape.
+        """
+        if isinstance(given, np.ndarray) and given.ndim == 3:
+            given = [given]
+        if isinstance(given, Mapping):
+            given = [given[name] for name in self.cameras if name in given]
+        if len(given) != len(self.cameras):
+            raise ValueError(f"found {len(given)} images, expected one of each camera: {', '.join(self.cameras)}")
+        return [self.image(image) for image in given]
+
+    def clip_images(self, given: Any) -> list[list[np.ndarray]]:
+        """The images of a clip's steps, as `step_images`.
+
+        Args:
+            given: one step, or a sequence of 1 to `window` of them.
+
+        Raises:
+            ValueError: another number of steps; or as `step_images`.
+        """
+        several = len(self.cameras) > 1
+        if isinstance(given, Mapping) or _is_image(given) or (several and all(map(_is_image, given))):
+            given = [given]
+        if not 1 <= len(given) <= self.window:
+            raise ValueError(f"domain {self.name!r}: found a clip of {len(given)} images"
+                             f"{' of each camera' if several else ''}, expected 1 to {self.window}")
+        return [self.step_images(step) for step in given]
 
     def image(self, image: np.ndarray) -> np.ndarray:
         """The image resized for the encoder: bilinear, antialiased, no crop; ValueError for another dtype or shape."""
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError("expected images uint8 (height, width, 3)")
+            found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+            raise ValueError(f"domain {self.name!r}: found {found}, expected images uint8 (height, width, 3)")
         size = (self.image_size, self.image_size)
         if image.shape[:2] == size:
             return image
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
-def lay_out(domain: Domain, samples: Sequence[tuple[Sequence[int], Sequence[Step]]], patches: int) -> dict[str, Tensor]:
+def _is_image(given: Any) -> bool:
+    return isinstance(given, np.ndarray) and given.ndim == 3
+
+
+def lay_out(domain: Domain, samples: Sequence[tuple[Any, ...]], patches: int) -> dict[str, Tensor]:
     """A batch of one sample a row, for training.
 
     Args:
         domain: of all samples.
-        samples: text ids and steps of each.
+        samples: (text ids, steps) of each; in the layout "answer" (text ids, steps, answer ids), in the layout "label"
+            (text ids, steps, class).
         patches: P.
 
     Returns:
         The fields of a batch: frames_BFHWC, frame_weight_BF, clip_BF, token_BS, visual_BS (index f * V + v of a visual
         token, -1 for a text token), segment_BS, position_BS, slot_BT, target_BT, language_weight_BT, action_weight_BT,
-        denominator_BT, denominator_BF, domain_BF, domain_BT. All text and action ids are targets.
+        denominator_BT, denominator_BF, domain_BF, domain_BT, label_B (-1: none). All text and action ids are targets;
+        after a prompt only the answer's are.
     """
     rows = []
-    for text, steps in samples:
-        tokens, visual, slots, targets = list(text), [-1] * len(text), list(range(len(text) - 1)), list(text[1:])
+    for text, steps, *predicted in samples:
+        texts = len(text) - 1 if domain.layout == "actions" else 0  # targets of the text
+        answer = list(predicted[0]) if domain.layout == "answer" else []
+        tokens, visual, slots, targets = list(text), [-1] * len(text), list(range(texts)), list(text[1 : 1 + texts])
         frames: list[np.ndarray] = []
         clips: list[int] = []
         for number, step in enumerate(steps):
@@ -743,30 +823,36 @@ def lay_out(domain: Domain, samples: Sequence[tuple[Sequence[int], Sequence[Step
             slots += range(len(tokens) - 1, len(tokens) - 1 + len(step.action_ids))
             targets += step.action_ids
             tokens, visual = tokens + list(step.action_ids), visual + [-1] * len(step.action_ids)
+        slots += range(len(tokens) - 1, len(tokens) - 1 + len(answer))
+        targets += answer
+        tokens, visual = tokens + answer, visual + [-1] * len(answer)
+        language_T = np.full(len(targets), domain.layout == "answer")
+        language_T[:texts] = True
+        denominator = len(targets) + patches * len(frames)
         gap = domain.first_position - len(text) if domain.first_position else 0
         rows.append({"frames_BFHWC": np.stack(frames), "frame_weight_BF": np.ones(len(frames), np.float32),
                      "clip_BF": clips, "token_BS": tokens, "visual_BS": visual, "segment_BS": [1] * len(tokens),
                      "position_BS": [i if i < len(text) else i + gap for i in range(len(tokens))],
                      "slot_BT": slots, "target_BT": targets,
-                     "language_weight_BT": (np.arange(len(targets)) < len(text) - 1).astype(np.float32),
-                     "action_weight_BT": (np.arange(len(targets)) >= len(text) - 1).astype(np.float32),
-                     "denominator_BT": np.full(len(targets), len(targets) + patches * len(frames), np.float32),
-                     "denominator_BF": np.full(len(frames), len(targets) + patches * len(frames), np.float32),
-                     "domain_BF": [0] * len(frames), "domain_BT": [0] * len(targets)})  # one domain, no label
+                     "language_weight_BT": language_T.astype(np.float32),
+                     "action_weight_BT": (~language_T).astype(np.float32),
+                     "denominator_BT": np.full(len(targets), denominator, np.float32),
+                     "denominator_BF": np.full(len(frames), denominator, np.float32),
+                     "domain_BF": [0] * len(frames), "domain_BT": [0] * len(targets)})  # one domain
     padding = {"clip_BF": -1, "visual_BS": -1, "denominator_BT": 1, "denominator_BF": 1}
     batch = {}
     for name in rows[0]:
-        arrays = [np.asarray(row[name]) for row in rows]
+        arrays = [np.asarray(row[name], None if len(row[name]) else np.int64) for row in rows]
         full = np.full((len(rows), max(map(len, arrays)), *arrays[0].shape[1:]), padding.get(name, 0), arrays[0].dtype)
         for place, array in zip(full, arrays, strict=True):
             place[: len(array)] = array
         batch[name] = torch.from_numpy(full)
-    batch["label_B"] = torch.full((len(rows),), -1)
+    batch["label_B"] = torch.tensor([sample[2] if domain.layout == "label" else -1 for sample in samples])
     return batch
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Acting
+# Acting, answering, classifying
 
 
 @dataclass
@@ -776,8 +862,26 @@ class Episode:
     past: deque[tuple[list[Tensor], Step]]
 
 
+@dataclass(frozen=True)
+class GeneratedText:
+    """An answer of the model."""
+
+    text: str
+    ids: list[int]  # without the </s> that ended it
+    log_probability: float  # in nats, among the text ids, at temperature 1; of all generated ids, the final </s> too
+    complete: bool  # it ended by </s>, not by `max_tokens`
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The class of a clip."""
+
+    label: int  # the most probable class
+    probabilities: np.ndarray  # f32 (classes,)
+
+
 class Policy:
-    """Acts in any number of environments at once, each with its own history.
+    """Acts in any number of environments at once, each with its own history; answers prompts and classifies clips.
 
     The window slides: every step prefills the row of the last images and actions from stored encodings, then decodes
     the action id by id with a KV cache, among the ids that the ActionSpec allows.
@@ -789,14 +893,38 @@ class Policy:
 
         Args:
             folder: exported, with agent.json.
-            domain: to act in; may be empty if there is only one.
+            domain: to act, answer or classify in; may be empty if there is at most one to act in.
             agent: on any device; None: load it in f32.
-            temperature: of sampling among the legal ids; 0: greedy.
-            seed: of sampling.
+            temperature: of sampling among the legal ids of actions; 0: greedy.
+            seed: of sampling actions.
+
+        Raises:
+            ValueError: there is no such domain, or `domain` is empty and there are several to act in.
         """
-        self.domain, self.agent = Domain.load(folder, domain), agent or Agent.load(folder)
+        self.agent, self.folder = agent or Agent.load(folder), Path(folder)
+        prompted = list(self.agent.description.get("prompted", {}))
+        if not domain and not self.agent.description["acting"] and len(prompted) == 1:
+            [domain] = prompted
+        only_prompted = len(prompted) > 1 and not self.agent.description["acting"]
+        self._domain = Domain.load(folder, domain) if domain or not only_prompted else None
         self.temperature, self._random = temperature, np.random.default_rng(seed)
         self._episodes: dict[Any, Episode] = {}
+
+    @property
+    def domain(self) -> Domain:
+        """The domain that was named, or the only one to act in, or the only one; else ValueError."""
+        if self._domain is None:
+            raise ValueError(f"{self.folder} has no domain of the layout 'actions', but "
+                             f"{', '.join(self.agent.description['prompted'])}, and none was named; use `say` or "
+                             "`classify`, or name one")
+        return self._domain
+
+    def _of_layout(self, name: str, layout: str) -> Domain:
+        """The domain to predict in: the one named here or at the start, or the only one of the layout."""
+        own = self._domain
+        if own is not None and own.layout == layout and name in ("", own.name):
+            return own
+        return Domain.load(self.folder, name, layout)
 
     def reset(self, env_ids: Sequence[Any]) -> None:
         """Start new episodes."""
@@ -814,9 +942,10 @@ class Policy:
             states: n mappings of the StateSpec's values; None if the domain has no StateSpec.
 
         Raises:
-            ValueError: sequences of unequal length, duplicate env_ids, a wrong observation, or logits that are not
-                finite.
+            ValueError: a domain without actions, sequences of unequal length, duplicate env_ids, a wrong observation,
+                or logits that are not finite.
         """
+        codec = self._codec()
         n = len(env_ids)
         if not len(images) == len(instructions) == n or (states is not None and len(states) != n):
             raise ValueError(f"found {len(images)} images, {len(instructions)} instructions, {n} env_ids"
@@ -833,7 +962,15 @@ class Policy:
         found = self.decode(env_ids, texts, steps, lambda _, logits: self._choose(logits))
         for env_id, (tokens, step), ids in zip(env_ids, steps, found, strict=True):
             self.remember(env_id, tokens, Step(step.images, step.state_ids, ids))
-        return [self.domain.actions.decode(ids) for ids in found]
+        return [codec.decode(ids) for ids in found]
+
+    def _codec(self) -> Codec:
+        """The codec of the domain's actions; ValueError if it has none."""
+        if self.domain.actions is None:
+            acting = ", ".join(self.agent.description["acting"]) or "there is none"
+            raise ValueError(f"domain {self.domain.name!r} of {self.folder} has the layout {self.domain.layout!r}, "
+                             f"which predicts no actions; expected a domain of the layout 'actions': {acting}")
+        return self.domain.actions
 
     def remember(self, env_id: Any, tokens: list[Tensor], step: Step) -> None:
         """Append an executed step to the history."""
@@ -843,7 +980,7 @@ class Policy:
                 ) -> list[tuple[list[Tensor], Step]]:
         """Encode the observations: the visual tokens of each camera, and the step without its action."""
         self.reset([env_id for env_id in env_ids if env_id not in self._episodes])
-        prepared = [self._cameras(given) for given in images]
+        prepared = [self.domain.step_images(given) for given in images]
         encoded = [[]] * len(prepared) if self.domain.video else self._encode(prepared)
         steps = []
         for i, cameras in enumerate(prepared):
@@ -851,36 +988,21 @@ class Policy:
             steps.append((encoded[i], Step(cameras, state)))
         return steps
 
-    def _cameras(self, given: Any) -> list[np.ndarray]:
-        """The images of an environment, in the cameras' order and resized for the encoder."""
-        names = self.domain.cameras
-        if isinstance(given, np.ndarray) and given.ndim == 3:
-            given = [given]
-        if isinstance(given, Mapping):
-            given = [given[name] for name in names if name in given]
-        if len(given) != len(names):
-            raise ValueError(f"found {len(given)} images, expected one of each camera: {', '.join(names)}")
-        return [self.domain.image(image) for image in given]
-
     @torch.inference_mode()
     def decode(self, env_ids: Sequence[Any], texts: Sequence[Sequence[int]], steps: Sequence[tuple[list[Tensor], Step]],
                choose: Any) -> list[list[int]]:
         """The ids of each action; `choose(row, {id: logit})` returns one of the legal ids."""
-        codec, language = self.domain.actions, self.agent.language
+        codec, language = self._codec(), self.agent.language
         pending, where = map(list, zip(*[codec.forced(codec.start)] * len(env_ids), strict=True))
         ids = [list(first) for first in pending]
         if all(state == codec.accept for state in where):
             return ids
         rows = [self._row(self._episodes[env_id], text, step, first)
                 for env_id, text, step, first in zip(env_ids, texts, steps, pending, strict=True)]
-        length = max(len(x) for x, _ in rows)
-        x_BSD = torch.stack([F.pad(x, (0, 0, 0, length - len(x))) for x, _ in rows])
-        position_BS = torch.stack([F.pad(position, (0, length - len(position))) for _, position in rows])
-        used = torch.tensor([len(x) for x, _ in rows], device=x_BSD.device)
-        next_B = torch.stack([position[-1] for _, position in rows]) + 1
+        x_BSD, position_BS, real_BC = _stacked(rows)
+        next_B = position_BS.max(dim=1)[0] + 1
         longest = len(codec.ways)  # an action has at most as many ids as its automaton has states
-        cache = Cache(self.agent.config["model"]["language"], len(rows), length + 2 * longest, x_BSD)
-        real_BC = torch.arange(length, device=used.device) < used[:, None]
+        cache = Cache(self.agent.config["model"]["language"], len(rows), x_BSD.shape[1] + 2 * longest, x_BSD)
         while True:
             hidden = language(x_BSD, position_BS, cache.append(real_BC), cache)
             last_BD = hidden[torch.arange(len(rows)), real_BC.sum(dim=1).clamp(min=1) - 1]
@@ -898,10 +1020,10 @@ class Policy:
             width = max(map(len, pending))
             if not width:
                 return ids
-            chunk_BC = torch.tensor([more + [0] * (width - len(more)) for more in pending], device=used.device)
+            chunk_BC = torch.tensor([more + [0] * (width - len(more)) for more in pending], device=next_B.device)
             real_BC = torch.arange(width) < torch.tensor([len(more) for more in pending])[:, None]
-            real_BC = real_BC.to(used.device)
-            position_BS = next_B[:, None] + torch.arange(width, device=used.device)
+            real_BC = real_BC.to(next_B.device)
+            position_BS = next_B[:, None] + torch.arange(width, device=next_B.device)
             position_BS = torch.where(real_BC, position_BS, 0)
             next_B = next_B + real_BC.sum(dim=1)
             x_BSD = language.embed_tokens(chunk_BC)
@@ -918,15 +1040,20 @@ class Policy:
         """The embedded row (S, D) of an episode up to the first ids of its next action, and its positions (S,)."""
         window = [*episode.past, now]
         visual = self._clip([step for _, step in window]) if self.domain.video else [tokens for tokens, _ in window]
+        ids = [[*step.state_ids, *(first_ids if step is now[1] else step.action_ids)] for _, step in window]
+        return self._embedded(self.domain, text, visual, ids)
+
+    def _embedded(self, domain: Domain, text: Sequence[int], visual: Sequence[Sequence[Tensor]],
+                  ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """The row (S, D) of a text, and of each step's visual tokens by camera and its ids; its positions (S,)."""
         device, embed = self.agent.scale.device, self.agent.language.embed_tokens
         pieces = [embed(torch.tensor(text, device=device))]
-        for tokens, (_, step) in zip(visual, window, strict=True):
-            ids = [*step.state_ids, *(first_ids if step is now[1] else step.action_ids)]
-            pieces += [*tokens, *([embed(torch.tensor(ids, device=device))] if ids else [])]
+        for tokens, of_step in zip(visual, ids, strict=True):
+            pieces += [*tokens, *([embed(torch.tensor(of_step, device=device))] if of_step else [])]
         x_SD = torch.cat(pieces)
         position_S = torch.arange(len(x_SD), device=device)
-        if self.domain.first_position:
-            position_S[len(text) :] += self.domain.first_position - len(text)
+        if domain.first_position:
+            position_S[len(text) :] += domain.first_position - len(text)
         return x_SD, position_S
 
     def _clip(self, steps: Sequence[Step]) -> list[list[Tensor]]:
@@ -941,28 +1068,199 @@ class Policy:
     def _choose(self, logits: Mapping[int, float]) -> int:
         """The best id, or a sample from the softmax (Gumbel-max)."""
         tokens, found = list(logits), np.array(list(logits.values()))
-        if not np.isfinite(found).all():
-            raise ValueError("the logits are NaN or infinite: the parameters are damaged, or their training diverged")
+        _check_finite(found)
         if self.temperature:
             found = found / self.temperature + self._random.gumbel(size=found.shape)
         return tokens[int(np.argmax(found))]
 
+    def say(self, images: Sequence[Any], prompts: Sequence[str], *, domain: str = "", max_tokens: int = 0,
+            temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> list[GeneratedText]:
+        """Answer each prompt about its images; no history is read or written.
+
+        Args:
+            images: for each prompt an image uint8 (height, width, 3), or a sequence of 1 to `window` of them; with
+                several cameras, a mapping by their names or a tuple in their order in place of an image.
+            prompts: texts.
+            domain: of the layout "answer"; may be empty if the policy has it, or if there is only one.
+            max_tokens: of an answer, </s> included; 0: the domain's `max_answer`, which is the most.
+            temperature: of sampling; 0: the most probable id.
+            top_p: sample among the fewest most probable ids whose probabilities reach this sum; 1: all.
+            seed: of sampling; what is drawn depends on it and on the prompt's number alone.
+
+        Returns:
+            One text for each prompt. Ids of actions and states are never generated.
+
+        Raises:
+            ValueError: a domain without text, another number of images than prompts, an empty or too long prompt, a
+                wrong clip, a setting out of range, or logits that are not finite.
+        """
+        chosen = self._of_layout(domain, "answer")
+        _check_sampling(chosen, temperature, top_p, max_tokens)
+        if isinstance(prompts, str) or len(images) != len(prompts):
+            found = "one text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
+            raise ValueError(f"found {len(images)} clips and {found}, expected a clip (an image or several) for each "
+                             "prompt: say([clip], [prompt])")
+        for prompt in prompts:
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise ValueError(f"domain {chosen.name!r}: found the prompt {prompt!r}, expected a text that is not "
+                                 "empty")
+        if not len(prompts):
+            return []
+        texts = [chosen.text_ids(prompt) for prompt in prompts]
+        clips = [chosen.clip_images(given) for given in images]
+        random = [np.random.default_rng([seed, number]) for number in range(len(prompts))]
+        log_probabilities = [0.0] * len(prompts)
+
+        def choose(row: int, logits_K: np.ndarray) -> int:
+            _check_finite(logits_K)
+            log_K = logits_K - logits_K.max()
+            log_K -= np.log(np.exp(log_K).sum())
+            token = sampled(log_K, temperature, top_p, random[row])
+            log_probabilities[row] += float(log_K[token])
+            return token
+
+        said = []
+        for ids, log_probability in zip(self.generate(chosen, texts, clips, max_tokens or chosen.max_answer, choose),
+                                        log_probabilities, strict=True):
+            complete = ids[-1] == EOS
+            ids = ids[:-1] if complete else ids
+            said.append(GeneratedText(chosen.text(ids), ids, log_probability, complete))
+        return said
+
+    @torch.inference_mode()
+    def generate(self, domain: Domain, texts: Sequence[Sequence[int]], clips: Sequence[Sequence[Sequence[np.ndarray]]],
+                 limit: int, choose: Any) -> list[list[int]]:
+        """The ids after each prompt and clip, up to </s> or `limit` of them.
+
+        Args:
+            domain: of the layout "answer".
+            texts: ids of the prompts.
+            clips: prepared images by step and camera.
+            limit: ids of an answer at most.
+            choose: `choose(row, logits_K)` returns the next id by the logits of the text ids, f64.
+        """
+        language = self.agent.language
+        x_BSD, position_BS, real_BC = _stacked(self._prompt_rows(domain, texts, clips))
+        next_B = position_BS.max(dim=1)[0]
+        cache = Cache(self.agent.config["model"]["language"], len(texts), x_BSD.shape[1] + limit - 1, x_BSD)
+        ids: list[list[int]] = [[] for _ in texts]
+        going = [True] * len(texts)
+        while True:
+            hidden = language(x_BSD, position_BS, cache.append(real_BC), cache)
+            last_BD = hidden[torch.arange(len(texts)), real_BC.sum(dim=1).clamp(min=1) - 1]
+            logits_BK = language.logits(last_BD)[:, : domain.text_ids_end].double().cpu().numpy()
+            for i, found in enumerate(ids):
+                if going[i]:
+                    found.append(choose(i, logits_BK[i]))
+                    going[i] = found[-1] != EOS and len(found) < limit
+            if not any(going):
+                return ids
+            real_BC = torch.tensor(going, device=next_B.device)[:, None]
+            next_B = next_B + 1
+            position_BS = torch.where(real_BC, next_B[:, None], 0)
+            x_BSD = language.embed_tokens(torch.tensor([[found[-1]] for found in ids], device=next_B.device))
+
+    def _prompt_rows(self, domain: Domain, texts: Sequence[Sequence[int]],
+                     clips: Sequence[Sequence[Sequence[np.ndarray]]]) -> list[tuple[Tensor, Tensor]]:
+        """The embedded row of each prompt and clip, and its positions."""
+        tokens_BFVD = self.agent.connector(self._vision_tokens(domain, clips)[0])
+        rows = []
+        for text, clip, tokens_FVD in zip(texts, clips, tokens_BFVD, strict=True):
+            cameras = len(clip[0])
+            visual = [[tokens_FVD[step * cameras + camera, 1 if domain.video and step else 0 :]
+                       for camera in range(cameras)] for step in range(len(clip))]
+            rows.append(self._embedded(domain, text, visual, [[]] * len(clip)))
+        return rows
+
+    def _vision_tokens(self, domain: Domain, clips: Sequence[Sequence[Sequence[np.ndarray]]]) -> tuple[Tensor, Tensor]:
+        """Visual tokens (B, F, V, D) before the connector, and clip_BF (-1: padding), of steps by camera."""
+        frames = [np.stack([image for step in clip for image in step]) for clip in clips]
+        frames_BFHWC = np.zeros((len(clips), max(map(len, frames)), *frames[0].shape[1:]), np.uint8)
+        clip_BF = np.full(frames_BFHWC.shape[:2], -1)
+        for i, (images, clip) in enumerate(zip(frames, clips, strict=True)):
+            frames_BFHWC[i, : len(images)] = images
+            clip_BF[i, : len(images)] = np.arange(len(images)) % (len(clip[0]) if domain.video else len(images))
+        device = self.agent.scale.device
+        clip = torch.from_numpy(clip_BF).to(device)
+        return self.agent.vision(self.agent.patchify(torch.from_numpy(frames_BFHWC).to(device)), clip), clip
+
+    @torch.inference_mode()
+    def classify(self, images: Sequence[Any], *, domain: str = "") -> list[Classification]:
+        """The class of each clip.
+
+        Args:
+            images: for each clip an image uint8 (height, width, 3), or a sequence of 1 to `window` of them.
+            domain: of the layout "label"; may be empty if the policy has it, or if there is only one.
+
+        Raises:
+            ValueError: a domain without classes, a wrong clip, or logits that are not finite.
+        """
+        chosen = self._of_layout(domain, "label")
+        if not len(images):
+            return []
+        classes_BY = self.agent.classify(*self._vision_tokens(chosen, [chosen.clip_images(given) for given in images]))
+        _check_finite(classes_BY.cpu().numpy())
+        return [Classification(int(row.argmax()), row) for row in classes_BY.softmax(dim=-1).cpu().numpy()]
+
+
+def _stacked(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of different lengths as x_BSD and position_BS, padded at their end, and a mask of what is not padding."""
+    used = torch.tensor([len(x) for x, _ in rows], device=rows[0][0].device)
+    length = int(used.max())
+    x_BSD = torch.stack([F.pad(x, (0, 0, 0, length - len(x))) for x, _ in rows])
+    position_BS = torch.stack([F.pad(position, (0, length - len(position))) for _, position in rows])
+    return x_BSD, position_BS, torch.arange(length, device=used.device) < used[:, None]
+
+
+def sampled(log_K: np.ndarray, temperature: float, top_p: float, random: np.random.Generator) -> int:
+    """An id by its log-probabilities: the best one, or a sample among the top p (Holtzman et al., 2019)."""
+    if not temperature:
+        return int(np.argmax(log_K))
+    odds_K = np.exp((log_K - log_K.max()) / temperature)
+    order_K = np.argsort(-odds_K, kind="stable")
+    sums_K = np.cumsum(odds_K[order_K] / odds_K.sum())
+    kept = order_K[: 1 + np.searchsorted(sums_K, top_p)]
+    return int(random.choice(kept, p=odds_K[kept] / odds_K[kept].sum()))
+
+
+def _check_sampling(domain: Domain, temperature: float, top_p: float, max_tokens: int) -> None:
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature={temperature}: expected 0 (the most probable id) or more, and finite")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: expected above 0 and at most 1 (all ids)")
+    if not 0 <= max_tokens <= domain.max_answer:
+        raise ValueError(f"max_tokens={max_tokens}: domain {domain.name!r} was trained on answers of at most "
+                         f"{domain.max_answer} tokens with </s>; expected 1 to {domain.max_answer}, or 0 for that")
+
+
+def _check_finite(logits: np.ndarray) -> None:
+    if not np.isfinite(logits).all():
+        raise ValueError("the logits are NaN or infinite: the parameters are damaged, or their training diverged")
+
 
 def main(folder: str) -> None:
-    """Act once and train for two steps in each domain of actions, on random images, to test the folder."""
+    """Predict once and train for two steps in each domain, on random images, to test the folder."""
     agent, random = Agent.load(folder), np.random.default_rng(0)
     vision = agent.config["model"]["vision"]
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
-    for name in agent.description["acting"]:
+    for name in [*agent.description["acting"], *agent.description.get("prompted", {})]:
         policy = Policy(folder, domain=name, agent=agent)
         domain = policy.domain
         size = (len(domain.cameras), domain.image_size, domain.image_size, 3)
-        images = random.integers(0, 256, size, np.uint8)
-        state_ids = domain.state.first() if domain.state else []
-        states = [domain.state.decode(state_ids)] if domain.state else None
-        print(f"{name}: an action {policy.act([images], ['go'], ['robot 0'], states)}")
-        step = Step(list(images), state_ids, domain.actions.first())
-        batch = lay_out(domain, [(domain.text_ids("go"), [step])], patches)
+        images = list(random.integers(0, 256, size, np.uint8))
+        sample: tuple[Any, ...]
+        if domain.actions is not None:
+            state_ids = domain.state.first() if domain.state else []
+            states = [domain.state.decode(state_ids)] if domain.state else None
+            print(f"{name}: an action {policy.act([images], ['go'], ['robot 0'], states)}")
+            sample = (domain.text_ids("go"), [Step(images, state_ids, domain.actions.first())])
+        elif domain.layout == "answer":
+            print(f"{name}: an answer {policy.say([[images]], ['a'])}")
+            sample = (domain.text_ids("a"), [Step(images)], domain.answer_ids(""))
+        else:
+            print(f"{name}: a class {policy.classify([[images]])}")
+            sample = (domain.text_ids("a"), [Step(images)], 0)
+        batch = lay_out(domain, [sample], patches)
         optimizer = torch.optim.AdamW(parameter_groups(agent, 0.05), lr=1e-4)
         agent.train()
         for _ in range(2):
