@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from agent_jax.checkpoints.checkpoint import read_meta
 from agent_jax.checkpoints.restore import load_to_act
 from agent_jax.config import LoraConfig
 from agent_jax.convert.__main__ import main as convert
+from agent_jax.convert.pytorch import torch_agent
 from agent_jax.models.lora import LORA
+from agent_jax.policy import Policy
 
 CHANGES = {"lora.patterns": ("(vision|language)/blocks/attention/.*", "language/token_embedding"), "lora.rank": 4,
            "lora.scale": 2.0, "optimizer.freeze": ("(?!lora/|connector/).*",), "train.steps": 4, "checkpoint.every": 2,
@@ -99,3 +102,50 @@ def test_a_file_of_adapters_and_the_base_make_the_run_again(base: Trained, tuned
     assert convert(["with-adapters", str(base.workdir), str(tmp_path / "text"), str(out)]) == 2
     assert "text: not a file of `convert adapters`" in capsys.readouterr().err
     assert checkpoint.steps(base.workdir / "checkpoints") == [10, 20]
+
+
+def test_an_exported_run_acts_as_the_run_itself(tuned: Trained, tmp_path: Path):
+    assert convert(["to-pytorch", str(tuned.workdir), str(tmp_path / "out")]) == 0  # compares logits and choices
+    assert convert(["from-pytorch", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
+    merged = load_to_act(tuned.workdir).params
+    assert list(differing(load_to_act(tmp_path / "back").params, merged)) == []
+    ours, theirs = Policy.load(tuned.workdir), torch_agent.Policy(tmp_path / "out")
+    random = np.random.default_rng(0)
+    for _ in range(3):  # beyond the window of 2
+        images = list(random.integers(0, 256, (2, 16, 16, 3), np.uint8))
+        instructions = ["go to a box", "open a door"]
+        assert str(ours.act(images, instructions, [0, 1])) == str(theirs.act(images, instructions, [0, 1]))
+
+
+def test_a_run_grown_from_one_with_adapters_carries_the_merged_kernels(tuned: Trained, tmp_path: Path):
+    changes = {name: value for name, value in CHANGES.items() if name != "optimizer.freeze"}
+    config = small_config(store_directory(tmp_path.parent), **changes, **{
+        "init.checkpoint": str(tuned.workdir), "vocabulary.blocks": ("iafm", "babyai"), "lora.rank": 2,
+        "optimizer.freeze": ("(?!lora/).*",)})
+    config = dataclasses.replace(config, data=tuned.config.data)
+    first = open_run(config, tmp_path / "run").first
+    assert "(init.checkpoint)" in first.source
+    source = load_to_act(tuned.workdir, averaged=False).params
+    grown = jax.device_get(first.state.params)
+    for path in ("kernel", "bias"):
+        np.testing.assert_array_equal(grown["connector"][path], source["connector"][path])
+    for part in ("vision", "language"):
+        kernel = source[part]["blocks"]["attention"]["qkv"]["kernel"]
+        np.testing.assert_array_equal(grown[part]["blocks"]["attention"]["qkv"]["kernel"], kernel)
+        assert np.abs(kernel - tuned.state.params[part]["blocks"]["attention"]["qkv"]["kernel"]).max() > 1e-3  # merged
+        adapter = grown[LORA][part]["blocks"]["attention"]["qkv"]["kernel"]
+        assert adapter["a"].shape[-1] == 2
+        assert not np.any(adapter["b"])  # a fresh one, which changes nothing
+    text = slice(0, 260)
+    np.testing.assert_array_equal(grown["language"]["token_embedding"][text],
+                                  source["language"]["token_embedding"][text])
+
+
+def test_the_table_of_growing_counts_no_adapters(tuned: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "next.py"
+    saved = json.dumps(dataclasses.asdict(tuned.config))
+    file.write_text("import json\nfrom agent_jax.config import from_config_dict, to_config_dict\n"
+                    f"def get_config():\n    return to_config_dict(from_config_dict(json.loads({saved!r})))\n")
+    assert convert(["grow", str(tuned.workdir), "--config", str(file), "--json", str(tmp_path / "table.json")]) == 0
+    total = json.loads((tmp_path / "table.json").read_text())["total"]
+    assert (total["fresh"], total["dropped"]) == (0, 0)
