@@ -17,6 +17,7 @@ from agent_jax.actions.vocabulary import ByteTokenizer, Vocabulary
 from agent_jax.batch import RowSize
 from agent_jax.convert.pytorch import torch_agent
 from agent_jax.data.pipeline import layout
+from agent_jax.policy import Policy
 
 PROMPTS = ["a", "what is it", "now?"]
 LENGTHS = (1, 3, 2)  # images of each clip
@@ -32,14 +33,14 @@ def clips(seed: int = 0) -> list[np.ndarray]:
     return [random.integers(0, 256, (length, 24, 24, 3), np.uint8) for length in LENGTHS]
 
 
+FREQUENT = 143  # an id that is often generated
+
+
 def with_frequent_end(table: Any) -> Any:
     """A token table in which </s> is close to a frequent token, so that some answers end."""
     table = table.detach().clone() if isinstance(table, torch.Tensor) else np.array(table)
     table[torch_agent.EOS] = 1.02 * table[FREQUENT]
     return table
-
-
-FREQUENT = 143
 
 
 def policy_with_ends(folder: Path) -> torch_agent.Policy:
@@ -241,3 +242,24 @@ def test_nan_parameters_are_refused(base: Path):
     for call in (lambda: policy.say(clips()[:1], ["a"]), lambda: policy.classify(clips()[:1])):
         with pytest.raises(ValueError, match="the logits are NaN or infinite"):
             call()
+
+
+def test_answers_are_those_of_our_policy(base: Path):
+    made, folder, _ = exported(base, "texts")
+    language = made.average["language"]
+    ends = {**made.average, "language": {**language, "token_embedding": with_frequent_end(language["token_embedding"])}}
+    ours = Policy(made.config, made.average, made.domains["caption"])
+    for one, other in ((ours, torch_agent.Policy(folder)), (ours.with_params(ends), policy_with_ends(folder))):
+        for most in (0, 3):
+            for mine, theirs in zip(one.say(clips(), PROMPTS, max_tokens=most),
+                                    other.say(clips(), PROMPTS, max_tokens=most), strict=True):
+                assert (mine.text, mine.ids.tolist(), mine.complete) == (theirs.text, theirs.ids, theirs.complete)
+                np.testing.assert_allclose(theirs.log_probability, mine.log_probability, atol=1e-4)
+
+
+def test_classes_are_those_of_our_policy(base: Path):
+    made, folder, _ = exported(base, "texts")
+    ours, theirs = Policy.load(made.path, domain="ward"), torch_agent.Policy(folder)
+    for mine, other in zip(ours.classify(clips()), theirs.classify(clips()), strict=True):
+        assert mine.label == other.label
+        np.testing.assert_allclose(other.probabilities, mine.probabilities, atol=1e-5)
