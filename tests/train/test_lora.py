@@ -19,6 +19,7 @@ from agent_jax.checkpoints.checkpoint import read_meta
 from agent_jax.checkpoints.restore import load_to_act
 from agent_jax.config import LoraConfig
 from agent_jax.convert.__main__ import main as convert
+from agent_jax.convert.from_pytorch import read_params
 from agent_jax.convert.pytorch import torch_agent
 from agent_jax.models.lora import LORA
 from agent_jax.policy import Policy
@@ -106,9 +107,12 @@ def test_a_file_of_adapters_and_the_base_make_the_run_again(base: Trained, tuned
 
 def test_an_exported_run_acts_as_the_run_itself(tuned: Trained, tmp_path: Path):
     assert convert(["to-pytorch", str(tuned.workdir), str(tmp_path / "out")]) == 0  # compares logits and choices
-    assert convert(["from-pytorch", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
-    merged = load_to_act(tuned.workdir).params
-    assert list(differing(load_to_act(tmp_path / "back").params, merged)) == []
+    loaded = load_to_act(tuned.workdir)
+    merged, size = loaded.params, loaded.config.model.language.vocabulary_size
+    exported = read_params(tmp_path / "out", loaded.config.model)
+    for params in (merged, exported):  # without the rows that pad the token table
+        params["language"]["token_embedding"] = params["language"]["token_embedding"][:size]
+    assert list(differing(exported, merged)) == []
     ours, theirs = Policy.load(tuned.workdir), torch_agent.Policy(tmp_path / "out")
     random = np.random.default_rng(0)
     for _ in range(3):  # beyond the window of 2
@@ -118,27 +122,25 @@ def test_an_exported_run_acts_as_the_run_itself(tuned: Trained, tmp_path: Path):
 
 
 def test_a_run_grown_from_one_with_adapters_carries_the_merged_kernels(tuned: Trained, tmp_path: Path):
-    changes = {name: value for name, value in CHANGES.items() if name != "optimizer.freeze"}
-    config = small_config(store_directory(tmp_path.parent), **changes, **{
-        "init.checkpoint": str(tuned.workdir), "vocabulary.blocks": ("iafm", "babyai"), "lora.rank": 2,
-        "optimizer.freeze": ("(?!lora/).*",)})
-    config = dataclasses.replace(config, data=tuned.config.data)
+    vocabulary = dataclasses.replace(tuned.config.vocabulary, blocks=("iafm", "babyai"))
+    config = dataclasses.replace(tuned.config, vocabulary=vocabulary, lora=LoraConfig(("language/blocks/.*",), rank=2),
+                                 optimizer=dataclasses.replace(tuned.config.optimizer, freeze=("(?!lora/).*",)),
+                                 init=dataclasses.replace(tuned.config.init, checkpoint=str(tuned.workdir)))
     first = open_run(config, tmp_path / "run").first
     assert "(init.checkpoint)" in first.source
     source = load_to_act(tuned.workdir, averaged=False).params
     grown = jax.device_get(first.state.params)
-    for path in ("kernel", "bias"):
-        np.testing.assert_array_equal(grown["connector"][path], source["connector"][path])
     for part in ("vision", "language"):
-        kernel = source[part]["blocks"]["attention"]["qkv"]["kernel"]
-        np.testing.assert_array_equal(grown[part]["blocks"]["attention"]["qkv"]["kernel"], kernel)
-        assert np.abs(kernel - tuned.state.params[part]["blocks"]["attention"]["qkv"]["kernel"]).max() > 1e-3  # merged
-        adapter = grown[LORA][part]["blocks"]["attention"]["qkv"]["kernel"]
-        assert adapter["a"].shape[-1] == 2
-        assert not np.any(adapter["b"])  # a fresh one, which changes nothing
-    text = slice(0, 260)
-    np.testing.assert_array_equal(grown["language"]["token_embedding"][text],
-                                  source["language"]["token_embedding"][text])
+        kernel, unmerged = (params[part]["blocks"]["attention"]["qkv"]["kernel"]
+                            for params in (source, tuned.state.params))
+        assert np.abs(kernel - unmerged).max() > 1e-3
+        assert_close(grown[part]["blocks"], source[part]["blocks"])
+    assert_close(grown["connector"], source["connector"])
+    texts, blocks = slice(0, 260), grown[LORA]["language"]["blocks"]
+    assert_close(grown["language"]["token_embedding"][texts], source["language"]["token_embedding"][texts])
+    assert grown[LORA].keys() == {"language"}
+    assert blocks["attention"]["qkv"]["kernel"]["a"].shape[-1] == 2
+    assert not np.any(blocks["attention"]["qkv"]["kernel"]["b"])  # fresh adapters change nothing
 
 
 def test_the_table_of_growing_counts_no_adapters(tuned: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
