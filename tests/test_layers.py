@@ -264,7 +264,8 @@ def imported_at_once(imports: dict[str, list[Import]], module: str) -> dict[str,
 
 
 # Work on the exported PyTorch agent, so need torch to be imported; commands import these when they are asked for.
-ON_TORCH = ["agent_jax.convert.to_pytorch", "agent_jax.convert.parity.actions", "agent_jax.convert.model_card"]
+ON_TORCH = ["agent_jax.convert.to_pytorch", "agent_jax.convert.parity.actions", "agent_jax.convert.parity.texts",
+            "agent_jax.convert.model_card"]
 
 
 def test_simulators_and_torch_are_imported_only_when_they_are_used(imports: dict[str, list[Import]]) -> None:

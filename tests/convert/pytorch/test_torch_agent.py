@@ -162,7 +162,7 @@ def test_an_observation_of_another_form_is_refused(base: Path):
     assert str(named) == str(in_order)
     with pytest.raises(ValueError, match="expected images uint8"):
         policy.act([[image.astype(np.float32) for image in seen]], ["go"], [0])
-    with pytest.raises(ValueError, match="has 40 tokens, expected at most 12"):
+    with pytest.raises(ValueError, match="has 40 tokens with </s>, expected at most 12"):
         policy.act([seen], ["x" * 39], [0])
     with pytest.raises(ValueError, match="domain 'nothing': .* has edge; name one"):
         torch_agent.Policy(folder, domain="nothing")
