@@ -57,6 +57,24 @@ class Automaton:
                 state = self.start
         return states
 
+    def split(self, ids: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """The legal sequences that were joined to `ids`.
+
+        Raises:
+            ValueError: an id is illegal in its state.
+        """
+        firsts = np.flatnonzero(np.asarray(self.states(ids)) == self.start)
+        return np.split(np.asarray(ids), firsts[1:])
+
+    def repeated(self, times: int) -> Automaton:
+        """The automaton of `times` legal sequences one after another."""
+        states = len(self.next_QA) - 1  # `accept` of a sequence is the first state of the next one
+        assert (self.start, self.accept) == (0, states)
+        next_QA = np.full((times * states + 1, len(self.ids_A)), -1, np.int32)
+        for first in range(0, times * states, states):
+            next_QA[first : first + states] = np.where(self.next_QA[:-1] >= 0, self.next_QA[:-1] + first, -1)
+        return Automaton(self.ids_A, next_QA, accept=times * states, max_length=times * self.max_length)
+
     @functools.cached_property
     def _column_of(self) -> dict[int, int]:
         return {token: column for column, token in enumerate(self.ids_A.tolist())}

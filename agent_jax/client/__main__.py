@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     demo = parser.add_subparsers(dest="command", required=True).add_parser("demo", allow_abbrev=False)
     demo.add_argument("url", help="ws://HOST:PORT")
-    demo.add_argument("--steps", type=int, default=100, help="actions of each client")
+    demo.add_argument("--steps", type=int, default=100, help="requests of each client")
     demo.add_argument("--clients", type=int, default=1, help="connections at a time")
     demo.add_argument("--rate_hz", type=float, default=0.0, help="of each client; 0: without a pause")
     demo.add_argument("--instruction", default="go")
@@ -50,8 +50,10 @@ def _demo(options: argparse.Namespace) -> None:
               f"{metadata['versions']['agent_jax']}, window {metadata['window']}, cameras "
               f"{', '.join(metadata['cameras'])} of {metadata['image_size']} pixels, vocabulary "
               f"{metadata['vocabulary_hash'][:12]}")
-        action = client.act(observations.images(), options.instruction, observations.state())
-        print("an action:", ", ".join(f"{key}={value}" for key, value in action.items()))
+        found = client.act(observations.images(), options.instruction, observations.state())
+        actions = found if isinstance(found, list) else [found]
+        shown = [", ".join(f"{key}={value}" for key, value in action.items()) for action in actions]
+        print("an action:" if len(shown) == 1 else f"{len(shown)} actions:", "; ".join(shown))
     report = measure(options.url, options.steps, options.clients, token=token, rate_hz=options.rate_hz,
                      instruction=options.instruction)
     print(format_table([report]))

@@ -76,8 +76,8 @@ class Client:
         self._open = contextlib.ExitStack()  # closes the connection
         self._connection: ClientConnection | None = self._connect()
 
-    def act(self, images: Images, instruction: str, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The next action; the server assumes that it is executed.
+    def act(self, images: Images, instruction: str, state: Mapping[str, Any] | None = None) -> Any:
+        """The next action, or the list of the next actions; the server assumes that they are executed.
 
         Args:
             images: the current image, uint8 (height, width, 3); with several cameras a mapping by
@@ -86,7 +86,9 @@ class Client:
             state: values by the keys of `metadata["state_fields"]`, if there are any.
 
         Returns:
-            Values by the keys of `metadata["action_fields"]`, in the environment's units.
+            Values by the keys of `metadata["action_fields"]`, in the environment's units. If the policy has several
+            actions per image (`metadata["actions_per_image"]`): a list of `metadata["replan_every"]` of these, in
+            order; it ends with the action that ends the episode.
 
         Raises:
             BadRequestError: (a ValueError) the server refused the observation.

@@ -46,19 +46,25 @@ class LatencyReport:
     """Latencies of several clients."""
 
     clients: int
-    milliseconds: dict[str, np.ndarray]  # one an action, by name: round_trip_ms, and the server's timings
+    milliseconds: dict[str, np.ndarray]  # one a reply, by name: round_trip_ms, and the server's timings
     seconds: float  # from the first request to the last reply
+    actions_per_reply: int = 1
 
     @property
     def rate_hz(self) -> float:
         """Actions a second of all clients together."""
-        return len(self.milliseconds["round_trip_ms"]) / self.seconds
+        return self.actions / self.seconds
+
+    @property
+    def actions(self) -> int:
+        """Actions of all replies."""
+        return len(self.milliseconds["round_trip_ms"]) * self.actions_per_reply
 
     def to_json(self) -> dict[str, Any]:
         """Quantiles and rates."""
         quantiles = {name: {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 90, 99)}
                      for name, values in self.milliseconds.items()}
-        return {"clients": self.clients, "actions": len(self.milliseconds["round_trip_ms"]),
+        return {"clients": self.clients, "actions": self.actions,
                 "rate_hz": round(self.rate_hz, 2), **quantiles}
 
 
@@ -68,12 +74,12 @@ def measure(url: str, steps: int, clients: int = 1, *, token: str = "", rate_hz:
 
     Args:
         url: of the server.
-        steps: measured actions of each client.
+        steps: measured replies to each client.
         clients: number of clients.
         token: of the server.
         rate_hz: of each client; 0: without a pause.
         instruction: of every request.
-        warm_up: actions before the measured ones, in the same episode, so that the policy's window can be full.
+        warm_up: replies before the measured ones, in the same episode, so that the policy's window can be full.
 
     Raises:
         ValueError: no steps or no clients.
@@ -83,13 +89,14 @@ def measure(url: str, steps: int, clients: int = 1, *, token: str = "", rate_hz:
         raise ValueError(f"steps={steps}, clients={clients}, rate_hz={rate_hz}: expected at least 1 step, at "
                          "least 1 client, and a rate of 0 or more")
     timings: list[list[dict[str, float]]] = [[] for _ in range(clients)]
-    ends, errors = [0.0] * clients, []
+    ends, errors, actions_per_reply = [0.0] * clients, [], [1] * clients
     begin = threading.Barrier(clients + 1)
 
     def run_client(number: int) -> None:
         try:
             with Client(url, token=token) as client:
                 observations = RandomObservations(client.metadata, number)
+                actions_per_reply[number] = client.metadata.get("replan_every", 1)
                 for _ in range(warm_up):
                     client.act(observations.images(), instruction, observations.state())
                 begin.wait()
@@ -117,7 +124,8 @@ def measure(url: str, steps: int, clients: int = 1, *, token: str = "", rate_hz:
         raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
     rows = [timing for client in timings for timing in client]
     names = [name for name in rows[0] if name.endswith("_ms")]
-    return LatencyReport(clients, {name: np.array([row[name] for row in rows]) for name in names}, max(ends) - begun)
+    return LatencyReport(clients, {name: np.array([row[name] for row in rows]) for name in names}, max(ends) - begun,
+                         actions_per_reply[0])
 
 
 def format_table(reports: Sequence[LatencyReport]) -> str:

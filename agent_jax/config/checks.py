@@ -8,6 +8,11 @@ from agent_jax.config.kernels import cudnn_lacks
 from agent_jax.config.schema import Config, DomainConfig, ModelConfig
 
 
+def divisors(number: int) -> list[int]:
+    """The positive whole numbers that divide `number`, ascending."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -21,6 +26,14 @@ def _check_layout(where: str, domain: DomainConfig, model: ModelConfig) -> None:
     _check(domain.layout == "actions" or not (domain.action_spec or domain.state_spec),
            f"{where}.layout={domain.layout!r} has no actions; leave action_spec and state_spec empty; expected "
            "them in the layout 'actions' only")
+    k = domain.actions_per_image
+    _check(k >= 1, f"{where}.actions_per_image={k} must be at least 1")
+    _check(k == 1 or domain.layout == "actions",
+           f"{where}.actions_per_image={k}: the layout {domain.layout!r} has no actions; expected 1")
+    _check(domain.window % k == 0,
+           f"{where}.actions_per_image={k} must divide window={domain.window}, which counts actions; set "
+           f"actions_per_image to one of {', '.join(map(str, divisors(domain.window)))}, or window to "
+           f"{k * (domain.window // k + 1)}")
     if domain.layout == "label":
         _check(model.classes >= 2, f"{where}.layout='label' needs config.model.classes of at least 2; expected so, "
                                    f"found {model.classes}")

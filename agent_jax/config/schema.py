@@ -119,6 +119,7 @@ class DomainConfig:
     state_spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # StateSpec.to_dict(); {}: the data's own
     window: int = 4  # M, time steps of a sample: 4 in robotics, 9 in games (paper)
     stride: int = 4  # steps between the starts of windows; equal to `window`: consecutive chunks (paper)
+    actions_per_image: int = 1  # k: only every k-th step of a window has images and state; k actions follow
     sampling: Literal["consecutive", "random"] = "consecutive"  # starts: every `stride`, or others at every turn
     max_text: int = 32  # longest instruction in tokens, </s> included
     answer: str = "answer"  # layout "answer": the field of the caption, or of the answer to the instruction

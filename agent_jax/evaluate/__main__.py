@@ -72,6 +72,8 @@ def _add_closed_loop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
     parser.add_argument("--history", choices=("sliding", "flushed"), default="sliding")
     parser.add_argument("--flush_every", type=int, default=0, metavar="STEPS", help="of --history flushed")
+    parser.add_argument("--replan_every", type=int, default=0, metavar="R",
+                        help="actions executed for each observation, if the domain has several per image; 0: all")
     parser.add_argument("--baselines", action="store_true", help="also run random actions and the environment's expert")
     parser.add_argument("--concurrent", type=int, default=32, metavar="N",
                         help="episodes at a time; can change results where two actions are nearly equal")

@@ -53,11 +53,11 @@ class TrainedRun:
         return self.loaded.params if self.loaded else restore_acting_parameters(self.directory, self.config, self.step)
 
     def policy(self, domain: str = "", *, temperature: float = 0.0, seed: int = 0, history: History = "sliding",
-               flush_every: int = 0) -> Policy:
+               flush_every: int = 0, replan_every: int = 0) -> Policy:
         """The policy of this step; arguments and errors as in `Policy.load`."""
         loaded = self.loaded or load_to_act(self.directory, self.step)
         return Policy.of(loaded, domain=domain, temperature=temperature, seed=seed, history=history,
-                         flush_every=flush_every)
+                         flush_every=flush_every, replan_every=replan_every)
 
     def domain(self, name: str = "") -> Domain:
         """A domain by its name; "": the one to act in. Errors as in `acting_domain`."""

@@ -47,7 +47,8 @@ def closed_loop_command(options: argparse.Namespace) -> int:
     for task in tasks:
         try_out(module, task, image_size)
     policy = trained.policy(options.domain, temperature=options.temperature, seed=options.seed,
-                            history=options.history, flush_every=options.flush_every)
+                            history=options.history, flush_every=options.flush_every,
+                            replan_every=options.replan_every)
     trained = dataclasses.replace(trained, loaded=None)  # frees the parameters; the policy has its own copy
     name = "greedy" if options.temperature == 0 else f"sampled-{options.temperature:g}"
     config = ClosedLoopConfig(environment=options.env, episodes={task: int(options.episodes) for task in tasks},
@@ -63,6 +64,7 @@ def closed_loop_command(options: argparse.Namespace) -> int:
     _write(options, trained, {
         "environment": options.env, "simulator": module.version(), "domain": policy.domain.name,
         "seed": options.seed, "temperature": options.temperature, "history": options.history,
+        "actions_per_image": policy.domain.actions_per_image, "replan_every": policy.replan_every,
         "concurrent": at_a_time(module, options.concurrent, options.processes),
         "seconds": round(time.perf_counter() - begun, 1), "tasks": report, "mean_of_tasks": means(report)})
     if videos and videos.error:

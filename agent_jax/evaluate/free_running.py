@@ -55,7 +55,8 @@ def free_running(policy: Policy, windows: Windows, records: Split, numbers: Sequ
         batch = numbers[first : first + _BATCH_SIZE]
         for number, found in zip(batch, _decode(policy, windows, records, batch), strict=True):
             recording, steps = int(windows.recordings[number]), windows.read(number, 0).steps
-            pairs = [(ids, step.action_ids, step.action_weight) for ids, step in zip(found, steps, strict=False)
+            recorded = steps[: int(windows.steps[number])]  # the steps after them are padding
+            pairs = [(ids, step.action_ids, step.action_weight) for ids, step in zip(found, recorded, strict=False)
                      if step.action_weight]
             if not pairs:
                 continue
@@ -73,17 +74,19 @@ def free_running(policy: Policy, windows: Windows, records: Split, numbers: Sequ
 
 
 def _decode(policy: Policy, windows: Windows, records: Split, numbers: Sequence[int]) -> list[list[np.ndarray]]:
-    """The ids of the action of each recorded step of each window."""
+    """The ids of the action of each step of each window; at its end perhaps of some more."""
     found: list[list[np.ndarray]] = [[] for _ in numbers]
     observations = window_observations(policy, windows, records, numbers)
+    spec = policy.domain.spec
+    assert spec is not None
     # Every batch has the same size, so that few shapes are compiled; the actions of ended windows are ignored.
     ids = range(_BATCH_SIZE)
     policy.reset(ids)
-    for step in range(max(map(len, observations))):
+    for step in range(0, max(map(len, observations)), policy.domain.actions_per_image):
         rows = [observations[min(row, len(numbers) - 1)] for row in ids]
         policy.step([policy.prepare(*row[min(step, len(row) - 1)]) for row in rows], ids)
         for row in range(len(numbers)):
             if step < len(observations[row]):
-                found[row].append(np.asarray(policy.last_ids[row]))
+                found[row] += spec.automaton.split(policy.last_ids[row])
     policy.forget(ids)
     return found

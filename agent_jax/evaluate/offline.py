@@ -212,13 +212,13 @@ class _ScoreSums:
         """Count the actions of a window, given as concatenated ids."""
         if self._actions is None or self._spec is None:
             return
-        automaton = self._spec.automaton
-        firsts = np.flatnonzero(np.asarray(automaton.states(ids)) == automaton.start)
-        for first, stop in zip(firsts, [*firsts[1:], len(ids)], strict=True):
-            choice = self._spec.choices(ids[first:stop]) >= 0
+        first = 0
+        for action in self._spec.automaton.split(ids):
+            choice, stop = self._spec.choices(action) >= 0, first + len(action)
             best_C, of_action = chosen[first:stop][choice], float(weight[first])
-            self._actions.add(ids[first:stop], best_C, of_action)
-            self.by_recording.add_action(recording, best_C == ids[first:stop][choice], of_action)
+            self._actions.add(action, best_C, of_action)
+            self.by_recording.add_action(recording, best_C == action[choice], of_action)
+            first = stop
 
     def tokens(self, kind: str) -> TokenScores | None:
         """Metrics of the targets of a kind; the accuracy of actions is that of their choices."""

@@ -69,10 +69,10 @@ def replay_frames(trained: TrainedRun, params: Params, policy: Policy, store: St
     domain = dataclasses.replace(policy.domain, sampling="consecutive")
     windows = Windows(domain, store, split)
     compared = np.arange(len(windows))
-    whole = ""
+    whole, k = "", domain.actions_per_image
     if domain.video:  # an image of a clip is encoded with the later ones: acting has received all at its last step only
         compared = compared[windows.steps[compared] == domain.window]
-        whole = f" of {domain.window} recorded steps, since only a clip's last one is compared"
+        whole = f" of {domain.window} recorded steps, since only the actions after a clip's last image are compared"
     nothing = (f"{store.directory}, split {split!r}: found nothing to compare in {len(windows)} windows, "
                f"expected windows{whole}")
     if not len(compared):
@@ -88,7 +88,7 @@ def replay_frames(trained: TrainedRun, params: Params, policy: Policy, store: St
         acted = _act(policy, windows, records, numbers, laid)
         for window, ours, theirs, number in zip(laid, evaluated(laid), acted, numbers, strict=True):
             recorded_steps = int(windows.steps[number])  # the steps after them are padding
-            for step in [recorded_steps - 1] if domain.video else range(recorded_steps):
+            for step in range(domain.window - k if domain.video else 0, recorded_steps):
                 recorded = window.steps[step]
                 choice = recorded.action_choices >= 0
                 found.append(_compare(recorded, ours[step][choice], theirs[step], domain.spec))
@@ -141,15 +141,19 @@ def _act(policy: Policy, windows: Windows, records: Split, numbers: Sequence[int
     found: list[list[np.ndarray]] = [[] for _ in numbers]
     observations = window_observations(policy, windows, records, numbers)
     # Every batch has the same size, so that few shapes are compiled; the outputs of ended windows are ignored.
-    ids = range(_BATCH_SIZE)
+    ids, k = range(_BATCH_SIZE), policy.domain.actions_per_image
     policy.reset(ids)
-    for step in range(max(map(len, observations))):
+    for step in range(0, max(map(len, observations)), k):
         rows = [(i, min(step, len(observations[i]) - 1)) for i in (min(row, len(numbers) - 1) for row in ids)]
         prepared = [policy.prepare(*observations[i][t]) for i, t in rows]
-        answers = policy.follow(prepared, ids, [laid[i].steps[t].action_ids for i, t in rows])
+        actions = [[one.action_ids for one in laid[i].steps[t : t + k]] for i, t in rows]
+        actions = [one + one[-1:] * (k - len(one)) for one in actions]  # where the window ends amid them
+        answers = policy.follow(prepared, ids, [np.concatenate(one) for one in actions])
         for row, logits in enumerate(answers[: len(numbers)]):
             if step < len(observations[row]):
-                found[row].append(logits)
+                counts = [int((laid[row].steps[t].action_choices >= 0).sum())
+                          for t in range(step, min(step + k, len(laid[row].steps)))]
+                found[row] += np.split(logits, np.cumsum(counts))[: len(counts)]
     policy.forget(ids)
     return found
 

@@ -2,6 +2,8 @@
 
     one step of all running episodes:  simulators --observations--> policy, one batch --actions--> simulators
 
+A policy may return several actions for an observation, which the simulators execute without asking it again.
+
 At most `concurrent` episodes run at a time; when one ends, the next begins in its slot. So the policy's batches, and
 with them the results, do not depend on the number of processes. The policy knows an episode by its number.
 """
@@ -35,8 +37,8 @@ class ActingPolicy(Protocol):
         ...
 
     def act(self, images: Any, instructions: Sequence[str], env_ids: Sequence[Any],
-            states: Any = None) -> Sequence[Action]:
-        """The next action of each episode.
+            states: Any = None) -> Sequence[Action | Sequence[Action]]:
+        """The next action of each episode, or a list of its next actions.
 
         Args:
             images: n mappings from a camera to its image, uint8 (height, width, 3).
@@ -61,7 +63,10 @@ class ProbabilisticPolicy(Protocol):
     """A policy that knows the probability of its actions."""
 
     def probability(self, env_id: Any) -> float:
-        """The probability of an episode's last action."""
+        """The probability of an episode's last action.
+
+        A policy that returns lists of actions has a second argument, the number of the action in the list.
+        """
         ...
 
 
@@ -120,6 +125,8 @@ class _EpisodeLog:
 
     number: int
     status: EpisodeStatus | None = None
+    chosen: Sequence[Action] = ()  # the actions of its current command, of which not all may be executed
+    chosen_probabilities: Sequence[float] = ()  # of these, if they are traced
     instructions: list[str] = dataclasses.field(default_factory=list)  # each one once, in order
     actions: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # as JSON
     probabilities: list[float] = dataclasses.field(default_factory=list)
@@ -150,17 +157,20 @@ class _Rollouts:
     def commands(self, concurrent: int) -> dict[int, Command]:
         """By slot: the next action of each running episode, and the start of waiting episodes in free slots."""
         commands, slots = {}, sorted(self._running)
-        for slot, action in zip(slots, self._act([self._running[slot] for slot in slots]), strict=True):
-            arrays = {key: np.asarray(value) for key, value in action.items()}  # a worker may lack their library
-            commands[slot] = Command("step", {"slot": slot, "action": arrays})
+        for slot, found in zip(slots, self._act([self._running[slot] for slot in slots]), strict=True):
             episode = self._running[slot]
-            if self._trace:
-                episode.actions.append(_as_json(action))
-                if isinstance(self._policy, ProbabilisticPolicy):
-                    episode.probabilities.append(self._policy.probability(episode.number))
-            if self._record:
-                over = action.get(TERMINAL_KEY, False)
-                episode.action_names.append(TERMINAL_KEY if over else self._action_name(action))
+            episode.chosen = [found] if isinstance(found, Mapping) else found
+            if not episode.chosen:
+                raise ValueError(f"policy {self._name!r}: found an empty list of actions, expected at least one")
+            if self._trace and isinstance(self._policy, ProbabilisticPolicy):
+                episode.chosen_probabilities = [  # a policy of single actions takes no number
+                    self._policy.probability(episode.number, *([number] if number else []))
+                    for number in range(len(episode.chosen))]
+            # A worker may lack the library of the arrays.
+            arrays = [{key: np.asarray(value) for key, value in action.items()} for action in episode.chosen]
+            camera = self._keys.cameras[0] if self._record else ""
+            commands[slot] = (Command("step", {"slot": slot, "action": arrays[0]}) if len(arrays) == 1 else
+                              Command("steps", {"slot": slot, "actions": arrays, "camera": camera}))
         for slot in range(min(concurrent, len(self._seeds))):
             if slot not in self._running and self._waiting:
                 episode = self._running[slot] = _EpisodeLog(self._waiting.popleft())
@@ -169,7 +179,7 @@ class _Rollouts:
                 commands[slot] = Command("begin", arguments)
         return commands
 
-    def _act(self, episodes: Sequence[_EpisodeLog]) -> Sequence[Action]:
+    def _act(self, episodes: Sequence[_EpisodeLog]) -> Sequence[Action | Sequence[Action]]:
         if not episodes:
             return ()
         statuses = [episode.status for episode in episodes if episode.status]
@@ -206,16 +216,23 @@ class _Rollouts:
         self._waiting.extendleft(sorted(interrupted, reverse=True))
 
     def _log(self, episode: _EpisodeLog, status: EpisodeStatus) -> None:
+        executed = status.steps - (episode.status.steps if episode.status else 0)
+        if self._trace:
+            episode.actions += map(_as_json, episode.chosen[:executed])
+            episode.probabilities += episode.chosen_probabilities[:executed]
         if episode.status and status.instruction != episode.status.instruction:
             self._policy.reset([episode.number])  # the history of another instruction does not count
         episode.status = status
         if [status.instruction] != episode.instructions[-1:]:
             episode.instructions.append(status.instruction)
         if self._record:  # every running episode: only its end shows whether it fails
-            frame = status.observation[self._keys.cameras[0]]
-            self._frame_shape = frame.shape
-            episode.frames.append(zlib.compress(frame.tobytes(), 1))
-            episode.frame_instructions.append(status.instruction)
+            episode.action_names += [TERMINAL_KEY if action.get(TERMINAL_KEY, False) else self._action_name(action)
+                                     for action in episode.chosen[:executed]]
+            last = status.observation[self._keys.cameras[0]]
+            self._frame_shape = last.shape
+            # The instruction of the images in between is the earlier one: another one ends the list of actions.
+            episode.frame_instructions += [*episode.frame_instructions[-1:] * len(status.between), status.instruction]
+            episode.frames += [zlib.compress(frame.tobytes(), 1) for frame in (*status.between, last)]
 
     def _recorded(self) -> list[_EpisodeLog]:
         """The ended episodes with frames, failures first."""

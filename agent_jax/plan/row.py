@@ -93,5 +93,6 @@ def _domain(name: str, index: int, entry: DomainConfig, vocabulary: Vocabulary,
                     state=BoundSpec(state, vocabulary) if state else None, vocabulary=vocabulary, window=entry.window,
                     stride=entry.stride, max_text=entry.max_text, cameras=entry.cameras, instruction=entry.instruction,
                     image_size=config.model.vision.image_size, weight=entry.weight, video=entry.video,
-                    fixed_positions=entry.fixed_positions, layout=entry.layout, max_answer=answers)
+                    fixed_positions=entry.fixed_positions, layout=entry.layout, max_answer=answers,
+                    actions_per_image=entry.actions_per_image)
     return domain, notes

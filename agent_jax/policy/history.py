@@ -5,6 +5,10 @@
      ahead ----------->  new ->               or all but what is new as soon as the action before it is known
      used ------------>  new ->      flushed: only what is new is read; after `flush_every` steps, nothing is left
 
+With k actions per image, a step of the history is a decision: one image and the actions that were executed after it.
+If these are fewer than k, the decisions of k actions are joined to one step that has the image of the first one, so
+that a row is always as in training.
+
 Slots and steps come in a few sizes (`ChunkSizes`), so that short histories are cheap and little is compiled.
 """
 
@@ -23,12 +27,12 @@ from agent_jax.policy.observation import NO_IDS, Prepared
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HistoryStep:
-    """A step that was acted on."""
+    """A decision: what was seen, and the actions that followed."""
 
     frames: tuple[np.ndarray, ...]  # empty where `tokens` are all that is needed of them
     tokens: Any  # visual tokens of its images (cameras * V, D), on the device; None in a video model
     state_ids: np.ndarray
-    action_ids: np.ndarray
+    action_ids: np.ndarray  # of all its actions, joined
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +40,7 @@ class EpisodeHistory:
     """Of one environment; replaced as a whole when a step has succeeded, so that a failed one leaves no trace."""
 
     number: int = 0  # episodes begun under its id before this one
-    time: int = 0  # steps acted
+    time: int = 0  # decisions
     text_ids: np.ndarray = dataclasses.field(default_factory=lambda: NO_IDS)
     steps: tuple[HistoryStep, ...] = ()  # that the next row may begin with
     kept: Any = None  # keys and values of the row so far (flushed history), or of what the next one begins with (ahead)
@@ -62,7 +66,7 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class ChunkSizes:
-    """The lengths that chunks are filled up to: (steps, slots), ascending."""
+    """The lengths that chunks are filled up to: (steps with images, slots), ascending."""
 
     chunks: tuple[tuple[int, int], ...]
     row: RowSize  # of whole rows, with images of one pixel: they are laid out elsewhere
@@ -82,14 +86,16 @@ class ChunkSizes:
             ValueError: a full window does not fit into the positions.
         """
         row = row_size([domain], visual_tokens, domain.images, positions)
-        step = len(domain.cameras) * visual_tokens + domain.state_length + domain.action_length
-        before = {domain.window - 1} if ahead else set()
-        steps = sorted({domain.window, *before, *(2**n for n in range(domain.window.bit_length()))})
+        actions = domain.actions_per_image * domain.action_length
+        step = len(domain.cameras) * visual_tokens + domain.state_length + actions
+        most = domain.image_steps(domain.window)
+        before = {most - 1} if ahead else set()
+        steps = sorted({most, *before, *(2**n for n in range(most.bit_length()))})
         chunks = [(n, min(_eight(domain.max_text + n * step), row.slots)) for n in steps]
         new = _eight(step)  # the rest of an action, images, state, and what opens every action
         if new < chunks[0][1]:
             chunks.insert(0, (1, new))
-        cache = dict(chunks)[domain.window - 1] if ahead else row.slots
+        cache = dict(chunks)[most - 1] if ahead else row.slots
         return cls(tuple(chunks), dataclasses.replace(row, image_size=1), cache)
 
     def fit(self, chunk: Chunk) -> tuple[int, int]:
@@ -98,7 +104,7 @@ class ChunkSizes:
 
 
 def next_chunk(domain: Domain, sizes: ChunkSizes, visual_tokens: int, episode: EpisodeHistory, seen: Prepared,
-               first_ids: np.ndarray, most_steps: int, *, flushed: bool) -> Chunk:
+               first_ids: np.ndarray, most_steps: int, *, flushed: bool, joined: int = 1) -> Chunk:
     """The chunk to be read for the next action of an episode.
 
     Args:
@@ -108,10 +114,11 @@ def next_chunk(domain: Domain, sizes: ChunkSizes, visual_tokens: int, episode: E
         episode: so far.
         seen: now.
         first_ids: ids that open every action.
-        most_steps: of a row.
+        most_steps: of a row, by its images.
         flushed: the row begins anew when it is full, or the text has changed; else it slides.
+        joined: decisions that make one step of the row; sliding rows only.
     """
-    past, used = episode.steps, episode.used
+    past, used = join_decisions(episode.steps, joined), episode.used
     changed = not np.array_equal(episode.text_ids, seen.text_ids)
     if flushed and (len(past) >= most_steps or changed):
         past, used = (), 0
@@ -122,6 +129,18 @@ def next_chunk(domain: Domain, sizes: ChunkSizes, visual_tokens: int, episode: E
     first, visual_C = len(past) if used else 0, visual_C[used:]
     visual_C = np.where(visual_C >= 0, visual_C - first * len(domain.cameras) * visual_tokens, -1)
     return Chunk(past, first, used, token_C[used:], visual_C, position_C[used:])
+
+
+def join_decisions(steps: tuple[HistoryStep, ...], joined: int) -> tuple[HistoryStep, ...]:
+    """The steps of a row: each has the image of one decision and the actions of `joined` decisions from it on.
+
+    The newest decision ends the last one; the oldest decisions are left out where they do not fill one.
+    """
+    if joined == 1:
+        return steps
+    groups = [steps[first : first + joined] for first in range(len(steps) % joined, len(steps), joined)]
+    return tuple(dataclasses.replace(group[0], action_ids=np.concatenate([step.action_ids for step in group]))
+                 for group in groups)
 
 
 def chunk_ahead(domain: Domain, sizes: ChunkSizes, visual_tokens: int, episode: EpisodeHistory) -> Chunk:

@@ -8,6 +8,9 @@ Where a domain has several cameras, `images` holds a mapping (or a tuple in thei
 
     policy.act([{"rgb_static": image, "rgb_gripper": other}], ["open the drawer"], [0])
 
+Where it was trained with k actions per image, `act` returns a list of k actions for each environment. They are executed
+one after another before the next observation.
+
 In domains whose windows end in a text or have a class, whatever domain the policy acts in:
 
     policy.say([clip], ["which object moves?"])[0].text
@@ -30,17 +33,19 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from agent_jax.actions.specs import TERMINAL_KEY
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.checkpoints.restore import ActingCheckpoint, StepTaken, load_to_act
 from agent_jax.client.pictures import is_image
 from agent_jax.config import Config
+from agent_jax.config.checks import divisors
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.models.agent import Params
 from agent_jax.policy.batched_decoder import BatchedDecoder, Request, Response
 from agent_jax.policy.classifier import Classification, ClipClassifier
 from agent_jax.policy.clips import Clip
 from agent_jax.policy.decoding_tables import DecodingTables
-from agent_jax.policy.history import ChunkSizes, EpisodeHistory, HistoryStep, chunk_ahead, next_chunk
+from agent_jax.policy.history import ChunkSizes, EpisodeHistory, HistoryStep, chunk_ahead, join_decisions, next_chunk
 from agent_jax.policy.observation import Images, Prepared, prepare
 from agent_jax.policy.parameters import acting_params
 from agent_jax.policy.text import GeneratedText, TextGenerator
@@ -59,7 +64,7 @@ class Policy:
 
     def __init__(self, config: Config, params: Params, domain: Domain, *, domains: Mapping[str, Domain] | None = None,
                  temperature: float = 0.0, seed: int = 0, history: History = "sliding", flush_every: int = 0,
-                 ahead: bool = False):
+                 ahead: bool = False, replan_every: int = 0):
         """Create the policy of a model; it acts if the domain has actions.
 
         Args:
@@ -74,11 +79,14 @@ class Policy:
             flush_every: steps between flushes; 0: the domain's window. Flushed history only.
             ahead: sliding history only: after an action, begin at once to read what the next row begins with, while
                 the caller executes it. The next action then needs what is new alone; the work is the same in all.
-                Without effect for windows of one step, and for clips in a model with temporal attention.
+                Without effect for windows of one image, and for clips in a model with temporal attention.
+            replan_every: actions that are returned for an observation, where the domain has k of them per image: a
+                divisor of k; 0: k. With fewer than k, rows are still as in training, with k actions after each image.
 
         Raises:
             ValueError: a negative or infinite temperature, a window beyond the model's positions, an unknown history,
-                or a flush later than the window, where positions were not trained.
+                a flush later than the window, where positions were not trained, or one amid the actions of an image,
+                or `replan_every` that does not divide k.
         """
         _check_temperature(temperature)
         if history not in ("sliding", "flushed"):
@@ -90,6 +98,10 @@ class Policy:
         if not 0 <= flush_every <= domain.window:
             raise ValueError(f"flush_every={flush_every}: domain {domain.name!r} was trained on windows of "
                              f"{domain.window} steps, later positions were not; expected 1 to {domain.window}")
+        k = domain.actions_per_image
+        self.replan_every = _replan_every(domain, replan_every, flush_every, history)
+        self._joined = k // self.replan_every  # decisions that make one step of a row
+        self._most_steps = (flush_every or domain.window) // k  # of a row, by its images
         self.domain, self.temperature, self.history = domain, temperature, history
         self.flush_every = (flush_every or domain.window) if history == "flushed" else 0
         self.taken: StepTaken | None = None  # the step of a checkpoint that was loaded
@@ -106,19 +118,20 @@ class Policy:
         if domain.spec is None:
             return
         self._spec, self._visual_tokens = domain.spec, 1 + config.model.vision.patches
-        self._choices = DecodingTables.of(domain.spec.automaton)
+        self._choices = DecodingTables.of(domain.spec.automaton.repeated(self.replan_every))
         if not self._choices.most:
             raise ValueError(f"domain {domain.name!r}: its ActionSpec has one action only, so there is nothing to "
                              "choose; act without a policy")
         video = domain.video and config.model.vision.temporal_attention  # each image changes the encoding of its clip
         self._grows = history == "flushed" and not video
-        self._ahead = ahead and not video and domain.window > 1
+        self._ahead = ahead and not video and self._most_steps > 1
         self._sizes = ChunkSizes.of(domain, self._visual_tokens, config.model.language.positions, ahead=self._ahead)
         self._reader = BatchedDecoder(config, domain, self._choices, self._sizes, grows=self._grows, ahead=self._ahead)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, domain: str = "", step: int | None = None, temperature: float = 0.0,
-             seed: int = 0, history: History = "sliding", flush_every: int = 0, ahead: bool = False) -> Self:
+             seed: int = 0, history: History = "sliding", flush_every: int = 0, ahead: bool = False,
+             replan_every: int = 0) -> Self:
         """The policy of a checkpoint, by its averaged parameters where the run kept some.
 
         Args:
@@ -131,6 +144,7 @@ class Policy:
             history: as above.
             flush_every: as above.
             ahead: as above.
+            replan_every: as above.
 
         Raises:
             FileNotFoundError: no checkpoint there.
@@ -139,17 +153,17 @@ class Policy:
             ValueError: no such domain, or several and none named.
         """
         return cls.of(load_to_act(path, step), domain=domain, temperature=temperature, seed=seed, history=history,
-                      flush_every=flush_every, ahead=ahead)
+                      flush_every=flush_every, ahead=ahead, replan_every=replan_every)
 
     @classmethod
     def of(cls, loaded: ActingCheckpoint, *, domain: str = "", temperature: float = 0.0, seed: int = 0,
-           history: History = "sliding", flush_every: int = 0, ahead: bool = False) -> Self:
+           history: History = "sliding", flush_every: int = 0, ahead: bool = False, replan_every: int = 0) -> Self:
         """The policy of a step that has been read; arguments and errors as `load`."""
         vocabulary = Vocabulary.from_json(loaded.meta["vocabulary"])
         domains = {name: Domain.from_meta(meta, vocabulary) for name, meta in loaded.meta["domains"].items()}
         chosen = acting_domain(domains, domain, loaded.taken.directory)
         policy = cls(loaded.config, loaded.params, chosen, domains=domains, temperature=temperature,
-                     seed=seed, history=history, flush_every=flush_every, ahead=ahead)
+                     seed=seed, history=history, flush_every=flush_every, ahead=ahead, replan_every=replan_every)
         policy.taken = loaded.taken
         return policy
 
@@ -186,19 +200,24 @@ class Policy:
             self.last_ids.pop(env_id, None)
             self._last_logits.pop(env_id, None)
 
-    def probability(self, env_id: Any) -> float:
+    def probability(self, env_id: Any, number: int = 0) -> float:
         """How probable the last action of an environment was: the product over its choices among legal ids.
 
         By the model's own logits, whatever the temperature of sampling.
+
+        Args:
+            env_id: the environment.
+            number: of the action among those of the last observation, from 0.
 
         Raises:
             KeyError: the environment has had no action.
         """
         logits_JA, columns_J = self._last_logits[env_id], self._choices.columns(self.last_ids[env_id])
-        odds = 1.0
-        for logits_A, column in zip(logits_JA, columns_J, strict=True):
-            if column >= 0:  # a shorter action has fewer choices
-                odds *= float(1 / np.exp(logits_A.astype(np.float64) - logits_A[column]).sum())
+        choices = [int((self._spec.choices(ids) >= 0).sum()) for ids in self._split(self.last_ids[env_id])]
+        first, odds = sum(choices[:number]), 1.0
+        for place in range(first, first + choices[number]):
+            logits_A = logits_JA[place]
+            odds *= float(1 / np.exp(logits_A.astype(np.float64) - logits_A[columns_J[place]]).sum())
         return odds
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
@@ -220,21 +239,22 @@ class Policy:
         self.check_acts("act")
         return prepare(self.domain, images, instruction, state)
 
-    def step(self, prepared: Sequence[Prepared], env_ids: Sequence[Any]) -> list[dict[str, Any]]:
-        """The next action of each episode, which is taken to be executed.
+    def step(self, prepared: Sequence[Prepared], env_ids: Sequence[Any]) -> list[Any]:
+        """The next action of each episode, or its next actions, which are taken to be executed.
 
         Args:
             prepared: n observations.
             env_ids: n different ids, in any order; unknown ones begin an episode.
 
         Returns:
-            n mappings of the ActionSpec's values, in the environment's units.
+            n mappings of the ActionSpec's values, in the environment's units. If the domain has several actions per
+            image: n lists of `replan_every` such mappings, in order; a list ends with the action that ends the episode.
 
         Raises:
             ValueError: sequences of unequal length, an id twice, or logits that are NaN.
         """
         answers = self._answer(prepared, env_ids, None)
-        return [self._spec.decode(answer.ids) for answer in answers]
+        return [self._decoded(answer.ids) for answer in answers]
 
     def follow(self, prepared: Sequence[Prepared], env_ids: Sequence[Any], action_ids: Sequence[np.ndarray]
                ) -> list[np.ndarray]:
@@ -243,7 +263,8 @@ class Policy:
         Args:
             prepared: n observations.
             env_ids: n different ids.
-            action_ids: n whole actions as ids, which become history.
+            action_ids: n whole actions as ids, which become history; `replan_every` of them, joined, where the domain
+                has several actions per image.
 
         Returns:
             n arrays f32 (choices, A) over `domain.spec.automaton.ids_A`: the logits of each choice among several legal
@@ -258,7 +279,7 @@ class Policy:
         return [answer.logits_JA[np.isfinite(answer.logits_JA).any(axis=1)] for answer in answers]
 
     def act(self, images: Sequence[Images] | np.ndarray, instructions: Sequence[str], env_ids: Sequence[Any],
-            states: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+            states: Sequence[Mapping[str, Any]] | None = None) -> list[Any]:
         """`prepare`, then `step`.
 
         Args:
@@ -269,7 +290,7 @@ class Policy:
             states: n mappings of the StateSpec's values; needed if the domain has one.
 
         Returns:
-            n mappings of the ActionSpec's values, in the environment's units.
+            n mappings of the ActionSpec's values, or n lists of them, as `step`.
 
         Raises:
             ValueError: sequences of unequal length, an id twice, or an observation that is not as expected.
@@ -365,6 +386,18 @@ class Policy:
                              f"({', '.join(fitting) or 'this run had none'})")
         return self.domains[name]
 
+    def _split(self, ids: np.ndarray) -> list[np.ndarray]:
+        """The ids of each action that was decoded for an observation."""
+        return self._spec.automaton.split(ids)
+
+    def _decoded(self, ids: np.ndarray) -> dict[str, Any] | list[dict[str, Any]]:
+        """What `step` returns for one environment."""
+        actions = [self._spec.decode(action) for action in self._split(ids)]
+        if self.domain.actions_per_image == 1:
+            return actions[0]
+        last = next((number for number, action in enumerate(actions) if TERMINAL_KEY in action), len(actions))
+        return actions[: last + 1]
+
     def _answer(self, prepared: Sequence[Prepared], env_ids: Sequence[Any], taught: Sequence[np.ndarray] | None
                 ) -> list[Response]:
         """Answers of all environments, remembered."""
@@ -394,15 +427,20 @@ class Policy:
         """The episodes, with what their next rows begin with being read."""
         if not self._ahead:
             return episodes
-        chunks = [chunk_ahead(self.domain, self._sizes, self._visual_tokens, episode) for episode in episodes]
-        tokens = [[step.tokens for step in episode.steps] for episode in episodes]
-        return [dataclasses.replace(episode, kept=kept, used=len(chunk.token_C)) for episode, chunk, kept in
-                zip(episodes, chunks, self._reader.read_ahead(self.params, chunks, tokens), strict=True)]
+        rows = [dataclasses.replace(episode, steps=join_decisions(episode.steps, self._joined)) for episode in episodes]
+        begun = [number for number, row in enumerate(rows) if row.steps]
+        chunks = [chunk_ahead(self.domain, self._sizes, self._visual_tokens, rows[number]) for number in begun]
+        tokens = [[step.tokens for step in rows[number].steps] for number in begun]
+        caches = self._reader.read_ahead(self.params, chunks, tokens)
+        found = list(episodes)
+        for number, chunk, kept in zip(begun, chunks, caches, strict=True):
+            found[number] = dataclasses.replace(episodes[number], kept=kept, used=len(chunk.token_C))
+        return found
 
     def _turn(self, env_id: Any, episode: EpisodeHistory, seen: Prepared, taught: np.ndarray | None) -> Request:
         """What an environment asks."""
         chunk = next_chunk(self.domain, self._sizes, self._visual_tokens, episode, seen, self._choices.first_ids,
-                           self.flush_every or self.domain.window, flushed=self.history == "flushed")
+                           self._most_steps, flushed=self.history == "flushed", joined=self._joined)
         kept = (episode.kept or self._reader.blank_cache()) if self._grows else episode.kept if chunk.used else None
         noise_JA = None
         if self.temperature:  # Gumbel-max (Gumbel, 1954): logits / temperature + noise, times temperature
@@ -414,9 +452,11 @@ class Policy:
         """The episode after a step."""
         chunk, seen = turn.chunk, turn.seen
         step = HistoryStep(seen.frames if self._reader.clips else (), answer.tokens, seen.state_ids, answer.ids)
-        steps = (*chunk.past, step)
         if self.history == "sliding":
-            steps = steps[len(steps) - self.domain.window + 1 :] if len(steps) >= self.domain.window else steps
+            steps = (*episode.steps, step)
+            steps = steps[max(0, len(steps) - (self._most_steps - 1) * self._joined) :]
+        else:
+            steps = (*chunk.past, step)
         used = chunk.used + len(chunk.token_C) if self._grows else 0
         return EpisodeHistory(episode.number, episode.time + 1, seen.text_ids, steps, answer.kept, used)
 
@@ -427,6 +467,23 @@ def _check_ids(call: str, env_ids: Any) -> None:
         arguments = "[image], [instruction], " if call == "act" else ""
         raise ValueError(f"{call}: found env_ids={env_ids!r}, expected a sequence of ids, one of each environment: "
                          f"{call}({arguments}[{env_ids!r}])")
+
+
+def _replan_every(domain: Domain, replan_every: int, flush_every: int, history: History) -> int:
+    """How many actions are executed after each observation."""
+    k, fits = domain.actions_per_image, divisors(domain.actions_per_image)
+    if replan_every and replan_every not in fits:
+        raise ValueError(f"replan_every={replan_every} does not divide the {k} actions per image that domain "
+                         f"{domain.name!r} was trained with (actions_per_image={k}); use "
+                         f"{' or '.join(map(str, fits))}, or 0 for all of them")
+    if flush_every % k:
+        raise ValueError(f"flush_every={flush_every} counts actions, {k} of which follow each image in domain "
+                         f"{domain.name!r}; use a multiple of actions_per_image={k}")
+    if 0 < replan_every < k and history == "flushed":
+        raise ValueError(f"replan_every={replan_every} is below actions_per_image={k} of domain {domain.name!r}, so an "
+                         "image that was read ends up amid actions; use history='sliding', or "
+                         f"replan_every={k}")
+    return replan_every or k
 
 
 def _check_temperature(temperature: float) -> None:

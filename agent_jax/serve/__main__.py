@@ -62,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--history", choices=("sliding", "flushed"), default="sliding")
     parser.add_argument("--flush_every", type=int, default=0, metavar="M", help="steps of --history flushed")
+    parser.add_argument("--replan_every", type=int, default=0, metavar="R",
+                        help="actions executed for each observation, if the domain has several per image; 0: all")
     parser.add_argument("--ahead", action="store_true",
                         help="sliding history: prefill the known part of the next row after an action is sent")
     for field in dataclasses.fields(ServeOptions):
@@ -92,7 +94,7 @@ def _serve(options: argparse.Namespace) -> None:
     tune_heap()
     policy = Policy.load(options.checkpoint, domain=options.domain, step=options.step, temperature=options.temperature,
                          seed=options.seed, history=options.history, flush_every=options.flush_every,
-                         ahead=options.ahead)
+                         ahead=options.ahead, replan_every=options.replan_every)
     assert policy.taken is not None  # it was loaded
     taken = policy.taken
     spec = policy.domain.spec.spec if policy.domain.spec else None
@@ -108,7 +110,8 @@ def _serve(options: argparse.Namespace) -> None:
 
     async def run() -> None:
         first = metadata(policy.domain, taken.step, checkpoint=os.path.basename(os.path.abspath(options.checkpoint)),
-                         temperature=options.temperature, passed_over=taken.passed_over, domains=policy.domains)
+                         temperature=options.temperature, passed_over=taken.passed_over, domains=policy.domains,
+                         replan_every=policy.replan_every)
         server = Server(policy, first, chosen, limits, token=token)
         loop = asyncio.get_running_loop()
 

@@ -25,8 +25,8 @@ _log = logging.getLogger(__name__)
 class BatchedPolicy(Protocol):
     """The policy's interface; always called from the same thread."""
 
-    def step(self, prepared: Sequence[Prepared], env_ids: Sequence[Any]) -> Sequence[dict[str, Any]]:
-        """The next action of each episode."""
+    def step(self, prepared: Sequence[Prepared], env_ids: Sequence[Any]) -> Sequence[Any]:
+        """The next action of each episode, or the list of its next actions."""
         ...
 
     def reset(self, env_ids: Sequence[Any]) -> None:
@@ -42,7 +42,7 @@ class PolicyFailedError(Exception):
 class ServedAction:
     """An action and its timing."""
 
-    action: dict[str, Any]
+    action: Any  # or a list of them
     queue_s: float
     policy_s: float
     batch: int  # requests in the same call

@@ -16,7 +16,7 @@ from agent_jax.data.pipeline.domains import Domain
 
 
 def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float, passed_over: Sequence[int] = (),
-             domains: Mapping[str, Domain] | None = None) -> dict[str, Any]:
+             domains: Mapping[str, Domain] | None = None, replan_every: int = 0) -> dict[str, Any]:
     """The policy's metadata, as JSON values.
 
     Args:
@@ -26,6 +26,7 @@ def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float, 
         temperature: of the policy.
         passed_over: newer steps, which are damaged.
         domains: all of the policy, by name; those with texts are listed.
+        replan_every: actions of a reply; 0: all of an image.
     """
     spec, state = _spec(domain.spec), _spec(domain.state)
     return {
@@ -36,6 +37,7 @@ def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float, 
         "checkpoint": checkpoint, "step": step, "damaged_steps_passed_over": list(passed_over),
         "temperature": temperature,
         "domain": domain.name, "window": domain.window, "max_text": domain.max_text,
+        "actions_per_image": domain.actions_per_image, "replan_every": replan_every or domain.actions_per_image,
         "cameras": list(domain.camera_names), "image_size": domain.image_size, "image_dtype": "uint8",
         "vocabulary_hash": domain.vocabulary.fingerprint(),
         "action_spec": spec.to_dict() if spec else {}, "action_fields": _fields(spec),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -87,6 +87,20 @@ class ActionLimits:
             made[key] = within.astype(value.dtype)
         if changed and self.beyond == "refuse":
             raise RefusedActionError(f"beyond the server's action limits (nearest allowed): {'; '.join(changed)}")
+        return made, changed
+
+
+    def apply_all(self, actions: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, np.ndarray]], list[str]]:
+        """The same of several actions in order; names and errors begin with the number of the action."""
+        made, changed = [], []
+        for number, action in enumerate(actions, 1):
+            place = f"action {number} of {len(actions)}"
+            try:
+                within, of_action = self.apply(action)
+            except RefusedActionError as error:
+                raise RefusedActionError(f"{place}: {error}") from None
+            made.append(within)
+            changed += [f"{place}: {component}" for component in of_action]
         return made, changed
 
 

@@ -22,9 +22,9 @@ class ServerMetrics:
         self._milliseconds: dict[str, deque[float]] = {}
         self._begun = time.monotonic()
 
-    def action(self, timing: Mapping[str, float]) -> None:
-        """Count an action with its reply's timing, in milliseconds."""
-        self.counts["actions"] += 1
+    def action(self, timing: Mapping[str, float], actions: int = 1) -> None:
+        """Count a reply's actions, and its timing in milliseconds."""
+        self.counts["actions"] += actions
         for name, value in timing.items():
             if name.endswith("_ms"):
                 self._milliseconds.setdefault(name, deque(maxlen=LAST)).append(value)

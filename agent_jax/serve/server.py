@@ -226,7 +226,8 @@ class Server:
         assert self.limits is not None  # a policy without actions prepares nothing
         try:
             answer = await self._batcher.act(prepared, number)
-            action, changed = self.limits.apply(answer.action)
+            several = isinstance(answer.action, list)
+            action, changed = (self.limits.apply_all if several else self.limits.apply)(answer.action)
         except PolicyFailedError:
             raise RefusedError("internal", "the policy failed and the episode begins again; see the server's log"
                                ) from None
@@ -238,7 +239,7 @@ class Server:
             _log.warning("robot %d: action clamped: %s", number, "; ".join(changed))
         timing = {"queue_ms": 1e3 * answer.queue_s, "prepare_ms": 1e3 * prepare_s, "policy_ms": 1e3 * answer.policy_s,
                   "total_ms": 1e3 * (time.perf_counter() - begun), "batch": answer.batch}
-        self.metrics.action(timing)
+        self.metrics.action(timing, len(action) if several else 1)
         return {"type": "action", "action": action, "server_timing": timing, "clamped": changed}
 
     async def _say(self, request: ReceivedPrompt, prepare_s: float) -> dict[str, Any]:

@@ -268,6 +268,11 @@ def test_a_config_file_that_is_not_there_is_named() -> None:
         ("checkpoint.best_metric", "label", "checkpoint.best_metric='label': expected"),
         ("optimizer.ema", 1.0, "config.optimizer.ema=1.0 must lie in [0, 1)"),
         ("data.domains.table.window", 0, "config.data.domains.table: window=0 and stride=4 must be at least 1"),
+        ("data.domains.table.actions_per_image", 0,
+         "config.data.domains.table.actions_per_image=0 must be at least 1"),
+        ("data.domains.table.actions_per_image", 3,
+         "table.actions_per_image=3 must divide window=4, which counts actions; set actions_per_image to one of 1, "
+         "2, 4, or window to 6"),
         ("data.domains.table.stride", 0, "config.data.domains.table: window=4 and stride=0 must be at least 1"),
         ("data.domains.babyai.weight", 0.0, "config.data.domains.babyai.weight=0.0 must be positive"),
         ("data.domains.babyai.max_text", 0, "config.data.domains.babyai.max_text=0 must be at least 1"),

@@ -33,6 +33,28 @@ def test_in_windows_of_one_step_free_running_equals_teacher_forcing(base: Path, 
     assert set(found.free_running.intervals) == {"exact", "bleu4"}
 
 
+def test_several_actions_per_image_are_decoded_from_every_second_image(base: Path, tmp_path: Path) -> None:
+    fields = {"max_text": 40, "window": 4, "stride": 4, "actions_per_image": 2}
+    trained = TrainedRun.load(make_checkpoint(tmp_path / "agent", ("babyai",), domain_fields=fields).path)
+    store = recorded_store(base / "store")
+    found = evaluate_offline(trained, trained.params(), trained.domain(), data=str(store.directory),
+                             policy=trained.policy())
+    policy, equal = trained.policy(), []
+    for episode in store.split("test"):
+        images = episode.values(trained.domain().cameras[0], 0, episode.steps)
+        actions = episode.values("steps/action", 0, episode.steps)
+        weights = episode.values("steps/action_weight", 0, episode.steps)
+        for t in range(0, episode.steps, 2):
+            if t % 4 == 0:
+                policy.reset([0])
+            [decoded] = policy.act([prepare_image(images[t], 0)], [episode.texts("instruction")[t]], [0])
+            equal += [int(one["action"]) == int(actions[t + i]) for i, one in enumerate(decoded)
+                      if t + i < episode.steps and weights[t + i]]
+    assert found.free_running is not None
+    assert found.free_running.actions == len(equal)
+    assert found.free_running.exact == pytest.approx(np.mean(equal))
+
+
 def test_later_actions_follow_the_policys_own_earlier_ones(base: Path) -> None:
     trained, store = TrainedRun.load(tiny_agent(base / "agent").path), recorded_store(base / "store")
     found = evaluate_offline(trained, trained.params(), trained.domain(), data=str(store.directory),

@@ -87,6 +87,24 @@ def test_states_several_choices_and_padded_windows_are_compared(base: Path, tmp_
     assert found.largest_difference < 1e-4
 
 
+@pytest.mark.parametrize("video", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_several_actions_per_image_are_compared_in_windows_that_end_amid_them(base: Path, tmp_path: Path, *,
+                                                                              video: bool) -> None:
+    fields = {"max_text": 40, "window": 4, "stride": 4, "actions_per_image": 2, "video": video}
+    made = make_checkpoint(tmp_path / "agent", ("babyai",), domain_fields=fields, temporal_attention=video)
+    store = recorded_store(base / "store")
+    lengths = [episode.steps for episode in store.split("test")]
+    assert any(length % 2 for length in lengths)
+    found = replayed(made.path, store, "test")
+    assert found.choices == (2 * sum(length // 4 for length in lengths) if video else sum(lengths))
+    assert found.different == 0
+    assert found.largest_difference < 1e-4
+    if not video:
+        trained = TrainedRun.load(made.path)
+        scores = evaluate_offline(trained, trained.params(), trained.domain(), data=str(store.directory), split="test")
+        assert scores.choices == found.forward
+
+
 def test_a_split_with_nothing_to_compare_is_an_error(tmp_path: Path) -> None:
     fields = {"max_text": 58, "instruction": language_table_domain().instruction, "video": True, "window": 9}
     made = make_checkpoint(tmp_path / "video", ("table",), domain_fields=fields | {"stride": 9},

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from data_stores import babyai_domain
+from served import tiny_policy, twin
 
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.envs import Action, load
+from agent_jax.envs.workers.simulator_pool import EpisodeStatus, SimulatorPool
 from agent_jax.envs.workers.simulators import Command, Simulators
 from agent_jax.evaluate.outcomes import TaskResult
 from agent_jax.evaluate.rollouts import ObservationKeys, run_baseline, run_policy, run_whole
@@ -137,6 +141,106 @@ def test_the_terminal_action_ends_the_episode(here: Simulators) -> None:
     assert (result.steps == 1).all()
     assert not result.success.any()
     assert result.recordings[0].actions == ("terminal",)
+
+
+class InThrees(Scripted):
+    """Chooses an action by the image, then turns left and goes forward."""
+
+    def act(self, images: Any, instructions: Any, env_ids: Any, states: Any = None) -> list[list[Action]]:
+        return [[action, {"action": np.int64(0)}, {"action": np.int64(2)}]
+                for action in super().act(images, instructions, env_ids, states)]
+
+    def probability(self, env_id: int, number: int = 0) -> float:
+        return (0.5, 0.25, 0.125)[number]
+
+
+@functools.cache
+def in_threes_by_hand(seed: int) -> tuple[bool, list[np.ndarray], list[int]]:
+    environment = babyai.make("GoToLocal")
+    observation, info = environment.reset(seed=seed)
+    pictures, actions, over = [observation["rgb"]], [], False
+    while not over:
+        for action in (choose(pictures[-1]), 0, 2):
+            observation, _, terminated, truncated, info = environment.step({"action": action})
+            pictures.append(observation["rgb"])
+            actions.append(action)
+            if over := terminated or truncated:
+                break
+    return info["success"], pictures, actions
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_list_of_actions_is_executed_without_asking_again_until_the_episode_ends(processes: int) -> None:
+    policy = InThrees()
+    with Simulators("babyai", processes=processes) as simulators:
+        result = run_policy(policy, simulators, "GoToLocal", SEEDS, record=3, trace=True,
+                            action_name=babyai.action_name, concurrent=3)
+    lengths, asked = [], 0
+    for seed, outcome in zip(SEEDS, result.outcomes, strict=True):
+        success, pictures, actions = in_threes_by_hand(seed)
+        assert (outcome.success, outcome.steps) == (success, len(actions))
+        assert [one["action"] for one in outcome.actions] == actions
+        assert outcome.probabilities == tuple((0.5, 0.25, 0.125)[t % 3] for t in range(len(actions)))
+        lengths.append(len(actions))
+        asked += -(-len(actions) // 3)
+    assert sum(len(ids) for _, _, ids in policy.calls) == asked
+    assert any(length % 3 for length in lengths)  # some end amid a list
+    for recording in result.recordings:
+        _, pictures, actions = in_threes_by_hand(recording.seed)
+        np.testing.assert_array_equal(recording.frames, pictures)
+        assert recording.actions == tuple({0: "left", 2: "forward"}[action] for action in actions)
+        assert len(set(recording.instructions)) == 1
+
+
+def test_a_policy_of_several_actions_per_image_sees_every_second_image(here: Simulators) -> None:
+    policy = tiny_policy(babyai_domain(max_text=40, actions_per_image=2))
+    result = run_policy(policy, here, "GoToObj", SEEDS[:2], trace=True)
+    for number, outcome in enumerate(result.outcomes):
+        environment, own, actions, over = babyai.make("GoToObj"), twin(policy), [], False
+        observation, _ = environment.reset(seed=SEEDS[number])
+        while not over:
+            for action in own.act([observation["rgb"]], [environment.instruction], [number])[0]:
+                observation, _, terminated, truncated, _ = environment.step(action)
+                actions.append({"action": int(action["action"])})
+                if over := terminated or truncated:
+                    break
+        assert list(outcome.actions) == actions
+        assert len(outcome.probabilities) == len(actions)
+
+
+def test_a_terminal_action_ends_a_list_of_actions(here: Simulators) -> None:
+    class Quitter(Scripted):
+        def act(self, images: Any, instructions: Any, env_ids: Any, states: Any = None) -> list[list[Action]]:
+            return [[{"action": np.int64(0)}, {"terminal": np.array(True)}, {"action": np.int64(0)}] for _ in env_ids]
+
+    result = run_policy(Quitter(), here, "GoToObj", SEEDS[:2], record=1, action_name=babyai.action_name)
+    assert (result.steps == 2).all()
+    assert result.recordings[0].actions == ("left", "terminal")
+
+
+def test_an_empty_list_of_actions_is_an_error(here: Simulators) -> None:
+    class Mute(Scripted):
+        def act(self, images: Any, instructions: Any, env_ids: Any, states: Any = None) -> list[list[Action]]:
+            return [[] for _ in env_ids]
+
+    with pytest.raises(ValueError, match="policy 'mute': found an empty list of actions, expected at least one"):
+        run_policy(Mute(), here, "GoToObj", SEEDS[:1], name="mute")
+
+
+def test_another_instruction_ends_a_list_of_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SimulatorPool("babyai")
+    pool.begin(0, "GoToObj", SEED)
+    environment = pool._environments[0][1]
+    take = pool.step
+
+    def step(slot: int, action: Action) -> EpisodeStatus:
+        status = take(slot, action)
+        return dataclasses.replace(status, instruction="another" if status.steps == 2 else environment.instruction)
+
+    monkeypatch.setattr(pool, "step", step)
+    status = pool.steps(0, [{"action": np.int64(0)}] * 4, "rgb")
+    assert (status.steps, status.instruction, len(status.between)) == (2, "another", 1)
+    pool.close()
 
 
 def test_a_replayed_episode_ends_with_its_last_action(here: Simulators) -> None:

@@ -12,9 +12,11 @@ from agent_jax.policy.decoding_tables import DecodingTables
 SPECS = {"babyai": BABYAI, "table": LANGUAGE_TABLE, "calvin": CALVIN, "minecraft": MINECRAFT, "edge": BLEEDING_EDGE}
 
 
+@pytest.mark.parametrize("actions", [1, 3])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-def test_choices_and_the_ids_forced_after_them_make_up_every_action(spec: ActionSpec):
-    automaton = BoundSpec(spec, babyai_domain().vocabulary).automaton
+def test_choices_and_the_ids_forced_after_them_make_up_every_action(spec: ActionSpec, actions: int):
+    single = BoundSpec(spec, babyai_domain().vocabulary).automaton
+    automaton = single.repeated(actions)
     choices, rng = DecodingTables.of(automaton), np.random.default_rng(0)
     most = 0
     for _ in range(100):
@@ -28,6 +30,7 @@ def test_choices_and_the_ids_forced_after_them_make_up_every_action(spec: Action
             ids, state = [*ids, int(automaton.ids_A[chosen[-1]]), *forced], choices.after_Q[entered]
             assert state == automaton.accept or 1 + len(forced) <= choices.chunk
         assert automaton.accepts(ids)
+        assert [single.accepts(action) for action in single.split(ids)] == [True] * actions
         columns_J = choices.columns(np.asarray(ids))
         assert columns_J.tolist() == [*chosen, *[-1] * (choices.most - len(chosen))]
         most = max(most, len(chosen))

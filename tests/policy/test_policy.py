@@ -41,9 +41,12 @@ DOMAINS: dict[str, Domain] = {
     "edge": babyai_domain(spec=BoundSpec(BLEEDING_EDGE, VIDEO), max_text=32, window=2, fixed_positions=True),
     "clips": babyai_domain(cameras=CAMERAS, max_text=32, window=3, video=True, fixed_positions=True),
     "cameras": language_table_domain(cameras=CAMERAS, max_text=32, window=2),
+    "two actions": language_table_domain(max_text=32, window=4, actions_per_image=2),
+    "buttons of three steps": game_domain(max_text=32, window=6, actions_per_image=3),
+    "clips of two actions": babyai_domain(cameras=CAMERAS, max_text=32, window=6, video=True, actions_per_image=2),
 }
 
-SLOW_DOMAINS = ("edge", "cameras", "minecraft")
+SLOW_DOMAINS = ("edge", "cameras", "minecraft", "two actions", "buttons of three steps", "clips of two actions")
 
 HISTORIES: list[tuple[History, bool]] = [("sliding", False), ("sliding", True), ("flushed", False)]  # and read ahead
 
@@ -80,9 +83,10 @@ def observe(policy: Policy, seed: int, text: str = TEXT) -> Any:
 
 
 def random_action(domain: Domain, rng: np.random.Generator) -> np.ndarray:
-    """Ids of a random walk through the automaton."""
+    """Ids of a random walk through the automaton: the actions that follow an image."""
     assert domain.spec is not None
-    automaton, ids, state = domain.spec.automaton, [], domain.spec.automaton.start
+    automaton = domain.spec.automaton.repeated(domain.actions_per_image)
+    ids, state = [], automaton.start
     while state != automaton.accept:
         ids.append(int(rng.choice(automaton.legal(state))))
         state = automaton.advance(state, ids[-1])
@@ -149,25 +153,26 @@ def test_cached_logits_are_those_of_the_uncached_row_across_windows_flushes_rese
     domain = DOMAINS[name]
     policy, uncached = make_policy(domain, history=history, ahead=ahead), Uncached(make_config(domain), domain)
     assert domain.spec is not None
-    automaton, rng = domain.spec.automaton, np.random.default_rng(1)
+    automaton, rng = domain.spec.automaton.repeated(domain.actions_per_image), np.random.default_rng(1)
+    images = domain.window // domain.actions_per_image
     texts = {0: TEXT, 1: "go", 2: "to the left"}
     rows: dict[int, list[Step]] = {env_id: [] for env_id in texts}
     asked: list[Window] = []
     heard: list[np.ndarray] = []
-    for time in range(2 * domain.window + 2):
+    for time in range(2 * images + 2):
         acting = [2, 0, 1]
-        for env_id, begun in ((1, 1), (2, domain.window + 1)):  # so that histories differ in length
+        for env_id, begun in ((1, 1), (2, images + 1)):  # so that histories differ in length
             if time == begun:
                 policy.reset([env_id])
                 rows[env_id] = []
-        changed = time == domain.window + 2  # in the middle of an episode
+        changed = time == images + 2  # in the middle of an episode
         if changed:
             texts[0] = "and back"
         seen = {env_id: observe(policy, 10 * time + env_id, texts[env_id]) for env_id in acting}
         ids = [random_action(domain, rng) for _ in acting]
         found = policy.follow([seen[env_id] for env_id in acting], acting, ids)
         for env_id, action, logits_JA in zip(acting, ids, found, strict=True):
-            full = len(rows[env_id]) >= domain.window or (history == "flushed" and changed and env_id == 0)
+            full = len(rows[env_id]) >= images or (history == "flushed" and changed and env_id == 0)
             past = rows[env_id][1:] if full and history == "sliding" else [] if full else rows[env_id]
             state, choices = automaton.start, iter(logits_JA)
             for place, token in enumerate(action):
@@ -239,6 +244,83 @@ def test_greedy_actions_are_the_best_legal_ids_and_forced_ids_are_not_asked_for(
         assert next(choices, None) is None
         said.append(tuple(ids))
     assert len(set(said)) > 1  # observations matter
+
+
+def test_several_actions_are_decoded_one_after_another():
+    policy = make_policy(dataclasses.replace(DOMAINS["two actions"], window=2))
+    followed, spec = policy.with_temperature(0.0), policy.domain.spec
+    assert spec is not None
+    automaton, decoded = spec.automaton.repeated(2), set()
+    for time in range(4):
+        seen = observe(policy, time)
+        [actions] = policy.step([seen], [0])
+        ids = policy.last_ids[0]
+        split = spec.automaton.split(ids)
+        assert len(split) == policy.replan_every == 2
+        assert automaton.accepts(ids)
+        for action, one in zip(actions, split, strict=False):
+            np.testing.assert_array_equal(spec.encode(action), one)
+        [logits_JA] = followed.follow([seen], [0], [ids])
+        choices = iter(logits_JA)
+        for number, one in enumerate(split):
+            odds = []
+            for token in one[spec.choices(one) >= 0]:
+                logits_A = next(choices)
+                assert token == automaton.ids_A[np.argmax(logits_A)]
+                odds.append(np.max(np.asarray(jax.nn.softmax(logits_A))))
+            assert policy.probability(0, number) == pytest.approx(np.prod(odds), rel=1e-4)
+        assert next(choices, None) is None
+        decoded.add(tuple(ids))
+    assert len(decoded) > 1
+
+
+@pytest.mark.parametrize(("window", "replan_every", "ahead"), [
+    (4, 2, False), (4, 1, False), *(pytest.param(6, 1, ahead, marks=pytest.mark.slow) for ahead in (False, True))])
+def test_rows_have_all_actions_of_an_image_also_where_fewer_are_executed(window: int, replan_every: int, ahead: bool):
+    domain = language_table_domain(max_text=32, window=window, actions_per_image=2)
+    config, joined = make_config(domain), 2 // replan_every
+    policy = Policy(config, random_params(config.model), domain, ahead=ahead, replan_every=replan_every)
+    uncached, rng = Uncached(config, domain), np.random.default_rng(1)
+    assert domain.spec is not None
+    past: list[tuple[Any, np.ndarray]] = []
+    for time in range(window + 1):
+        seen = observe(policy, time)
+        ids = random_action(dataclasses.replace(domain, actions_per_image=replan_every), rng)
+        [[logits_A, *_]] = policy.follow([seen], [0], [ids])
+        steps = []
+        for first in range(len(past) % joined, len(past), joined):  # the oldest is left out where one alone is over
+            (image, _), actions = past[first], [action for _, action in past[first : first + joined]]
+            steps.append(Step(image.frames, image.state_ids, np.concatenate(actions)))
+        row = (*steps[-(window // 2 - 1) :], Step(seen.frames, seen.state_ids, ids[:1]))
+        [expected_A] = uncached.logits(random_params(config.model), [Window(domain.index, seen.text_ids, row, seed=0)])
+        legal_A = np.isfinite(logits_A)
+        np.testing.assert_allclose(logits_A[legal_A], expected_A[legal_A], rtol=0, atol=1e-4)
+        past.append((seen, ids))
+    assert len(policy.domain.spec.automaton.split(policy.last_ids[0])) == replan_every
+
+
+def test_the_action_that_ends_the_episode_is_the_last_of_its_list():
+    policy = make_policy(DOMAINS["two actions"])
+    spec = policy.domain.spec
+    assert spec is not None
+    move, end = spec.encode({"action": np.float32([0.01, 0])}), spec.terminal_ids()
+    for ids, kept in (((move, move), 2), ((move, end), 2), ((end, end), 1), ((end, move), 1)):
+        actions = policy._decoded(np.concatenate(ids))
+        assert [spec.encode(action).tolist() for action in actions] == [one.tolist() for one in ids[:kept]]
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"replan_every": 3}, r"replan_every=3 .* 4 actions per image .*use 1 or 2 or 4"),
+    ({"replan_every": 8}, r"replan_every=8 .*use 1 or 2 or 4"),
+    ({"replan_every": -2}, r"replan_every=-2 .*use 1 or 2 or 4"),
+    ({"replan_every": 2, "history": "flushed"}, r"replan_every=2 is below actions_per_image=4 .*history='sliding'"),
+    ({"flush_every": 6, "history": "flushed"}, r"flush_every=6 .*a multiple of actions_per_image=4"),
+])
+def test_what_does_not_fit_the_actions_of_an_image_is_refused_with_what_would(fields: dict[str, Any], message: str):
+    domain = language_table_domain(max_text=32, window=8, actions_per_image=4)
+    config = make_config(domain)
+    with pytest.raises(ValueError, match=message):
+        Policy(config, {}, domain, **fields)
 
 
 def test_what_acts_beside_an_episode_and_in_which_order_changes_nothing():

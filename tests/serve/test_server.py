@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_stores import CAMERAS, babyai_domain, babyai_store
+from data_stores import CAMERAS, babyai_domain, babyai_store, language_table_domain
 from served import Served, babyai_policy, eventually, make_image, served, table_policy, tiny_policy, twin
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -23,7 +23,8 @@ from websockets.typing import Origin
 
 from agent_jax.actions import LANGUAGE_TABLE
 from agent_jax.client import BadRequestError, Client, ServerError, wire
-from agent_jax.client.demo import RandomObservations
+from agent_jax.client.__main__ import main as client_command
+from agent_jax.client.demo import RandomObservations, measure
 from agent_jax.data.images import prepare_image
 from agent_jax.data.store.store import Store
 from agent_jax.policy import Policy
@@ -108,6 +109,27 @@ def test_serving_and_in_process_acting_choose_the_same_actions_on_recorded_obser
 @pytest.mark.slow
 def test_serving_and_in_process_acting_choose_the_same_actions_on_1000_recorded_observations(tmp_path: Path):
     compare_served_with_in_process(tmp_path, 1000)
+
+
+def test_several_actions_per_image_are_one_reply_within_the_limits(capsys: pytest.CaptureFixture[str]):
+    policy = tiny_policy(language_table_domain(window=4, actions_per_image=2))
+    own, low = twin(policy), np.float32(-0.001)
+    limits = ActionLimits(LANGUAGE_TABLE, {"action": (np.full(2, low), -np.full(2, low))})
+    with served(policy, limits=limits, max_batch=1) as running, Client(running.url) as client:
+        assert (client.metadata["actions_per_image"], client.metadata["replan_every"]) == (2, 2)
+        for seed in range(3):
+            found = client.act(make_image(seed), TEXT, STATE)
+            expected = own.act([make_image(seed)], [TEXT], [0], [STATE])[0]
+            assert len(found) == len(expected) == 2
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one["action"], np.clip(other["action"], low, -low))
+        assert client.clamped
+        assert all(one.startswith(("action 1 of 2: action[", "action 2 of 2: action[")) for one in client.clamped)
+        assert running.server.metrics.counts["actions"] == 6
+        assert client_command(["demo", running.url, "--steps", "2"]) == 0
+        report = measure(running.url, 3)
+        assert (len(report.milliseconds["round_trip_ms"]), report.actions) == (3, 6)
+    assert "2 actions: action=" in capsys.readouterr().out
 
 
 def test_the_first_message_is_the_policys_metadata(robots: Served, table: Policy):

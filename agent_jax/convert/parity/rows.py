@@ -58,7 +58,7 @@ def _sample(random: np.random.Generator, domain: Domain | None, steps: int, size
         return Window(0, text_ids, (Step((_image(random, size),), _NO_IDS, _NO_IDS),), seed)
     window = tuple(Step(tuple(_image(random, size) for _ in domain.cameras),
                         _legal_ids(random, domain.state), _legal_ids(random, domain.spec))
-                   for _ in range(min(steps, domain.window)))
+                   for _ in range(min(steps, domain.image_steps(domain.window))))
     length = min(WORDS[1], domain.max_answer) - 1
     answer_ids = np.asarray([*random.integers(4, vocabulary.text.size, max(0, length)), EOS], np.int32)
     return Window(domain.index, text_ids, window, seed, video=domain.video, first_position=domain.first_position,

@@ -85,7 +85,8 @@ def acting_json(domain: Domain) -> dict[str, Any]:
     """The fields of torch_agent.Domain for a domain with actions."""
     assert domain.spec is not None
     return {**_common_json(domain), "actions": spec_json(domain.spec),
-            "state": spec_json(domain.state) if domain.state else None}
+            "state": spec_json(domain.state) if domain.state else None,
+            **({"actions_per_image": domain.actions_per_image} if domain.actions_per_image > 1 else {})}
 
 
 def prompted_json(domain: Domain) -> dict[str, Any]:

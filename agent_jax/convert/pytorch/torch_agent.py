@@ -685,6 +685,7 @@ class Domain:
     max_answer: int = 0  # tokens of an answer, </s> included
     text_ids_end: int = 0  # the ids from here on are those of actions and states
     silent_ids: Sequence[int] = ()  # text ids that decode to no text
+    actions_per_image: int = 1  # k: only every k-th step of a sample has images and state
 
     @classmethod
     def load(cls, folder: str | Path, name: str = "", layout: str = "") -> Domain:
@@ -929,11 +930,15 @@ class Policy:
     def reset(self, env_ids: Sequence[Any]) -> None:
         """Start new episodes."""
         for env_id in env_ids:
-            self._episodes[env_id] = Episode(deque(maxlen=self.domain.window - 1))
+            images = self.domain.window // self.domain.actions_per_image
+            self._episodes[env_id] = Episode(deque(maxlen=images - 1))
 
     def act(self, images: Sequence[Any], instructions: Sequence[str], env_ids: Sequence[Any],
-            states: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, np.ndarray]]:
+            states: Sequence[Mapping[str, Any]] | None = None) -> list[Any]:
         """The next action of each episode, which is assumed to be executed.
+
+        If the domain has several actions per image: a list of them for each episode, in order; it ends with the action
+        that ends the episode.
 
         Args:
             images: n uint8 (height, width, 3), or n sequences or mappings of one such image for each camera.
@@ -959,10 +964,17 @@ class Policy:
             return []
         steps = self.observe(images, env_ids, states)
         texts = [self.domain.text_ids(instruction) for instruction in instructions]
-        found = self.decode(env_ids, texts, steps, lambda _, logits: self._choose(logits))
-        for env_id, (tokens, step), ids in zip(env_ids, steps, found, strict=True):
-            self.remember(env_id, tokens, Step(step.images, step.state_ids, ids))
-        return [codec.decode(ids) for ids in found]
+        actions: list[list[dict[str, np.ndarray]]] = [[] for _ in env_ids]
+        for _ in range(self.domain.actions_per_image):
+            found = self.decode(env_ids, texts, steps, lambda _, logits: self._choose(logits))
+            for i, ids in enumerate(found):
+                tokens, step = steps[i]
+                steps[i] = tokens, Step(step.images, step.state_ids, [*step.action_ids, *ids])
+                if not actions[i] or "terminal" not in actions[i][-1]:
+                    actions[i].append(codec.decode(ids))
+        for env_id, (tokens, step) in zip(env_ids, steps, strict=True):
+            self.remember(env_id, tokens, step)
+        return actions if self.domain.actions_per_image > 1 else [one for [one] in actions]
 
     def _codec(self) -> Codec:
         """The codec of the domain's actions; ValueError if it has none."""
@@ -991,7 +1003,7 @@ class Policy:
     @torch.inference_mode()
     def decode(self, env_ids: Sequence[Any], texts: Sequence[Sequence[int]], steps: Sequence[tuple[list[Tensor], Step]],
                choose: Any) -> list[list[int]]:
-        """The ids of each action; `choose(row, {id: logit})` returns one of the legal ids."""
+        """The ids of each action, after those in `steps`; `choose(row, {id: logit})` returns one of the legal ids."""
         codec, language = self._codec(), self.agent.language
         pending, where = map(list, zip(*[codec.forced(codec.start)] * len(env_ids), strict=True))
         ids = [list(first) for first in pending]
@@ -1040,7 +1052,7 @@ class Policy:
         """The embedded row (S, D) of an episode up to the first ids of its next action, and its positions (S,)."""
         window = [*episode.past, now]
         visual = self._clip([step for _, step in window]) if self.domain.video else [tokens for tokens, _ in window]
-        ids = [[*step.state_ids, *(first_ids if step is now[1] else step.action_ids)] for _, step in window]
+        ids = [[*step.state_ids, *step.action_ids, *(first_ids if step is now[1] else ())] for _, step in window]
         return self._embedded(self.domain, text, visual, ids)
 
     def _embedded(self, domain: Domain, text: Sequence[int], visual: Sequence[Sequence[Tensor]],

@@ -48,13 +48,18 @@ class Domain:
     answer: str = ""  # path of the field; layout "answer" only
     max_answer: int = 0  # tokens of an answer, </s> included; 0 in the other layouts
     label: str = ""  # path of the field; layout "label" only
+    actions_per_image: int = 1  # k: of a window's steps, every k-th has images and state
     # How bounds of the specs were found in the data, with a hash (domain_specs.py); {}: all bounds were declared.
     normalisation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def images(self) -> int:
         """The most images of a window."""
-        return self.window * len(self.cameras)
+        return self.image_steps(self.window) * len(self.cameras)
+
+    def image_steps(self, steps: Any) -> Any:
+        """How many of the first `steps` steps of a window have images and state; a number, or an array of numbers."""
+        return -(-steps // self.actions_per_image)
 
     @property
     def camera_names(self) -> tuple[str, ...]:
@@ -144,7 +149,8 @@ class Domain:
                    instruction=config.instruction, image_size=image_size, weight=config.weight, video=config.video,
                    fixed_positions=config.fixed_positions, layout=config.layout, sampling=config.sampling,
                    answer=config.answer if answers else "", max_answer=config.max_answer if answers else 0,
-                   label=config.label if config.layout == "label" else "", normalisation=normalisation)
+                   label=config.label if config.layout == "label" else "",
+                   actions_per_image=config.actions_per_image, normalisation=normalisation)
 
     def to_meta(self) -> dict[str, Any]:
         """The domain without its vocabulary, as JSON."""

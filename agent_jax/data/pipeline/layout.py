@@ -4,7 +4,8 @@
     [b w w w w w]  [v v v ... v (V)]  [s s s s]  [a a a a]  [v v v ... v (V)]  [s s s s]  [a a a a]   (padding)
        ^ ^ ^ ^ ^ language targets                 ^ ^ ^ ^ action targets: each is predicted by the slot before it
 
-Visual and state slots carry no target. Several windows may share a row: `segment` separates them, and `position` starts
+With k actions per image, only every k-th step has images and state, and k actions follow one another. Visual and state
+slots carry no target. Several windows may share a row: `segment` separates them, and `position` starts
 at 0 in each. Where no actions are predicted, the text is a prompt without targets and a camera's images form one clip:
 
     answer:  </s> prompt  clip (1 CLS + F * P)  answer </s>     a caption, or the answer to the prompt
@@ -34,8 +35,8 @@ Row = dict[str, np.ndarray]  # the fields of Batch, by name, without the B axis
 class Step:
     """One time step of a window, ready to be laid out."""
 
-    frames: tuple[np.ndarray, ...]  # uint8 (size, size, 3), one a camera
-    state_ids: np.ndarray  # int32; inputs only; empty where the domain has no state
+    frames: tuple[np.ndarray, ...]  # uint8 (size, size, 3), one a camera; empty in a step that has only an action
+    state_ids: np.ndarray  # int32; inputs only; empty where the domain has no state, and where there are no frames
     action_ids: np.ndarray  # int32, delimiters included
     frame_weight: float = 1.0  # of the images in the MAE loss; 0 for a repeated frame
     action_weight: float = 1.0  # of the action's ids in the action loss; 0 for a step not to be imitated
@@ -165,14 +166,18 @@ def row_size(domains: Sequence[Domain], visual_tokens: int, frames_per_row: int,
         longest = _longest_usage(domain, visual_tokens, domain.window, windows=1).slots
         if positions and longest > positions:
             answer = f" + max_answer={domain.max_answer}" if domain.max_answer else ""
+            k = domain.actions_per_image
+            per_image = f", visual and state once in {k} steps" if k > 1 else ""
             raise ValueError(f"domain {domain.name!r}: a window takes {longest} positions (max_text={domain.max_text}"
                              f"{answer} + window={domain.window} x ({cameras * visual_tokens} visual + "
-                             f"{domain.state_length} state + {domain.action_length} action)), but the language model "
-                             f"has {positions}; shorten window or max_text, or raise config.model.language.positions")
+                             f"{domain.state_length} state + {domain.action_length} action){per_image}), but the "
+                             f"language model has {positions}; shorten window or max_text, or raise "
+                             "config.model.language.positions")
         # Windows at the end of an episode are short: with room for one text more, they fill the images of a row.
         short = not domain.has_terminal and domain.window > 1
-        steps = frames_per_row // cameras
-        windows = min(steps, -(-steps // domain.window) + short)
+        images = frames_per_row // cameras  # of one camera
+        steps = images * domain.actions_per_image
+        windows = min(images, -(-steps // domain.window) + short)
         if domain.layout == "label":
             steps, windows = domain.window, 1
         usage = _longest_usage(domain, visual_tokens, steps, windows)
@@ -182,9 +187,10 @@ def row_size(domains: Sequence[Domain], visual_tokens: int, frames_per_row: int,
 
 def _longest_usage(domain: Domain, visual_tokens: int, steps: int, windows: int) -> RowUsage:
     """What windows of `steps` steps in all take with the longest texts, answers, states and actions."""
+    images = domain.image_steps(steps)
     return RowUsage.of(
-        visual_tokens, text=windows * domain.max_text, frames=steps * len(domain.cameras),
-        states=steps * domain.state_length, actions=steps * domain.action_length, answers=windows * domain.max_answer,
+        visual_tokens, text=windows * domain.max_text, frames=images * len(domain.cameras),
+        states=images * domain.state_length, actions=steps * domain.action_length, answers=windows * domain.max_answer,
         windows=windows, prompt=domain.layout != "actions")
 
 

@@ -4,6 +4,8 @@
                                              [0 1 2 3] [4 5 5' 5']  -> Language-Table: the last frame is repeated twice,
                                                                        each time with the TERMINAL action
 
+With k actions per image, steps 0, k, 2k, ... of a window have images and state; the others have only their action.
+
 `steps/action_weight` is the weight of a step's action, 1 where the field is missing. That includes the last step,
 although RLDS leaves its action undefined: in Language-Table it holds the rewarded action. A data set whose last step is
 only an observation gives it weight 0.
@@ -144,11 +146,11 @@ class Windows:
         else:
             actions = self._ids_before[first_W + cut.steps_W] - self._ids_before[first_W]
             actions = actions + (steps - cut.steps_W) * self._terminal_length
-        cameras = len(domain.cameras)
+        images, cameras = domain.image_steps(steps), len(domain.cameras)
         return RowUsage.of(
             visual_tokens, text=np.asarray([len(ids) for ids in self._texts])[index.text_of_step[first_W]],
-            frames=steps * cameras, states=steps * domain.state_length, actions=actions, answers=answers,
-            shared_cls=(steps - 1) * cameras if domain.video else 0, prompt=domain.layout != "actions").as_array()
+            frames=images * cameras, states=images * domain.state_length, actions=actions, answers=answers,
+            shared_cls=(images - 1) * cameras if domain.video else 0, prompt=domain.layout != "actions").as_array()
 
     def largest_usage(self, visual_tokens: int) -> np.ndarray:
         """int64 (3,): images, slots and targets that no window of any epoch exceeds."""
@@ -157,11 +159,11 @@ class Windows:
             return self.usage(visual_tokens).max(axis=0)
         text, answer = (max((len(ids) for ids in texts), default=0) for texts in (self._texts, self._answers))
         steps = domain.window if domain.has_terminal else min(domain.window, int(index.length_N.max()))
-        action = domain.action_length
+        images, action = domain.image_steps(steps), domain.action_length
         if self._ids_before is not None:
             action = max(self._terminal_length, int(index.ids_of_step.max()))
         return RowUsage.of(
-            visual_tokens, text=text, frames=steps * len(domain.cameras), states=steps * domain.state_length,
+            visual_tokens, text=text, frames=images * len(domain.cameras), states=images * domain.state_length,
             actions=steps * action, answers=answer, prompt=domain.layout != "actions").as_array()
 
     def read(self, number: int, epoch: int) -> Window:
@@ -178,15 +180,12 @@ class Windows:
                               f"when the data set was first read; its files look unchanged. {REPAIR}")
         try:
             steps = self._read_steps(episode, start, count)
+            if cut.padded_W[number]:
+                steps += self._padding(episode, steps, start + count - 1)
         except RecordError:
             raise
         except ValueError as error:  # an image that cannot be decoded, a number that cannot be encoded
             raise RecordError(f"{episode.where}, steps {start} to {start + count - 1}: {error}. {REPAIR}") from error
-        if cut.padded_W[number] and domain.spec:
-            terminal = domain.spec.terminal_ids()
-            repeated = dataclasses.replace(steps[-1], action_ids=terminal, frame_weight=0.0, action_weight=1.0,
-                                           action_choices=domain.spec.choices(terminal))
-            steps += [repeated] * (domain.window - count)
         name = bytes(episode.value(self._id_path)) if self._id_path else f"{self.split_name}/{record}".encode()
         offset = int(np.ravel(episode.value("start"))[0]) if self._has_start else 0
         seed = window_seed(domain.name, name, start + offset, epoch)
@@ -196,10 +195,21 @@ class Windows:
                       first_position=domain.first_position, prompt=domain.layout != "actions", answer_ids=answer,
                       label=int(index.label_of_step[first]) if domain.layout == "label" else -1)
 
+    def _padding(self, episode: Episode, steps: list[Step], last: int) -> list[Step]:
+        """TERMINAL actions up to the window's length, with the images and state of the record's last step."""
+        domain = self.domain
+        assert domain.spec is not None
+        terminal = domain.spec.terminal_ids()
+        shown = steps[-1] if steps[-1].frames else self._read_steps(episode, last, 1)[0]
+        repeated = dataclasses.replace(shown, action_ids=terminal, frame_weight=0.0, action_weight=1.0,
+                                       action_choices=domain.spec.choices(terminal))
+        blind = dataclasses.replace(repeated, frames=(), state_ids=np.zeros(0, np.int32))
+        return [blind if t % domain.actions_per_image else repeated for t in range(len(steps), domain.window)]
+
     def _read_steps(self, episode: Episode, start: int, count: int) -> list[Step]:
-        """The record's steps from `start` on, decoded."""
-        domain, stop, no_ids = self.domain, start + count, np.zeros(0, np.int32)
-        images = [[prepare_image(image, domain.image_size) for image in episode.values(camera, start, stop)]
+        """The record's steps from `start` on, decoded; the first one has images."""
+        domain, stop, no_ids, k = self.domain, start + count, np.zeros(0, np.int32), self.domain.actions_per_image
+        images = [[prepare_image(image, domain.image_size) for image in episode.values(camera, start, stop)[::k]]
                   for camera in domain.cameras]
         actions = {key: episode.values(path, start, stop) for key, path in self._action_paths.items()}
         states = {key: episode.values(path, start, stop) for key, path in self._state_paths.items()}
@@ -207,8 +217,9 @@ class Windows:
         action_ids = [domain.spec.encode({key: actions[key][t] for key in actions}) if domain.spec else no_ids
                       for t in range(count)]
         return [
-            Step(frames=tuple(camera[t] for camera in images),
-                 state_ids=domain.state.encode({key: states[key][t] for key in states}) if domain.state else no_ids,
+            Step(frames=() if t % k else tuple(camera[t // k] for camera in images),
+                 state_ids=domain.state.encode({key: states[key][t] for key in states})
+                 if domain.state and t % k == 0 else no_ids,
                  action_ids=action_ids[t], action_weight=float(weights[t]),
                  action_choices=domain.spec.choices(action_ids[t]) if domain.spec else no_ids)
             for t in range(count)

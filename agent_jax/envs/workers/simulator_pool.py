@@ -1,6 +1,7 @@
 """The simulators of one process: episodes step by step, or whole.
 
     begin(slot, task, seed), step(slot, action)       one step of an episode whose actions a policy chooses
+    steps(slot, actions)                              several of its steps, without the policy
     play(task, seed, ...), replay(task, seed, ...)    a whole episode
 
 All return an `EpisodeStatus`. Arguments and results are numbers, texts and arrays, so they can be sent to a process.
@@ -30,6 +31,7 @@ class EpisodeStatus:
     over: bool
     success: bool
     chain: tuple[int, int] | None = None  # instructions completed and their number; None: the episode has one
+    between: tuple[np.ndarray, ...] = ()  # images after the earlier steps of `steps`, if they were asked for
 
 
 class SimulatorPool:
@@ -69,6 +71,23 @@ class SimulatorPool:
             return dataclasses.replace(last, steps=last.steps + 1, over=True)
         observation, _, terminated, truncated, info = self._environments[slot][1].step(action)
         return self._status(slot, observation, info, steps=last.steps + 1, over=terminated or truncated)
+
+    def steps(self, slot: int, actions: Sequence[Action], camera: str = "") -> EpisodeStatus:
+        """Take actions in a slot, one after another, until the episode is over or has another instruction.
+
+        Args:
+            slot: of the episode.
+            actions: at least one.
+            camera: the status has the images of this camera after every step but the last; "": it has none.
+        """
+        instruction, between = self._last[slot].instruction, []
+        for number, action in enumerate(actions, 1):
+            status = self.step(slot, action)
+            if status.over or status.instruction != instruction or number == len(actions):
+                return dataclasses.replace(status, between=tuple(between))
+            if camera:
+                between.append(np.array(status.observation[camera]))  # a copy: simulators draw into the same buffer
+        raise ValueError("steps: found no actions, expected at least one")
 
     def play(self, task: str, seed: int, baseline: str, stream: Sequence[int]) -> EpisodeStatus:
         """A whole episode of a baseline.

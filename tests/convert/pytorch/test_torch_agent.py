@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import json
 import re
 import shutil
@@ -32,7 +33,7 @@ from agent_jax.config import LossConfig
 from agent_jax.convert.parity.pytorch import as_mask, as_torch
 from agent_jax.convert.parity.rows import parity_rows
 from agent_jax.convert.pytorch import torch_agent
-from agent_jax.convert.pytorch.folder import spec_json
+from agent_jax.convert.pytorch.folder import acting_json, spec_json
 from agent_jax.convert.pytorch.tensors import in_module, to_tensors
 from agent_jax.data.pipeline import layout
 from agent_jax.models.agent import Agent
@@ -136,6 +137,21 @@ def test_the_policies_choose_the_same_actions_over_whole_episodes(base: Path, ki
         order = [0, 1] if step % 2 else [1, 0]
         arguments = [seen[i] for i in order], [texts[i] for i in order], [episodes[i] for i in order]
         for mine, other in zip(ours.act(*arguments, states), theirs.act(*arguments, states), strict=True):
+            assert mine.keys() == other.keys()
+            for key in mine:
+                np.testing.assert_array_equal(mine[key], other[key])
+
+
+def test_several_actions_per_image_equal_those_of_our_policy(base: Path):
+    made, folder, _ = exported(base, "images")
+    domain = dataclasses.replace(made.domains["table"], window=6, actions_per_image=2)
+    ours, theirs = Policy(made.config, made.average, domain), torch_agent.Policy(folder, domain="table")
+    theirs.domain.window, theirs.domain.actions_per_image = 6, acting_json(domain)["actions_per_image"]
+    for step in range(5):  # beyond the window of 3 images
+        seen = images(made, 2, seed=step)
+        found, expected = (policy.act(seen, ["go", "stop there"], [0, 1], [STATE, STATE]) for policy in (theirs, ours))
+        assert [len(actions) for actions in found] == [len(actions) for actions in expected]
+        for mine, other in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
             assert mine.keys() == other.keys()
             for key in mine:
                 np.testing.assert_array_equal(mine[key], other[key])

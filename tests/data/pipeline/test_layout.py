@@ -108,6 +108,42 @@ def test_two_cameras_are_two_images_of_a_step():
     np.testing.assert_array_equal(row["slot_BT"][:1], [6])
 
 
+def blind(*action: int, **weights: float) -> Step:
+    return Step((), ids(), ids(*action), **weights)
+
+
+def test_with_two_actions_per_image_every_second_step_has_only_its_action():
+    steps = (step(10, (60,), (70, 71)), blind(72, 73), step(20, (61,), (74, 75)))  # it ends amid the second image's
+    row = lay_out([Window(1, ids(2, 50), steps, seed=7)], SIZE, V, P)
+    #              </s> w | image 0 | s | a a | a a | image 1 | s | a a | padding
+    token = [2, 50, 0, 0, 0, 60, 70, 71, 72, 73, 0, 0, 0, 61, 74, 75] + [0] * 8
+    visual = [-1, -1, 0, 1, 2, -1, -1, -1, -1, -1, 3, 4, 5, -1, -1, -1] + [-1] * 8
+    np.testing.assert_array_equal(row["token_BS"], token)
+    np.testing.assert_array_equal(row["visual_BS"], visual)
+    np.testing.assert_array_equal(row["position_BS"], [*range(16)] + [0] * 8)
+    np.testing.assert_array_equal(row["slot_BT"], [0, 5, 6, 7, 8, 13, 14, 0, 0])
+    np.testing.assert_array_equal(row["target_BT"], [50, 70, 71, 72, 73, 74, 75, 0, 0])
+    np.testing.assert_array_equal(row["action_weight_BT"], [0, 1, 1, 1, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(row["denominator_BT"], [1 + 6 + 2 * P] * 7 + [1] * 2)
+    np.testing.assert_array_equal(row["frame_weight_BF"], [1, 1, 0])
+    np.testing.assert_array_equal(row["clip_BF"], [0, 1, -1])
+    joined = (step(10, (60,), (70, 71, 72, 73)), steps[2])  # as acting writes its history
+    for name, array in lay_out([Window(1, ids(2, 50), joined, seed=7)], SIZE, V, P).items():
+        np.testing.assert_array_equal(array, row[name])
+
+
+def test_a_row_has_room_for_the_images_of_its_windows_and_for_all_their_actions():
+    domain = language_table_domain(max_text=10, window=6, actions_per_image=3)
+    assert domain.images == 2
+    length, state = domain.action_length, domain.state_length
+    size = row_size([domain], V, domain.images)
+    assert (size.frames, size.targets) == (2, 9 + 6 * length)
+    assert size.slots == -(-(10 + 2 * (V + state) + 6 * length) // 8) * 8
+    assert row_size([domain], V, 4).targets == 2 * 9 + 12 * length
+    with pytest.raises(ValueError, match=r"window=6 x .* once in 3 steps\), but the language model has 20"):
+        row_size([domain], V, domain.images, 20)
+
+
 def test_a_video_clip_has_one_class_token():
     row = lay_out([ONE_STEP, dataclasses.replace(TWO_STEPS, video=True)], SIZE, V, P)
     np.testing.assert_array_equal(row["clip_BF"], [0, 1, 1])

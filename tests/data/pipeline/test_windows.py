@@ -79,6 +79,36 @@ def test_a_short_window_ends_in_terminal_actions_where_the_spec_has_them(tmp_pat
         np.testing.assert_array_equal(repeated.state_ids, window.steps[1].state_ids)
 
 
+def test_of_k_actions_per_image_every_kth_step_has_images_and_state(tmp_path):
+    store = language_table_store(tmp_path / "set", (7, 8))
+    plain = Windows(language_table_domain(window=8, stride=8), store, "train")
+    windows = Windows(language_table_domain(window=8, stride=8, actions_per_image=2), store, "train")
+    assert windows.padded.tolist() == [True, False]
+    for number in range(2):
+        every, window = plain.read(number, 0), windows.read(number, 0)
+        assert [len(step.frames) for step in window.steps] == [1, 0] * 4
+        for t, (step, expected) in enumerate(zip(window.steps, every.steps, strict=True)):
+            np.testing.assert_array_equal(step.action_ids, expected.action_ids)
+            np.testing.assert_array_equal(step.action_choices, expected.action_choices)
+            np.testing.assert_array_equal(step.state_ids, [] if t % 2 else expected.state_ids)
+            if t % 2 == 0:
+                np.testing.assert_array_equal(step.frames[0], expected.frames[0])
+
+
+@pytest.mark.parametrize("recorded", [1, 2, 3, 4, 5])
+def test_terminal_actions_amid_those_of_an_image_have_none_and_later_ones_the_last_image(tmp_path, recorded):
+    store = language_table_store(tmp_path / "set", (recorded,))
+    domain = language_table_domain(window=6, stride=6, actions_per_image=2)
+    window, terminal = Windows(domain, store, "train").read(0, 0), domain.spec.terminal_ids().tolist()
+    assert [step.action_ids.tolist() == terminal for step in window.steps] == [t >= recorded for t in range(6)]
+    assert [len(step.frames) for step in window.steps] == [1, 0] * 3
+    assert [step.frame_weight for step in window.steps[::2]] == [float(t < recorded) for t in (0, 2, 4)]
+    last = Windows(language_table_domain(window=1, stride=1), store, "train").read(recorded - 1, 0).steps[0]
+    for step in window.steps[-(-recorded // 2) * 2 :: 2]:
+        np.testing.assert_array_equal(step.frames[0], last.frames[0])
+        np.testing.assert_array_equal(step.state_ids, last.state_ids)
+
+
 def test_the_last_step_of_an_episode_keeps_its_own_action(tmp_path):
     store = language_table_store(tmp_path / "set", (8,))
     domain = language_table_domain()
@@ -109,6 +139,10 @@ KINDS = {
     "video": (language_table_domain(video=True), language_table_store),
     "buttons": (game_domain(), game_store),  # actions of different lengths
     "answer": (clip_domain("answer"), clip_store),
+    "tiles, 2 actions": (babyai_domain(actions_per_image=2), babyai_store),
+    "table, 2 actions": (language_table_domain(actions_per_image=2), language_table_store),
+    "video, 2 actions": (language_table_domain(actions_per_image=2, video=True), language_table_store),
+    "buttons, 3 actions": (game_domain(actions_per_image=3), game_store),
     "label of two cameras": (clip_domain("label", cameras=CAMERAS), clip_store),
 }
 
