@@ -6,7 +6,7 @@ vision/         config.json  model.safetensors  preprocessor_config.json        
 language/       config.json  model.safetensors  generation_config.json  tokenizer files    OPTForCausalLM
 agent.safetensors                                connector, temporal attention, masked-autoencoder decoder
 agent.json  vocabulary.json                      config, domains with their specs, ids
-torch_agent.py                                   the whole agent in PyTorch, to train and to act
+torch_agent.py                                   the whole agent in PyTorch, to train, act and answer
 parity.json  README.md                           the parity report, and how to use the folder
 """
 

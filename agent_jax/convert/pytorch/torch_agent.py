@@ -768,6 +768,9 @@ class Domain:
         Raises:
             ValueError: another number of steps; or as `step_images`.
         """
+        if isinstance(given, (str, bytes)) or not isinstance(given, (Mapping, Sequence, np.ndarray)):
+            raise ValueError(f"domain {self.name!r}: found a {type(given).__name__}, expected an image uint8 (height, "
+                             f"width, 3) or a sequence of 1 to {self.window} of them")
         several = len(self.cameras) > 1
         if isinstance(given, Mapping) or _is_image(given) or (several and all(map(_is_image, given))):
             given = [given]

@@ -198,6 +198,7 @@ def test_what_does_not_fit_the_domain_is_refused(base: Path, tmp_path: Path):
         ({"prompts": ["a", "b"]}, "found 1 clips and 2 prompts"),
         ({"images": [[image] * 4]}, "'caption': found a clip of 4 images, expected 1 to 3"),
         ({"images": [[]]}, "'caption': found a clip of 0 images, expected 1 to 3"),
+        ({"images": [None]}, "'caption': found a NoneType, expected an image"),
         ({"images": [image / 255]}, r"found .*float64 \(24, 24, 3\), expected images uint8"),
         ({"max_tokens": 9}, "max_tokens=9: domain 'caption' .* 8 tokens with </s>; expected 1 to 8"),
         ({"temperature": -1.0}, "temperature=-1.0"), ({"top_p": 0.0}, "top_p=0.0"), ({"top_p": 1.5}, "top_p=1.5")]
