@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from tiny_checkpoints import make_checkpoint
 from agent_jax.actions.vocabulary import EOS
 from agent_jax.config import Config, LanguageConfig, MaeConfig, ModelConfig, VisionConfig
 from agent_jax.data.pipeline.domains import Domain
-from agent_jax.data.pipeline.layout import Step, Window, lay_out, lay_out_prefix, row_size, stack
+from agent_jax.data.pipeline.layout import Step, Window, lay_out, row_size, stack
 from agent_jax.models.agent import Agent
 from agent_jax.policy import Policy
 from agent_jax.policy.observation import NO_IDS
@@ -52,13 +53,13 @@ def window_of(domain: Domain, clip: Any, prompt: str, answer: Any = ()) -> Windo
                   first_position=domain.first_position, prompt=True, answer_ids=np.asarray(answer, np.int32))
 
 
-def uncached_logits(policy: Policy, params: Any, window: Window) -> np.ndarray:
-    """Logits of the text ids after a window, by the whole model over the whole row."""
+def uncached_logits(policy: Policy, windows: Sequence[Window]) -> np.ndarray:
+    """Logits of the text ids before each token of the windows' answers, by the whole model over the whole rows."""
     model, domain = policy._config.model, policy.domain
     size = row_size([domain], 1 + model.vision.patches, domain.images)
-    row = lay_out_prefix(window, size, 1 + model.vision.patches, model.vision.patches)
-    output: Any = Agent(model).apply({"params": params}, stack([row]))
-    return np.asarray(output.logits_BTK[0, 0, : domain.vocabulary.text.size], np.float64)
+    rows = [lay_out((window,), size, 1 + model.vision.patches, model.vision.patches) for window in windows]
+    output: Any = jax.jit(Agent(model).apply)({"params": random_params(model)}, stack(rows))
+    return np.asarray(output.logits_BTK[:, :, : domain.vocabulary.text.size], np.float64)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -68,13 +69,15 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ANSWERS)
 def test_greedy_texts_of_a_batch_are_those_of_the_uncached_model(name: str):
     policy = make_policy(ANSWERS[name])
-    params, domain = random_params(policy._config.model), policy.domain
+    domain = policy.domain
     clips = [make_clip(domain, min(steps, domain.window), seed) for seed, steps in enumerate(LENGTHS)]
-    for text, clip, prompt in zip(policy.say(clips, PROMPTS), clips, PROMPTS, strict=True):
-        ids, log_probability = [*text.ids.tolist(), *([EOS] if text.complete else [])], 0.0
+    texts = policy.say(clips, PROMPTS)
+    said = [[*text.ids.tolist(), *([EOS] if text.complete else [])] for text in texts]
+    logits_BTK = uncached_logits(policy, [window_of(domain, *one) for one in zip(clips, PROMPTS, said, strict=True)])
+    for text, ids, logits_TK in zip(texts, said, logits_BTK, strict=True):
         assert len(ids) == domain.max_answer or text.complete
-        for place, token in enumerate(ids):
-            logits = uncached_logits(policy, params, window_of(domain, clip, prompt, ids[:place]))
+        log_probability = 0.0
+        for token, logits in zip(ids, logits_TK, strict=False):
             assert logits[token] > logits.max() - 1e-4  # the best, or as good to rounding
             log_probability += log_softmax(logits)[token]
         assert text.log_probability == pytest.approx(log_probability, abs=1e-3)
@@ -122,8 +125,8 @@ def test_samples_depend_on_the_seed_and_a_small_top_p_is_greedy():
 def test_samples_have_the_probabilities_of_the_softmax():
     policy = make_policy(ANSWERS["clip"])
     clip = make_clip(policy.domain, 2)
-    probability = np.exp(log_softmax(uncached_logits(
-        policy, random_params(policy._config.model), window_of(policy.domain, clip, "who?")) / 0.25))
+    (logits_TK,) = uncached_logits(policy, [window_of(policy.domain, clip, "who?", [EOS])])
+    probability = np.exp(log_softmax(logits_TK[0] / 0.25))
     best = int(np.argmax(probability))
     drawn = [([*text.ids, EOS])[0] for text in policy.say([clip] * 640, ["who?"] * 640, temperature=0.25,
                                                             max_tokens=1)]
@@ -138,8 +141,7 @@ def test_the_nucleus_is_the_fewest_ids_that_reach_the_probability():
     assert np.asarray(nucleus(logits, 1.0)).all()
 
 
-@pytest.mark.parametrize("video", [True, False])
-@pytest.mark.parametrize("temporal", [True, False])
+@pytest.mark.parametrize(("video", "temporal"), [(True, True), (True, False), (False, True)])
 def test_classes_are_those_of_the_training_row(video: bool, temporal: bool):
     domain = clip_domain("label", video=video)
     policy = make_policy(domain, temporal=temporal)
@@ -147,7 +149,7 @@ def test_classes_are_those_of_the_training_row(video: bool, temporal: bool):
     size = row_size([domain], 1 + model.vision.patches, domain.images)
     rows = [lay_out((dataclasses.replace(window_of(domain, clip, ""), label=0),), size, 1 + model.vision.patches,
                     model.vision.patches) for clip in clips]
-    output: Any = Agent(model).apply({"params": random_params(model)}, stack(rows))
+    output: Any = jax.jit(Agent(model).apply)({"params": random_params(model)}, stack(rows))
     for found, logits_Y in zip(policy.classify(clips), output.classes_BY, strict=True):
         np.testing.assert_allclose(found.probabilities, jax.nn.softmax(logits_Y), atol=1e-5)
         assert found.label == int(np.argmax(logits_Y))

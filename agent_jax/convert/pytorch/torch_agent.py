@@ -1106,7 +1106,7 @@ class Policy:
             One text for each prompt. Ids of actions and states are never generated.
 
         Raises:
-            ValueError: a domain without text, another number of images than prompts, an empty or too long prompt, a
+            ValueError: a domain without text, another number of images than prompts, a prompt that is too long, a
                 wrong clip, a setting out of range, or logits that are not finite.
         """
         chosen = self._of_layout(domain, "answer")
@@ -1116,9 +1116,8 @@ class Policy:
             raise ValueError(f"found {len(images)} clips and {found}, expected a clip (an image or several) for each "
                              "prompt: say([clip], [prompt])")
         for prompt in prompts:
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise ValueError(f"domain {chosen.name!r}: found the prompt {prompt!r}, expected a text that is not "
-                                 "empty")
+            if not isinstance(prompt, str):
+                raise ValueError(f"domain {chosen.name!r}: found the prompt {prompt!r}, expected a text")
         if not len(prompts):
             return []
         texts = [chosen.text_ids(prompt) for prompt in prompts]

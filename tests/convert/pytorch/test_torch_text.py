@@ -193,7 +193,7 @@ def test_what_does_not_fit_the_domain_is_refused(base: Path, tmp_path: Path):
         ({"domain": "table"}, "'table'.*'actions', which predicts no text; expected.*'answer': caption"),
         ({"domain": "nothing"}, "domain 'nothing': .* has caption; name one"),
         ({"prompts": ["x" * 12]}, "'caption': 'xxxxxxxxxxxx' has 13 tokens with </s>, expected at most 12"),
-        ({"prompts": [" "]}, "'caption': found the prompt ' '"),
+        ({"prompts": [7]}, "'caption': found the prompt 7"),
         ({"prompts": "a"}, "found 1 clips and one text"),
         ({"prompts": ["a", "b"]}, "found 1 clips and 2 prompts"),
         ({"images": [[image] * 4]}, "'caption': found a clip of 4 images, expected 1 to 3"),
