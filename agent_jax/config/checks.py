@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 
 from agent_jax.config.kernels import cudnn_lacks
 from agent_jax.config.schema import Config, DomainConfig, ModelConfig
@@ -56,6 +57,35 @@ def _check_best_metric(config: Config) -> None:
     near = difflib.get_close_matches(metric, known, n=1)
     _check(metric in known, f"config.checkpoint.best_metric={metric!r}: expected 'loss', {', '.join(names)}, or one of "
            f"these with a domain, as DOMAIN/action{f'; did you mean {near[0]!r}?' if near else ''}")
+
+
+def _check_episodes(where: str, episodes: Mapping[str, int]) -> None:
+    for task, number in episodes.items():
+        _check(number >= 1, f"{where}.{task}={number} must be at least 1")
+
+
+def _check_closed_loop(config: Config) -> None:
+    """Refuse two ways to name simulators at once, and domains of which the simulator is not known."""
+    loop, data = config.closed_loop, config.data
+    _check_episodes("config.closed_loop.episodes", loop.episodes)
+    _check(not loop.domains or not (loop.environment or loop.episodes),
+           f"config.closed_loop.domains: found {', '.join(loop.domains)} as well as closed_loop.environment="
+           f"{loop.environment!r} and closed_loop.episodes={dict(loop.episodes)}; expected either the domains or one "
+           "environment with its episodes; leave the others empty")
+    for name, episodes in loop.domains.items():
+        where = f"config.closed_loop.domains.{name}"
+        if name not in data.domains:
+            near = difflib.get_close_matches(name, data.domains, n=1)
+            raise ValueError(f"{where}: no such domain; " + (f"did you mean {near[0]!r}?" if near else
+                             f"expected names of config.data.domains: {', '.join(sorted(data.domains)) or 'none'}"))
+        _check(bool(data.demonstrations_of(name).environment),
+               f"{where}: the domain has no simulator; set config.data.domains.{name}.demonstrations.environment, or "
+               "remove it from config.closed_loop.domains")
+        _check(data.domains[name].layout == "actions",
+               f"{where}: the domain's layout is {data.domains[name].layout!r}, which has no actions; expected "
+               "'actions'")
+        _check(bool(episodes), f"{where}={{}}: expected episodes by task, e.g. {{'GoToLocal': 100}}")
+        _check_episodes(where, episodes)
 
 
 def validate(config: Config) -> None:
@@ -126,20 +156,22 @@ def validate(config: Config) -> None:
            f"config.data.augmentation.hue={config.data.augmentation.hue} must lie in [0, 0.5], in turns of the circle")
     _check(0 <= config.data.out_of_bounds <= 1,
            f"config.data.out_of_bounds={config.data.out_of_bounds} is a share of the steps, in [0, 1]")
-    _check(0 <= config.data.demonstrations.noise < 1,
-           f"config.data.demonstrations.noise={config.data.demonstrations.noise} must lie in [0, 1)")
+    for where, demonstrations in (("data.demonstrations", config.data.demonstrations), *(
+            (f"data.domains.{name}.demonstrations", domain.demonstrations) for name, domain in
+            config.data.domains.items())):
+        _check(0 <= demonstrations.noise < 1, f"config.{where}.noise={demonstrations.noise} must lie in [0, 1)")
+        _check_episodes(f"config.{where}.episodes", demonstrations.episodes)
     axes = {name: getattr(config.mesh, name) for name in ("replica", "data", "fsdp", "tensor")}
     _check(all(size >= 1 or size == -1 for size in axes.values()) and list(axes.values()).count(-1) <= 1,
            f"config.mesh: found {axes}, expected sizes of at least 1, or -1 in one place for the devices left")
-    for name, episodes in (("data.demonstrations", config.data.demonstrations.episodes),
-                           ("closed_loop", config.closed_loop.episodes)):
-        for level, number in episodes.items():
-            _check(number >= 1, f"config.{name}.episodes.{level}={number} must be at least 1")
+    _check_closed_loop(config)
     for name in ("every", "processes"):
         _check(getattr(config.closed_loop, name) >= 0,
                f"config.closed_loop.{name}={getattr(config.closed_loop, name)} must be at least 0")
-    _check(not config.closed_loop.every or bool(config.closed_loop.environment and config.closed_loop.episodes),
+    acts = (config.closed_loop.environment and config.closed_loop.episodes) or config.closed_loop.domains
+    _check(not config.closed_loop.every or bool(acts),
            f"config.closed_loop.every={config.closed_loop.every} needs closed_loop.environment and closed_loop.episodes"
-           "; expected both, or every=0")
+           ", or closed_loop.domains; expected these, or every=0")
+    _check(config.evaluation.rows >= 0, f"config.evaluation.rows={config.evaluation.rows} must be at least 0")
     _check(0 < config.closed_loop.temperature < float("inf"),
            f"config.closed_loop.temperature={config.closed_loop.temperature} must be positive and finite")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from agent_jax.actions.vocabulary import BLOCKS
 from agent_jax.config.checks import validate
 from agent_jax.config.schema import Config
 from agent_jax.fields import build_field
@@ -54,4 +55,16 @@ def _without_left_out(config: Config) -> Config:
             raise ValueError(f"config.data.leave_out={names}: found {name!r}, expected names of config.data.domains: "
                              f"{', '.join(near)}")
         del domains[name]
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, domains=domains, leave_out=()))
+    data = dataclasses.replace(config.data, domains=domains, leave_out=())
+    acting = {name: episodes for name, episodes in config.closed_loop.domains.items() if name not in names}
+    # A block that only the specs of domains left out have would have no tokens.
+    left, present = (_spec_blocks(specs) for specs in (config.data.declared_specs, data.declared_specs))
+    blocks = tuple(name for name in config.vocabulary.blocks
+                   if name in present or name not in left or name in BLOCKS)
+    return dataclasses.replace(
+        config, data=data, vocabulary=dataclasses.replace(config.vocabulary, blocks=blocks),
+        closed_loop=dataclasses.replace(config.closed_loop, domains=acting))
+
+
+def _spec_blocks(specs: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {str(spec["block"]) for spec in specs if "block" in spec}

@@ -25,7 +25,7 @@ Change = Callable[[Draft], None]
 
 __all__ = ["Change", "Draft", "arm_spec", "build", "clip_l14", "code", "domain", "finetune", "finetune_smoke",
            "from_scratch", "lora", "opt_1_3b", "opt_6_7b", "paper", "paper_augmentation", "paper_domain", "pretraining",
-           "replay", "simulator_agent", "simulator_smoke", "small_model", "state_spec", "tiny_run"]
+           "replay", "simulator_agent", "simulator_smoke", "small_agent", "small_model", "state_spec", "tiny_run"]
 
 
 def build(variant: str, variants: Mapping[str, Sequence[Change]]) -> ConfigDict:
@@ -252,7 +252,7 @@ def simulator_agent(config: Draft, environment: str, *, image_size: int) -> None
         environment: of the demonstrations and the closed loop; names the vocabulary block of its actions as well.
         image_size: pixels of what it shows.
     """
-    _small_agent(config)
+    small_agent(config)
     config.vocabulary.blocks = (environment,)
 
     config.data.demonstrations.environment = environment
@@ -277,14 +277,14 @@ def from_scratch(config: Draft, *, steps: int = 5_000, image_size: int = 64, pat
     """
     small_model(config, image_size=image_size, patch_size=patch_size, width=width, heads=heads,
                 vision_depth=vision_depth, language_depth=language_depth, positions=positions)
-    _small_agent(config)
+    small_agent(config)
     config.optimizer.learning_rate = 2e-3  # a 6-DoF arm learnt nothing in 400 steps at the 1e-4 of pre-training
     config.optimizer.end_learning_rate = 2e-5
     config.train.steps = steps
     config.train.validate_every = config.checkpoint.every = max(1, steps // 5)
 
 
-def _small_agent(config: Draft) -> None:
+def small_agent(config: Draft) -> None:
     """Tokenizer, initial scale, loss weights and optimizer of a small agent trained from scratch on actions."""
     config.vocabulary.tokenizer = "bytes"  # needs no files, and "go to the yellow medikit" is 25 tokens
 

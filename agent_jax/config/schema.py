@@ -107,10 +107,25 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DemonstrationsConfig:
+    """Expert episodes gathered from a simulator into the store before training, once."""
+
+    environment: str = ""  # "babyai", or one of your own, as "pusht.py"; empty: nothing is gathered
+    episodes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # episodes by level, in training
+    validation_episodes: int = 0  # of each level, from other seeds
+    noise: float = 0.0  # probability of a random action in the expert's place; such steps are not imitated
+    image_size: int = 56  # pixels; 7 x 7 tiles in BabyAI
+    seed: int = 0
+    processes: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
 class DomainConfig:
     """One data set: where it lies, what its fields are called, how it is cut into windows."""
 
     path: str = ""  # directory of the data set: the one that holds dataset_info.json and features.json
+    # Of a domain without a path: the data set that is gathered for it; environment "": config.data.demonstrations
+    demonstrations: DemonstrationsConfig = DemonstrationsConfig()
     weight: float = 1.0  # how many times each of its windows is seen in an epoch; 1: plain concatenation (paper)
     layout: Literal["actions", "answer", "label"] = "actions"  # what is predicted: actions, a text, or a clip's class
     cameras: tuple[str, ...] = ("steps/observation/rgb",)  # images of a step, in this order
@@ -132,19 +147,6 @@ class DomainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DemonstrationsConfig:
-    """Expert episodes gathered from a simulator into the store before training, once."""
-
-    environment: str = ""  # "babyai", or one of your own, as "pusht.py"; empty: nothing is gathered
-    episodes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # episodes by level, in training
-    validation_episodes: int = 0  # of each level, from other seeds
-    noise: float = 0.0  # probability of a random action in the expert's place; such steps are not imitated
-    image_size: int = 56  # pixels; 7 x 7 tiles in BabyAI
-    seed: int = 0
-    processes: int = 2
-
-
-@dataclasses.dataclass(frozen=True)
 class AugmentationConfig:
     """Random changes of colour in training, one draw for all images of a row; off by default."""
 
@@ -159,7 +161,7 @@ class DataConfig:
 
     domains: Mapping[str, DomainConfig] = dataclasses.field(default_factory=dict)
     leave_out: tuple[str, ...] = ()  # names of domains that the run does not use, as if the config had none of them
-    demonstrations: DemonstrationsConfig = DemonstrationsConfig()
+    demonstrations: DemonstrationsConfig = DemonstrationsConfig()  # of domains without a path or their own
     frames_per_row: int = 0  # F, images of a row; short windows share one; 0: as many as the longest window has
     augmentation: AugmentationConfig = AugmentationConfig()
     out_of_bounds: float = 0.01  # largest share of steps with a value beyond its spec's bounds; 1: unchecked
@@ -172,6 +174,23 @@ class DataConfig:
         """The specs that the domains declare, in the order of the domains' names, actions before states."""
         domains = [entry for _, entry in sorted(self.domains.items())]
         return [spec for entry in domains for spec in (entry.action_spec, entry.state_spec) if spec]
+
+    def demonstrations_of(self, domain: str) -> DemonstrationsConfig:
+        """The demonstrations of a domain: its own, else those of the run; environment "" if there are none."""
+        entry = self.domains.get(domain)
+        return entry.demonstrations if entry and entry.demonstrations.environment else self.demonstrations
+
+    def demonstrations_field(self, domain: str) -> str:
+        """The name of the field of `demonstrations_of`, for messages."""
+        entry = self.domains.get(domain)
+        own = entry is not None and bool(entry.demonstrations.environment)
+        return f"config.data.domains.{domain}.demonstrations" if own else "config.data.demonstrations"
+
+    @property
+    def gathered(self) -> dict[str, DemonstrationsConfig]:
+        """The demonstrations of each domain whose data set is gathered by the run."""
+        found = {name: self.demonstrations_of(name) for name, entry in self.domains.items() if not entry.path}
+        return {name: demonstrations for name, demonstrations in found.items() if demonstrations.environment}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,11 +289,26 @@ class ClosedLoopConfig:
 
     environment: str = ""  # "babyai", or one of your own, as "pusht.py"; empty: none
     episodes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # episodes by task
+    # In place of both, to act in several simulators: domain -> episodes by task; the environment of each is that of the
+    # domain's demonstrations
+    domains: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     every: int = 0  # steps between evaluations in training, greedy and without baselines; 0: at the end only
     processes: int = 0  # that step the simulators; 0: the training's own
     seed: int = 1_000_000_000  # first seed; demonstrations never reach it
     temperature: float = 1.0  # of the sampled policy, reported beside the greedy one
     video: bool = True
+
+    @property
+    def acts(self) -> bool:
+        """Whether the run acts in a simulator at its end."""
+        return bool(self.environment or self.domains)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Scores on held-out data at the end of training."""
+
+    rows: int = 0  # most rows of each domain of the layouts "answer" and "label", as `evaluate offline --rows`; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +327,7 @@ class Config:
     init: InitConfig = InitConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     closed_loop: ClosedLoopConfig = ClosedLoopConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     def with_vocabulary_size(self, size: int) -> Config:
         """The config with `model.language.vocabulary_size` filled in: ids of text, actions and states."""

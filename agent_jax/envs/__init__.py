@@ -35,6 +35,7 @@ Action = Mapping[str, Any]  # one time step's value of an ActionSpec
 _MODULES = {name: f"agent_jax.envs.{name}" for name in ("babyai", "metaworld", "vizdoom", "language_table", "calvin",
                                                          "libero")}  # fmt: skip
 NAMES = tuple(_MODULES)
+CLIPS = "clips"  # made-up clips (clips.py): gathered like demonstrations, but no environment
 
 
 class Environment(Protocol):
@@ -158,13 +159,17 @@ def load(name: str) -> EnvironmentModule:
             come from the user, never from a data set or a checkpoint.
 
     Raises:
-        ValueError: unknown environment, or the user's environment lacks a part of the interface.
+        ValueError: unknown environment, `CLIPS`, or the user's environment lacks a part of the interface.
         ModuleNotFoundError: the simulator is not installed; the message has the command that installs it.
         FileNotFoundError: the file is missing, or the checkout of the simulator is; the message says what to clone
             and which variable to set.
     """
     if name in _MODULES:
         return cast(EnvironmentModule, importlib.import_module(_MODULES[name]))
+    if name == CLIPS:
+        raise ValueError(f"environment: found {CLIPS!r}, made-up clips in which nothing acts; expected one of "
+                         f"{', '.join(map(repr, _MODULES))}, or your own; clips are for data sets only, "
+                         "as config.data.domains.NAME.demonstrations.environment")
     from agent_jax.envs.custom import load_custom
 
     if name.isidentifier() and importlib.util.find_spec(name) is None:  # neither a path nor a module: a typo

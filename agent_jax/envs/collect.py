@@ -4,6 +4,7 @@
 
     python -m agent_jax.envs.collect babyai --level GoToLocal --episodes 2000 --out DIR
     python -m agent_jax.envs.collect metaworld --task MT10 --episodes 100 --out DIR
+    python -m agent_jax.envs.collect clips --task caption which_way --episodes 1000 --out DIR
 
 The episodes depend only on the config, not on the number of processes. The data set appears when it is complete; after
 an interruption the same command continues with the shards already written.
@@ -27,7 +28,7 @@ from typing import Any
 from agent_jax.config import DemonstrationsConfig
 from agent_jax.data.store.store import open_store
 from agent_jax.data.store.writer import begin_store, finish_store, shard_path
-from agent_jax.envs import NAMES, EnvironmentModule, load, tasks_of
+from agent_jax.envs import CLIPS, NAMES, load, tasks_of
 from agent_jax.envs.custom import try_out
 from agent_jax.envs.workers.demonstration_worker import (
     SEEDS,
@@ -43,17 +44,24 @@ FORMAT = 1  # raise it when the same config makes or stores other episodes
 # Short enough to share the work evenly, long enough to keep files few. It determines the seeds of the episodes, since
 # each shard has its own range of seeds.
 _SHARD_EPISODES = 1000
+_FIELD = "config.data.demonstrations"
 
 
-def ensure_demonstrations(config: DemonstrationsConfig, directory: str | os.PathLike[str]) -> Path:
+def ensure_demonstrations(config: DemonstrationsConfig, directory: str | os.PathLike[str],
+                          where: str = _FIELD) -> Path:
     """The data set of a config below `directory`; collected if it does not exist.
+
+    Args:
+        config: equal ones share a data set.
+        directory: of all data sets.
+        where: the config's field, for messages.
 
     Raises:
         ValueError: the config has no level, an unknown level, or another invalid value.
         ModuleNotFoundError, FileNotFoundError: the simulator is not installed, or its checkout is missing.
         RuntimeError: as `collect`.
     """
-    metadata = _metadata(config, load(config.environment))
+    metadata = _source(config).metadata(where)
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
     target = Path(directory) / f"{metadata['demonstrations']['environment']}-{digest[:12]}"
     with _exclusive(target):
@@ -72,43 +80,87 @@ def collect(config: DemonstrationsConfig, directory: str | os.PathLike[str]) -> 
         RuntimeError: a worker process ended early, e.g. because the expert fails at more than half of the episodes; its
             own message is on stderr.
     """
-    module, directory = load(config.environment), Path(directory)
-    build = begin_store(directory, _metadata(config, module))
-    shards = _shards(config, build, module.NAME)
+    source, directory = _source(config), Path(directory)
+    build = begin_store(directory, source.metadata(_FIELD))
+    shards = _shards(config, build, source.name)
     _write_shards([shard for shard in shards if not Path(shard.path).exists()], config.processes)
-    finish_store(directory, module.NAME, demonstration_features(module, config.image_size))
+    finish_store(directory, source.name, source.features)
     print(f"demonstrations: {_split_sizes(directory)} in {directory}", flush=True)
     return directory
 
 
-def _metadata(config: DemonstrationsConfig, module: EnvironmentModule) -> dict[str, Any]:
-    """Check the config; return everything that determines the episodes."""
+def _check(config: DemonstrationsConfig, where: str) -> None:
     if not config.episodes or min(config.episodes.values()) < 1:
-        raise ValueError(
-            f"config.data.demonstrations.episodes={dict(config.episodes)}: expected at least one level with at least "
-            'one episode, e.g. {"GoToLocal": 2000}'
-        )
+        raise ValueError(f"{where}.episodes={dict(config.episodes)}: expected at least one level with at least one "
+                         'episode, e.g. {"GoToLocal": 2000}')
     for name, count in (*config.episodes.items(), ("validation_episodes", config.validation_episodes)):
         if not 0 <= count <= SEEDS // SEEDS_AN_EPISODE:
-            raise ValueError(
-                f"config.data.demonstrations: {name} has {count} episodes, expected at most {SEEDS // SEEDS_AN_EPISODE}"
-            )
+            raise ValueError(f"{where}: {name} has {count} episodes, expected at most {SEEDS // SEEDS_AN_EPISODE}")
     if config.processes < 1:
-        raise ValueError(f"config.data.demonstrations.processes={config.processes} must be at least 1")
+        raise ValueError(f"{where}.processes={config.processes} must be at least 1")
     if not 0 <= config.noise < 1:
-        raise ValueError(f"config.data.demonstrations.noise={config.noise} must lie in [0, 1)")
-    if not module.HAS_EXPERT:
-        raise ValueError(f"environment {config.environment!r} has no expert to collect demonstrations from; "
-                         "prepare a recorded data set with `python -m agent_jax.data prepare`")
-    for level in config.episodes:
-        module.make(level, config.image_size).close()
-        try_out(module, level, config.image_size)
+        raise ValueError(f"{where}.noise={config.noise} must lie in [0, 1)")
+
+
+class _Simulator:
+    """An environment whose expert demonstrates."""
+
+    def __init__(self, config: DemonstrationsConfig) -> None:
+        self._config, self._module = config, load(config.environment)
+        self.name = self._module.NAME
+
+    @property
+    def features(self) -> Any:
+        """The schema of the records."""
+        return demonstration_features(self._module, self._config.image_size)
+
+    def metadata(self, where: str) -> dict[str, Any]:
+        """Check the config, the field `where`; return everything that determines the episodes."""
+        config, module = self._config, self._module
+        _check(config, where)
+        if not module.HAS_EXPERT:
+            raise ValueError(f"environment {config.environment!r} has no expert to collect demonstrations from; "
+                             "prepare a recorded data set with `python -m agent_jax.data prepare`")
+        for level in config.episodes:
+            module.make(level, config.image_size).close()
+            try_out(module, level, config.image_size)
+        state = module.STATE_SPEC.to_dict() if module.STATE_SPEC else {}
+        return {"action_spec": module.ACTION_SPEC.to_dict(), "state_spec": state,
+                "demonstrations": _determining(config, module.NAME, module.version())}
+
+
+class _Clips:
+    """Made-up clips with captions, questions and labels."""
+
+    name = CLIPS
+
+    def __init__(self, config: DemonstrationsConfig) -> None:
+        from agent_jax.envs import clips  # imports minigrid
+
+        self._config, self._clips = config, clips
+
+    @property
+    def features(self) -> Any:
+        """The schema of the records."""
+        return self._clips.features(self._config.image_size)
+
+    def metadata(self, where: str) -> dict[str, Any]:
+        """As `_Simulator.metadata`."""
+        _check(self._config, where)
+        self._clips.check(self._config, where)
+        described = self._clips.metadata()
+        return {**described, "demonstrations": _determining(self._config, CLIPS, described["simulator"])}
+
+
+def _source(config: DemonstrationsConfig) -> _Simulator | _Clips:
+    return _Clips(config) if config.environment == CLIPS else _Simulator(config)
+
+
+def _determining(config: DemonstrationsConfig, name: str, simulator: str) -> dict[str, Any]:
+    """The fields of the config that determine the episodes, with the simulator's version."""
     made = dataclasses.asdict(config)
     del made["processes"]
-    made |= {"environment": module.NAME, "episodes": dict(config.episodes), "simulator": module.version(),
-             "format": FORMAT}
-    state = module.STATE_SPEC.to_dict() if module.STATE_SPEC else {}
-    return {"action_spec": module.ACTION_SPEC.to_dict(), "state_spec": state, "demonstrations": made}
+    return made | {"environment": name, "episodes": dict(config.episodes), "simulator": simulator, "format": FORMAT}
 
 
 def _shards(config: DemonstrationsConfig, build: Path, name: str) -> list[Shard]:
@@ -199,10 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser("python -m agent_jax.envs.collect", description="Collect expert demonstrations.")
     defaults = DemonstrationsConfig()
-    parser.add_argument("environment", help=f"{', '.join(NAMES)}, or your own: MODULE, FILE.py, MODULE:CLASS or "
-                        "FILE.py:CLASS")
+    parser.add_argument("environment", help=f"{', '.join(NAMES)}, {CLIPS}, or your own: MODULE, FILE.py, MODULE:CLASS "
+                        "or FILE.py:CLASS")
     parser.add_argument("--task", "--level", nargs="+", default=[], help="tasks (levels) of the environment or suites, "
-                        "e.g. MT10; default: its first task")
+                        "e.g. MT10; default: its first task; of clips all questions")
     parser.add_argument("--episodes", type=int, required=True, help="of each task, for training")
     parser.add_argument("--out", required=True, help="directory of the data set; must not exist")
     parser.add_argument("--validation_episodes", type=int, default=100, help="of each task, with other seeds")
@@ -213,9 +265,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     out, tasks, episodes = options.pop("out"), options.pop("task"), int(options.pop("episodes"))
     try:
-        module = load(options["environment"])
-        names = tasks_of(module, tasks or [next(iter(module.TASKS.values()))[0]])
-        options["image_size"] = module.IMAGE_SIZE if options["image_size"] is None else options["image_size"]
+        if options["environment"] == CLIPS:
+            from agent_jax.envs import clips
+
+            names, size = tasks or list(clips.QUESTIONS), clips.IMAGE_SIZE
+        else:
+            module = load(options["environment"])
+            names, size = tasks_of(module, tasks or [next(iter(module.TASKS.values()))[0]]), module.IMAGE_SIZE
+        options["image_size"] = size if options["image_size"] is None else options["image_size"]
         collect(DemonstrationsConfig(episodes=dict.fromkeys(names, episodes), **options), out)
     except (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")

@@ -17,7 +17,7 @@ from agent_jax.data.pipeline.layout import row_size
 from agent_jax.data.pipeline.loader import PackedRows
 from agent_jax.data.pipeline.windows import Windows
 from agent_jax.data.store.store import Store, open_store
-from agent_jax.envs import NAMES
+from agent_jax.envs import CLIPS, NAMES
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.models.agent import Params
 from agent_jax.policy.policy import History, Policy, acting_domain
@@ -73,11 +73,11 @@ class TrainedRun:
         path = path or (entry.path if entry else "")
         if path:
             return open_store(path)
-        demonstrations = self.config.data.demonstrations
+        demonstrations = self.config.data.demonstrations_of(domain.name)
         if not demonstrations.environment:
             raise ValueError(f"domain {domain.name!r}: the checkpoint has no path of its data; pass it as "
                              f"--data {domain.name}=DIR")
-        if demonstrations.environment not in NAMES:  # a checkpoint must not choose what is imported
+        if demonstrations.environment not in (*NAMES, CLIPS):  # a checkpoint must not choose what is imported
             raise ValueError(f"domain {domain.name!r}: its data were collected in {demonstrations.environment!r}, "
                              "which is not an environment of this package and is not imported; pass the data as "
                              f"--data {domain.name}=DIR")

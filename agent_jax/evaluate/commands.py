@@ -41,9 +41,10 @@ def closed_loop_command(options: argparse.Namespace) -> int:
     tune_heap()
     module = load(options.env)
     trained = TrainedRun.load(options.checkpoint)
-    check_domain(trained.domain(options.domain), module)
-    tasks = _tasks(options, module, trained.config)
-    image_size = options.image_size or simulator_image_size(trained.config, options.env)
+    domain = trained.domain(options.domain)
+    check_domain(domain, module)
+    tasks = _tasks(options, module, trained.config, domain.name)
+    image_size = options.image_size or simulator_image_size(trained.config, options.env, domain.name)
     for task in tasks:
         try_out(module, task, image_size)
     policy = trained.policy(options.domain, temperature=options.temperature, seed=options.seed,
@@ -114,7 +115,7 @@ def replay_command(options: argparse.Namespace) -> int:
         check_domain(domain, module)
         _warn_of_version(store, module)
         episodes = recorded_episodes(store, domain, split, options.episodes)
-        image_size = options.image_size or simulator_image_size(trained.config, environment)
+        image_size = options.image_size or simulator_image_size(trained.config, environment, domain.name)
         with Simulators(environment, image_size, processes=options.processes) as simulators:
             tasks = replay_actions(simulators, episodes, domain)
         _log(format_replayed(tasks))
@@ -156,12 +157,15 @@ def _warn_of_version(store: Store, module: EnvironmentModule) -> None:
         _log(f"warning: the data are from {recorded}, this is {module.version()}: a seed may give another episode")
 
 
-def _tasks(options: argparse.Namespace, module: EnvironmentModule, config: Config) -> tuple[str, ...]:
+def _tasks(options: argparse.Namespace, module: EnvironmentModule, config: Config, domain: str) -> tuple[str, ...]:
     """The tasks of --task, or of the run's own evaluation, or the environment's default suite."""
     if options.task:
         return tasks_of(module, options.task)
     if same_environment(config.closed_loop.environment, options.env) and config.closed_loop.episodes:
         return tuple(config.closed_loop.episodes)
+    of_domain = config.closed_loop.domains.get(domain, {})
+    if of_domain and same_environment(config.data.demonstrations_of(domain).environment, options.env):
+        return tuple(of_domain)
     return tasks_of(module, list(module.TASKS)[:1])
 
 

@@ -7,9 +7,11 @@ changed, so a run learns the same with and without it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from agent_jax.config import Config
+from agent_jax.config import ClosedLoopConfig, Config
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.envs import load
 from agent_jax.envs.custom import same_environment, try_out
@@ -18,40 +20,75 @@ from agent_jax.models.agent import Params
 from agent_jax.policy import Policy
 
 
+@dataclasses.dataclass(frozen=True)
+class ActingDomain:
+    """A domain that acts in a simulator."""
+
+    name: str  # in the report; "" if the run has one simulator
+    domain: str  # "": the only domain
+    config: ClosedLoopConfig  # with the environment and its episodes
+    image_size: int  # pixels of the simulator's images; 0: the environment's default
+
+
 class InTrainingEvaluation:
-    """Evaluates the parameters of a training run in the simulator."""
+    """Evaluates the parameters of a training run in its simulators."""
 
     def __init__(self, config: Config, domains: Sequence[Domain]) -> None:
-        """Check domain, simulator and tasks before the first training step.
+        """Check domains, simulators and tasks before the first training step.
 
         Args:
-            config: of the run; `closed_loop.environment` is set.
+            config: of the run; it acts.
             domains: of the run.
 
         Raises:
-            ValueError: the domain does not fit the environment, an unknown task, or a first instruction longer than
+            ValueError: a domain does not fit its environment, an unknown task, or a first instruction longer than
                 `max_text`.
             ModuleNotFoundError, FileNotFoundError: the simulator is not installed, or its checkout is missing.
         """
-        name = acting_domain(config)
-        self._domain = next(domain for domain in domains if domain.name == name or not name)
-        module = load(config.closed_loop.environment)
-        check_domain(self._domain, module)
-        self._image_size = simulator_image_size(config, config.closed_loop.environment)
-        for task in config.closed_loop.episodes:
-            try_out(module, task, self._image_size)
-            with contextlib.closing(module.make(task, self._image_size or module.IMAGE_SIZE)) as environment:
-                environment.reset(seed=config.closed_loop.seed)
-                self._domain.text_ids(environment.instruction)
         self._run = config
-        self._policy: Policy | None = None
+        named = {domain.name: domain for domain in domains}
+        self._acting = [(acting, named[acting.domain or domains[0].name]) for acting in acting_domains(config)]
+        self._policies: dict[str, Policy] = {}
+        for acting, domain in self._acting:
+            _check(acting, domain)
 
-    def __call__(self, params: Params) -> Report:
-        """{TASK: {"greedy": results}} of parameters on the host; the policy acts on one device."""
-        policy = self._policy.with_params(params) if self._policy else Policy(self._run, params, self._domain)
-        self._policy = policy  # keeps the compiled functions
-        return closed_loop(self._run.closed_loop, {"greedy": policy}, domain=self._domain, baselines=False,
-                           image_size=self._image_size, log=lambda line: None)
+    def __call__(self, params: Params) -> dict[str, Report]:
+        """{NAME: {TASK: {"greedy": results}}} of parameters on the host, as `ActingDomain.name`; on one device."""
+        reports = {}
+        for acting, domain in self._acting:
+            policy = self._policies.get(domain.name)
+            policy = policy.with_params(params) if policy else Policy(self._run, params, domain)
+            self._policies[domain.name] = policy  # keeps the compiled functions
+            reports[acting.name] = closed_loop(acting.config, {"greedy": policy}, domain=domain, baselines=False,
+                                               image_size=acting.image_size, log=lambda line: None)
+        return reports
+
+
+def _check(acting: ActingDomain, domain: Domain) -> None:
+    module = load(acting.config.environment)
+    check_domain(domain, module)
+    for task in acting.config.episodes:
+        try_out(module, task, acting.image_size)
+        with contextlib.closing(module.make(task, acting.image_size or module.IMAGE_SIZE)) as environment:
+            environment.reset(seed=acting.config.seed)
+            domain.text_ids(environment.instruction)
+
+
+def acting_domains(config: Config) -> list[ActingDomain]:
+    """The domains that act in a simulator, in the order of the config.
+
+    Raises:
+        ValueError: as `acting_domain`.
+    """
+    loop = config.closed_loop
+    if loop.environment:
+        return [ActingDomain("", acting_domain(config), loop, simulator_image_size(config, loop.environment))]
+    found = []
+    for name, episodes in loop.domains.items():
+        demonstrations = config.data.demonstrations_of(name)
+        of_domain = dataclasses.replace(loop, environment=demonstrations.environment, episodes=episodes, domains={})
+        found.append(ActingDomain(name, name, of_domain, demonstrations.image_size))
+    return found
 
 
 def acting_domain(config: Config) -> str:
@@ -65,8 +102,8 @@ def acting_domain(config: Config) -> str:
     domains, environment = config.data.domains, config.closed_loop.environment
     if len(domains) <= 1:
         return ""
-    collected = [name for name, entry in domains.items()
-                if not entry.path and same_environment(config.data.demonstrations.environment, environment)]
+    collected = [name for name, demonstrations in config.data.gathered.items()
+                 if same_environment(demonstrations.environment, environment)]
     own = load(environment).NAME
     found = [own] if own in domains else collected
     if len(found) != 1:
@@ -75,7 +112,21 @@ def acting_domain(config: Config) -> str:
     return found[0]
 
 
-def simulator_image_size(config: Config, environment: str) -> int:
-    """Pixels of a simulator's images: as in the run's demonstrations, or 0 (the default) if it has none from it."""
-    demonstrations = config.data.demonstrations
-    return demonstrations.image_size if same_environment(demonstrations.environment, environment) else 0
+def simulator_image_size(config: Config, environment: str, domain: str = "") -> int:
+    """Pixels of a simulator's images: as in the domain's demonstrations, or 0 (the default) if it has none from it.
+
+    Args:
+        config: of the run.
+        environment: name of the simulator.
+        domain: that acts in it; "": the run has one, or the one of `acting_domain`.
+    """
+    names = [domain] if domain else [*config.data.domains, ""]
+    for demonstrations in map(config.data.demonstrations_of, names):
+        if same_environment(demonstrations.environment, environment):
+            return demonstrations.image_size
+    return 0
+
+
+def by_domain(reports: Mapping[str, Report]) -> dict[str, Any]:
+    """The reports as they are written: {DOMAIN: {TASK: ...}}, or {TASK: ...} of the only simulator."""
+    return dict(reports[""]) if set(reports) == {""} else dict(reports)

@@ -82,7 +82,7 @@ def _domain(name: str, index: int, entry: DomainConfig, vocabulary: Vocabulary,
     if entry.layout == "actions":
         if entry.action_spec:
             action = ActionSpec.from_dict(closed(entry.action_spec, None, f"{where}.action_spec"))
-        elif config.data.demonstrations.environment == "babyai":
+        elif config.data.demonstrations_of(name).environment == "babyai":
             action = BABYAI
         else:
             notes.append(f"{where}: its ActionSpec is in the data; its actions count as no tokens")

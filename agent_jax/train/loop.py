@@ -22,7 +22,9 @@ from etils import epath
 from agent_jax.config import Config
 from agent_jax.data.pipeline.loader import Loader
 from agent_jax.data.store.episode import RecordError
-from agent_jax.evaluate.closed_loop import without_episodes
+from agent_jax.evaluate.closed_loop import Report, without_episodes
+from agent_jax.evaluate.in_training import acting_domains, by_domain
+from agent_jax.evaluate.offline import DomainScores, format_scores
 from agent_jax.runtime import distributed
 from agent_jax.runtime.preemption import StopRequest
 from agent_jax.runtime.sharding import shard_batch
@@ -209,27 +211,38 @@ def _check_finite(name: str, value: Any, step: int, workdir: Path | epath.Path) 
 
 
 def finish(run: Run, validation: Record, json_path: Path | None) -> str:
-    """Act in the simulator with the saved agent, and write the report, which needs no simulator.
+    """Act in the simulators with the saved agent, score held-out data, and write the report, which needs neither.
 
     With `config.train.patience` the agent of the best step acts.
 
     Returns:
-        Why acting failed; empty if it did not.
+        Why acting or scoring failed; empty if neither did.
     """
-    levels: dict[str, Any] = {}
-    failure, acting = "", run.early_stopping.step or validation.step
-    if run.config.closed_loop.environment:
+    reports: dict[str, Report] = {}
+    failures, step = [], run.early_stopping.step or validation.step
+    for acting in acting_domains(run.config):
         try:
             with run.phases.time(EVALUATION):
-                levels = report.act_in_simulator(run.config, run.workdir, run.files.directory, acting)
+                reports[acting.name] = report.act_in_simulator(run.config, acting, run.workdir, run.files.directory,
+                                                               step)
         except (ValueError, RuntimeError, OSError) as error:
             logging.debug("where it was found:", exc_info=True)
-            failure = f"the training is done and its report written, but the closed loop failed: {error}"
-    if levels:
+            name = f" of domain {acting.name!r}" if acting.name else ""
+            failures.append(f"the closed loop{name} failed: {error}")
+    scores: list[DomainScores] = []
+    try:
+        with run.phases.time(EVALUATION):
+            scores = report.score_held_out(run.config, run.workdir, step)
+    except (ValueError, RuntimeError, OSError) as error:
+        logging.debug("where it was found:", exc_info=True)
+        failures.append(f"scoring the held-out data failed: {error}")
+    if reports:
+        success = by_domain({name: without_episodes(one) for name, one in reports.items()})
         with contextlib.closing(MetricsLog(run.files.directory, validation.step)) as log:
-            log.write(SuccessRecord(acting, time.time(), without_episodes(levels)))
+            log.write(SuccessRecord(step, time.time(), success))
     figures = {
-        "closed_loop": levels,
+        "closed_loop": by_domain(reports),
+        **({"evaluation": {one.domain: dataclasses.asdict(one) for one in scores}} if scores else {}),
         "losses": {"total": validation.loss, **validation.losses},
         "steps": validation.step,
         **run.early_stopping.to_meta(),
@@ -239,6 +252,8 @@ def finish(run: Run, validation: Record, json_path: Path | None) -> str:
     }
     paths = [run.files.directory / "report.json", *([json_path] if json_path else [])]
     report.write_report(paths, figures, run.phases)
+    if scores:
+        print_once(format_scores(scores))
     print_once(f"time: {run.phases}\nmemory: {report.peak_rss_bytes() / 2**30:.2f} GiB at most")
     print_once(f"report: {run.workdir / 'report.json'}")
-    return failure
+    return f"the training is done and its report written, but {'; '.join(failures)}" if failures else ""

@@ -12,6 +12,8 @@ What the agent did in the simulator has lines of its own, one an evaluation:
      "success": {"GoToLocal": {"greedy": {"success": 0.9, "episodes": 200, "ci95": [0.85, 0.93], "mean_steps": 8.8,
                                           "lost": []}}}}
 
+A run with several simulators has them by domain: "success": {"babyai": {"GoToLocal": {...}}, "metaworld": {...}}.
+
 Where an episode is a chain of instructions (CALVIN), the figures hold `chain` as well: for 1, 2, ... of them the
 share of episodes in which so many were carried out, and the mean (`evaluate/statistics.py`).
 
@@ -28,7 +30,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +85,8 @@ class SuccessRecord:
 
     step: int  # updates done of the parameters that acted
     time: float  # seconds since the epoch
-    success: dict[str, dict[str, dict[str, Any]]]  # task -> policy -> figures
+    # task -> policy -> figures; of several simulators, domain -> task -> policy -> figures
+    success: Mapping[str, Mapping[str, Mapping[str, Any]]]
     split: str = "closed_loop"
 
     def to_json(self) -> str:
@@ -161,10 +164,19 @@ def progress_line(record: Record, steps: int) -> str:
     return "  ".join(parts)
 
 
+def _tasks(success: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(task, its figures by policy), of several simulators with the domain before the task's name."""
+    for name, inner in success.items():
+        if all("ci95" in figures for figures in inner.values()):
+            yield name, inner
+        else:
+            yield from ((f"{name} {task}", policies) for task, policies in inner.items())
+
+
 def success_line(record: SuccessRecord, steps: int) -> str:
     """One line for a person: each task's success with its 95% interval, by policy if there are several."""
     parts = []
-    for task, policies in record.success.items():
+    for task, policies in _tasks(record.success):
         for name, figures in policies.items():
             low, high = figures["ci95"]
             who = f" {name}" if len(policies) > 1 else ""

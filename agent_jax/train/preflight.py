@@ -22,10 +22,15 @@ from agent_jax.config import Config
 from agent_jax.config.kernels import CUDNN_CAPABILITY, PLATFORM, has_no_cudnn
 from agent_jax.convert.grow.source import located_checkpoint
 from agent_jax.convert.huggingface.hub import located
+from agent_jax.envs import CLIPS
 from agent_jax.fields import by_name
 from agent_jax.models.agent import abstract_params, training_visual_tokens
 from agent_jax.runtime.extras import install
 from agent_jax.runtime.sharding import AXES
+
+# Package and extra of environments.
+_SIMULATORS = {"babyai": ("minigrid", "babyai"), CLIPS: ("minigrid", "babyai"), "metaworld": ("metaworld", "metaworld"),
+               "vizdoom": ("vizdoom", "vizdoom")}
 
 
 def set_platform(config: Config, processes: int = 1) -> None:
@@ -134,21 +139,23 @@ def _missing_kernel(config: Config) -> list[str]:
 
 
 def _missing_files(config: Config) -> list[str]:
-    lines = []
-    gathered = bool(config.data.demonstrations.environment)
+    lines, gathered = [], config.data.gathered
     for name, entry in sorted(config.data.domains.items()):
         flag = f"--config.data.domains.{name}.path=DIR"
-        if not entry.path and not gathered:
+        if not entry.path and name not in gathered:
             lines.append(f"no data for domain {name!r}: pass {flag}, the directory that holds its dataset_info.json, "
                          f"or leave it out by --config.data.leave_out=\"('{name}',)\"")
         elif entry.path and "://" not in entry.path and not _exists(entry.path):  # open_store tells of it
-            lines.append(f"config.data.domains.{name}.path={entry.path}: not found; pass another {flag}")
+            lines.append(f"config.data.domains.{name}.path={entry.path}: not found; pass another {flag}, or leave it "
+                         f"out by --config.data.leave_out=\"('{name}',)\"")
     tokenizer = config.vocabulary.tokenizer
     if tokenizer != "bytes" and not _exists(tokenizer):
         lines.append(_not_found("config.vocabulary.tokenizer", tokenizer))
-    simulators = {config.data.demonstrations.environment, config.closed_loop.environment} - {""}
-    if "babyai" in simulators and importlib.util.find_spec("minigrid") is None:
-        lines.append(f"the simulator of babyai is not installed: {install('babyai')}")
+    simulators = {config.closed_loop.environment, *(one.environment for one in gathered.values()),
+                  *(config.data.demonstrations_of(name).environment for name in config.closed_loop.domains)}
+    lines += [f"the simulator of {name} is not installed: {install(extra)}"
+              for name, (package, extra) in _SIMULATORS.items()
+              if name in simulators and importlib.util.find_spec(package) is None]
     if gathered and not os.access(_existing_parent(config.data.directory), os.W_OK):
         lines.append(f"config.data.directory={config.data.directory} cannot be written to; pass another "
                      "--config.data.directory=DIR")

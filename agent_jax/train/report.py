@@ -1,8 +1,9 @@
 """What a run leaves for a reader: pictures, a rollout to watch, and report.json with every figure it printed.
 
 report.json: {"closed_loop": {TASK: {POLICY: {"success", "episodes", "ci95", "mean_steps", "lost", "per_episode":
-[{"seed", "success", "steps", "instruction"}]}}}, "losses": {...}, "steps", "parameters", "seconds": {PHASE: ...},
-"seconds_to_first_step", "data_wait_share", "peak_rss_bytes", "machine": {...}, "config", ...}
+[{"seed", "success", "steps", "instruction"}]}}}, or {DOMAIN: {TASK: ...}} of several simulators; "evaluation":
+{DOMAIN: scores as of `evaluate offline`} if config.evaluation.rows is set; "losses": {...}, "steps", "parameters",
+"seconds": {PHASE: ...}, "seconds_to_first_step", "data_wait_share", "peak_rss_bytes", "machine": {...}, "config", ...}
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from etils import epath
 from agent_jax import __version__
 from agent_jax.batch import Batch
 from agent_jax.config import Config, ModelConfig
+from agent_jax.evaluate.checkpoints import TrainedRun
 from agent_jax.evaluate.closed_loop import Report, closed_loop
-from agent_jax.evaluate.in_training import acting_domain, simulator_image_size
+from agent_jax.evaluate.in_training import ActingDomain
+from agent_jax.evaluate.offline import DomainScores, evaluate_offline
 from agent_jax.evaluate.outcomes import RolloutRecording
 from agent_jax.evaluate.rollout_video import write_recording
 from agent_jax.json_files import write_json
@@ -84,19 +87,21 @@ def write_picture(path: Path, config: Config, params: Params, rows: Batch) -> No
     write_reconstruction(path, flat(rows.frames_BFHWC), hidden_FP, painted_FPX, mean=PIXEL_MEAN, std=PIXEL_STD)
 
 
-def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path, step: int) -> Report:
-    """Load a checkpoint as a user would, act on the tasks of `config.closed_loop`, and write rollouts.
+def act_in_simulator(config: Config, acting: ActingDomain, workdir: Path | epath.Path, directory: Path,
+                     step: int) -> Report:
+    """Load a checkpoint as a user would, act on the tasks of one simulator, and write rollouts.
 
     Args:
         config: of the run.
+        acting: the domain that acts, with its simulator and tasks.
         workdir: holds the checkpoints.
-        directory: gets the rollouts, in `rollouts/`.
+        directory: gets the rollouts, in `rollouts/` or, of several simulators, `rollouts/DOMAIN`.
         step: of the checkpoint.
 
     Returns:
         The report of the tasks: {TASK: {POLICY: figures}}.
     """
-    greedy = Policy.load(workdir, domain=acting_domain(config), step=step)
+    greedy = Policy.load(workdir, domain=acting.domain, step=step)
     sampled = greedy.with_temperature(config.closed_loop.temperature, seed=config.seed)
 
     def say(line: str) -> None:
@@ -104,12 +109,36 @@ def act_in_simulator(config: Config, workdir: Path | epath.Path, directory: Path
         progress("acting in the simulator")
 
     def watch(recording: RolloutRecording) -> None:
-        write_recording(directory / "rollouts", recording)
+        write_recording(directory / "rollouts" / acting.name, recording)
 
-    image_size = simulator_image_size(config, config.closed_loop.environment)
-    return closed_loop(config.closed_loop, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
-                       image_size=image_size, watch=watch if config.closed_loop.video else None,
+    return closed_loop(acting.config, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
+                       image_size=acting.image_size, watch=watch if config.closed_loop.video else None,
                        per_episode=True, log=say)
+
+
+def score_held_out(config: Config, workdir: Path | epath.Path, step: int) -> list[DomainScores]:
+    """Score the answers and classes of a checkpoint on the validation splits, as `evaluate offline`.
+
+    Args:
+        config: of the run.
+        workdir: holds the checkpoints.
+        step: of the checkpoint.
+
+    Returns:
+        The scores of each domain of the layouts "answer" and "label"; [] if `config.evaluation.rows` is 0.
+
+    Raises:
+        ValueError: a recording is both in the training and in the validation split.
+    """
+    domains = [name for name, entry in config.data.domains.items() if entry.layout != "actions"]
+    if not config.evaluation.rows or not domains:
+        return []
+    trained = TrainedRun.load(str(workdir), step)
+    params, scores = trained.params(), []
+    for name in domains:
+        scores.append(evaluate_offline(trained, params, trained.domains[name], rows_limit=config.evaluation.rows))
+        progress(f"scoring {name}")
+    return scores
 
 
 def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) -> None:

@@ -22,7 +22,7 @@ from agent_jax.config import Config
 from agent_jax.data.pipeline.loader import Loader
 from agent_jax.data.pipeline.run_data import RunData, open_data
 from agent_jax.envs.collect import ensure_demonstrations
-from agent_jax.evaluate.in_training import InTrainingEvaluation
+from agent_jax.evaluate.in_training import InTrainingEvaluation, by_domain
 from agent_jax.models.agent import Params
 from agent_jax.models.choice_table import ChoiceTable
 from agent_jax.models.lora import LORA, merged, parameter_shapes
@@ -72,7 +72,7 @@ class Run:
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest,
                                        keep_best=config.checkpoint.keep_best,
                                        best_metric=metric_key(config.checkpoint.best_metric))
-        acts = config.closed_loop.environment and distributed.leads()
+        acts = config.closed_loop.acts and distributed.leads()
         self.in_training = InTrainingEvaluation(config, data.domains) if acts else None
         with self.alone() if self.checkpoints.steps() else contextlib.nullcontext():  # it may set damaged steps aside
             self.first: Start = start(config, mesh, self.optimizer, data.vocabulary, data.domains, self.checkpoints)
@@ -170,7 +170,7 @@ class Run:
     def _acted(self, params: Any) -> dict[str, Any] | None:
         assert self.in_training is not None
         try:
-            return self.in_training(params)
+            return by_domain(self.in_training(params))
         except (ValueError, RuntimeError, OSError) as error:  # no reason to end the training
             print(f"closed loop: failed, the training goes on: {error}", flush=True)
             return None
@@ -229,10 +229,12 @@ def open_run(config: Config, workdir: Path | epath.Path, phases: Phases) -> Run:
     mesh = make_mesh(config.mesh)
     check_divides(config, mesh)
     print(describe(config), flush=True)
-    gather = functools.partial(ensure_demonstrations, config.data.demonstrations,
-                               Path(config.data.directory).expanduser())
-    with phases.time(DEMONSTRATIONS):
-        gathered = distributed.leader_first(gather) if config.data.demonstrations.environment else None
+    gathered = {}
+    for name, demonstrations in sorted(config.data.gathered.items()):
+        with phases.time(DEMONSTRATIONS):
+            gathered[name] = distributed.leader_first(functools.partial(
+                ensure_demonstrations, demonstrations, Path(config.data.directory).expanduser(),
+                config.data.demonstrations_field(name)))
     with phases.time(START):
         data = open_data(config, gathered)
         distributed.check_same(data.facts(), "give all hosts the same data")

@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from agent_jax.actions.simulators import METAWORLD
 from agent_jax.config import (
     ClosedLoopConfig,
     Config,
@@ -289,6 +290,9 @@ def test_a_config_file_that_is_not_there_is_named() -> None:
         ("closed_loop.every", -1, "config.closed_loop.every=-1 must be at least 0"),
         ("closed_loop.processes", -1, "config.closed_loop.processes=-1 must be at least 0"),
         ("closed_loop.every", 5, "config.closed_loop.every=5 needs closed_loop.environment and closed_loop.episodes"),
+        ("closed_loop.domains", {"babyai": {"GoToObj": 1}},
+         r"config.closed_loop.domains: found babyai as well as closed_loop.environment='' and closed_loop.episodes="),
+        ("data.domains.table.demonstrations.noise", 1.5, "config.data.domains.table.demonstrations.noise=1.5 must lie"),
         ("closed_loop.temperature", 0.0, "config.closed_loop.temperature=0.0 must be positive"),
         ("closed_loop.temperature", float("inf"), "config.closed_loop.temperature=inf must be positive and finite"),
         ("data.augmentation.brightness", (0.7,), "augmentation.brightness=(0.7,): expected (least, greatest) factor"),
@@ -347,3 +351,46 @@ def test_microbatches_are_counted_or_follow_a_limit_but_not_both() -> None:
 def test_what_cudnns_attention_cannot_compute_is_refused(model: ModelConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         validate(Config(model=model))
+
+
+def several(**fields: Any) -> Config:
+    """A run with a simulator of its own for one domain, a recorded one, and a run-wide simulator for no domain."""
+    domains = {"arm": DomainConfig(demonstrations=DemonstrationsConfig("metaworld", {"reach": 3}, image_size=64)),
+               "table": DomainConfig(path="/data/table"),
+               "talk": DomainConfig(layout="answer", demonstrations=DemonstrationsConfig("clips", {"caption": 3}))}
+    return Config(data=DataConfig(domains=domains), **fields)
+
+
+def test_a_domain_has_its_own_demonstrations_or_those_of_the_run() -> None:
+    data = several().data
+    assert {name: one.environment for name, one in data.gathered.items()} == {"arm": "metaworld", "talk": "clips"}
+    assert data.demonstrations_field("arm") == "config.data.domains.arm.demonstrations"
+    wide = dataclasses.replace(data, domains={**data.domains, "tiles": DomainConfig()},
+                               demonstrations=DemonstrationsConfig("babyai", {"GoToObj": 1}))
+    assert {name: one.environment for name, one in wide.gathered.items()} == {
+        "arm": "metaworld", "talk": "clips", "tiles": "babyai"}
+    assert wide.demonstrations_field("tiles") == "config.data.demonstrations"
+
+
+@pytest.mark.parametrize(("domains", "message"), [
+    ({"arms": {"reach": 1}}, r"closed_loop\.domains\.arms: no such domain; did you mean 'arm'"),
+    ({"table": {"reach": 1}}, r"closed_loop\.domains\.table: .*no simulator; set config\.data\.domains\.table\."),
+    ({"talk": {"caption": 1}}, r"closed_loop\.domains\.talk: the domain's layout is 'answer', which has no actions"),
+    ({"arm": {}}, r"closed_loop\.domains\.arm=\{\}: expected episodes by task"),
+    ({"arm": {"reach": 0}}, r"closed_loop\.domains\.arm\.reach=0 must be at least 1"),
+])
+def test_domains_that_cannot_act_are_refused(domains: dict[str, dict[str, int]], message: str) -> None:
+    validate(several(closed_loop=ClosedLoopConfig(domains={"arm": {"reach": 1}}, every=5)))
+    with pytest.raises(ValueError, match=message):
+        validate(several(closed_loop=ClosedLoopConfig(domains=domains)))
+
+
+def test_a_domain_that_is_left_out_neither_acts_nor_has_a_vocabulary_block() -> None:
+    made = to_config_dict(several(closed_loop=ClosedLoopConfig(domains={"arm": {"reach": 1}}))).unlock()
+    made.data.domains.arm.action_spec = METAWORLD.to_dict()
+    made.vocabulary.blocks = ("iafm", "metaworld")
+    kept = from_config_dict(made)
+    assert (kept.vocabulary.blocks, list(kept.closed_loop.domains)) == (("iafm", "metaworld"), ["arm"])
+    made.data.leave_out = ("arm",)
+    left = from_config_dict(made)
+    assert (left.vocabulary.blocks, left.closed_loop.domains) == (("iafm",), {})

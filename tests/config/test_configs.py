@@ -28,6 +28,7 @@ VARIANTS = {
     "babyai": ["", "long", "smoke"],
     "language_table": ["", "accelerator", "smoke"],
     "metaworld": ["", "smoke"],
+    "pretrain_mini": ["", "smoke"],
     "vizdoom": ["", "smoke"],
     "tpu_v4": ["", "opt-1.3b", "opt-6.7b", "smoke"],
     "tpu_v5e": [""],
@@ -97,6 +98,8 @@ def test_every_window_of_a_config_fits_the_positions_of_its_model(root: Path, na
 def test_a_config_acts_only_in_levels_it_was_shown(root: Path, name: str) -> None:
     config = from_config_dict(load_config(root, name))
     assert set(config.closed_loop.episodes) <= set(config.data.demonstrations.episodes)
+    for domain, episodes in config.closed_loop.domains.items():
+        assert set(episodes) <= set(config.data.demonstrations_of(domain).episodes)
     assert config.closed_loop.environment in ("", config.data.demonstrations.environment)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from small_runs import Trained, differing, open_run, small_config, store_directory, straight_run, trained
 
-from agent_jax.config import ClosedLoopConfig, Config, DomainConfig
+from agent_jax.config import ClosedLoopConfig, Config, DomainConfig, from_config_dict, presets, to_config_dict
+from agent_jax.evaluate.__main__ import main as evaluate
 from agent_jax.evaluate.closed_loop import closed_loop
 from agent_jax.evaluate.in_training import acting_domain
 from agent_jax.policy import Policy
@@ -65,6 +66,39 @@ def test_an_instruction_that_is_too_long_is_an_error_before_the_first_step(base:
     changes = {"closed_loop.environment": "babyai", "closed_loop.episodes": TASKS, "closed_loop.every": 10}
     with pytest.raises(ValueError, match=r"the instruction 'go to .*' has \d+ tokens with </s>, expected at most"):
         open_run(small_config(store_directory(base), **changes), base / "too_long")
+
+
+def test_several_simulators_act_each_by_its_domain(base: Path, tmp_path: Path) -> None:
+    """In training, at its end, and from the checkpoint by `evaluate closed-loop`."""
+    draft = to_config_dict(small_config(store_directory(base), **{"data.domains.tiles.max_text": LONGEST})).unlock()
+    draft.data.directory = str(tmp_path / "data")
+    draft.data.domains.gathered = presets.domain(window=2, stride=2, max_text=LONGEST)
+    for name in ("tiles", "gathered"):
+        demonstrations = draft.data.domains[name].demonstrations
+        demonstrations.environment, demonstrations.episodes = "babyai", {"GoToObj": 3}
+        demonstrations.validation_episodes, demonstrations.image_size = 2, 28
+        demonstrations.processes = 1
+    draft.closed_loop.domains = {"tiles": {"GoToObj": 2}, "gathered": {"GoToObj": 1}}
+    draft.closed_loop.every, draft.closed_loop.processes, draft.closed_loop.video = 2, 1, False
+    draft.train.steps, draft.checkpoint.every = 4, 4
+    made = trained(from_config_dict(draft), tmp_path / "run")
+    lines = [json.loads(line) for line in (made.workdir / "metrics.jsonl").read_text().splitlines()]
+    (line,) = [line for line in lines if line["split"] == "closed_loop"]
+    assert {name: list(tasks) for name, tasks in line["success"].items()} == {"tiles": ["GoToObj"],
+                                                                              "gathered": ["GoToObj"]}
+    assert made.validation is not None
+    assert finish(made.run, made.validation, tmp_path / "report.json") == ""
+    report = json.loads((tmp_path / "report.json").read_text())["closed_loop"]
+    assert report["tiles"]["GoToObj"]["greedy"]["episodes"] == 2
+    assert report["gathered"]["GoToObj"]["sampled"]["episodes"] == 1
+    assert report["gathered"]["GoToObj"]["bot"]["success"] == 1.0
+    arguments = ["closed-loop", "--checkpoint", str(made.workdir), "--env", "babyai", "--domain", "gathered",
+                 "--episodes", "1", "--processes", "0", "--json", str(tmp_path / "acted.json")]
+    assert evaluate(arguments) == 0
+    acted = json.loads((tmp_path / "acted.json").read_text())
+    assert (acted["domain"], list(acted["tasks"])) == ("gathered", ["GoToObj"])
+    outcome = report["gathered"]["GoToObj"]["greedy"]["per_episode"][0]
+    assert {key: acted["tasks"]["GoToObj"]["greedy"]["per_episode"][0][key] for key in outcome} == outcome
 
 
 def test_the_domain_of_the_environment_acts() -> None:

@@ -170,6 +170,10 @@ def test_success_in_the_simulator_has_a_line_of_its_own(tmp_path):
     chains = SuccessRecord(20, 5.0, {"Chains": {"greedy": figures}})
     assert success_line(chains, 100).endswith(" of 4, mean length 1.13")
     assert _scalars({"success": found.success})["success/GoToObj/greedy/success"] == 0.5
+    del figures["chain"]
+    several = SuccessRecord(20, 5.0, {"tiles": {"GoToObj": {"greedy": figures}}, "arm": {"Push": {"greedy": figures}}})
+    assert success_line(several, 100) == ("closed_loop 20/100  tiles GoToObj 50.0% [15.0%, 85.0%] of 4  "
+                                          "arm Push 50.0% [15.0%, 85.0%] of 4")
 
 
 def test_opening_the_log_imports_no_torch_and_leaves_it_to_others(tmp_path, root):

@@ -49,6 +49,17 @@ def test_a_domain_without_a_path_needs_demonstrations_to_be_gathered(tmp_path: P
     check_machine(small_config(Path(""), **{"data.domains.tiles.path": "", **changes}))
 
 
+def test_a_domain_gathers_its_own_demonstrations(tmp_path: Path):
+    own = {"data.domains.tiles.path": "", "data.directory": str(tmp_path)}
+    config = small_config(Path(""), **own, **{"data.domains.tiles.demonstrations.environment": "babyai"})
+    check_machine(config)
+    assert list(config.data.gathered) == ["tiles"]
+    missing = small_config(tmp_path / "gone", **{"data.domains.tiles.demonstrations.environment": "babyai"})
+    with pytest.raises(ValueError, match=r"gone: not found; .*--config\.data\.leave_out=\"\('tiles',\)\""):
+        check_machine(missing)
+    assert not missing.data.gathered
+
+
 def test_processes_compare_every_field_of_the_config_every_file_of_code_and_the_versions(tmp_path: Path):
     one, other = (facts(small_config(tmp_path, seed=seed), "runs/a") for seed in (0, 1))
     assert {name for name in one if one[name] != other[name]} == {"config.seed"}

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,12 @@ class RunData:
         return "\n".join([head, *mixture_table(self.train.windows, self.epochs), *self.spec_lines])
 
 
-def open_data(config: Config, demonstrations: Path | None = None) -> RunData:
+def open_data(config: Config, gathered: Mapping[str, Path] | None = None) -> RunData:
     """Open every data set of the config.
 
     Args:
         config: of the run.
-        demonstrations: the data set of domains without a path.
+        gathered: by domain, the data sets of domains without a path.
 
     Raises:
         FileNotFoundError: a data set is missing.
@@ -79,7 +79,7 @@ def open_data(config: Config, demonstrations: Path | None = None) -> RunData:
     if not config.data.domains:
         raise ValueError("config.data.domains: empty, expected at least one data set")
     entries = sorted(config.data.domains.items())
-    stores = {name: _open_store(name, entry, demonstrations) for name, entry in entries}
+    stores = {name: _open_store(name, entry, (gathered or {}).get(name)) for name, entry in entries}
     specs = {name: find_specs(name, entry, stores[name]) for name, entry in entries if entry.layout == "actions"}
     declared = [spec.to_dict() for found in specs.values() for spec in found.specs]
     vocabulary = Vocabulary.build(config.vocabulary.tokenizer, vocabulary_blocks(config.vocabulary.blocks, declared))
@@ -111,9 +111,9 @@ def open_data(config: Config, demonstrations: Path | None = None) -> RunData:
     return RunData(vocabulary, tuple(domains), train_rows, validation_rows, train_rows.size, tuple(spec_lines), epochs)
 
 
-def _open_store(name: str, entry: DomainConfig, demonstrations: Path | None) -> Store:
+def _open_store(name: str, entry: DomainConfig, gathered: Path | None) -> Store:
     """The data set of a domain."""
-    path = os.path.expanduser(entry.path) or demonstrations
+    path = os.path.expanduser(entry.path) or gathered
     if not path:
         raise ValueError(f"config.data.domains.{name}.path: empty; give the directory of the data set by "
                          f"--config.data.domains.{name}.path=DIR")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from agent_jax.data.store.writer import ShardWriter, episode_features
-from agent_jax.envs import Action, Environment, EnvironmentModule, image_shapes, load
+from agent_jax.envs import CLIPS, Action, Environment, EnvironmentModule, image_shapes, load
 
 # Seeds of episodes. Closed-loop evaluation begins at config.closed_loop.seed, 1_000_000_000.
 FIRST_SEED = {"train": 0, "test": 500_000_000}
@@ -61,6 +61,9 @@ def write_shard(shard: Shard, report: Callable[[Progress], None]) -> None:
     Raises:
         ValueError: the expert fails at more than half of the episodes.
     """
+    if shard.environment == CLIPS:
+        _write_clips(shard, report)
+        return
     module = load(shard.environment)
     environment = module.make(shard.level, shard.image_size)
     features = demonstration_features(module, shard.image_size)
@@ -88,6 +91,17 @@ def write_shard(shard: Shard, report: Callable[[Progress], None]) -> None:
                 f"with noise={shard.noise}, expected at least half; choose another level or less noise"
             )
     report(progress)
+
+
+def _write_clips(shard: Shard, report: Callable[[Progress], None]) -> None:
+    from agent_jax.envs import clips  # imports minigrid
+
+    with ShardWriter(shard.path, clips.features(shard.image_size)) as writer:
+        for number in range(shard.episodes):
+            # A seed as far from the next as in write_shard, where an expert may fail.
+            seed = episode_seed(shard.split, shard.seed, (shard.first + number) * SEEDS_AN_EPISODE)
+            writer.write(clips.record(shard.level, seed, shard.image_size))
+    report(Progress(shard.episodes, shard.episodes * clips.IMAGES))
 
 
 def demonstration_features(module: EnvironmentModule, image_size: int) -> Any:

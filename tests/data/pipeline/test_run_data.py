@@ -36,7 +36,7 @@ def test_collected_demonstrations_replace_an_empty_path(store: Path):
     config = small_config(store, **{"data.domains.tiles.path": ""})
     with pytest.raises(ValueError, match="--config.data.domains.tiles.path=DIR"):
         open_data(config)
-    assert open_data(config, store).train.counts == open_data(small_config(store)).train.counts
+    assert open_data(config, {"tiles": store}).train.counts == open_data(small_config(store)).train.counts
 
 
 def test_validation_repeats_the_same_batches_with_all_visual_tokens(store: Path):
