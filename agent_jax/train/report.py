@@ -136,7 +136,9 @@ def score_held_out(config: Config, workdir: Path | epath.Path, step: int) -> lis
     trained = TrainedRun.load(str(workdir), step)
     params, scores = trained.params(), []
     for name in domains:
-        scores.append(evaluate_offline(trained, params, trained.domains[name], rows_limit=config.evaluation.rows))
+        domain = trained.domains[name]
+        policy = trained.policy(name) if domain.layout == "answer" else None  # generates the answers
+        scores.append(evaluate_offline(trained, params, domain, rows_limit=config.evaluation.rows, policy=policy))
         progress(f"scoring {name}")
     return scores
 
