@@ -60,6 +60,11 @@ def test_the_report_is_written_even_if_the_final_evaluation_fails(
     assert "failed: the instruction has 99 tokens" in finish(acted.run, acted.validation, tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_text())
     assert (written["closed_loop"], written["losses"]["total"]) == ({}, acted.validation.loss)
+    assert "evaluation" not in written
+    monkeypatch.setattr(report, "score_held_out", fail)
+    monkeypatch.setattr(report, "act_in_simulator", lambda *arguments: {})
+    assert "scoring the held-out data failed: the instruction has 99 tokens" in finish(
+        acted.run, acted.validation, tmp_path / "again.json")
 
 
 def test_an_instruction_that_is_too_long_is_an_error_before_the_first_step(base: Path) -> None:

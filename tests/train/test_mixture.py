@@ -16,14 +16,14 @@ from data_stores import CAMERAS, babyai_store, clip_store, game_store, language_
 from small_runs import open_run, small_config
 
 from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
-from agent_jax.config import Config, DataConfig, DomainConfig, VocabularyConfig
+from agent_jax.config import Config, DataConfig, DomainConfig, EvaluationConfig, VocabularyConfig
 from agent_jax.data.pipeline.loader import Loader
 from agent_jax.data.pipeline.run_data import RunData, open_data
 from agent_jax.models.agent import abstract_params
 from agent_jax.policy import Policy
 from agent_jax.runtime.sharding import make_mesh, shard_batch
-from agent_jax.train.loop import train
-from agent_jax.train.metrics import mean_losses
+from agent_jax.train.loop import finish, train
+from agent_jax.train.metrics import Record, mean_losses
 from agent_jax.train.optimizer import make_optimizer
 from agent_jax.train.restart import start
 from agent_jax.train.run import Run
@@ -128,6 +128,20 @@ def test_a_saved_mixture_acts_says_and_classifies(run: Run):
     assert policy.classify([[image] * 3])[0].probabilities.shape == (3,)
     with pytest.raises(ValueError, match=r"name one of them"):
         Policy.load(run.workdir)
+
+
+@pytest.mark.slow
+def test_answers_and_classes_are_scored_at_the_end_of_a_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                            capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(run, "config", dataclasses.replace(run.config, evaluation=EvaluationConfig(rows=2)))
+    validation = Record(STEPS, "validation", 0.0, 1.0, {}, {})
+    assert finish(run, validation, tmp_path / "report.json") == ""
+    found = json.loads((tmp_path / "report.json").read_text())["evaluation"]
+    assert set(found) == {"answers", "classes"}
+    assert found["answers"]["generated"]["texts"] == min(2, found["answers"]["windows"])
+    assert {"exact"} <= found["answers"]["generated"]["baseline"].keys()
+    assert 0 <= found["classes"]["classes"]["majority_accuracy"] <= 1
+    assert "answers, generated: " in capsys.readouterr().out
 
 
 @pytest.mark.slow
