@@ -163,6 +163,13 @@ def test_domains_that_are_left_out_are_as_if_they_were_not_in_the_config(root: P
         from_config_dict(load_config(root, "tpu_v4.py", "--config.data.leave_out=('mincraft',)"))
 
 
+@pytest.mark.parametrize("name", ["babyai", "metaworld", "vizdoom", "language_table", "clips", "clip_classes"])
+def test_any_domain_of_the_small_pre_training_may_be_left_out(root: Path, name: str) -> None:
+    config = from_config_dict(load_config(root, "pretrain_mini.py", f"--config.data.leave_out=('{name}',)"))
+    assert name not in {*config.data.domains, *config.closed_loop.domains}
+    Vocabulary.build("bytes", vocabulary_blocks(config.vocabulary.blocks, config.data.declared_specs))
+
+
 def test_changes_are_applied_in_order() -> None:
     def steps(number: int) -> presets.Change:
         def change(config: presets.Draft) -> None:
