@@ -44,7 +44,7 @@ def _demonstrate(domain: presets.Draft, environment: str, episodes: dict[str, in
 
 def _main(config: presets.Draft) -> None:
     # Rows of 9 images: a clip, two windows of BabyAI or Language-Table, four of Meta-World, three of ViZDoom.
-    presets.small_model(config, image_size=IMAGE_SIZE, patch_size=8, width=64, heads=4, vision_depth=2,
+    presets.small_model(config, image_size=IMAGE_SIZE, patch_size=8, width=64, heads=4, vision_depth=1,
                         language_depth=3, positions=640)
     presets.small_agent(config)
     config.model.vision.temporal_attention = True
@@ -73,7 +73,7 @@ def _main(config: presets.Draft) -> None:
 
     config.optimizer.learning_rate = 3e-3
     config.optimizer.end_learning_rate = 3e-5
-    config.train.steps = 3_000
+    config.train.steps = 2_000
     config.train.validate_every = 500
     config.checkpoint.every = 500
 
