@@ -6,7 +6,8 @@ It gathers demonstrations of BabyAI, Meta-World and ViZDoom and makes clips with
 (agent_jax/envs/clips.py). Language-Table is read from `shared/data/language_table_oracle_mini/0.0.1`, next to the
 checkout or in it; another place is given by --config.data.domains.language_table.path=DIR, and
 --config.data.leave_out="('language_table',)" does without it, as without any other domain. The end of the run shows
-success by simulator, and scores of answers and classes on held-out clips, each with its baseline.
+success by simulator, and scores of answers and classes on held-out clips, each with its baseline. Only the first steps
+have been seen, in which the losses of every domain fall; a whole run has not been measured yet.
 
 Variants: `:smoke` goes through everything in a few steps, and learns nothing.
 """
