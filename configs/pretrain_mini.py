@@ -9,7 +9,9 @@ checkout or in it; another place is given by --config.data.domains.language_tabl
 success by simulator, and scores of answers and classes on held-out clips, each with its baseline. Only the first steps
 have been seen, in which the losses of every domain fall; a whole run has not been measured yet.
 
-Variants: `:smoke` goes through everything in a few steps, and learns nothing.
+Variants: `:images` leaves out the clips, and with them temporal attention and classes: an agent of images, which
+configs/finetune/mini.py:captions then grows into one of video. `:smoke` goes through everything in a few steps, and
+learns nothing.
 """
 
 from pathlib import Path
@@ -20,7 +22,7 @@ from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE
 from agent_jax.actions.simulators import METAWORLD, METAWORLD_STATE, VIZDOOM
 from agent_jax.config import presets
 
-IMAGE_SIZE = 56  # 7 x 7 patches of 8 pixels: one for each cell of BabyAI and of the clips
+IMAGE_SIZE = 56
 _STORE = "shared/data/language_table_oracle_mini/0.0.1"
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -44,10 +46,7 @@ def _demonstrate(domain: presets.Draft, environment: str, episodes: dict[str, in
 
 
 def _main(config: presets.Draft) -> None:
-    # Rows of 9 images: a clip, two windows of BabyAI or Language-Table, four of Meta-World, three of ViZDoom.
-    presets.small_model(config, image_size=IMAGE_SIZE, patch_size=8, width=64, heads=4, vision_depth=1,
-                        language_depth=3, positions=640)
-    presets.small_agent(config)
+    presets.mini_agent(config)
     config.model.vision.temporal_attention = True
     config.model.classes = 3
     config.vocabulary.blocks = ("iafm", "babyai", "metaworld", "vizdoom")
@@ -82,6 +81,12 @@ def _main(config: presets.Draft) -> None:
     config.evaluation.rows = 500
 
 
+def _images(config: presets.Draft) -> None:
+    config.data.leave_out = ("clips", "clip_classes")
+    config.model.vision.temporal_attention = False
+    config.model.classes = 0
+
+
 def _smoke(config: presets.Draft) -> None:
     presets.tiny_run(config, steps=4)
     config.train.batch_size = 4
@@ -95,5 +100,5 @@ def _smoke(config: presets.Draft) -> None:
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant: "" or "smoke"."""
-    return presets.build(variant, {"": [_main], "smoke": [_main, _smoke]})
+    """The config of a variant: "", "images" or "smoke"."""
+    return presets.build(variant, {"": [_main], "images": [_main, _images], "smoke": [_main, _smoke]})

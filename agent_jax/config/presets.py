@@ -24,8 +24,9 @@ Draft = Any  # an unlocked ConfigDict, whose annotations take every field for a 
 Change = Callable[[Draft], None]
 
 __all__ = ["Change", "Draft", "arm_spec", "build", "clip_l14", "code", "domain", "finetune", "finetune_smoke",
-           "from_scratch", "lora", "opt_1_3b", "opt_6_7b", "paper", "paper_augmentation", "paper_domain", "pretraining",
-           "replay", "simulator_agent", "simulator_smoke", "small_agent", "small_model", "state_spec", "tiny_run"]
+           "from_scratch", "lora", "mini_agent", "opt_1_3b", "opt_6_7b", "paper", "paper_augmentation", "paper_domain",
+           "pretraining", "replay", "simulator_agent", "simulator_smoke", "small_agent", "small_model", "state_spec",
+           "tiny_run"]
 
 
 def build(variant: str, variants: Mapping[str, Sequence[Change]]) -> ConfigDict:
@@ -304,6 +305,13 @@ def small_agent(config: Draft) -> None:
     config.optimizer.clip_norm = 1.0
     config.train.batch_size = 16
     config.train.log_every = 100
+
+
+def mini_agent(config: Draft) -> None:
+    """The model of configs/pretrain_mini.py, which configs/finetune/mini.py fine-tunes."""
+    # 7 x 7 patches: one for each cell of BabyAI and of the clips. The longest row is a clip of 9 images with its texts.
+    small_model(config, image_size=56, patch_size=8, width=64, heads=4, vision_depth=1, language_depth=3, positions=640)
+    small_agent(config)
 
 
 def simulator_smoke(config: Draft, task: str, *, episodes: int, validation_episodes: int, acting: int) -> None:

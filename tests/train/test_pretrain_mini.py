@@ -1,4 +1,7 @@
-"""The smoke run of configs/pretrain_mini.py: three simulators, made-up clips, and scores of each at the end."""
+"""The smoke runs of configs/pretrain_mini.py and configs/finetune/mini.py.
+
+Three simulators, made-up clips, and scores of each at the end; then a task that was not among them.
+"""
 
 from __future__ import annotations
 
@@ -38,3 +41,10 @@ def test_the_smoke_run_trains_acts_and_scores_every_domain(root: Path, tmp_path:
     assert losses == {"babyai": acting, "metaworld": acting, "vizdoom": acting, "clips": {"language", "mae"},
                       "clip_classes": {"label", "mae"}}
     assert len(list((tmp_path / "rollouts").iterdir())) == 3
+
+    tuned = [sys.executable, "-m", "agent_jax.train", "--config", f"{root / 'configs' / 'finetune' / 'mini.py'}:smoke",
+             "--workdir", str(tmp_path / "tuned"), f"--config.data.directory={tmp_path / 'data'}",
+             f"--config.init.checkpoint={tmp_path}"]
+    done = subprocess.run(tuned, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
+    assert "babyai 9 carried" in done.stdout
+    assert list(json.loads((tmp_path / "tuned" / "report.json").read_text())["closed_loop"]) == ["PickupLoc"]
