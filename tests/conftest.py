@@ -6,10 +6,12 @@ Everything here must happen before the jax backend starts, so no test module may
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,8 +34,11 @@ ENVIRONMENT = {
     "PYGAME_HIDE_SUPPORT_PROMPT": "1",
     "OMP_NUM_THREADS": "1",  # torch and NumPy; XLA has its own threads, and a laptop has two cores
     "OPENBLAS_NUM_THREADS": "1",
-    # Tiny models: compiling takes longer than running, and half as long without optimization.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    # Tiny models: compiling takes longer than running, and half as long without optimization. Two workers compile at a
+    # time, so each compiles in one thread: splitting a program for several costs more in all.
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+                 "--xla_cpu_parallel_codegen_split_count=1",
+    "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",  # no test reads which line of Python an operation comes from
 }
 
 
@@ -49,6 +54,32 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if (whole and not asked and "not slow" in config.option.markexpr and cores() >= WORKERS and
             "PYTEST_XDIST_WORKER" not in os.environ and not config.option.collectonly and not config.option.usepdb):
         config.option.numprocesses, config.option.dist = WORKERS, "loadfile"
+
+
+# What a worker makes once for all its files, by a name in those files: such files go to the same worker.
+MADE_ONCE = {"straight_run": "small runs", "smoke_run": "small runs", "exported_agents": "exported agents",
+             "from served import": "served policies"}
+
+
+@functools.cache
+def _scope(path: str) -> str:
+    """What a test file shares a worker by: the kind of thing it uses, or the file itself."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return next((kind for name, kind in MADE_ONCE.items() if name in text), path)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For whole directories, as above: whole files in one worker, and together those that use the same trained runs."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -69,18 +100,30 @@ def pytest_configure(config: pytest.Config) -> None:
     import hypothesis
     import jax
 
+    from agent_jax.runtime import compiler_options
+
     jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_numpy_rank_promotion", "raise")  # a silent (S,) + (B, S) is how axes get mixed up
+    jax.config.update("jax_traceback_in_locations_limit", int(os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"]))
     jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs",
                       float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]))
     jax.config.update("jax_persistent_cache_min_entry_size_bytes",
                       int(os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"]))
 
+    # The options of train steps and policies stand above XLA_FLAGS. Programs that tests start keep those of a user.
+    compiler_options._ANY_DTYPE.update(compiler_options.QUICKLY_COMPILED)
+
     # The first example of a property compiles, so no deadline; the same examples in every run.
     hypothesis.settings.register_profile("agent_jax", deadline=None, derandomize=True, database=None, print_blob=True)
     hypothesis.settings.load_profile("agent_jax")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what is imported by now out of garbage collection, which takes a fifth of the time of tracing otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

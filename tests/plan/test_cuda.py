@@ -14,6 +14,7 @@ from ci_size import CI_SIZE
 
 from agent_jax.plan.gpu_target import has_compiler
 
+LIMIT_S = 3000  # CI runs it at low priority beside the tests
 pytestmark = pytest.mark.cuda_compile
 
 
@@ -25,13 +26,14 @@ def needs_the_compiler():
 
 @pytest.mark.parametrize(("variant", "topology"), [
     ("one", "a100-1"), ("node", "h100-8"), ("nodes", "h100-16"), ("opt-1.3b", "h200-8"),
-    ("opt-6.7b", "h100-8")])
+    # In CI size it is opt-1.3b with fewer rows of a device.
+    pytest.param("opt-6.7b", "h100-8", marks=pytest.mark.slow)])
 def test_a_config_compiles_for_its_topology(root, tmp_path, variant, topology):
     path = tmp_path / "plan.json"
     command = [sys.executable, "-m", "agent_jax.plan", f"--config={root / 'configs' / 'gpu.py'}:{variant}",
                f"--topology={topology}", *CI_SIZE, f"--json={path}"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True,
-                          check=False, timeout=600)
+                          check=False, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads(path.read_text(encoding="utf-8"))
     assert record["estimate"] == ""

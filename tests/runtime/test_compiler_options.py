@@ -1,13 +1,27 @@
 """Which options XLA compiles a step with."""
 
+import importlib.util
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agent_jax.runtime import compiler_options as module
-from agent_jax.runtime.compiler_options import compiler_options
+from agent_jax.runtime import compiler_options as shared
+
+
+def fresh_copy() -> types.ModuleType:
+    """The module as a user imports it: conftest.py changes the options of the shared one."""
+    spec = importlib.util.spec_from_file_location("compiler_options_of_users", shared.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    return copy
+
+
+module = fresh_copy()
+compiler_options = module.compiler_options
 
 
 def test_a_platform_gets_options_that_xla_takes():

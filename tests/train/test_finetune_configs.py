@@ -18,8 +18,6 @@ from agent_jax.config import from_config_dict, presets
 from agent_jax.data.prepare.config import PrepareConfig
 from agent_jax.data.prepare.prepare import prepare
 from agent_jax.data.store.writer import episode_features, write_store
-from agent_jax.runtime.compiler_options import QUICKLY_COMPILED
-from agent_jax.train import step
 
 
 def table(directory: Path) -> dict[str, Any]:
@@ -77,9 +75,7 @@ def test_every_config_has_data(root: Path):
 
 @pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
                                   for name in DATA])
-def test_a_config_takes_two_steps_on_data_of_its_form(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      name: str):
-    monkeypatch.setattr(step, "compiler_options", lambda *_: QUICKLY_COMPILED)  # two steps: compiling is all the time
+def test_a_config_takes_two_steps_on_data_of_its_form(root: Path, tmp_path: Path, name: str):
     changes = DATA[name](tmp_path / "data")
     config = load_config(root, f"finetune/{name}.py:smoke", f"--config.data.domains.{name}.path={tmp_path / 'data'}")
     with config.unlocked(), config.ignore_type():
