@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,11 +63,22 @@ def make_config(domain: Domain, dtype: Literal["float32", "bfloat16"] = "float32
         mae=MaeConfig(width=16, depth=1, heads=2, mlp_width=32)))
 
 
-def make_policy(domain: Domain, temperature: float = 0.0, history: History = "sliding", flush_every: int = 0,
-                *, ahead: bool = False) -> Policy:
+def new_policy(domain: Domain, temperature: float = 0.0, history: History = "sliding", flush_every: int = 0,
+               *, ahead: bool = False) -> Policy:
     config = make_config(domain)
     return Policy(config, random_params(config.model), domain, temperature=temperature, seed=5, history=history,
                   flush_every=flush_every, ahead=ahead)
+
+
+@functools.cache
+def _compiled(name: str, history: History, flush_every: int, ahead: bool) -> Policy:
+    return new_policy(DOMAINS[name], history=history, flush_every=flush_every, ahead=ahead)
+
+
+def make_policy(name: str, temperature: float = 0.0, history: History = "sliding", flush_every: int = 0,
+                *, ahead: bool = False) -> Policy:
+    """A policy with histories of its own; what it compiles is shared by all of the same domain and history."""
+    return _compiled(name, history, flush_every, ahead).with_temperature(temperature, seed=5)
 
 
 def make_images(number: int, seed: int = 0) -> np.ndarray:
@@ -96,7 +108,7 @@ def random_action(domain: Domain, rng: np.random.Generator) -> np.ndarray:
 @pytest.fixture(scope="module")
 def table() -> Policy:
     """Greedy, in a domain with a state and actions of several ids."""
-    return make_policy(DOMAINS["table"])
+    return make_policy("table")
 
 
 def test_images_of_other_libraries_are_prepared_like_arrays(table: Policy):
@@ -145,13 +157,19 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return straight_run(tmp_path_factory.getbasetemp())
 
 
+@functools.cache
+def uncached_of(name: str) -> Uncached:
+    """The whole row without a cache, compiled once for all histories."""
+    return Uncached(make_config(DOMAINS[name]), DOMAINS[name])
+
+
 @pytest.mark.parametrize(("history", "ahead"), HISTORIES)
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=pytest.mark.slow) if name in SLOW_DOMAINS else name for name in DOMAINS])
 def test_cached_logits_are_those_of_the_uncached_row_across_windows_flushes_resets_and_instructions(
         name: str, history: History, ahead: bool):
     domain = DOMAINS[name]
-    policy, uncached = make_policy(domain, history=history, ahead=ahead), Uncached(make_config(domain), domain)
+    policy, uncached = make_policy(name, history=history, ahead=ahead), uncached_of(name)
     assert domain.spec is not None
     automaton, rng = domain.spec.automaton.repeated(domain.actions_per_image), np.random.default_rng(1)
     images = domain.window // domain.actions_per_image
@@ -199,7 +217,7 @@ def test_cached_logits_are_those_of_the_uncached_row_across_windows_flushes_rese
     HISTORIES[0], *(pytest.param(*each, marks=pytest.mark.slow) for each in HISTORIES[1:])])
 def test_logits_in_bfloat16_are_those_in_float32_to_rounding(history: History, ahead: bool):
     domain = DOMAINS["table"]
-    exact = make_policy(domain, history=history, ahead=ahead)
+    exact = make_policy("table", history=history, ahead=ahead)
     config = make_config(domain, "bfloat16")
     rounded = Policy(config, random_params(config.model), domain, history=history, ahead=ahead)
     rng, rounding = np.random.default_rng(1), float(jnp.finfo(jnp.bfloat16).eps)
@@ -214,7 +232,8 @@ def test_logits_in_bfloat16_are_those_in_float32_to_rounding(history: History, a
 
 def test_a_long_instruction_beside_a_history_that_grows_overwrites_nothing_of_it():
     domain = language_table_domain(max_text=64, window=4, state=None)
-    beside, alone = (make_policy(domain, history="flushed") for _ in range(2))
+    beside = new_policy(domain, history="flushed")
+    alone = beside.with_temperature(0.0)
     text, rng = "push the red block to the left of the blue one, then stop", np.random.default_rng(1)
     for time in range(domain.window):
         seen, action = observe(beside, time, text), random_action(domain, rng)
@@ -226,7 +245,7 @@ def test_a_long_instruction_beside_a_history_that_grows_overwrites_nothing_of_it
 
 def test_greedy_actions_are_the_best_legal_ids_and_forced_ids_are_not_asked_for(table: Policy):
     automaton = table.domain.spec.automaton
-    followed = make_policy(table.domain)
+    followed = make_policy("table")
     said = []
     table.reset([0])
     for seed in range(6):
@@ -324,8 +343,7 @@ def test_what_does_not_fit_the_actions_of_an_image_is_refused_with_what_would(fi
 
 
 def test_what_acts_beside_an_episode_and_in_which_order_changes_nothing():
-    domain = DOMAINS["babyai"]
-    policy = make_policy(domain, temperature=1.0)
+    policy = make_policy("babyai", temperature=1.0)
 
     def episodes(order: Sequence[int]) -> dict[int, list[int]]:
         policy.forget(range(5))
@@ -346,7 +364,7 @@ def test_what_acts_beside_an_episode_and_in_which_order_changes_nothing():
 def test_actions_decode_whatever_the_parameters_are(name: str):
     domain = DOMAINS[name]
     assert domain.spec is not None
-    said, compiled = set(), make_policy(domain, temperature=2.0)
+    said, compiled = set(), make_policy(name, temperature=2.0)
     for seed, scale in enumerate((1e-3, 1.0, 30.0)):
         params = random_params(make_config(domain).model, seed)
         policy = compiled.with_params(jax.tree.map(lambda leaf, scale=scale: scale * leaf, params))
@@ -359,7 +377,7 @@ def test_actions_decode_whatever_the_parameters_are(name: str):
 
 
 def test_sampling_draws_legal_ids_by_their_softmax_and_repeats_itself_by_seed_environment_and_step():
-    greedy = make_policy(DOMAINS["babyai"])
+    greedy = make_policy("babyai")
     seen, number = observe(greedy, 0), 320
     drawn = {}
     for seed in (1, 1, 2):
@@ -411,7 +429,7 @@ def test_a_policy_of_another_temperature_has_its_own_histories(table: Policy):
 
 
 def test_a_changed_instruction_flushes_and_a_flush_may_come_earlier_than_the_window():
-    policy = make_policy(DOMAINS["babyai"], history="flushed", flush_every=2)
+    policy = make_policy("babyai", history="flushed", flush_every=2)
     lengths = []
     for time in range(6):
         policy.step([observe(policy, time, "go" if time < 4 else "stop")], [0])
@@ -422,7 +440,7 @@ def test_a_changed_instruction_flushes_and_a_flush_may_come_earlier_than_the_win
 
 
 def test_what_is_known_of_the_next_row_is_read_ahead_and_dropped_where_it_is_of_no_use():
-    policy = make_policy(DOMAINS["table"], ahead=True)
+    policy = make_policy("table", ahead=True)
 
     def follows_on(text: str = TEXT) -> int:
         """How many slots of the next row were read before."""
@@ -443,8 +461,7 @@ def test_what_is_known_of_the_next_row_is_read_ahead_and_dropped_where_it_is_of_
 
 @pytest.mark.parametrize(("history", "ahead"), HISTORIES)
 def test_logits_that_are_nan_are_an_error_and_the_episode_is_as_before(history: History, ahead: bool):
-    domain = DOMAINS["babyai"]
-    policy, twin = (make_policy(domain, history=history, ahead=ahead) for _ in range(2))
+    policy, twin = (make_policy("babyai", history=history, ahead=ahead) for _ in range(2))
     for one in (policy, twin):
         one.step([observe(one, 0)], [0])
     sound = policy.params
@@ -460,7 +477,7 @@ def test_logits_that_are_nan_are_an_error_and_the_episode_is_as_before(history: 
 
 @pytest.mark.parametrize(("history", "ahead"), HISTORIES)
 def test_nothing_is_left_of_an_environment_that_is_forgotten(history: History, ahead: bool):
-    policy = make_policy(DOMAINS["babyai"], history=history, ahead=ahead)
+    policy = make_policy("babyai", history=history, ahead=ahead)
     policy.step([observe(policy, 0)], ["first"])
     policy.step([observe(policy, 0)], ["first"])
     policy.forget(["first", "never seen"])
@@ -505,7 +522,7 @@ def test_a_policy_that_is_warm_compiles_nothing_more(history: History, ahead: bo
                                     {name: make_images(1)[0] for name in ("front", "wrist", "back")}],
                          ids=["image", "mapping", "tuple", "none", "number", "one too many"])
 def test_a_missing_or_an_unknown_camera_is_refused_with_the_names(images: Any):
-    policy = make_policy(DOMAINS["clips"])
+    policy = make_policy("clips")
     with pytest.raises(ValueError, match=r"domain 'babyai' sees through front, wrist; found .* expected an image of"):
         policy.act([images], [TEXT], [0])
 
@@ -540,7 +557,7 @@ def test_what_was_prepared_is_the_policys_own(table: Policy):
 @pytest.mark.parametrize("layout", ["answer", "label"])
 def test_a_domain_without_actions_is_nothing_to_act_with(layout: str):
     with pytest.raises(ValueError, match=f"act: domain 'clips' has the layout '{layout}', which predicts no actions"):
-        make_policy(clip_domain(layout)).act([make_images(1)[0]], ["go"], [0])
+        new_policy(clip_domain(layout)).act([make_images(1)[0]], ["go"], [0])
 
 
 def test_mistaken_calls_are_answered_with_what_was_found(table: Policy):
@@ -554,7 +571,7 @@ def test_mistaken_calls_are_answered_with_what_was_found(table: Policy):
     with pytest.raises(ValueError, match=r"expected at most max_text=32"):
         table.act([image], ["x" * 100], [0], [STATE])
     with pytest.raises(ValueError, match=r"domain 'babyai' has no state"):
-        make_policy(DOMAINS["babyai"]).act([image], [TEXT], [0], [STATE])
+        make_policy("babyai").act([image], [TEXT], [0], [STATE])
     with pytest.raises(ValueError, match=r"found the action ids \[5\], expected a complete legal action"):
         table.follow([observe(table, 0)], [0], [np.asarray([5], np.int32)])
     assert table.step([], []) == []
@@ -571,7 +588,7 @@ def test_mistaken_calls_are_answered_with_what_was_found(table: Policy):
 ])
 def test_a_policy_that_cannot_be_is_refused(arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        make_policy(DOMAINS["table"], **arguments)
+        new_policy(DOMAINS["table"], **arguments)
 
 
 @pytest.mark.parametrize("temperature", [-1.0, np.nan, np.inf])

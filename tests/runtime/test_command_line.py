@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from ml_collections import config_flags
 
 from agent_jax.runtime.command_line import USER_ERROR, parse_flags, with_lists
 
@@ -35,7 +36,19 @@ def test_an_unknown_variant_is_refused_with_those_there_are(root, capsys, form):
     with pytest.raises(SystemExit) as ended:
         parse_flags(["train", *form(f"{root / 'configs' / 'babyai.py'}:smoek")])
     assert ended.value.code == USER_ERROR
-    assert "did you mean 'smoke'?" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert all(part in told for part in ("'smoek'", "did you mean 'smoke'?", "'' (no colon), long, smoke")), told
+
+
+def test_an_argument_that_is_no_flag_is_refused(root, capsys, monkeypatch):
+    arguments, values = ["train", f"--config={root / 'configs' / 'babyai.py'}:smoke", "extra"], flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    monkeypatch.setattr(flags, "FLAGS", values)
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(arguments)
+    assert ended.value.code == USER_ERROR
+    told = capsys.readouterr().err
+    assert all(part in told for part in ("unexpected arguments: extra", "--config.FIELD=VALUE")), told
 
 
 def test_a_missing_config_file_is_named(capsys, tmp_path):

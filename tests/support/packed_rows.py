@@ -29,6 +29,11 @@ WILD_INDEX = np.array([INT32.min, -1_000_000, -2, -1, 0, 1, 7, 1_000_000, INT32.
 WILD_WEIGHT = np.array([np.nan, np.inf, -np.inf, -1.0, 0.0, 1.0, 1e-30, 1e30], np.float32)
 
 
+@functools.cache
+def _abstract_params(config: ModelConfig) -> Any:
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
 def random_params(config: ModelConfig, seed: int = 0) -> Any:
     """Parameters none of which is zero or one, unlike fresh ones; and no time spent on compiling an initialiser."""
     rng = np.random.default_rng(seed)
@@ -37,7 +42,7 @@ def random_params(config: ModelConfig, seed: int = 0) -> Any:
         centre = 1.0 if path[-1].key == "scale" else 0.0
         return (centre + 0.3 * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+    return jax.tree_util.tree_map_with_path(draw, _abstract_params(config))
 
 
 def beside(*parts: Batch, visual_tokens: int) -> Batch:
