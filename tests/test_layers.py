@@ -39,6 +39,7 @@ ROOMS = [
     "agent_jax.serve",
     "agent_jax.train",
     "agent_jax.plan",
+    "agent_jax.study",
 ]
 
 # Libraries that only some modules may import.
@@ -71,7 +72,7 @@ ALLOWED = {
     "tensorboardX": ["agent_jax.train.tensorboard_events"],
     "websockets": ["agent_jax.client", "agent_jax.serve"],
     "msgpack": ["agent_jax.client"],
-    "scipy": ["agent_jax.evaluate"],
+    "scipy": ["agent_jax.evaluate", "agent_jax.study.statistics"],
     "sacrebleu": ["agent_jax.evaluate.recording_sums"],
     "tokenizers": [
         "agent_jax.actions.text_tokenizer",
@@ -83,13 +84,14 @@ ALLOWED = {
     "ml_collections": [
         "agent_jax.config",
         "agent_jax.convert.from_huggingface",
+        "agent_jax.study.run_config",
         "agent_jax.fields",
         "agent_jax.runtime.command_line",
     ],
     "pickle": ["agent_jax.plain_pickle"],
     # Not dependencies, or not safe: nowhere.
     "tensorflow": [],
-    "matplotlib": [],
+    "matplotlib": ["agent_jax.study.plots"],
     "cloudpickle": [],
     "dill": [],
     "joblib": [],
