@@ -18,12 +18,14 @@ import functools
 import importlib.metadata
 import io
 import os
+import re
 from typing import Any
 
 import numpy as np
 
 from agent_jax.actions import BABYAI
 from agent_jax.envs import Action, Observation, requires
+from agent_jax.envs.instructions import Goal
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # minigrid imports pygame, which prints to stdout
 with requires("babyai", "gymnasium", "minigrid"):
@@ -31,6 +33,7 @@ with requires("babyai", "gymnasium", "minigrid"):
     import minigrid  # noqa: F401 (registers the levels)
     from minigrid.core.grid import Grid
     from minigrid.core.world_object import Wall
+    from minigrid.envs.babyai.core.verifier import GoToInstr, ObjDesc, OpenInstr, PickupInstr
     from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
 
 NAME = "babyai"
@@ -148,6 +151,64 @@ class BabyAI:
 
 
 make = BabyAI
+
+
+# Instructions about one object, by their verb; of sequences and of two objects there is no other instruction.
+_VERBS: dict[str, Any] = {"go to": GoToInstr, "pick up": PickupInstr, "open": OpenInstr}
+_OTHER_VERBS = {"go to": ("walk to", "move to", "head for"), "pick up": ("take", "grab", "collect"),
+                "open": ("open up", "push open", "pull open")}
+_ONE_OBJECT = re.compile(rf"({'|'.join(_VERBS)}) (a|the)(?: (red|green|blue|purple|yellow|grey))? "
+                         "(ball|box|key|door|object)")
+
+
+def paraphrase(instruction: str, random: np.random.Generator) -> str:
+    """The instruction in other words, e.g. "walk to the ball that is red"; "" if it is not about one object."""
+    if not (found := _ONE_OBJECT.fullmatch(instruction)):
+        return ""
+    verb, article, color, kind = found.groups()
+    verbs = _OTHER_VERBS[verb]
+    return f"{verbs[int(random.integers(len(verbs)))]} {article} {kind}" + (f" that is {color}" if color else "")
+
+
+def contradict(environment: BabyAI, random: np.random.Generator) -> str:
+    """The instruction with another object of the episode; "" if there is none, or if it is not about one object."""
+    simulator = environment.simulator
+    own = simulator.instrs
+    verb = next((verb for verb, kind in _VERBS.items() if type(own) is kind), "")
+    if not verb:
+        return ""
+    wanted = {"pick up": ("ball", "box", "key"), "open": ("door",)}.get(verb, ("ball", "box", "key", "door"))
+    named = own.desc.obj_set
+    pairs = {(cell.color, cell.type) for cell in simulator.grid.grid if cell is not None and cell.type in wanted}
+    pairs -= {(cell.color, cell.type) for cell in named}
+    others = sorted(pairs)
+    if not others:
+        return ""
+    color, kind = others[int(random.integers(len(others)))]
+    return _VERBS[verb](ObjDesc(kind, color)).surface(simulator)
+
+
+def goal_of(environment: BabyAI, instruction: str) -> Goal | None:
+    """Whether an instruction about one object is fulfilled, by minigrid's rules.
+
+    None if the episode lacks the object, or if the instruction is not about one.
+    """
+    if not (found := _ONE_OBJECT.fullmatch(instruction)):
+        return None
+    verb, _, color, kind = found.groups()
+    if (kind == "door") != (verb == "open") and verb != "go to":
+        return None
+    simulator = environment.simulator
+    checked = _VERBS[verb](ObjDesc(None if kind == "object" else kind, color))
+    checked.reset_verifier(simulator)
+    if not checked.desc.obj_set:
+        return None
+
+    def fulfilled(action: Action) -> bool:
+        checked.update_objs_poss()  # objects may have been carried elsewhere
+        return checked.verify_action(int(action["action"])) == "success"
+
+    return fulfilled
 
 
 def _visible(view: list[Any]) -> list[bool]:

@@ -72,6 +72,12 @@ class CustomModule:
         uniform = uniform_actions(self.ACTION_SPEC)
         self.RANDOM: Mapping[str, Sequence[Action]] = self._typed("RANDOM", {"random": uniform}, Mapping)
         self.NOISE: Sequence[Action] = self._typed("NOISE", next(iter(self.RANDOM.values()), uniform), (tuple, list))
+        # Optional functions (instructions.py): an attribute that is missing stays missing.
+        if callable(paraphrase := self._attribute("paraphrase")):
+            self.paraphrase = paraphrase
+        for name in ("contradict", "goal_of"):
+            if callable(given := self._attribute(name)):
+                setattr(self, name, lambda environment, value, given=given: given(environment.inner, value))
 
     def make(self, level: str, image_size: int = 0) -> CheckedEnvironment:
         """Make an environment of a task; image_size 0: `IMAGE_SIZE`.

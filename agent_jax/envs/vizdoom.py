@@ -31,6 +31,7 @@ from agent_jax.actions.simulators import VIZDOOM, VIZDOOM_BUTTONS
 from agent_jax.data.images import prepare_image
 from agent_jax.envs import Action, Observation, requires
 from agent_jax.envs.doom_wad import COLORS, KINDS, MAP, ROOM, actor_name, scenario
+from agent_jax.envs.instructions import Goal
 from agent_jax.envs.random_actions import uniform_actions
 
 with requires("vizdoom", "vizdoom"):
@@ -203,6 +204,27 @@ class GoTo:
 
 
 make = GoTo
+
+
+def paraphrase(instruction: str, random: np.random.Generator) -> str:
+    """The instruction in other words, e.g. "walk up to the barrel that is red"."""
+    color, kind = instruction.split()[-2:]
+    forms = (f"walk up to the {kind} that is {color}", f"find the {color} {kind}", f"approach the {color} {kind}")
+    return forms[int(random.integers(len(forms)))]
+
+
+def contradict(environment: GoTo, random: np.random.Generator) -> str:
+    """The instruction that names another object of the room; "" if there is only one."""
+    others = [pair for pair in environment.objects if pair != environment.target]
+    return f"go to the {' '.join(others[int(random.integers(len(others)))])}" if others else ""
+
+
+def goal_of(environment: GoTo, instruction: str) -> Goal | None:
+    """Whether the player is near the object of an instruction; None if the room lacks it."""
+    named = next((pair for pair in environment.objects if instruction == f"go to the {' '.join(pair)}"), None)
+    if named is None:
+        return None
+    return lambda _: math.dist(environment.objects[named], environment.player[:2]) <= REACH
 
 
 def _places(random: np.random.Generator, count: int) -> list[Any]:

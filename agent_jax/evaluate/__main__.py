@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from agent_jax.checkpoints.meta import DamagedCheckpointError
 from agent_jax.envs import NAMES
+from agent_jax.envs.instructions import AS_IS, KINDS
 from agent_jax.evaluate import commands
 from agent_jax.json_files import json_path
 from agent_jax.runtime.interrupts import end_at_once
@@ -69,6 +70,9 @@ def _add_closed_loop(parser: argparse.ArgumentParser) -> None:
                         help="repeat the episodes of each task with the next seeds; reports the standard deviation")
     parser.add_argument("--seed", type=int, default=1_000_000_000, metavar="S",
                         help="of the first episode; the next ones count up. Demonstrations use seeds below the default")
+    parser.add_argument("--instruction", nargs="+", choices=KINDS, default=[AS_IS], metavar="KIND",
+                        help=f"what the policy reads: {', '.join(KINDS)}; several: each on the same seeds, with the "
+                        "differences from as-is")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
     parser.add_argument("--history", choices=("sliding", "flushed"), default="sliding")
     parser.add_argument("--flush_every", type=int, default=0, metavar="STEPS", help="of --history flushed")

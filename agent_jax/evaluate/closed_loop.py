@@ -6,7 +6,7 @@ The baselines are the environment's expert and random actions, on the same seeds
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ from agent_jax.actions.codec import BoundSpec
 from agent_jax.config import ClosedLoopConfig
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.envs import EnvironmentModule, load
+from agent_jax.envs.instructions import AS_IS, KINDS, check_kinds
 from agent_jax.envs.workers.simulator_pool import EXPERT
 from agent_jax.envs.workers.simulators import Simulators
+from agent_jax.evaluate.grounding import InstructionAudit, format_audit
 from agent_jax.evaluate.outcomes import RolloutRecording, TaskResult
 from agent_jax.evaluate.rollouts import CONCURRENT, ActingPolicy, ObservationKeys, run_baseline, run_policy
 from agent_jax.evaluate.statistics import chain_summary, mean_over_tasks, repeats_summary, success_summary
@@ -32,7 +34,7 @@ TRACED = 100  # episodes of a task and policy whose actions are reported, failur
 def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], *, domain: Domain | None = None,
                 image_size: int = 0, record: int = 1, watch: Callable[[RolloutRecording], None] | None = None,
                 baselines: bool = True, per_episode: bool = False, traced: int = 0, concurrent: int = CONCURRENT,
-                repeats: int = 1, log: Callable[[str], None] = print) -> Report:
+                repeats: int = 1, instructions: Sequence[str] = (AS_IS,), log: Callable[[str], None] = print) -> Report:
     """Evaluate policies, the environment's random baselines and its expert ("bot") on every task of the config.
 
     Args:
@@ -47,11 +49,13 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], 
         traced: number of these episodes reported with actions and probabilities, failures first.
         concurrent: episodes at a time; at most the number of processes if a process can have only one environment.
         repeats: how many times each task has its number of episodes, each time with the next seeds.
+        instructions: kinds of instructions that the policies read (`envs/instructions.py`), each on the same seeds. A
+            policy NAME is reported as NAME-KIND where it reads another kind than "as-is".
         log: called with a line after each policy, and with the table at the end.
 
     Raises:
         ValueError: an unknown environment or task, a task without episodes, `concurrent` or `repeats` below 1, a policy
-            named like a baseline, or a domain that does not fit the environment.
+            named like a baseline, a domain that does not fit the environment, or instructions that it does not have.
         RuntimeError: the simulators cannot be started, or every episode of a task was lost.
     """
     module = load(config.environment)
@@ -64,6 +68,8 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], 
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: expected at least 1")
     concurrent = at_a_time(module, concurrent, config.processes)
+    check_kinds(module, instructions)
+    kinds = [kind for kind in KINDS if kind in instructions]  # "as-is", which the others are compared with, is first
     keys = ObservationKeys()
     if domain is not None:
         check_domain(domain, module)
@@ -73,14 +79,20 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], 
         for task, episodes in config.episodes.items():
             report[task] = {}
             seeds = range(config.seed, config.seed + episodes * repeats)
-            for name in (*policies, *(names if baselines else ())):
-                if name in policies:
-                    result = run_policy(policies[name], simulators, task, seeds, keys=keys, name=name,
+            audit = InstructionAudit.of(simulators, module, task, seeds, kinds, domain)
+            runs = {audit.name(policy, kind): (policy, kind) for policy in policies for kind in kinds}
+            for name in (*runs, *(names if baselines else ())):
+                more = {}
+                if name in runs:
+                    policy, kind = runs[name]
+                    result = run_policy(policies[policy], simulators, task, audit.seeds(kind), keys=keys, name=name,
                                         record=record if watch else 0, trace=per_episode and traced > 0,
-                                        action_name=module.action_name, concurrent=concurrent)
+                                        action_name=module.action_name, concurrent=concurrent,
+                                        read=audit.read(kind), goals=audit.goals(kind))
+                    more = audit.summary(policy, kind, result)
                 else:
                     result = run_baseline(simulators, task, seeds, name, config.seed)
-                report[task][name] = _summary(result, name)
+                report[task][name] = _summary(result, name) | more
                 if repeats > 1:
                     report[task][name] |= _repeats(result, config.seed, episodes)
                 if per_episode:
@@ -90,6 +102,8 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], 
                         watch(recording)
                 log(_line(result, name, report[task][name]))
     log(format_table(report))
+    if kinds != [AS_IS]:
+        log(format_audit(report))
     return report
 
 

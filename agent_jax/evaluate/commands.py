@@ -18,6 +18,7 @@ from agent_jax.config import ClosedLoopConfig, Config
 from agent_jax.data.store.store import Store
 from agent_jax.envs import EnvironmentModule, load, tasks_of
 from agent_jax.envs.custom import same_environment, try_out
+from agent_jax.envs.instructions import check_kinds
 from agent_jax.envs.workers.simulators import Simulators
 from agent_jax.evaluate.action_accuracy import format_errors
 from agent_jax.evaluate.checkpoints import TrainedRun, data_paths
@@ -43,6 +44,7 @@ def closed_loop_command(options: argparse.Namespace) -> int:
     trained = TrainedRun.load(options.checkpoint)
     domain = trained.domain(options.domain)
     check_domain(domain, module)
+    check_kinds(module, options.instruction)
     tasks = _tasks(options, module, trained.config, domain.name)
     image_size = options.image_size or simulator_image_size(trained.config, options.env, domain.name)
     for task in tasks:
@@ -61,7 +63,8 @@ def closed_loop_command(options: argparse.Namespace) -> int:
          f"{', '.join((name, *(baseline_names(module) if options.baselines else ())))}")
     report = closed_loop(config, {name: policy}, domain=policy.domain, image_size=image_size, record=options.videos,
                          watch=videos.write if videos else None, baselines=options.baselines, per_episode=True,
-                         traced=TRACED, concurrent=options.concurrent, repeats=options.repeats, log=_log)
+                         traced=TRACED, concurrent=options.concurrent, repeats=options.repeats,
+                         instructions=options.instruction, log=_log)
     _write(options, trained, {
         "environment": options.env, "simulator": module.version(), "domain": policy.domain.name,
         "seed": options.seed, "temperature": options.temperature, "history": options.history,

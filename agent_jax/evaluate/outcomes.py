@@ -52,11 +52,17 @@ class EpisodeOutcome:
     instruction: str  # of a chain, all that were given, joined by "; "
     actions: tuple[dict[str, Any], ...] = ()  # one a step, as JSON; () if not requested
     probabilities: tuple[float, ...] = ()  # of each action; () if the policy has none
+    read: str | None = None  # the text that the policy read in place of the instruction; None: the instruction
+    done: tuple[bool | None, ...] = ()  # whether each goal of `run_policy` was fulfilled; None: cannot be told
 
     def to_json(self, *, steps: bool) -> dict[str, Any]:
         """JSON, with or without actions and probabilities."""
         content: dict[str, Any] = {"seed": self.seed, "success": self.success, "steps": self.steps,
                                    "instruction": self.instruction}
+        if self.read is not None:
+            content["read"] = self.read
+        if self.done:
+            content["done"] = list(self.done)
         if steps and self.actions:
             content["actions"] = list(self.actions)
         if steps and self.probabilities:
@@ -98,6 +104,7 @@ class TaskResult:
             task, tuple(seeds[i] for i in order), np.array([ended[i].success for i in order], bool),
             np.array([ended[i].steps for i in order], np.int64),
             tuple(LostEpisode(seeds[i], lost[i]) for i in sorted(lost)),
-            tuple(EpisodeOutcome(seeds[i], ended[i].success, ended[i].steps, ended[i].instruction) for i in order),
+            tuple(EpisodeOutcome(seeds[i], ended[i].success, ended[i].steps, ended[i].instruction, done=ended[i].done)
+                  for i in order),
             completed=np.array([done for done, _ in chains], np.int64) if chains else None,
             instructions=chains[0][1] if chains else 1)

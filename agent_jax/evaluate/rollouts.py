@@ -90,7 +90,8 @@ class ObservationKeys:
 
 def run_policy(policy: ActingPolicy, simulators: Simulators, task: str, seeds: Sequence[int], *,
                keys: ObservationKeys | None = None, name: str = "", record: int = 0, trace: bool = False,
-               action_name: Callable[[Action], str] = str, concurrent: int = CONCURRENT) -> TaskResult:
+               action_name: Callable[[Action], str] = str, concurrent: int = CONCURRENT,
+               read: Sequence[str] = (), goals: Sequence[Sequence[str]] = ()) -> TaskResult:
     """Run a policy through the episodes of `seeds`.
 
     Args:
@@ -104,6 +105,8 @@ def run_policy(policy: ActingPolicy, simulators: Simulators, task: str, seeds: S
         trace: whether outcomes have the actions and their probabilities.
         action_name: a short text for an action, for the recordings.
         concurrent: episodes at a time.
+        read: what the policy reads in each episode in place of the environment's instruction; (): the instruction.
+        goals: other instructions of each episode; its outcome has whether each was fulfilled. (): none.
 
     Raises:
         ValueError: no episodes, `concurrent` below 1, or the policy returns a wrong number of actions.
@@ -113,7 +116,8 @@ def run_policy(policy: ActingPolicy, simulators: Simulators, task: str, seeds: S
     if concurrent < 1:
         raise ValueError(f"concurrent={concurrent}: expected at least 1 episode at a time")
     begun = time.perf_counter()
-    rollouts = _Rollouts(policy, task, seeds, keys or ObservationKeys(), name, record, action_name, trace=trace)
+    rollouts = _Rollouts(policy, task, seeds, keys or ObservationKeys(), name, record, action_name, trace=trace,
+                        read=read, goals=goals)
     while rollouts.unfinished:
         rollouts.update(simulators.exchange(rollouts.commands(concurrent)))
     return rollouts.result(time.perf_counter() - begun)
@@ -139,7 +143,9 @@ class _Rollouts:
     """The state of `run_policy`."""
 
     def __init__(self, policy: ActingPolicy, task: str, seeds: Sequence[int], keys: ObservationKeys, name: str,
-                 record: int, action_name: Callable[[Action], str], *, trace: bool) -> None:
+                 record: int, action_name: Callable[[Action], str], *, trace: bool, read: Sequence[str],
+                 goals: Sequence[Sequence[str]]) -> None:
+        self._read, self._goals = read, goals
         self._policy, self._task, self._seeds, self._keys = policy, task, seeds, keys
         self._name, self._record, self._action_name, self._trace = name, record, action_name, trace
         self._waiting = collections.deque(range(len(seeds)))
@@ -175,7 +181,9 @@ class _Rollouts:
             if slot not in self._running and self._waiting:
                 episode = self._running[slot] = _EpisodeLog(self._waiting.popleft())
                 self._policy.reset([episode.number])
-                arguments = {"slot": slot, "task": self._task, "seed": self._seeds[episode.number]}
+                arguments: dict[str, Any] = {"slot": slot, "task": self._task, "seed": self._seeds[episode.number]}
+                if self._goals:
+                    arguments["goals"] = tuple(self._goals[episode.number])
                 commands[slot] = Command("begin", arguments)
         return commands
 
@@ -186,13 +194,18 @@ class _Rollouts:
         images, states = ([{key: status.observation[key] for key in keys} for status in statuses]
                           for keys in (self._keys.cameras, self._keys.state))
         begun = time.perf_counter()
-        actions = self._policy.act(images, [status.instruction for status in statuses],
+        actions = self._policy.act(images, [self._reads(episode.number, status)
+                                            for episode, status in zip(episodes, statuses, strict=True)],
                                    [episode.number for episode in episodes], states if self._keys.state else None)
         self._policy_seconds += time.perf_counter() - begun
         if len(actions) != len(episodes):
             raise ValueError(f"policy {self._name!r}: found {len(actions)} actions for {len(episodes)} episodes, "
                              "expected one each")
         return actions
+
+    def _reads(self, number: int, status: EpisodeStatus) -> str:
+        """The text that the policy reads in an episode."""
+        return self._read[number] if self._read else status.instruction
 
     def update(self, answers: Mapping[int, Answer]) -> None:
         """Take the simulators' answers, by slot."""
@@ -231,7 +244,8 @@ class _Rollouts:
             last = status.observation[self._keys.cameras[0]]
             self._frame_shape = last.shape
             # The instruction of the images in between is the earlier one: another one ends the list of actions.
-            episode.frame_instructions += [*episode.frame_instructions[-1:] * len(status.between), status.instruction]
+            episode.frame_instructions += [*episode.frame_instructions[-1:] * len(status.between),
+                                           self._reads(episode.number, status)]
             episode.frames += [zlib.compress(frame.tobytes(), 1) for frame in (*status.between, last)]
 
     def _recorded(self) -> list[_EpisodeLog]:
@@ -252,7 +266,8 @@ class _Rollouts:
         result = TaskResult.of(self._task, self._seeds, ended, self._lost)
         outcomes = tuple(
             dataclasses.replace(outcome, instruction="; ".join(episode.instructions), actions=tuple(episode.actions),
-                                probabilities=tuple(episode.probabilities))
+                                probabilities=tuple(episode.probabilities),
+                                read=str(self._read[episode.number]) if self._read else None)
             for outcome, (_, episode) in zip(result.outcomes, sorted(self._ended.items()), strict=True))
         return dataclasses.replace(result, outcomes=outcomes, recordings=recordings, seconds=seconds,
                                    policy_seconds=self._policy_seconds)

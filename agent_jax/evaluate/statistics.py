@@ -32,6 +32,47 @@ def success_summary(successes: np.ndarray) -> dict[str, Any]:
     }
 
 
+def paired_summary(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """The difference of two success rates of the same episodes, after - before.
+
+    Returns:
+        {"difference", "ci95": [low, high], "p", "episodes", "lost", "gained"}: p of McNemar's exact test (two-sided),
+        the episodes that succeed before only and after only. The interval is Newcombe's (1998, Statistics in Medicine
+        17, 2635, method 10): it comes from Wilson's intervals of both rates and stays within [-1, 1].
+
+    Raises:
+        ValueError: no episodes, or two arrays of other than equally many booleans.
+    """
+    before, after = np.asarray(before), np.asarray(after)
+    if before.shape != after.shape:
+        raise ValueError(f"pairs: found {before.shape} and {after.shape} episodes, expected equally many")
+    one, other = success_summary(before), success_summary(after)
+    from scipy.stats import binomtest  # as above
+
+    both, neither = int((before & after).sum()), int((~before & ~after).sum())
+    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+    margins = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
+    # The correlation of the pairs, with Newcombe's correction for continuity where it is positive.
+    product = both * neither - lost * gained
+    product = max(product - before.size / 2, 0) if product > 0 else product
+    correlation = product / margins**0.5 if margins else 0.0
+    rates = other["success"], one["success"]
+    down, up = (
+        sum(distance**2 for distance in (to, back)) - 2 * correlation * to * back
+        for to, back in ((rates[0] - other["ci95"][0], one["ci95"][1] - rates[1]),
+                         (other["ci95"][1] - rates[0], rates[1] - one["ci95"][0]))
+    )
+    difference = rates[0] - rates[1]
+    return {
+        "difference": difference,
+        "ci95": [difference - max(down, 0) ** 0.5, difference + max(up, 0) ** 0.5],
+        "p": float(binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0,
+        "episodes": one["episodes"],
+        "lost": lost,
+        "gained": gained,
+    }
+
+
 def repeats_summary(rates: np.ndarray) -> dict[str, Any]:
     """{"repeats": success rates, "std": their sample standard deviation (0 of one)}, as the paper repeats episodes."""
     return {"repeats": [float(rate) for rate in rates], "std": float(np.std(rates, ddof=1)) if len(rates) > 1 else 0.0}

@@ -18,6 +18,14 @@ Images = np.ndarray | Mapping[str, np.ndarray] | Sequence[np.ndarray]
 NO_IDS = np.zeros(0, np.int32)
 
 
+class _NoInstruction(str):
+    """The type of `NO_INSTRUCTION`."""
+
+
+# An empty instruction by intent: the policy reads </s> alone. Any other empty text is an error.
+NO_INSTRUCTION: str = _NoInstruction()
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """One observation of one environment, as the model takes it."""
@@ -34,7 +42,7 @@ def prepare(domain: Domain, images: Images, instruction: str, state: Mapping[str
         domain: in which is acted.
         images: uint8 (height, width, 3), or one a camera: a mapping by `domain.camera_names`, or a tuple in that order.
             Arrays of NumPy, jax or torch, or RGB pictures of Pillow.
-        instruction: what is to be done.
+        instruction: what is to be done; or `NO_INSTRUCTION`.
         state: the StateSpec's values; needed if the domain has one.
 
     Raises:
@@ -42,7 +50,7 @@ def prepare(domain: Domain, images: Images, instruction: str, state: Mapping[str
     """
     if not isinstance(instruction, str):
         raise ValueError(f"act: found an instruction of type {type(instruction).__name__}, expected a text (str)")
-    if not instruction.strip():
+    if not instruction.strip() and instruction is not NO_INSTRUCTION:
         raise ValueError(f"act: found the empty instruction {instruction!r}, expected a text that says what to do")
     return Prepared(camera_images(domain, images), domain.text_ids(instruction), _state_ids(domain, state))
 

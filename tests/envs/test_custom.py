@@ -43,6 +43,21 @@ class Right:
         return [{"action": np.int64(1)} for _ in env_ids]
 
 
+def test_functions_for_other_instructions_receive_the_environment_of_the_user(tmp_path: Path) -> None:
+    file = tmp_path / "dots.py"
+    file.write_text(f"import sys; sys.path.append({str(DOTS.parent)!r})\nfrom dot_world import *\n"
+                    "def contradict(environment, random):\n    return f'go to cell {environment.place}'\n"
+                    "def goal_of(environment, instruction):\n"
+                    "    return lambda action: environment.place == int(instruction[-1])\n")
+    assert not hasattr(load("dot_world"), "contradict")
+    report = closed_loop(ClosedLoopConfig(environment=str(file), episodes={"reach": 4}), {"greedy": Right()},
+                         baselines=False, instructions=("as-is", "contradict"), log=lambda line: None)["reach"]
+    assert report["greedy"]["success"] == report["greedy-contradict"]["success"]  # it does not read
+    assert report["greedy"]["goals"] == report["greedy-contradict"]["goals"]
+    with pytest.raises(ValueError, match=r"has no paraphrase: .* choose among as-is, empty, swap, contradict"):
+        closed_loop(ClosedLoopConfig(environment=str(file), episodes={"reach": 4}), {}, instructions=("paraphrase",))
+
+
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_agent(tmp_path_factory.getbasetemp() / "evaluate_main" / "agent").path)

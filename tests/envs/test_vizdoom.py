@@ -46,6 +46,32 @@ def test_an_episode_depends_only_on_its_seed(four) -> None:
     assert first.dtype == np.uint8
 
 
+def test_other_instructions_name_an_object_of_the_room_and_it_is_known_when_it_is_reached(four) -> None:
+    for seed in range(4):
+        four.reset(seed=seed)
+        random = np.random.default_rng(seed)
+        other = vizdoom.contradict(four, random)
+        assert other != four.instruction
+        named = tuple(other.removeprefix("go to the ").split())
+        assert named in four.objects
+        color, kind = four.target
+        words = vizdoom.paraphrase(four.instruction, random).split()
+        assert {color, kind} <= set(words)
+        assert words[:2] != ["go", "to"]
+        fulfilled = vizdoom.goal_of(four, other)
+        assert not fulfilled(still())
+        four.target = named
+        expert, over = vizdoom.Expert(four), False
+        while not over:
+            _, _, over, truncated, info = four.step(expert.act())
+            assert fulfilled(still()) == info["success"]
+            over |= truncated
+    assert vizdoom.goal_of(four, "go to the purple cow") is None
+    alone = vizdoom.make("GoTo1", 64)
+    alone.objects = {alone.target: (0.0, 0.0)}
+    assert vizdoom.contradict(alone, random) == ""
+
+
 def test_the_instruction_names_one_of_the_objects_and_they_have_distance(four) -> None:
     for seed in range(10):
         _, info = four.reset(seed=seed)
