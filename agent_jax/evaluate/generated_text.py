@@ -16,13 +16,15 @@ import functools
 import importlib.util
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from agent_jax.data.pipeline.windows import Windows
 from agent_jax.evaluate.recording_sums import Interval, RecordingSums
 from agent_jax.policy import Policy
 
 _BATCH_SIZE = 16  # windows
+
+_Value = TypeVar("_Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,15 @@ def generated_text(policy: Policy, windows: Windows, training: Windows, numbers:
         _add(sums, recording, one.generated, one.answer)
         _add(baseline, recording, frequent.answer(one.prompt), one.answer)
         answers.append(one)
-    return TextScores(len(answers), sums.metrics(), baseline.metrics(), sums.intervals(), tuple(answers))
+    return TextScores(len(answers), defined(sums, sums.metrics()), defined(baseline, baseline.metrics()),
+                      defined(sums, sums.intervals()), tuple(answers))
+
+
+def defined(sums: RecordingSums, metrics: Mapping[str, _Value]) -> dict[str, _Value]:
+    """The metrics without the BLEU-4 of texts none of which has four words in a row."""
+    bleu = sums.total("bleu")
+    has_four_words = bleu is not None and bleu[7] > 0
+    return {name: value for name, value in metrics.items() if name != "bleu4" or has_four_words}
 
 
 def _generated(policy: Policy, windows: Windows, numbers: Sequence[int]) -> Iterator[tuple[int, GeneratedAnswer]]:

@@ -266,7 +266,7 @@ def test_greedy_actions_are_the_best_legal_ids_and_forced_ids_are_not_asked_for(
 
 
 def test_several_actions_are_decoded_one_after_another():
-    policy = make_policy(dataclasses.replace(DOMAINS["two actions"], window=2))
+    policy = new_policy(dataclasses.replace(DOMAINS["two actions"], window=2))
     followed, spec = policy.with_temperature(0.0), policy.domain.spec
     assert spec is not None
     automaton, decoded = spec.automaton.repeated(2), set()
@@ -319,7 +319,7 @@ def test_rows_have_all_actions_of_an_image_also_where_fewer_are_executed(window:
 
 
 def test_the_action_that_ends_the_episode_is_the_last_of_its_list():
-    policy = make_policy(DOMAINS["two actions"])
+    policy = make_policy("two actions")
     spec = policy.domain.spec
     assert spec is not None
     move, end = spec.encode({"action": np.float32([0.01, 0])}), spec.terminal_ids()

@@ -268,7 +268,7 @@ class Scripted:
     """Wraps a policy so that it waits, fails or returns invalid actions."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy, self.domain = policy, policy.domain
+        self._policy, self.domain, self.domains = policy, policy.domain, policy.domains
         self.gate, self.warm = threading.Event(), threading.Event()
         self.gate.set()
         self.warm.set()

@@ -128,7 +128,7 @@ def test_a_run_grown_from_one_with_adapters_carries_the_merged_kernels(tuned: Tr
                                  init=dataclasses.replace(tuned.config.init, checkpoint=str(tuned.workdir)))
     first = open_run(config, tmp_path / "run").first
     assert "(init.checkpoint)" in first.source
-    source = load_to_act(tuned.workdir, averaged=False).params
+    source = jax.device_get(load_to_act(tuned.workdir, averaged=False).params)
     grown = jax.device_get(first.state.params)
     for part in ("vision", "language"):
         kernel, unmerged = (params[part]["blocks"]["attention"]["qkv"]["kernel"]
