@@ -161,8 +161,8 @@ class SimulatorPool:
                 text = self.begin(_WHOLE, task, int(seed)).instruction
                 if content(text) != content(own):
                     return text
-        for number in random.permutation(len(tasks)).tolist():
-            other, seed = tasks[number], int(random.integers(_FIRST_OTHER, _FIRST_OTHER + 2**30))
+        for number in random.permutation(len(tasks)):
+            other, seed = tasks[int(number)], int(random.integers(_FIRST_OTHER, _FIRST_OTHER + 2**30))
             text = self._only_instruction(other) or self.begin(_WHOLE, other, seed).instruction
             if content(text) != content(own):
                 return text
