@@ -296,7 +296,8 @@ def test_a_dry_run_prints_runs_and_steps_and_writes_nothing(tmp_path: Path, caps
 
 @pytest.mark.slow
 def test_a_tiny_study_from_plan_to_report_continues_with_what_is_missing(tmp_path: Path) -> None:
-    data = {"data.directory": str(tmp_path / "data")}
+    # Programs are compiled once for all runs.
+    data = {"data.directory": str(tmp_path / "data"), "train.compile_cache": str(tmp_path / "compiled")}
     target = Target(SMOKE, {"GoToObj": 1.0}, (2,), {"GoToObj": 2}, steps=2, overrides=data)
     plan = TransferPlan("tiny", {"scratch": Arm(), "joint": Arm(SMOKE, {"train.steps": 2, **data})}, {"near": target},
                         Comparison("joint", "scratch", (1, 2), 0))
