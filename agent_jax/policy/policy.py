@@ -512,8 +512,9 @@ def acting_domain(domains: Mapping[str, Domain], name: str, directory: Any) -> D
         ValueError: an unknown name, or none although several domains have actions.
     """
     acting = [one for one, domain in domains.items() if domain.spec]
-    if not name and len(acting) <= 1:
+    if not name and domains and len(acting) <= 1:
         name = (acting or sorted(domains))[0]
     if name not in domains:
-        raise ValueError(f"domain={name!r}: {directory} was trained on {', '.join(sorted(domains))}; name one of them")
+        raise ValueError(f"domain={name!r}: {directory} was trained on {', '.join(sorted(domains)) or 'no domain'}; "
+                         "name one of them")
     return domains[name]

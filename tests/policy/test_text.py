@@ -177,6 +177,12 @@ def test_one_checkpoint_acts_says_and_classifies(tmp_path):
         policy.classify([image], domain="wards")
 
 
+def test_a_checkpoint_without_domains_has_nothing_to_load(tmp_path):
+    make_checkpoint(tmp_path, ())
+    with pytest.raises(ValueError, match="was trained on no domain"):
+        Policy.load(tmp_path)
+
+
 def test_what_does_not_fit_is_refused():
     policy = make_policy(ANSWERS["clip"])
     clip = make_clip(policy.domain, 3)

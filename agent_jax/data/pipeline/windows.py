@@ -19,7 +19,6 @@ import copy
 import dataclasses
 import hashlib
 import zlib
-from collections import Counter
 
 import numpy as np
 
@@ -123,8 +122,12 @@ class Windows:
         return self.index.texts[self.index.text_of_step[first]], answer
 
     def text_counts(self) -> dict[tuple[str, str], int]:
-        """How many windows have each instruction and answer."""
-        return dict(Counter(self.texts(number) for number in range(len(self))))
+        """How many windows have each instruction and answer; of a domain with answers, sampled consecutively."""
+        index, first_W = self.index, self._offset_N[self.record] + self.start
+        pairs_W2 = np.stack([index.text_of_step[first_W], index.answer_of_step[first_W]], axis=1)
+        pairs, counts = np.unique(pairs_W2, axis=0, return_counts=True)
+        return {(index.texts[text], index.answers[answer]): int(count)
+                for (text, answer), count in zip(pairs, counts, strict=True)}
 
     def subset(self, keep_W: np.ndarray) -> Windows:
         """The windows where `keep_W` is true, in their order; sampling must be consecutive."""
