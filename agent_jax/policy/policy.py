@@ -25,11 +25,10 @@ its action. Each id of the action is among those that the ActionSpec's automaton
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
@@ -38,9 +37,15 @@ from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.checkpoints.restore import ActingCheckpoint, StepTaken, load_to_act
 from agent_jax.client.pictures import is_image
 from agent_jax.config import Config
-from agent_jax.config.checks import divisors
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.models.agent import Params
+from agent_jax.policy.arguments import (
+    History,
+    actions_of_observation,
+    check_ids,
+    check_sequences,
+    check_temperature,
+)
 from agent_jax.policy.batched_decoder import BatchedDecoder, Request, Response
 from agent_jax.policy.classifier import Classification, ClipClassifier
 from agent_jax.policy.clips import Clip
@@ -51,10 +56,7 @@ from agent_jax.policy.parameters import acting_params
 from agent_jax.policy.text import GeneratedText, TextGenerator
 from agent_jax.runtime.compile_notice import announce_compilations
 
-__all__ = ["Images", "Policy", "Prepared"]
-
-History = Literal["sliding", "flushed"]
-
+__all__ = ["History", "Images", "Policy", "Prepared"]
 
 class Policy:
     """Acts in any number of environments at once, each with its own history; generates text and classifies clips.
@@ -88,7 +90,7 @@ class Policy:
                 a flush later than the window, where positions were not trained, or one amid the actions of an image,
                 or `replan_every` that does not divide k.
         """
-        _check_temperature(temperature)
+        check_temperature(temperature)
         if history not in ("sliding", "flushed"):
             raise ValueError(f"history={history!r}: expected 'sliding' or 'flushed'")
         if flush_every and history == "sliding":
@@ -99,7 +101,7 @@ class Policy:
             raise ValueError(f"flush_every={flush_every}: domain {domain.name!r} was trained on windows of "
                              f"{domain.window} steps, later positions were not; expected 1 to {domain.window}")
         k = domain.actions_per_image
-        self.replan_every = _replan_every(domain, replan_every, flush_every, history)
+        self.replan_every = actions_of_observation(domain, replan_every, flush_every, history)
         self._joined = k // self.replan_every  # decisions that make one step of a row
         self._most_steps = (flush_every or domain.window) // k  # of a row, by its images
         self.domain, self.temperature, self.history = domain, temperature, history
@@ -173,7 +175,7 @@ class Policy:
         Raises:
             ValueError: a negative or infinite temperature.
         """
-        _check_temperature(temperature)
+        check_temperature(temperature)
         other = object.__new__(type(self))
         other.__dict__ |= self.__dict__ | {"temperature": temperature, "_seed": seed, "_episodes": {}, "last_ids": {},
                                             "_last_logits": {}}
@@ -187,14 +189,14 @@ class Policy:
 
     def reset(self, env_ids: Sequence[Any]) -> None:
         """Begin new episodes: forget what was seen under these ids."""
-        _check_ids("reset", env_ids)
+        check_ids("reset", env_ids)
         for env_id in env_ids:
             old = self._episodes.get(env_id)
             self._episodes[env_id] = EpisodeHistory(number=old.number + (old.time > 0) if old else 0)
 
     def forget(self, env_ids: Sequence[Any]) -> None:
         """Drop all memory of these ids; unknown ones are passed over."""
-        _check_ids("forget", env_ids)
+        check_ids("forget", env_ids)
         for env_id in env_ids:
             self._episodes.pop(env_id, None)
             self.last_ids.pop(env_id, None)
@@ -296,7 +298,7 @@ class Policy:
             ValueError: sequences of unequal length, an id twice, or an observation that is not as expected.
         """
         self.check_acts("act")
-        _check_ids("act", env_ids)
+        check_ids("act", env_ids)
         given: dict[str, Any] = {"image": images, "instruction": instructions, "state": states}
         for name, found in given.items():
             one = isinstance(found, (str, Mapping)) or not (found is None or hasattr(found, "__len__"))
@@ -332,7 +334,7 @@ class Policy:
             ValueError: sequences of unequal length, a domain without text, a prompt or clip that is too long, an image
                 that is not as expected, `max_tokens`, `temperature` or `top_p` out of range, or logits that are NaN.
         """
-        _check_sequences("say", images=images, prompts=prompts)
+        check_sequences("say", images=images, prompts=prompts)
         if len(images) != len(prompts):
             raise ValueError(f"say: found {len(images)} images or clips and {len(prompts)} prompts, expected one each")
         chosen = self._domain_of("answer", "say", domain)
@@ -355,7 +357,7 @@ class Policy:
             ValueError: a domain without classes, a clip that is too long, an image that is not as expected, or logits
                 that are NaN.
         """
-        _check_sequences("classify", images=images)
+        check_sequences("classify", images=images)
         chosen = self._domain_of("label", "classify", domain)
         if chosen.name not in self._classifiers:
             self._classifiers[chosen.name] = ClipClassifier(self._config, chosen)
@@ -459,45 +461,6 @@ class Policy:
             steps = (*chunk.past, step)
         used = chunk.used + len(chunk.token_C) if self._grows else 0
         return EpisodeHistory(episode.number, episode.time + 1, seen.text_ids, steps, answer.kept, used)
-
-
-def _check_ids(call: str, env_ids: Any) -> None:
-    """Refuse one id in place of a sequence: a text is a sequence, too, of its letters."""
-    if isinstance(env_ids, (str, bytes)) or not isinstance(env_ids, Iterable):
-        arguments = "[image], [instruction], " if call == "act" else ""
-        raise ValueError(f"{call}: found env_ids={env_ids!r}, expected a sequence of ids, one of each environment: "
-                         f"{call}({arguments}[{env_ids!r}])")
-
-
-def _replan_every(domain: Domain, replan_every: int, flush_every: int, history: History) -> int:
-    """How many actions are executed after each observation."""
-    k, fits = domain.actions_per_image, divisors(domain.actions_per_image)
-    if replan_every and replan_every not in fits:
-        raise ValueError(f"replan_every={replan_every} does not divide the {k} actions per image that domain "
-                         f"{domain.name!r} was trained with (actions_per_image={k}); use "
-                         f"{' or '.join(map(str, fits))}, or 0 for all of them")
-    if flush_every % k:
-        raise ValueError(f"flush_every={flush_every} counts actions, {k} of which follow each image in domain "
-                         f"{domain.name!r}; use a multiple of actions_per_image={k}")
-    if 0 < replan_every < k and history == "flushed":
-        raise ValueError(f"replan_every={replan_every} is below actions_per_image={k} of domain {domain.name!r}, so an "
-                         "image that was read ends up amid actions; use history='sliding', or "
-                         f"replan_every={k}")
-    return replan_every or k
-
-
-def _check_temperature(temperature: float) -> None:
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature={temperature} must be 0 (greedy) or positive, and finite")
-
-
-def _check_sequences(call: str, **given: Any) -> None:
-    """Refuse one image or text in place of a sequence."""
-    for name, found in given.items():
-        if isinstance(found, (str, bytes, Mapping)) or not hasattr(found, "__len__") or (
-                is_image(found) and getattr(found, "ndim", 3) == 3):
-            raise ValueError(f"{call}: found {name} as one {type(found).__name__}, expected a sequence with one for "
-                             "each text or class that is wanted, as [image]")
 
 
 def acting_domain(domains: Mapping[str, Domain], name: str, directory: Any) -> Domain:

@@ -8,7 +8,6 @@ Rows are laid out by the code of training, so the model sees what it was trained
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from agent_jax.config import Config
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Step, Window, lay_out_prefix, row_size, window_usage
 from agent_jax.models.agent import Params
+from agent_jax.policy.arguments import check_temperature
 from agent_jax.policy.buckets import filled, split
 from agent_jax.policy.clips import Clip, batch_of, prepare_clip
 from agent_jax.policy.observation import NO_IDS
@@ -67,8 +67,7 @@ class TextGenerator:
         if not 0 <= max_tokens <= domain.max_answer:
             raise ValueError(f"say: max_tokens={max_tokens}: domain {domain.name!r} was trained on answers of at most "
                              f"{domain.max_answer} tokens with </s>; expected 1 to {domain.max_answer}, or 0 for that")
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise ValueError(f"say: temperature={temperature} must be 0 (greedy) or positive, and finite")
+        check_temperature(temperature)
         if not 0 < top_p <= 1:
             raise ValueError(f"say: top_p={top_p}: expected more than 0, and at most 1 (all tokens)")
         clips = [prepare_clip(domain, clip, "say") for clip in images]
