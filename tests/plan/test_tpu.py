@@ -21,8 +21,8 @@ pytestmark = pytest.mark.tpu_compile
 
 slow = pytest.mark.slow
 CONFIGS = [("tpu_v5e.py", "v5e-16"), ("tpu_v4.py:opt-1.3b", "v4-128"),  # tpu_v4.py itself: on several slices, below
-           *(pytest.param(*case, marks=slow) for case in
-             (("tpu_v4.py", "v4-8"), ("tpu_v4.py", "v4-32"), ("tpu_v4.py", "v4-128"), ("tpu_v4.py:opt-6.7b", "v4-128")))]
+           *(pytest.param(config, topology, marks=slow) for config, topology in
+             [*(("tpu_v4.py", size) for size in ("v4-8", "v4-32", "v4-128")), ("tpu_v4.py:opt-6.7b", "v4-128")])]
 
 
 @pytest.fixture(autouse=True)
