@@ -49,6 +49,8 @@ REQUIRED = [
     "absl-py>=2.1,<3",
     "google-crc32c>=1.7,<2",  # checksums of TFRecord
     "tqdm>=4.66,<5",
+    "jinja2>=3.1.4,<4",  # pages of agent_jax.view
+    "markupsafe>=2.1,<4",  # of jinja2
     "etils[epath]>=1.9,<2",  # paths on local disk and in buckets alike
 ]
 
@@ -89,7 +91,7 @@ setup(
     # late for that: Python takes the folder for a namespace package first.
     package_dir={"": "."},
     packages=find_packages(include=["agent_jax", "agent_jax.*"]),
-    package_data={"agent_jax": ["py.typed"]},
+    package_data={"agent_jax": ["py.typed", "view/templates/*"]},
     install_requires=REQUIRED,
     extras_require={
         "babyai": BABYAI,  # the simulator of configs/babyai.py

@@ -37,6 +37,7 @@ ROOMS = [
     "agent_jax.envs",
     "agent_jax.evaluate",
     "agent_jax.serve",
+    "agent_jax.view",
     "agent_jax.train",
     "agent_jax.plan",
     "agent_jax.study",
@@ -72,7 +73,9 @@ ALLOWED = {
     "tensorboardX": ["agent_jax.train.tensorboard_events"],
     "websockets": ["agent_jax.client", "agent_jax.serve"],
     "msgpack": ["agent_jax.client"],
-    "scipy": ["agent_jax.evaluate", "agent_jax.study.statistics"],
+    "scipy": ["agent_jax.evaluate", "agent_jax.study.statistics", "agent_jax.view.attention"],
+    "jinja2": ["agent_jax.view.page"],
+    "markupsafe": ["agent_jax.view.charts"],
     "sacrebleu": ["agent_jax.evaluate.recording_sums"],
     "tokenizers": [
         "agent_jax.actions.text_tokenizer",

@@ -233,6 +233,7 @@ class TrainConfig:
     patience: int = 0  # validations in a row without a new best after which the run ends; 0: off
     validation_batches: int = 8
     picture_every: int = 0  # steps between pictures of input, mask, reconstruction; 0: at the end only
+    report_every: int = 0  # steps between versions of WORKDIR/report.html (agent_jax.view run); 0: at the end only
     compile_cache: str = "compiled"  # compiled programs for the next start, in the workdir unless absolute; "": none
 
 

@@ -77,11 +77,7 @@ class TrainedRun:
         if not demonstrations.environment:
             raise ValueError(f"domain {domain.name!r}: the checkpoint has no path of its data; pass it as "
                              f"--data {domain.name}=DIR")
-        if demonstrations.environment not in (*NAMES, CLIPS):  # a checkpoint must not choose what is imported
-            raise ValueError(f"domain {domain.name!r}: its data were collected in {demonstrations.environment!r}, "
-                             "which is not an environment of this package and is not imported; pass the data as "
-                             f"--data {domain.name}=DIR")
-        return open_store(ensure_demonstrations(demonstrations, Path(self.config.data.directory).expanduser()))
+        return open_store(_demonstrations(self.config, domain.name))
 
     def split(self, domain: Domain, name: str = "") -> str:
         """The split to evaluate on; default: the run's validation split."""
@@ -162,3 +158,21 @@ def data_paths(values: Sequence[str], domains: Mapping[str, Domain]) -> dict[str
             raise ValueError(f"--data {text}: expected NAME=DIR with one of the domains {', '.join(sorted(domains))}")
         found[name] = path
     return found
+
+
+def _demonstrations(config: Config, domain: str) -> Path:
+    """The demonstrations of a domain of a checkpoint's config, collected again if they are missing.
+
+    Raises:
+        ValueError: of an environment that is not in this package: a checkpoint must not choose what is imported.
+    """
+    demonstrations = config.data.demonstrations_of(domain)
+    if demonstrations.environment not in (*NAMES, CLIPS):
+        raise ValueError(f"domain {domain!r}: its data were collected in {demonstrations.environment!r}, which is not "
+                         f"an environment of this package and is not imported; pass the data as --data {domain}=DIR")
+    return ensure_demonstrations(demonstrations, Path(config.data.directory).expanduser())
+
+
+def gathered_data(config: Config) -> dict[str, Path]:
+    """The demonstrations of every domain of a checkpoint's config that has no path; errors as `open_store`."""
+    return {name: _demonstrations(config, name) for name in config.data.gathered}

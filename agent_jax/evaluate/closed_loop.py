@@ -28,7 +28,7 @@ from agent_jax.text_table import ruled
 # repeats and their std.
 Report = dict[str, dict[str, dict[str, Any]]]
 
-TRACED = 100  # episodes of a task and policy whose actions are reported, failures first: some MB of JSON at most
+TRACED = 100  # episodes of a task and policy whose actions are reported, shortest failures first: some MB of JSON
 
 
 def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], *, domain: Domain | None = None,
@@ -46,7 +46,7 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], 
         watch: called with these recordings after each task of a policy; None: no recordings.
         baselines: whether to run the baselines.
         per_episode: whether the report has seed, success, steps and instruction of each episode.
-        traced: number of these episodes reported with actions and probabilities, failures first.
+        traced: number of these episodes reported with actions and probabilities, the shortest failures first.
         concurrent: episodes at a time; at most the number of processes if a process can have only one environment.
         repeats: how many times each task has its number of episodes, each time with the next seeds.
         instructions: kinds of instructions that the policies read (`envs/instructions.py`), each on the same seeds. A
@@ -188,8 +188,8 @@ def without_episodes(report: Report) -> Report:
 
 def _per_episode(result: TaskResult, traced: int) -> list[dict[str, Any]]:
     """Outcomes as JSON, in the order of their seeds."""
-    order = sorted(range(len(result.outcomes)), key=lambda i: (result.outcomes[i].success, i))
-    with_steps = set(order[:traced])
+    order = sorted(enumerate(result.outcomes), key=lambda one: (one[1].success, one[1].steps, one[0]))
+    with_steps = {number for number, _ in order[:traced]}
     return [outcome.to_json(steps=i in with_steps) for i, outcome in enumerate(result.outcomes)]
 
 

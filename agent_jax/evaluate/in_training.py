@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agent_jax.config import ClosedLoopConfig, Config
@@ -130,3 +130,12 @@ def simulator_image_size(config: Config, environment: str, domain: str = "") -> 
 def by_domain(reports: Mapping[str, Report]) -> dict[str, Any]:
     """The reports as they are written: {DOMAIN: {TASK: ...}}, or {TASK: ...} of the only simulator."""
     return dict(reports[""]) if set(reports) == {""} else dict(reports)
+
+
+def by_task(success: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(domain, task, its figures by policy) of what `by_domain` returns; the domain is "" of the only simulator."""
+    for name, inner in success.items():
+        if all("ci95" in figures for figures in inner.values()):
+            yield "", name, inner
+        else:
+            yield from ((name, task, policies) for task, policies in inner.items())

@@ -25,6 +25,7 @@ class RolloutRecording:
     frames: np.ndarray  # uint8 (steps + 1, height, width, 3): before each action, and after the last
     actions: tuple[str, ...]  # a short text for each step
     success: bool
+    probabilities: tuple[float, ...] = ()  # of each action; () if they were not traced
 
     def __post_init__(self) -> None:
         frames, steps = self.frames, len(self.actions)
@@ -33,6 +34,9 @@ class RolloutRecording:
                              f"uint8 ({steps + 1}, height, width, 3): one before each action and one after the last")
         if len(self.instructions) != len(frames):
             raise ValueError(f"instructions: found {len(self.instructions)} for {len(frames)} frames, expected one of "
+                             "each")
+        if self.probabilities and len(self.probabilities) != steps:
+            raise ValueError(f"probabilities: found {len(self.probabilities)} for {steps} actions, expected one of "
                              "each")
 
     @property

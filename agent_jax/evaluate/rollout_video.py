@@ -4,13 +4,15 @@
     [ enlarged image ]      green or red border around the last image
     step 3 of 5: forward
 
-The file is an animated GIF, or an MP4 if PyAV is installed.
+The file is an animated GIF, or an MP4 if PyAV is installed. Its comment is the episode without its images, as JSON.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fractions
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +81,8 @@ def write_gif(path: str | os.PathLike[str], recording: RolloutRecording) -> None
     palette = Image.fromarray(np.concatenate([*drawn, recording.frames.reshape(-1, 1, 3)])).quantize(256)
     flat = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     partial = _partial_path(path)
-    flat[0].save(partial, "gif", save_all=True, append_images=flat[1:], duration=durations, loop=0)
+    flat[0].save(partial, "gif", save_all=True, append_images=flat[1:], duration=durations, loop=0,
+                 comment=_description(recording).encode())
     os.replace(partial, path)
 
 
@@ -94,6 +97,7 @@ def write_mp4(path: str | os.PathLike[str], recording: RolloutRecording) -> None
 
     step_ms, partial = recording.step_ms, _partial_path(path)
     with av.open(str(partial), "w", format="mp4") as container:
+        container.metadata["comment"] = _description(recording)
         # Typed Any: the class of the stream depends on the codec's name.
         stream: Any = container.add_stream("libx264", rate=fractions.Fraction(1000, step_ms), options={"crf": "18"})
         stream.pix_fmt = "yuv420p"  # supported by every player
@@ -107,6 +111,34 @@ def write_mp4(path: str | os.PathLike[str], recording: RolloutRecording) -> None
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(canvas), format="rgb24")))
         container.mux(stream.encode())
     os.replace(partial, path)
+
+
+def _description(recording: RolloutRecording) -> str:
+    """The recording without its images, as JSON."""
+    return json.dumps({field.name: getattr(recording, field.name) for field in dataclasses.fields(recording)
+                       if field.name != "frames"})
+
+
+def read_description(path: Path) -> dict[str, Any] | None:
+    """The fields of the RolloutRecording in a video, without its images.
+
+    Returns:
+        None if the video has none (of an older version, or of another program), or PyAV is missing for an MP4.
+    """
+    try:
+        if path.suffix == ".gif":
+            with Image.open(path) as image:
+                comment = image.info.get("comment", b"")
+        else:
+            import av
+
+            with av.open(str(path)) as container:
+                comment = container.metadata.get("comment", "")
+        found = json.loads(comment)
+    except (ImportError, OSError, ValueError):
+        return None
+    names = {field.name for field in dataclasses.fields(RolloutRecording)} - {"frames"}
+    return found if isinstance(found, dict) and names <= set(found) else None
 
 
 def _partial_path(path: str | os.PathLike[str]) -> Path:
@@ -135,7 +167,8 @@ def draw_rollout(recording: RolloutRecording) -> Iterator[Image.Image]:
             steps = f"{len(actions)} step{'s' * (len(actions) != 1)}"
             below = f"succeeded after {steps}" if recording.success else f"failed after {steps}"
         else:
-            below = f"step {step + 1} of {len(actions)}: {actions[step]}"
+            probability = f" ({recording.probabilities[step]:.0%})" if recording.probabilities else ""
+            below = f"step {step + 1} of {len(actions)}: {actions[step]}{probability}"
         enlarged = Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST)
         image.paste(enlarged, (_MARGIN, top))
         draw.text((_MARGIN, top + height + _MARGIN), below, colour, font)

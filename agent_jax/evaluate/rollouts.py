@@ -101,7 +101,7 @@ def run_policy(policy: ActingPolicy, simulators: Simulators, task: str, seeds: S
         seeds: of the episodes.
         keys: the policy's inputs; None: the image "rgb".
         name: of the policy, for the recordings.
-        record: number of episodes to record: the first that failed, then the first of the others.
+        record: number of episodes to record: the shortest that failed, then the shortest of the others.
         trace: whether outcomes have the actions and their probabilities.
         action_name: a short text for an action, for the recordings.
         concurrent: episodes at a time.
@@ -249,9 +249,10 @@ class _Rollouts:
             episode.frames += [zlib.compress(frame.tobytes(), 1) for frame in (*status.between, last)]
 
     def _recorded(self) -> list[_EpisodeLog]:
-        """The ended episodes with frames, failures first."""
+        """The ended episodes with frames, failures first, and the shortest ones first."""
         return sorted((episode for episode in self._ended.values() if episode.frames),
-                      key=lambda episode: (episode.status is not None and episode.status.success, episode.number))
+                      key=lambda episode: (episode.status is not None and episode.status.success, len(episode.frames),
+                                           episode.number))
 
     def result(self, seconds: float) -> TaskResult:
         """The result of all episodes."""
@@ -260,7 +261,8 @@ class _Rollouts:
                 self._task, self._name, self._seeds[one.number], tuple(one.frame_instructions),
                 np.stack([np.frombuffer(zlib.decompress(frame), np.uint8).reshape(self._frame_shape)
                           for frame in one.frames]),
-                tuple(one.action_names), success=one.status is not None and one.status.success)
+                tuple(one.action_names), success=one.status is not None and one.status.success,
+                probabilities=tuple(one.probabilities))
             for one in self._recorded())
         ended = {number: episode.status for number, episode in self._ended.items() if episode.status}
         result = TaskResult.of(self._task, self._seeds, ended, self._lost)

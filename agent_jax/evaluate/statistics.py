@@ -104,3 +104,14 @@ def chain_summary(completed: np.ndarray, instructions: int) -> dict[str, Any]:
         raise ValueError(f"completed: found {completed}, expected numbers from 0 to {instructions}, one an episode")
     return {"in_a_row": [success_summary(completed >= k) for k in range(1, instructions + 1)],
             "mean_length": float(completed.mean())}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted by Holm's step-down method (1979): p < alpha keeps the family's error below alpha."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.zeros(len(p_values))
+    largest = 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = largest
+    return [float(one) for one in adjusted]

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from agent_jax.evaluate.statistics import holm
 from agent_jax.study.plan import Comparison, Target, TransferPlan
 from agent_jax.study.runs import StudyRun, missing_runs, target_run_name
-from agent_jax.study.statistics import difference_summary, holm, smallest_detectable, t_interval
+from agent_jax.study.statistics import difference_summary, smallest_detectable, t_interval
 
 Scores = dict[str, float]  # by the name of a run; unfinished runs are missing
 

@@ -49,17 +49,6 @@ def difference_summary(differences: Sequence[float], *, margin: float, alpha: fl
     }
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted by Holm's step-down method (1979): p < alpha keeps the family's error below alpha."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted = np.zeros(len(p_values))
-    largest = 0.0
-    for place, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
-        adjusted[index] = largest
-    return [float(one) for one in adjusted]
-
-
 def smallest_detectable(std: float, seeds: int, *, alpha: float, power: float) -> float:
     """The smallest true difference that the two-sided paired t-test finds with this power.
 

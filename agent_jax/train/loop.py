@@ -149,6 +149,9 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
                     if validation is not None:
                         _check_finite("validation loss", validation.loss, step, run.workdir)
                     run.save(state, data_state, validation)
+                if step > begun and distributed.leads() and every(config.train.report_every, step):
+                    with run.phases.time(EVALUATION):
+                        report.write_page(run.files.directory, run.workdir)
             if step == steps or stopped or early.ended:
                 break
             logged_at += time.perf_counter() - paused  # validating and saving are no part of the step's speed
@@ -248,12 +251,14 @@ def finish(run: Run, validation: Record, json_path: Path | None) -> str:
         **run.early_stopping.to_meta(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.first.state.params)),
         "start": run.first.source,
+        "data": run.data.summary().splitlines(),
         "config": dataclasses.asdict(run.config),
     }
     paths = [run.files.directory / "report.json", *([json_path] if json_path else [])]
     report.write_report(paths, figures, run.phases)
+    page = report.write_page(run.files.directory, run.workdir)
     if scores:
         print_once(format_scores(scores))
     print_once(f"time: {run.phases}\nmemory: {report.peak_rss_bytes() / 2**30:.2f} GiB at most")
-    print_once(f"report: {run.workdir / 'report.json'}")
+    print_once(f"report: {run.workdir / 'report.json'}{', report.html' if page else ''}")
     return f"the training is done and its report written, but {'; '.join(failures)}" if failures else ""

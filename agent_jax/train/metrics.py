@@ -30,12 +30,13 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agent_jax.evaluate.in_training import by_task
 from agent_jax.json_files import parse_json
 from agent_jax.models.losses import LossSums
 from agent_jax.train.appended_file import AppendedFile
@@ -164,25 +165,16 @@ def progress_line(record: Record, steps: int) -> str:
     return "  ".join(parts)
 
 
-def _tasks(success: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(task, its figures by policy), of several simulators with the domain before the task's name."""
-    for name, inner in success.items():
-        if all("ci95" in figures for figures in inner.values()):
-            yield name, inner
-        else:
-            yield from ((f"{name} {task}", policies) for task, policies in inner.items())
-
-
 def success_line(record: SuccessRecord, steps: int) -> str:
     """One line for a person: each task's success with its 95% interval, by policy if there are several."""
     parts = []
-    for task, policies in _tasks(record.success):
+    for domain, task, policies in by_task(record.success):
         for name, figures in policies.items():
             low, high = figures["ci95"]
             who = f" {name}" if len(policies) > 1 else ""
             length = f", mean length {figures['chain']['mean_length']:.2f}" if "chain" in figures else ""
-            parts.append(f"{task}{who} {figures['success']:.1%} [{low:.1%}, {high:.1%}] of {figures['episodes']}"
-                         f"{length}")
+            parts.append(f"{domain} {task}{who} {figures['success']:.1%} [{low:.1%}, {high:.1%}] of "
+                         f"{figures['episodes']}{length}".lstrip())
     return "  ".join([f"{record.split} {record.step:,}/{steps:,}", *parts])
 
 

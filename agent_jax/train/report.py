@@ -1,8 +1,9 @@
 """What a run leaves for a reader: pictures, a rollout to watch, and report.json with every figure it printed.
 
 report.json: {"closed_loop": {TASK: {POLICY: {"success", "episodes", "ci95", "mean_steps", "lost", "per_episode":
-[{"seed", "success", "steps", "instruction"}]}}}, or {DOMAIN: {TASK: ...}} of several simulators; "evaluation":
-{DOMAIN: scores as of `evaluate offline`} if config.evaluation.rows is set; "losses": {...}, "steps", "parameters",
+[{"seed", "success", "steps", "instruction", "actions", "probabilities"}]}}}, or {DOMAIN: {TASK: ...}} of several
+simulators; "evaluation": {DOMAIN: scores as of `evaluate offline`} if config.evaluation.rows is set; "data": [LINE],
+the table of the mixture; "losses": {...}, "steps", "parameters",
 "seconds": {PHASE: ...}, "seconds_to_first_step", "data_wait_share", "peak_rss_bytes", "machine": {...}, "config", ...}
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
 from agent_jax import __version__
@@ -42,8 +44,10 @@ from agent_jax.train.phases import Phases
 from agent_jax.train.reconstruction import write_reconstruction
 from agent_jax.train.state import VALIDATION_KEY, purpose_key
 from agent_jax.train.step import MASK_KEY, row_keys
+from agent_jax.view.run import write_run_page
 
 PICTURED_IMAGES = 6
+_TRACED = 3  # episodes of a task and policy whose actions and probabilities are in report.json
 
 
 def peak_rss_bytes() -> int:
@@ -113,7 +117,7 @@ def act_in_simulator(config: Config, acting: ActingDomain, workdir: Path | epath
 
     return closed_loop(acting.config, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
                        image_size=acting.image_size, watch=watch if config.closed_loop.video else None,
-                       per_episode=True, log=say)
+                       per_episode=True, traced=_TRACED, log=say)
 
 
 def score_held_out(config: Config, workdir: Path | epath.Path, step: int) -> list[DomainScores]:
@@ -141,6 +145,26 @@ def score_held_out(config: Config, workdir: Path | epath.Path, step: int) -> lis
         scores.append(evaluate_offline(trained, params, domain, rows_limit=config.evaluation.rows, policy=policy))
         progress(f"scoring {name}")
     return scores
+
+
+def write_page(directory: Path, workdir: Path | epath.Path) -> bool:
+    """Write report.html; a failure is logged, since no training may be lost by it.
+
+    Args:
+        directory: of the run's small files, and of the page.
+        workdir: holds the checkpoints.
+
+    Returns:
+        Whether it was written.
+    """
+    name = str(workdir) if "://" in str(workdir) else ""
+    try:
+        write_run_page(directory / "report.html", [directory], epath.Path(workdir) / "checkpoints", name)
+        return True
+    except Exception:  # noqa: BLE001 - a page about the run is less than the run
+        logging.warning("%s was not written; python -m agent_jax.view run makes it from the workdir",
+                        directory / "report.html", exc_info=True)
+        return False
 
 
 def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from agent_jax.evaluate.outcomes import RolloutRecording
-from agent_jax.evaluate.rollout_video import draw_rollout, write_gif, write_mp4, write_recording
+from agent_jax.evaluate.rollout_video import draw_rollout, read_description, write_gif, write_mp4, write_recording
 
 ACTIONS = ("left", "forward", "forward")
 INSTRUCTION = "go to the red ball, then put the yellow box next to the purple key on your left"
@@ -39,6 +39,18 @@ def test_a_gif_has_an_image_a_step_with_its_colours_and_durations(tmp_path: Path
     assert [duration for _, duration in pictures] == [500, 500, 500, 2000]
     for (picture, _), frame in zip(pictures, episode(), strict=True):
         assert np.abs(colour_near(picture, picture.width // 2, picture.height // 2) - frame[0, 0]).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["gif", "mp4"])
+def test_a_video_holds_its_episode_without_the_images(tmp_path: Path, kind: str) -> None:
+    recording = dataclasses.replace(rollout('say "\u00e4" ' * 60), probabilities=(0.5, 0.25, 1.0))
+    path = write_recording(tmp_path, recording, kind=kind)
+    found = read_description(path)
+    assert found is not None
+    assert (found["seed"], found["success"], found["probabilities"]) == (7, True, [0.5, 0.25, 1.0])
+    assert found["instructions"] == list(recording.instructions)
+    path.write_bytes(b"GIF")
+    assert read_description(path) is None
 
 
 def test_only_the_last_image_has_a_border_in_the_outcomes_colour() -> None:

@@ -18,6 +18,7 @@ import pytest
 from scipy import stats
 
 from agent_jax.config import from_config_dict
+from agent_jax.evaluate.statistics import holm
 from agent_jax.json_files import write_json
 from agent_jax.study import runs as runs_module
 from agent_jax.study.__main__ import main
@@ -25,7 +26,7 @@ from agent_jax.study.plan import Arm, Comparison, Target, TransferPlan, canonica
 from agent_jax.study.results import study_results
 from agent_jax.study.run_config import changed_config, load_function, read_run_config, write_run_config
 from agent_jax.study.runs import StudyRun, do_runs, missing_runs, runs_of, split_over_levels
-from agent_jax.study.statistics import difference_summary, holm, smallest_detectable
+from agent_jax.study.statistics import difference_summary, smallest_detectable
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = f"{ROOT / 'configs' / 'babyai.py'}:smoke"

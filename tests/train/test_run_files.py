@@ -98,7 +98,7 @@ print(sorted(path.name for path in run.iterdir()), sorted(path.name for path in 
 epath.Path("{copied}/metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
 print((run / "report.json").read_text().replace(chr(10), ""))
 """).splitlines()
-    assert "'metrics.jsonl', 'pictures', 'report.json', 'tensorboard'" in listing[0]
+    assert "'metrics.jsonl', 'pictures', 'report.html', 'report.json', 'tensorboard'" in listing[0]
     assert "['5', '6']" in listing[0]
     assert json.loads(listing[1])["steps"] == 6
     assert sorted(losses(copied)) == [1, 2, 3, 4, 5, 6]

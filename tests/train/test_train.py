@@ -259,8 +259,9 @@ def test_a_run_leaves_a_picture_and_a_rollout_of_each_policy(smoke: Smoke):
     names = {f"GoToObj-{name}-{'success' if report[name]['success'] == 1 else 'failure'}.gif"  # failures first
              for name in ("greedy", "sampled")}
     assert rollouts == dict.fromkeys(names, b"GIF")
-    assert {key for one in report["greedy"]["per_episode"] for key in one} == {"seed", "success", "steps",
-                                                                              "instruction"}
+    assert {key for one in report["greedy"]["per_episode"] for key in one} == {
+        "seed", "success", "steps", "instruction", "actions", "probabilities"}
+    assert 'src="data:image/gif' in (smoke.workdir / "report.html").read_text()
     assert "per_episode" not in (smoke.workdir / "metrics.jsonl").read_text()
 
 

@@ -33,23 +33,37 @@ _IMAGE_SIZE = 16  # pixels; the images are not shown
 def first_rows(store: Store, config: DomainConfig, specs: DomainSpecs | None) -> tuple[list[str], str]:
     """Lines that show the first samples, and the problem with them or ""."""
     split = train_split(config, store)
-    config = dataclasses.replace(config, max_text=_MOST_TOKENS, max_answer=_MOST_TOKENS, train_split=split)
     try:
-        declared = [spec.to_dict() for spec in specs.specs] if specs else []
-        blocks = tuple(dict.fromkeys(spec["block"] for spec in declared))
-        vocabulary = Vocabulary.build("bytes", vocabulary_blocks(blocks, declared))
-        domain = Domain.from_config("data", 0, config, store, vocabulary, _IMAGE_SIZE, specs)
-        windows = Windows(domain, store, split)
-        if config.layout == "label":
-            check_labels(windows, int(windows.labels.max(initial=0)) + 1)  # refuses labels below 0
+        windows = windows_of(store, any_length(config), specs, split, _IMAGE_SIZE)
         samples = [windows.read(number, 0) for number in range(min(_SAMPLES, len(windows)))]
     except ValueError as error:
         return [], f"the first samples cannot be laid out: {error}"
-    lines = ["", f"first samples of {split!r}: {len(windows):,} windows of up to {domain.window} steps; text, "
+    lines = ["", f"first samples of {split!r}: {len(windows):,} windows of up to {config.window} steps; text, "
                  f"{_coloured('image', 'image')}, {_coloured('state', 'state')}, {_coloured('action', 'action')}"]
     for window in samples:
-        lines += [f"  {line}" for line in _sample_lines(window, vocabulary)]
+        lines += [f"  {line}" for line in _sample_lines(window, windows.domain.vocabulary)]
     return lines, ""
+
+
+def any_length(config: DomainConfig) -> DomainConfig:
+    """The config with room for every text."""
+    return dataclasses.replace(config, max_text=_MOST_TOKENS, max_answer=_MOST_TOKENS)
+
+
+def windows_of(store: Store, config: DomainConfig, specs: DomainSpecs | None, split: str, image_size: int,
+               tokenizer: str = "bytes") -> Windows:
+    """The windows of a data set as the only domain of a run, with the vocabulary of its own specs.
+
+    Raises:
+        ValueError: a field is missing or of a wrong type, or a label is negative.
+    """
+    declared = [spec.to_dict() for spec in specs.specs] if specs else []
+    blocks = tuple(dict.fromkeys(spec["block"] for spec in declared))
+    vocabulary = Vocabulary.build(tokenizer, vocabulary_blocks(blocks, declared))
+    windows = Windows(Domain.from_config("data", 0, config, store, vocabulary, image_size, specs), store, split)
+    if config.layout == "label":
+        check_labels(windows, int(windows.labels.max(initial=0)) + 1)  # refuses labels below 0
+    return windows
 
 
 def _sample_lines(window: Window, vocabulary: Vocabulary) -> list[str]:

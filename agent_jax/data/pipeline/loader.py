@@ -52,7 +52,7 @@ class PackedRows:
             raise ValueError("data: no windows in any domain, expected at least one")
         self.counts = [len(domain) for domain in windows]
         self.windows, self.size, self._seed = tuple(windows), size, seed
-        self._visual_tokens, self._patches = visual_tokens, patches
+        self.visual_tokens, self._patches = visual_tokens, patches
         self._first_usage = [domain.usage(visual_tokens) for domain in windows]
         self._weights = [domain.domain.weight for domain in windows]
         self._epochs: dict[int, tuple[Epoch, PackingPlan]] = {}
@@ -81,7 +81,7 @@ class PackedRows:
         samples, plan = self._epoch(epoch)
         windows = [self.windows[samples.domain_N[i]].read(int(samples.window_N[i]), int(samples.domain_epoch_N[i]))
                    for i in plan.row(number)]
-        return lay_out(windows, self.size, self._visual_tokens, self._patches)
+        return lay_out(windows, self.size, self.visual_tokens, self._patches)
 
     def unweighted(self) -> PackedRows:
         """The same rows with every window once an epoch, regardless of the domains' weights."""
@@ -105,7 +105,7 @@ class PackedRows:
                 continue
             for epoch in np.unique(samples.domain_epoch_N[of_domain]).tolist():
                 of_epoch = of_domain & (samples.domain_epoch_N == epoch)
-                usage_N3[of_epoch] = windows.usage(self._visual_tokens, epoch)[samples.window_N[of_epoch]]
+                usage_N3[of_epoch] = windows.usage(self.visual_tokens, epoch)[samples.window_N[of_epoch]]
         return usage_N3
 
     def _exclusive(self, samples: Epoch) -> np.ndarray:
