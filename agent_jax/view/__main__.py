@@ -4,6 +4,8 @@ run WORKDIR [WORKDIR ...] --out FILE.html
     what was run, curves, success with intervals, failures; of several runs their differences and a paired test
 row DATA|WORKDIR [--index N] [--split NAME] [--config FILE] [--config.FIELD=VALUE ...] --out FILE.html
     one row as the model receives it: tokens by kind, targets and weights, samples, images
+attention CHECKPOINT --episode N [--step N] [--data DIR] [--split NAME] [--domain NAME] [--block N] --out FILE.html
+    where an action looks over the images of its window, by attention and by occlusion, and their rank correlation
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent_jax.checkpoints.meta import DamagedCheckpointError
+from agent_jax.evaluate.checkpoints import TrainedRun
 from agent_jax.view.page import page_path
 from agent_jax.view.row import write_row_page
 from agent_jax.view.run import write_run_page
@@ -36,6 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                             help="of a data set: FILE.json or FILE.py with the fields of a domain, or the config of a "
                             "run, whose image size, patches and tokenizer then count")
     laying_out.set_defaults(run=_row)
+    looking = commands.add_parser("attention", help="where an action looks", allow_abbrev=False)
+    _add_checkpoint(looking)
+    looking.add_argument("--episode", type=int, required=True, metavar="N", help="number of the record in the split")
+    looking.add_argument("--step", type=int, metavar="N",
+                         help="of the episode; default: the first with a whole window before it")
+    looking.add_argument("--data", default="", metavar="DIR", help="data set; default: the run's own")
+    looking.add_argument("--block", type=int, default=0, metavar="N",
+                         help="patches of a side of the square that is hidden at a time; default: 1, or more in large "
+                         "models")
+    looking.set_defaults(run=_attention)
     for command in commands.choices.values():
         command.add_argument("--out", required=True, metavar="FILE.html", help="of the page")
     options, overrides = parser.parse_known_args(arguments)
@@ -51,6 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a workdir, its checkpoints directory, or one step")
+    parser.add_argument("--domain", default="", metavar="NAME", help="if the checkpoint has several")
+    parser.add_argument("--split", default="", metavar="NAME", help="default: the run's validation split")
+
+
 def _run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     del overrides
     write_run_page(options.out, [directory.expanduser() for directory in options.workdirs])
@@ -59,6 +78,15 @@ def _run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _row(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(write_row_page(options.out, options.data.expanduser(), options.index, config=options.config,
                          overrides=overrides, split=options.split))
+
+
+def _attention(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from agent_jax.view.attention import write_attention_page  # scipy takes long to import
+
+    del overrides
+    print(write_attention_page(options.out, TrainedRun.load(options.checkpoint), episode=options.episode,
+                               step=options.step, domain=options.domain, data=options.data, split=options.split,
+                               block=options.block))
 
 
 if __name__ == "__main__":
