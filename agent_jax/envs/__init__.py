@@ -155,8 +155,7 @@ def load(name: str) -> EnvironmentModule:
 
     Args:
         name: one of `NAMES`, or the user's own module, file, or class in either (`custom.py`). It is imported, so it
-        must
-            come from the user, never from a data set or a checkpoint.
+            must come from the user, never from a data set or a checkpoint.
 
     Raises:
         ValueError: unknown environment, `CLIPS`, or the user's environment lacks a part of the interface.
