@@ -1,7 +1,7 @@
 """Time to an action of the agent on random observations: cached, uncached, and the same agent in PyTorch, in one run.
 
     python benchmarks/act_latency.py [--checkpoint DIR [--domain NAME] | --random full|tiny [--dtype bfloat16]]
-        [--frames 4] [--steps 5] [--batch 1 8] [--only NAME ...] [--json PATH]
+        [--frames 4] [--steps 5] [--batch 1 8] [--only NAME ...] [--no-parity] [--json PATH]
 
     sliding     ours, as Policy acts by default: the window is read anew from kept encodings
     ahead       ours, sliding with ahead=True: what is known of the next row is read after the action is returned
@@ -13,10 +13,11 @@
     generate    transformers' OPTForCausalLM.generate on the row that the exported agent embeds, with its own cache;
                 as one writes it first: every image of the window is encoded at each action
 
-All compute in the checkpoint's dtype, and take turns, an action each, on the same observations, after their windows are
-full. Medians of all turns: `action` until the action is there; `step` until nothing is being computed any more, which
-is longer with `ahead` alone: a robot that moves for the difference waits for `action`, one that asks at once for
-`step`; `processor` seconds of the step, which depend little on the load of the machine. Results: benchmarks/results/.
+All compute in the checkpoint's dtype, on a GPU where there is one, and take turns, an action each, on the same
+observations, after their windows are full. Medians of all turns: `action` until the action is there; `step` until
+nothing is being computed any more, which is longer with `ahead` alone: a robot that moves for the difference waits for
+`action`, one that asks at once for `step`; `processor` seconds of the step, which depend little on the load of the
+machine. Results: benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import jax
 import numpy as np
 import torch
 from machine import describe, write_json
+from product_rates import torch_device
 from transformers import OPTForCausalLM
 
 from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, BoundSpec
@@ -50,8 +52,10 @@ from agent_jax.config import (
     VisionConfig,
     from_config_dict,
 )
+from agent_jax.convert import to_pytorch
+from agent_jax.convert.parity.actions import ChoiceCounts
+from agent_jax.convert.parity.pytorch import Parity
 from agent_jax.convert.pytorch import torch_agent
-from agent_jax.convert.to_pytorch import export
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Step, Window
 from agent_jax.json_files import json_path
@@ -140,7 +144,9 @@ def generate(folder: Path, agent: torch_agent.Agent, name: str, texts: Sequence[
     """transformers' generate, guided by the automaton; the images of the window are encoded at each action."""
     policy = torch_agent.Policy(folder, domain=name, agent=agent)
     dtype = next(agent.parameters()).dtype
-    codec, model = policy.domain.actions, OPTForCausalLM.from_pretrained(folder / "language", dtype=dtype).eval()
+    device = agent.scale.device
+    model: Any = OPTForCausalLM.from_pretrained(folder / "language", dtype=dtype).to(device).eval()
+    codec = policy.domain.actions
     first, start = codec.forced(codec.start)
     text_ids = [policy.domain.text_ids(text) for text in texts]
 
@@ -163,7 +169,7 @@ def generate(folder: Path, agent: torch_agent.Agent, name: str, texts: Sequence[
                                                   maxlen=episode.past.maxlen)
             rows.append(policy._row(episode, text_ids[i], now, first)[0])
         said = model.generate(inputs_embeds=torch.stack(rows), do_sample=False, use_cache=True,
-                              attention_mask=torch.ones(len(rows), len(rows[0]), dtype=torch.long),
+                              attention_mask=torch.ones(len(rows), len(rows[0]), dtype=torch.long, device=device),
                               max_new_tokens=policy_length - len(first), prefix_allowed_tokens_fn=allowed)
         for i, (tokens, step) in enumerate(steps):
             ids, state = list(first), start
@@ -211,6 +217,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--only", nargs="+", choices=WAYS, default=WAYS, metavar="NAME")
+    parser.add_argument("--no-parity", dest="parity", action="store_false",
+                        help="export without the parity check, which takes longer than everything else")
     parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     machine = describe(accelerators=False)
@@ -223,10 +231,17 @@ def main() -> None:
         domain, folder = policies["sliding"].domain, options.folder
         if folder is None and {"pytorch", "generate"} & set(options.only):
             folder = Path(scratch) / "torch"
-            export(path, folder)
-        found = {batch: compare(path, folder, policies, domain, batch, options) for batch in options.batch}
-    if options.json:
-        write_json(options.json, machine, {"seconds": found, "frames": domain.window, "load_after": os.getloadavg()[0]})
+            if not options.parity:
+                none = ChoiceCounts(0, 0, 0)
+                nothing = Parity((), none, none, {})
+                to_pytorch.check_parity = lambda *_: nothing
+            to_pytorch.export(path, folder)
+        found = {}
+        for batch in options.batch:
+            found[batch] = compare(path, folder, policies, domain, batch, options)
+            if options.json:
+                write_json(options.json, machine,
+                           {"seconds": found, "frames": domain.window, "load_after": os.getloadavg()[0]})
 
 
 def compare(path: Path, folder: Path | None, policies: dict[str, Policy], domain: Domain, batch: int,
@@ -241,7 +256,7 @@ def compare(path: Path, folder: Path | None, policies: dict[str, Policy], domain
             ways[name] = uncached(path, domain, texts, every=every)
     if folder is not None:
         dtype = from_config_dict(checkpoint.read_meta(*checkpoint.locate(path))["config"]).model.dtype
-        agent = torch_agent.Agent.load(folder, getattr(torch, dtype))
+        agent = torch_agent.Agent.load(folder, getattr(torch, dtype), torch_device())
         exported = torch_agent.Policy(folder, domain=domain.name, agent=agent)
         ways["pytorch"] = lambda images, states: exported.act(
             list(images), texts, range(batch), None if states[0] is None else states)

@@ -18,15 +18,16 @@ another machine, add `--beside FILE`, where FILE is this machine's `benchmarks.j
 """
 
 
-def page(runs: Runs, plots: Mapping[str, str], beside: Runs | None) -> str:
+def page(runs: Runs, plots: Mapping[str, str], beside: Runs | None, head: str = HEAD) -> str:
     """The page as Markdown.
 
     Args:
         runs: by benchmark.
         plots: path of a benchmark's plot from the page, or why there is none.
         beside: another machine's.
+        head: what it begins with.
     """
-    parts = [HEAD, _machines(runs)]
+    parts = [head, _machines(runs)]
     for name, run in runs.items():
         parts.append(f"## {name}\n")
         if run.get("command"):

@@ -1,6 +1,6 @@
 """Frames a second from files to batches of 224 pixels: our loader, PyTorch's DataLoader, tf.data, in one run.
 
-    python benchmarks/input_pipeline.py --data DIR [--json PATH]
+    python benchmarks/input_pipeline.py --data DIR [--processes 2] [--json PATH]
 
 DIR is a Language-Table set (RLDS, array_record). All three read windows of four frames from the same records, decode
 every JPEG and resize it to 224 x 224 with antialiasing; ours lays out whole rows of a run besides. PyTorch decodes and
@@ -253,6 +253,7 @@ def main() -> None:
     parser.add_argument("--json", type=json_path, help="also write the figures here")
     parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2, help="of ours and of PyTorch's loader, beside none")
     parser.add_argument("--copies", type=int, default=20, help="how many times larger the set of the memory test is")
     parser.add_argument("--watch_memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -263,8 +264,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         copy = tfrecord_copy(options.data, Path(temporary))
         ways: dict[str, Callable[[], Iterator[int]]] = {
-            "ours": lambda: ours(options.data, 0), "ours, 2 processes": lambda: ours(options.data, 2),
-            "PyTorch": lambda: pytorch(options.data, 0), "PyTorch, 2 processes": lambda: pytorch(options.data, 2),
+            "ours": lambda: ours(options.data, 0),
+            f"ours, {options.processes} processes": lambda: ours(options.data, options.processes),
+            "PyTorch": lambda: pytorch(options.data, 0),
+            f"PyTorch, {options.processes} processes": lambda: pytorch(options.data, options.processes),
             "tf.data": lambda: tf_data(copy),
         }
         rates = measure(ways, options.rounds, options.seconds)

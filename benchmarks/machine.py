@@ -1,14 +1,17 @@
-"""What a benchmark was run on: processor, cores, memory, system, accelerators, load, versions; alone, it prints it."""
+"""What a benchmark runs on: processor, cores, memory, system, accelerators, load, versions; alone, it prints it."""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from agent_jax import json_files
 from agent_jax.runtime.processor import cores, instructions, processor_name
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch", "transformers", "tensorflow")
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 VENDORS = ("amd", "genuine", "intel", "r", "tm", "cpu", "virtual", "processor")  # words before the family's name
 
 
@@ -50,6 +54,12 @@ def family(processor: str = "") -> str:
 def write_json(path: Path, machine: dict[str, Any], figures: dict[str, Any]) -> None:
     """The figures of a benchmark with the machine under "machine", replacing the file as a whole."""
     json_files.write_json(path, {"machine": machine, **figures})
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process when its parent ends, even by SIGKILL: it may hold an accelerator."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _versions() -> dict[str, str]:

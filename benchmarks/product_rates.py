@@ -7,6 +7,8 @@ much the rest costs; the first over the second, what the shapes do.
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -62,8 +64,25 @@ def torch_device() -> str:
     return "cuda"
 
 
-def products_of_step(found: list[Any]) -> Callable[[], float]:
-    """A function that returns the seconds that all matrix products of a step take, each alone.
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A matrix product of a step, compiled by itself."""
+
+    shapes: tuple[tuple[int, ...], ...]  # of its operands
+    axes: Any  # contracted and batched ones, as jax.lax.dot_general has them
+    times: int  # that a step runs it
+    flops: int  # of once
+    run: Callable[[], Any]
+
+    def seconds(self) -> float:
+        """Of once: the median of three measurements."""
+        import jax
+
+        return statistics.median(_seconds(self.run, jax.block_until_ready) for _ in range(3))
+
+
+def alone(found: list[Any]) -> tuple[list[Product], int]:
+    """The matrix products of a step, equal ones together, and the FLOPs of all, with those too small to be timed.
 
     Args:
         found: `agent_jax.plan.flops.operations` of the step; what is no matrix product is passed over.
@@ -75,29 +94,27 @@ def products_of_step(found: list[Any]) -> Callable[[], float]:
 
     tune_heap()
     products = [operation for operation in found if operation.group == MATMUL]
-    alike: dict[Any, int] = {}
+    times: dict[Any, int] = collections.Counter()
     for each in products:
-        key = (each.shapes, each.dtypes, each.dtype, each.axes, each.flops // each.times)
-        alike[key] = alike.get(key, 0) + each.times
+        times[each.shapes, each.dtypes, each.dtype, each.axes, each.flops // each.times] += each.times
     whole = total_flops(products)
-    timed: list[tuple[Callable[[], Any], int, int]] = []
-    for (shapes, dtypes, dtype, axes, flops), times in alike.items():
-        if flops * times < LEAST_SHARE * whole:
+    timed: list[Product] = []
+    for (shapes, dtypes, dtype, axes, flops), count in times.items():
+        if flops * count < LEAST_SHARE * whole:
             continue
         keys = jax.random.split(jax.random.key(0))
         operands = [jax.random.normal(key, shape, kind) for key, shape, kind in zip(keys, shapes, dtypes, strict=True)]
-        timed.append((_alone(operands, axes, dtype), times, flops))
-    for run, _, _ in timed:
-        jax.block_until_ready(run())
+        timed.append(Product(shapes, axes, count, flops, _alone(operands, axes, dtype)))
+    for product in timed:
+        jax.block_until_ready(product.run())
+    return timed, whole
 
-    def take() -> float:
-        seconds, counted = 0.0, 0
-        for run, times, flops in timed:
-            seconds += times * statistics.median(_seconds(run, jax.block_until_ready) for _ in range(3))
-            counted += times * flops
-        return seconds * whole / counted
 
-    return take
+def products_of_step(found: list[Any]) -> Callable[[], float]:
+    """A function that returns the seconds of all matrix products of a step, each alone; `found` as in `alone`."""
+    timed, whole = alone(found)
+    counted = sum(product.times * product.flops for product in timed)
+    return lambda: sum(product.times * product.seconds() for product in timed) * whole / counted
 
 
 def _alone(operands: list[Any], axes: Any, dtype: str) -> Callable[[], Any]:

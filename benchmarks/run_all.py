@@ -35,8 +35,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks_page import page, write_plots
-from machine import describe, family
+from benchmarks_page import HEAD, page, write_plots
+from machine import describe, end_with_parent, family
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -74,6 +74,7 @@ BENCHMARKS = (
               "--size tiny --steps 1 --modes visible --only ours-f32 exported-bf16", ("torch", "transformers"),
               "train_step"),
     Benchmark("step_profile", "", "--size tiny --steps 1"),
+    Benchmark("step_products", "", "--size tiny"),
     Benchmark("scaling_curves", "", "--quick --rounds 2 --curves window width"),
     Benchmark("attention_kernels", "--dtype bfloat16", "--rows 1 --slots 64 --images 1 --turns 1"),
     Benchmark("input_pipeline", "--data {data}", "--data {data} --seconds 1 --rounds 1 --copies 2"),
@@ -90,37 +91,58 @@ BENCHMARKS = (
 
 
 class ProcessError(RuntimeError):
-    """A command failed; `said` is what it printed until then."""
+    """A command failed, or was ended since it was `late`; `said` is what it printed until then."""
 
-    def __init__(self, message: str, said: str):
+    def __init__(self, message: str, said: str, *, late: bool):
         super().__init__(message)
-        self.said = said
+        self.said, self.late = said, late
 
 
 class Runner:
     """Runs benchmarks, and makes what several of them need once."""
 
-    def __init__(self, *, quick: bool, data: Path | None, scratch: Path):
+    def __init__(self, *, quick: bool, data: Path | None, scratch: Path, accelerators: list[str] | None = None):
         """Nothing runs yet.
 
         Args:
             quick: take the tiny sizes.
             data: directory of a Language-Table set, or None.
             scratch: for what is made on the way.
+            accelerators: of this machine; None: JAX is asked, which takes seconds.
         """
         self._mode = "quick" if quick else "full"
         self._data, self._scratch = data, scratch
-        # Asked for in another process: this one must not hold the memory of an accelerator.
-        line = [sys.executable, str(ROOT / "benchmarks" / "machine.py")]
-        self._accelerators = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)[
-            "accelerators"]
+        if accelerators is None:
+            # Asked for in another process: this one must not hold the memory of an accelerator.
+            line = [sys.executable, str(ROOT / "benchmarks" / "machine.py")]
+            done = subprocess.run(line, capture_output=True, text=True, check=True)
+            accelerators = json.loads(done.stdout)["accelerators"]
+        self._accelerators = accelerators
 
-    def run(self, benchmark: Benchmark) -> dict[str, Any]:
-        """Run one; returns its entry of the JSON, whatever happened."""
+    def entry(self) -> dict[str, Any]:
+        """What the entry of a benchmark begins with."""
+        return {"machine": {**describe(accelerators=False), "accelerators": self._accelerators}, "mode": self._mode}
+
+    def output(self, benchmark: Benchmark) -> Path:
+        """The file that a benchmark writes its figures to."""
+        return self._scratch / f"{benchmark.name}.json"
+
+    def figures(self, benchmark: Benchmark) -> dict[str, Any]:
+        """The figures that it wrote, with the machine if it describes one.
+
+        Raises:
+            OSError, ValueError: it wrote none.
+        """
+        figures = json.loads(self._named(self.output(benchmark).read_text(encoding="utf-8")))
+        told = figures.pop("machine", None)  # of machine.py, or some text of a benchmark that has its own
+        return {"figures": figures, **({"machine": told} if isinstance(told, dict) else {})}
+
+    def run(self, benchmark: Benchmark, limit_s: float = 0) -> dict[str, Any]:
+        """Run one, for at most LIMIT_S or `limit_s`; returns its entry of the JSON, whatever happened."""
         begun = time.perf_counter()
-        entry: dict[str, Any] = {"machine": {**describe(accelerators=False), "accelerators": self._accelerators},
-                                 "mode": self._mode}
-        script, output = HERE / f"{benchmark.script or benchmark.name}.py", self._scratch / f"{benchmark.name}.json"
+        entry = self.entry()
+        script, output = HERE / f"{benchmark.script or benchmark.name}.py", self.output(benchmark)
+        output.unlink(missing_ok=True)
         arguments = benchmark.quick if self._mode == "quick" else benchmark.full
         try:
             if reason := self._absent(benchmark, script, arguments):
@@ -128,15 +150,13 @@ class Runner:
             given = shlex.split(self._filled(arguments))
             named = arguments.format(runs="RUNS", workdir="WORKDIR", folder="FOLDER", data="DATA")
             entry["command"] = f"python benchmarks/{script.name} {named}".rstrip()
-            said = self._named(self._process([sys.executable, str(script), *given, "--json", str(output)]))
-            figures = json.loads(self._named(output.read_text(encoding="utf-8")))
+            said = self._named(self._process([sys.executable, str(script), *given, "--json", str(output)], limit_s))
+            entry |= self.figures(benchmark)
         except (ProcessError, OSError, ValueError) as error:
-            kept = {"said": self._named(error.said)} if isinstance(error, ProcessError) else {}
-            return {**entry, "status": FAILED, "reason": str(error), "seconds": round(time.perf_counter() - begun, 1),
-                    **kept}
-        told = figures.pop("machine", None)  # of machine.py, or some text of a benchmark that has its own
-        return {**entry, "machine": told if isinstance(told, dict) else entry["machine"], "status": OK,
-                "seconds": round(time.perf_counter() - begun, 1), "said": said, "figures": figures}
+            if isinstance(error, ProcessError):
+                entry |= {"said": self._named(error.said), "late": error.late}
+            return {**entry, "status": FAILED, "reason": str(error), "seconds": round(time.perf_counter() - begun, 1)}
+        return {**entry, "status": OK, "seconds": round(time.perf_counter() - begun, 1), "said": said}
 
     def _absent(self, benchmark: Benchmark, script: Path, arguments: str) -> str:
         """Why a benchmark cannot run here; "" if it can."""
@@ -167,7 +187,7 @@ class Runner:
         """The text without the paths of this machine, which no reader has."""
         return text.replace(str(self._scratch), "SCRATCH").replace(f"{ROOT}/", "")
 
-    def _process(self, line: Sequence[str]) -> str:
+    def _process(self, line: Sequence[str], limit_s: float = 0) -> str:
         """Run a command to its end, passing on what it says; returns its stdout.
 
         Raises:
@@ -183,8 +203,9 @@ class Runner:
                 kept.append(text)
 
         with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-                              env={**os.environ, "PYTHONPATH": path}, start_new_session=True) as running:
-            limit = LIMIT_S[self._mode]
+                              env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
+                              preexec_fn=end_with_parent) as running:
+            limit = limit_s or LIMIT_S[self._mode]
             watch = threading.Timer(limit, os.killpg, (running.pid, signal.SIGKILL))
             watch.start()
             try:
@@ -202,8 +223,9 @@ class Runner:
                 late = not watch.is_alive()
                 watch.cancel()
         if status:
-            why = f"took longer than {limit} s" if late else f"exit status {status}"
-            raise ProcessError(f"{' '.join(line[1:3])}: {why}\n{''.join(complaints[-12:]).rstrip()}", "".join(said))
+            why = f"took longer than {limit:.0f} s" if late else f"exit status {status}"
+            raise ProcessError(f"{' '.join(line[1:3])}: {why}\n{''.join(complaints[-12:]).rstrip()}", "".join(said),
+                               late=late)
         return "".join(said)
 
 
@@ -214,15 +236,16 @@ def language_table() -> Path | None:
     return path if path.is_dir() else None
 
 
-def write(out: Path, runs: dict[str, Any], beside: dict[str, Any] | None) -> None:
+def write(out: Path, runs: dict[str, Any], beside: dict[str, Any] | None, *, name: str = "benchmarks",
+          head: str = HEAD) -> None:
     """Both files, each in one rename."""
     out.mkdir(parents=True, exist_ok=True)
-    contents = {"benchmarks.json": json.dumps({"runs": runs}, indent=1) + "\n",
-                "benchmarks.md": page(runs, write_plots(runs, out), beside)}
-    for name, content in contents.items():
-        partial = out / f".{name}.partial"
+    contents = {f"{name}.json": json.dumps({"runs": runs}, indent=1) + "\n",
+                f"{name}.md": page(runs, write_plots(runs, out), beside, head)}
+    for file, content in contents.items():
+        partial = out / f".{file}.partial"
         partial.write_text(content, encoding="utf-8")
-        os.replace(partial, out / name)
+        os.replace(partial, out / file)
 
 
 def read_runs(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--size full|babyai|tiny] [--modes visible all] [--only NAME ...] [--steps 3]
         [--frames 4] [--batch 4] [--text 32] [--actions 12] [--remat dots] [--unroll 1] [--depth 0]
-        [--attention auto] [--per-turn 1] [--json PATH]
+        [--attention auto] [--per-turn 1] [--no-products] [--together] [--json PATH]
 
     ours-f32, ours-bf16                   agent_jax.train.step: forward, backward, clipping, AdamW, donated state
     unrolled-f32, unrolled-bf16           the same with config.model.unroll of all layers
@@ -22,7 +22,8 @@ Model FLOPs are those of the matrix products of our step, forward and backward; 
 brackets stands the processor time over all cores, which hardly depends on what else the machine does.
 
 A case that fails, or whose process is killed as memory runs out, is told, and the others go on; so is one whose losses
-differ from the reference's. Exit status: 0; 1 if a case failed.
+differ from the reference's. The JSON file is written after each turn, so a run that is cut off leaves what it measured.
+Exit status: 0; 1 if a case failed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import math
 import multiprocessing
@@ -90,12 +92,10 @@ class Worker:
         self._send(count)
         return self.answer()
 
-    def end(self) -> dict[str, int]:
-        """End the process; returns its peak memory."""
+    def end(self) -> None:
+        """End the process."""
         self._send(0)
-        peak = self.answer()
         self._process.join()
-        return peak
 
     def kill(self) -> None:
         """End the process, whatever it does."""
@@ -124,8 +124,8 @@ def case_of(name: str, mode: str) -> Case:
 class Figures:
     """Everything that was timed, by case."""
 
-    def __init__(self, sizes: Sizes, flops: dict[str, int]):
-        self.sizes, self.flops = sizes, flops
+    def __init__(self, sizes: Sizes, flops: dict[str, int], path: Path | None):
+        self.sizes, self.flops, self.path = sizes, flops, path
         self.steps: dict[Case, list[dict[str, float]]] = {}
         self.ratios: dict[Case, list[float]] = {}  # the reference's seconds over the case's, by turn
         self.told: dict[Case, dict[str, Any]] = {}
@@ -163,9 +163,24 @@ class Figures:
             "model_flops": self.flops[case.mode], "flops_per_second": rate,
             "roofline_share": rate / self.roofline(case.precision), "f32_roofline_share": rate / self.roofline("f32"),
             "products_share": self.products_share(case, seconds), "mfu": mfu(rate, told["device"], case.precision),
-            "compile_seconds": compile_seconds if case.compiled else 0.0, "peak_rss_bytes": None, **told,
+            "compile_seconds": compile_seconds if case.compiled else 0.0, **told,
+            **{name: value for name, value in self.steps[case][-1].items() if name.startswith("peak_")},
             **dataclasses.asdict(self.sizes),
         }
+
+    def save(self) -> None:
+        """Write what is known so far to the JSON file."""
+        if self.path is None:
+            return
+        packages = ("jax", "jaxlib", "torch", "transformers", "optax")
+        write_json(self.path, {
+            "cases": [self.record(case) for case, steps in self.steps.items() if steps],
+            "matmul_flops_per_second": {name: statistics.median(found) for name, found in self.square.items()},
+            "products_seconds": {f"{case.name}-{case.mode}": statistics.median(found)
+                                 for case, found in self.products.items()},
+            "cores": cores(), "machine": platform.machine(), "load": os.getloadavg(),
+            "versions": {name: importlib.metadata.version(name) for name in packages},
+            "failed": self.failed, "date": datetime.date.today().isoformat()})
 
 
 def gpu_of(device_kind: str) -> Chip | None:
@@ -182,14 +197,13 @@ def mfu(flops_per_second: float, device: str, precision: str) -> float | None:
     return flops_per_second / (chip.bf16_flops if precision == "bf16" else chip.f32_flops)
 
 
-def compare(reference: Worker, alone: Alone, figures: Figures, first: Case, other: Case | None, steps: int,
-            per_turn: int, folder: Path) -> None:
-    """Turns of the reference and one other case; without another the reference alone.
+def compare(reference: Worker, worker: Worker | None, alone: Alone, figures: Figures, first: Case, other: Case | None,
+            steps: int, per_turn: int) -> None:
+    """Turns of the reference and one other case, held by `worker`; without another the reference alone.
 
     Raises:
         WorkerError: one of them failed; the figures of the other case are dropped.
     """
-    worker = Worker("step", figures.sizes, other, folder) if other else None
     try:
         if worker and other:
             figures.told[other] = built(other.name, worker)
@@ -200,8 +214,9 @@ def compare(reference: Worker, alone: Alone, figures: Figures, first: Case, othe
             if worker and other:
                 figures.steps[other].append(worker.step(per_turn))
                 figures.ratios[other].append(figures.steps[first][-1]["seconds"] / figures.steps[other][-1]["seconds"])
-        if worker and other:
-            figures.told[other] |= worker.end()
+            figures.save()
+        if worker:
+            worker.end()
     except WorkerError:
         if worker and other:
             worker.kill()
@@ -212,12 +227,15 @@ def compare(reference: Worker, alone: Alone, figures: Figures, first: Case, othe
 class Alone:
     """Matrix products by themselves: square ones of the frameworks of some cases, and those of our own steps."""
 
-    def __init__(self, sizes: Sizes, cases: list[Case]):
+    def __init__(self, sizes: Sizes, cases: list[Case], *, products: bool):
         frameworks = dict.fromkeys(case.framework for case in cases)
         precisions = dict.fromkeys(["f32", *(case.precision for case in cases)])
         self._square = {f"{framework}-{precision}": Worker("square", framework, precision, sizes.size)
                         for framework in frameworks for precision in precisions}
-        self._products = {case: Worker("products", sizes, case) for case in cases if case.model == "ours"}
+        self._products = {case: Worker("products", sizes, case) for case in cases if products and case.model == "ours"}
+
+    def wait(self) -> None:
+        """Until all of them have compiled."""
         for worker in self.workers():
             built("products alone", worker)
 
@@ -276,6 +294,10 @@ def main() -> None:
                         help=f"of {', '.join(OURS + PYTORCH)}; the first is the reference")
     parser.add_argument("--steps", type=int, default=3, help="turns of each pair")
     parser.add_argument("--per-turn", type=int, default=1, help="steps of a case in its turn; 20 suit a GPU")
+    parser.add_argument("--no-products", dest="products", action="store_false",
+                        help="leave out the products of our step alone (step_products.py times them too)")
+    parser.add_argument("--together", action="store_true", help="compile the reference and the first case beside it at "
+                        "the same time: less to wait for on many cores, but each takes longer")
     parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     sizes = sizes_of(parser, options)
@@ -284,7 +306,7 @@ def main() -> None:
             parser.error(f"--{flag.replace('_', '-')}: found {getattr(options, flag)}, expected at least 1")
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            figures = measure(sizes, options.modes, options.only, options.steps, options.per_turn, Path(scratch))
+            figures = measure(sizes, options, Path(scratch))
         except WorkerError as error:
             sys.exit(f"failed: {error}")
     try:
@@ -300,47 +322,49 @@ def main() -> None:
     for case, seconds in products.items():
         print(f"all products of {case.name} alone, {case.mode}: {seconds:.3g} s, "
               f"{figures.flops[case.mode] / seconds / 1e9:,.0f} GFLOP/s")
-    if options.json:
-        packages = ("jax", "jaxlib", "torch", "transformers", "optax")
-        content = {"cases": [figures.record(case) for case in figures.steps], "matmul_flops_per_second": rates,
-                   "products_seconds": {f"{case.name}-{case.mode}": seconds for case, seconds in products.items()},
-                   "cores": cores(), "machine": platform.machine(), "load": os.getloadavg(),
-                   "versions": {name: importlib.metadata.version(name) for name in packages},
-                   "failed": figures.failed, "date": datetime.date.today().isoformat()}
-        write_json(options.json, content)
+    figures.save()
     if figures.failed:
         sys.exit("\n".join(("failed:", *figures.failed)))
 
 
-def measure(sizes: Sizes, modes: list[str], names: list[str], steps: int, per_turn: int, folder: Path) -> Figures:
+def measure(sizes: Sizes, options: argparse.Namespace, folder: Path) -> Figures:
     """All cases, by mode; each is printed as soon as it is measured."""
-    figures = Figures(sizes, built("parameters, masks, FLOPs", Worker("prepare", sizes, tuple(modes), folder)))
-    for mode in modes:
+    prepared = built("parameters, masks, FLOPs", Worker("prepare", sizes, tuple(options.modes), folder))
+    figures = Figures(sizes, prepared, options.json)
+    for mode in options.modes:
         try:
-            measure_mode(figures, [case_of(name, mode) for name in dict.fromkeys(names)], steps, per_turn, folder)
+            measure_mode(figures, [case_of(name, mode) for name in dict.fromkeys(options.only)], options, folder)
         except WorkerError as error:
             figures.failed.append(f"{mode}: {error}")
     return figures
 
 
-def measure_mode(figures: Figures, cases: list[Case], steps: int, per_turn: int, folder: Path) -> None:
+def measure_mode(figures: Figures, cases: list[Case], options: argparse.Namespace, folder: Path) -> None:
     """The cases of one mode; the first is the reference, which is started again where another's failure ended it.
 
     Raises:
         WorkerError: the reference fails by itself; what was measured is in the figures.
     """
     first, *others = cases
-    alone, reference = Alone(figures.sizes, cases), None
+    alone, reference, worker = Alone(figures.sizes, cases, products=options.products), None, None
     figures.steps[first], figures.ratios[first] = [], [1.0]
+    start = functools.partial(Worker, "step", figures.sizes)
     try:
+        if not options.together:
+            alone.wait()
         for other in others or [None]:
-            if reference is None:
-                reference = Worker("step", figures.sizes, first, folder)
+            is_new = reference is None
+            reference = reference or start(first, folder)
+            worker = start(other, folder) if other and options.together else None
+            if is_new:
                 figures.told[first] = built(first.name, reference)
+            if options.together and not figures.steps[first]:
+                alone.wait()
+            worker = worker or (start(other, folder) if other else None)
             try:
-                compare(reference, alone, figures, first, other, steps, per_turn, folder)
+                compare(reference, worker, alone, figures, first, other, options.steps, options.per_turn)
             except WorkerError as error:
-                if other is None or any(worker.failed for worker in alone.workers()):
+                if other is None or any(each.failed for each in alone.workers()):
                     raise
                 figures.failed.append(f"{first.mode}: {other.name} beside {first.name}: {error}")
                 print(figures.failed[-1], file=sys.stderr, flush=True)
@@ -351,12 +375,12 @@ def measure_mode(figures: Figures, cases: list[Case], steps: int, per_turn: int,
                 print(f"{first.mode}: {other.name} {figures.steps[other][-1]['seconds']:.3g} s, {first.name} "
                       f"{figures.steps[first][-1]['seconds']:.3g} s, load {os.getloadavg()[0]:.1f}", flush=True)
         if reference:
-            figures.told[first] |= reference.end()
+            reference.end()
     finally:
         if not figures.steps[first]:
             figures.drop(first)
-        for worker in (*alone.workers(), *([reference] if reference else [])):
-            worker.kill()
+        for each in (*alone.workers(), *filter(None, (reference, worker))):
+            each.kill()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import end_with_parent
 from product_rates import products_of_step, square_product, torch_device
 
 # Imports of JAX and PyTorch stand in the functions: the peak memory of a process is to be that of its own framework.
@@ -307,6 +308,7 @@ def _use_transformers(agent: Any, model: Any) -> None:
 
 def serve(pipe: Connection, kind: str, arguments: tuple[Any, ...]) -> None:
     """Run in the worker: answer every message of the pipe until it is closed; an error is the last answer."""
+    end_with_parent()
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several workers share a GPU
     try:
         if kind == "prepare":
@@ -335,8 +337,7 @@ def _answer(pipe: Connection, take: Callable[[], float], told: dict[str, Any]) -
         for _ in range(count):
             value = take()
         pipe.send({"value": value, "seconds": (time.perf_counter() - begun) / count,
-                   "cpu_seconds": (time.process_time() - spent) / count})
-    pipe.send(_peak())
+                   "cpu_seconds": (time.process_time() - spent) / count, **_peak()})
 
 
 def _peak() -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -41,8 +41,14 @@ def matmul_flops(module: Module) -> int:
 
 def memory_bytes(module: Module) -> int:
     """Bytes that one device reads from and writes to its main memory, in one step."""
-    return sum(times * _moved(module, computation, instruction) for computation, instruction, times in module.walk()
-               if instruction.opcode not in _FREE)
+    return sum(times * moved for _, times, moved in moves(module))
+
+
+def moves(module: Module) -> Iterator[tuple[Instruction, int, int]]:
+    """Every instruction that may use main memory, how often it runs in a step, and the bytes it moves each time."""
+    for computation, instruction, times in module.walk():
+        if instruction.opcode not in _FREE:
+            yield instruction, times, _moved(module, computation, instruction)
 
 
 def _dot(computation: Computation, dot: Instruction) -> int:

@@ -51,3 +51,20 @@ def test_a_config_compiles_for_its_topology(root, tmp_path, variant, topology):
     if variant.startswith("opt"):  # in a scan, each kernel is gathered twice a microbatch, in bfloat16
         gathered = 2 * sum(record["parameters"].values()) * record["batch"]["microbatches"]
         assert kinds["all-gather"]["bytes"] > 0.3 * gathered
+
+
+def test_the_steps_of_a_session_on_a_gpu_compile_for_its_card(root, tmp_path):
+    path = tmp_path / "counts.json"
+    command = [sys.executable, str(root / "benchmarks" / "gpu_counts.py"), "--topology=h200-1", "--size=tiny",
+               "--depth=2", "--batch=2", "--modes=visible", f"--json={path}"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True,
+                          check=False, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr[-3000:]
+    unrolled, scanned = json.loads(path.read_text(encoding="utf-8"))["steps"]
+    assert [unrolled["model"], scanned["model"]] == ["unrolled", "ours"]
+    for step in (unrolled, scanned):
+        assert step["attention"] == "cudnn"
+        product, attention = (step["kinds"][kind] for kind in ("matrix product", "attention kernel"))
+        assert step["model_flops"] < product["flops"] + attention["flops"] < 1.5 * step["model_flops"]
+        assert attention["kernels"] == 2 * 3 * 2  # forward and backward of two layers in each stack
+    assert scanned["bytes"] > unrolled["bytes"]
