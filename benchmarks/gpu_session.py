@@ -20,7 +20,8 @@
 Each part is a process of its own with a time limit, and both files are written after each. A part that is cut off, by
 its limit, by --minutes or by a signal, keeps what it had measured. A second call with the same OUT skips the parts that
 are done and runs the others; what was compiled is read from --cache (default: OUT/cache). --tiny runs everything at
-tiny sizes, on a CPU as well. docs/large_runs/gpu.md: what to bring to a machine without a network.
+tiny sizes, on a CPU as well, and parts have no limits of their own. docs/large_runs/gpu.md: what to bring to a machine
+without a network.
 
 Exit status: 0; 1 if a part failed or is not done.
 """
@@ -196,8 +197,9 @@ def stop(number: int, frame: Any) -> None:
     sys.exit(128 + number)
 
 
-def session(runner: Runner, parts: Sequence[Part], runs: dict[str, Any], out: Path, deadline: float) -> None:
-    """Run parts until the time is up; `runs` and both files are kept up to date."""
+def session(runner: Runner, parts: Sequence[Part], runs: dict[str, Any], out: Path, deadline: float, *,
+            is_tiny: bool) -> None:
+    """Run parts until the time is up; `runs` and both files are kept up to date. Tiny ones have no limit each."""
 
     def keep(part: Part, entry: dict[str, Any]) -> None:
         runs[part.name] = better(entry, runs.get(part.name))
@@ -217,7 +219,7 @@ def session(runner: Runner, parts: Sequence[Part], runs: dict[str, Any], out: Pa
             continue
         print(f"{part.name}:", flush=True)
         try:
-            entry = runner.run(part, min(left, part.limit_s))
+            entry = runner.run(part, left if is_tiny else min(left, part.limit_s))
         except BaseException:
             keep(part, cut_off(runner, part, runner.entry(), "the session was ended by a signal"))
             raise
@@ -236,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="default: runs/gpu_session, with --tiny runs/gpu_session_tiny")
     parser.add_argument("--cache", type=Path, help="directory of compiled programs; default: OUT/cache")
-    parser.add_argument("--minutes", type=float, default=9.5, help="after which nothing runs")
+    parser.add_argument("--minutes", type=float, help="after which nothing runs; default: 9.5, with --tiny 60")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="PART",
                         help=f"of {', '.join(names)}")
     parser.add_argument("--again", action="store_true", help="also the parts that are done")
@@ -260,7 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runner = Runner(quick=options.tiny, data=options.data, scratch=scratch, accelerators=gpus())
     wanted = [part for part in PARTS if part.name in options.only
               and (options.again or runs.get(part.name, {}).get("status") != OK)]
-    session(runner, wanted, runs, out, begun + 60 * options.minutes)
+    minutes = options.minutes or (60 if options.tiny else 9.5)
+    session(runner, wanted, runs, out, begun + 60 * minutes, is_tiny=options.tiny)
     print(summary(runs) + f"page: {out / 'session.md'}")
     return int(any(runs.get(name, {}).get("status") not in (OK, LEFT_OUT) for name in options.only))
 

@@ -70,7 +70,7 @@ def test_a_part_that_outlasts_its_limit_keeps_its_figures_and_a_second_call_goes
         scripts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpu_session, "PARTS", (PARTS[0], gpu_session.Part("step", "9 1", "9 1", limit_s=2), PARTS[2]))
     out = tmp_path / "out"
-    assert gpu_session.main(["--tiny", "--out", str(out)]) == 1
+    assert gpu_session.main(["--out", str(out)]) == 1
     runs = read(out)
     assert {name: run["status"] for name, run in runs.items()} == {"losses": "ok", "step": "cut off", "products": "ok"}
     assert "longer than 2 s" in runs["step"]["reason"]
@@ -78,10 +78,10 @@ def test_a_part_that_outlasts_its_limit_keeps_its_figures_and_a_second_call_goes
     assert "Not done: step." in (out / "session.md").read_text()
 
     monkeypatch.setattr(gpu_session, "PARTS", (PARTS[0], gpu_session.Part("step", "3 0", "3 0"), PARTS[2]))
-    assert gpu_session.main(["--tiny", "--out", str(out)]) == 0
+    assert gpu_session.main(["--out", str(out)]) == 0
     assert len(read(out)["step"]["figures"]["found"]) == 3
     assert [calls(scripts, part.name) for part in PARTS] == [1, 2, 1]
-    assert gpu_session.main(["--tiny", "--out", str(out), "--only", "losses", "--again"]) == 0
+    assert gpu_session.main(["--out", str(out), "--only", "losses", "--again"]) == 0
     assert calls(scripts, "losses") == 2
 
 
