@@ -40,6 +40,46 @@ def test_a_worker_that_is_killed_is_told(benchmark):
     assert worker.failed
 
 
+@pytest.mark.parametrize("flags", [[], ["--together"]])
+def test_a_run_that_is_cut_off_leaves_what_it_measured(benchmark, tmp_path, monkeypatch, flags):
+    started = []
+
+    class Fake:
+        failed = False
+
+        def __init__(self, kind, *arguments):
+            self.kind, self.case = kind, arguments[1] if kind == "step" else None
+            started.append(self)
+
+        def answer(self):
+            return {"visible": 10**9} if self.kind == "prepare" else {
+                "device": "NVIDIA H200", "first_step_seconds": 3.0, "losses": [2.0, 1.9]}
+
+        def step(self, count=1):
+            if self.case and self.case.model == "exported" and self.case.precision == "bf16":
+                sys.exit("cut off")
+            return {"value": 1e12, "seconds": 0.1, "cpu_seconds": 0.1, "peak_device_bytes": 7}
+
+        def end(self):
+            self.kind = "ended"
+
+        kill = end
+
+    monkeypatch.setattr(benchmark, "Worker", Fake)
+    path = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["train_step", "--modes", "visible", "--no-products", *flags, "--json", str(path),
+                                      "--only", "ours-bf16", "exported-f32", "exported-bf16"])
+    with pytest.raises(SystemExit, match="cut off"):
+        benchmark.main()
+    cases = json.loads(path.read_text())["cases"]
+    assert [case["model"] for case in cases] == ["ours", "exported"]
+    assert [case["peak_device_bytes"] for case in cases] == [7, 7]
+    assert cases[0]["mfu"] == pytest.approx(10**9 / 0.1 / CHIPS["h200"].bf16_flops)
+    assert {worker.kind for worker in started[1:]} == {"ended"}
+    kinds = [worker.case.name if worker.case else worker.kind for worker in started]
+    assert kinds[-3:] == ["ours-bf16", "exported-f32", "exported-bf16"]
+
+
 @pytest.mark.slow
 def test_all_models_take_the_same_steps_in_both_precisions_also_where_the_reference_is_killed(
         benchmark, tmp_path, monkeypatch, capsys):
