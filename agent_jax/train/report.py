@@ -10,7 +10,6 @@ the table of the mixture; "losses": {...}, "steps", "parameters",
 from __future__ import annotations
 
 import datetime
-import functools
 import platform
 import resource
 import sys
@@ -20,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 
 from agent_jax import __version__
-from agent_jax.batch import Batch
-from agent_jax.config import Config, ModelConfig
+from agent_jax.config import Config
 from agent_jax.evaluate.checkpoints import TrainedRun
 from agent_jax.evaluate.closed_loop import Report, closed_loop
 from agent_jax.evaluate.in_training import ActingDomain
@@ -34,19 +31,12 @@ from agent_jax.evaluate.offline import DomainScores, evaluate_offline
 from agent_jax.evaluate.outcomes import RolloutRecording
 from agent_jax.evaluate.rollout_video import write_recording
 from agent_jax.json_files import write_json
-from agent_jax.models.agent import Agent, Params
-from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
 from agent_jax.policy import Policy
-from agent_jax.runtime.distributed import leads, progress
+from agent_jax.runtime.distributed import progress
 from agent_jax.runtime.processor import cores, processor_name
-from agent_jax.runtime.sharding import on_host
 from agent_jax.train.phases import Phases
-from agent_jax.train.reconstruction import write_reconstruction
-from agent_jax.train.state import VALIDATION_KEY, purpose_key
-from agent_jax.train.step import MASK_KEY, row_keys
 from agent_jax.view.run import write_run_page
 
-PICTURED_IMAGES = 6
 _TRACED = 3  # episodes of a task and policy whose actions and probabilities are in report.json
 
 
@@ -54,41 +44,6 @@ def peak_rss_bytes() -> int:
     """Largest resident memory of this process or of one of its ended children, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB on Linux
     return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-
-
-@functools.cache
-def _masked_and_predicted(model: ModelConfig, seed: int) -> Any:
-    """The program params, rows -> hidden patches, what is predicted for them; of a run, so that it compiles once."""
-    def masked_and_predicted(params: Params, rows: Batch) -> tuple[jax.Array, jax.Array]:
-        keys_B = row_keys(purpose_key(seed, VALIDATION_KEY), rows.seed_B, MASK_KEY)
-        output: Any = Agent(model).apply({"params": params}, rows, mask_keys_B=keys_B)
-        return output.mask.hide_BFI, output.predicted_BFIX
-    return jax.jit(masked_and_predicted)
-
-
-def write_picture(path: Path, config: Config, params: Params, rows: Batch) -> None:
-    """PNG of the first images of some rows: input, masked input, reconstruction.
-
-    All processes compute it together, and process 0 writes it.
-
-    Args:
-        path: of the PNG; its directory is made.
-        config: of the run.
-        params: of the agent.
-        rows: on the host, laid out for all visual tokens.
-    """
-    output = on_host(_masked_and_predicted(config.model, config.seed)(params, rows))
-    if not leads():
-        return
-    shown = np.flatnonzero(np.asarray(rows.clip_BF).reshape(-1) >= 0)[:PICTURED_IMAGES]
-    flat = lambda array: np.asarray(array).reshape(-1, *array.shape[2:])[shown]  # noqa: E731
-    hidden_FI, painted_FIX = (flat(part) for part in output)
-    hidden_FP = np.zeros((len(shown), config.model.vision.patches), bool)
-    painted_FPX = np.zeros((*hidden_FP.shape, painted_FIX.shape[-1]), np.float32)
-    np.put_along_axis(hidden_FP, hidden_FI, True, axis=1)
-    np.put_along_axis(painted_FPX, hidden_FI[..., None], painted_FIX, axis=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_reconstruction(path, flat(rows.frames_BFHWC), hidden_FP, painted_FPX, mean=PIXEL_MEAN, std=PIXEL_STD)
 
 
 def act_in_simulator(config: Config, acting: ActingDomain, workdir: Path | epath.Path, directory: Path,

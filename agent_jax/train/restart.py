@@ -30,9 +30,10 @@ from agent_jax.convert.huggingface.load import pretrained_params
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.fields import by_name
 from agent_jax.models.agent import Params
+from agent_jax.models.random_keys import INIT_KEY, purpose_key
 from agent_jax.runtime.sharding import replicated, tree_shardings
 from agent_jax.train.optimizer import learning_rate_schedule
-from agent_jax.train.state import INIT_KEY, TrainState, abstract_state, init_state, purpose_key
+from agent_jax.train.state import TrainState, abstract_state, init_state
 
 # Fields that may change when a run is resumed: they decide how and where it is carried out, not what it computes.
 # Data may have moved: it is told by the number of its windows, which is checked too (data/pipeline/loader.py).

@@ -30,7 +30,6 @@ from agent_jax.models.losses import LossSums, total
 from agent_jax.runtime import distributed
 from agent_jax.runtime.directory_lock import DirectoryLock
 from agent_jax.runtime.sharding import check_divides, make_mesh, on_host, rows_here, shard_batch
-from agent_jax.train import report
 from agent_jax.train.early_stopping import EarlyStopping, checkpoint_metrics
 from agent_jax.train.metrics import MetricsLog, Record, SuccessRecord, mean_losses, rates
 from agent_jax.train.optimizer import make_optimizer
@@ -41,6 +40,7 @@ from agent_jax.train.run_files import LOCK_FILE, RunFiles
 from agent_jax.train.sharding_report import bytes_by_part, bytes_table, mesh_lines
 from agent_jax.train.state import TrainState, state_shardings
 from agent_jax.train.step import StepMetrics, make_eval_step, make_train_step
+from agent_jax.view.reconstruction import PICTURED_IMAGES, write_picture
 
 
 class Run:
@@ -208,10 +208,10 @@ class Run:
     def picture(self, state: TrainState, step: int) -> None:
         """Write a picture of reconstructed images; one that cannot be written is logged, and costs no more."""
         with self.phases.time(EVALUATION):
-            rows = self.data.first_validation_rows(self.config, report.PICTURED_IMAGES)
+            rows = self.data.first_validation_rows(self.config, PICTURED_IMAGES)
             path = self.files.directory / "pictures" / f"reconstruction-{step}.png"
             try:
-                report.write_picture(path, self.config, self.acting_params(state), rows)
+                write_picture(path, self.config, self.acting_params(state), rows)
             except OSError as error:
                 logging.warning("%s was not written: %s", path, error)
 

@@ -18,12 +18,10 @@ from jax.sharding import Mesh
 from agent_jax.config import Config, OptimizerConfig
 from agent_jax.models.agent import Params, init_params
 from agent_jax.models.lora import parameter_shapes, with_adapters
+from agent_jax.models.random_keys import INIT_KEY, purpose_key
 from agent_jax.runtime.compiler_options import QUICKLY_COMPILED, compiler_options
 from agent_jax.runtime.sharding import tree_shardings
 from agent_jax.train.optimizer import start_average
-
-# Every random number of a run follows from config.seed: fold_in(key(seed), purpose), then what the purpose adds.
-INIT_KEY, STEP_KEY, VALIDATION_KEY = range(3)
 
 # Drawing a small model's parameters takes milliseconds, compiling the program for it seconds. So up to this number it
 # is compiled without optimization: in half the time, to draw five times slower. Values differ by 3e-7 at most.
@@ -47,11 +45,6 @@ class TrainState:
             return self.params
         return jax.tree.map(lambda mean, last: last if isinstance(mean, optax.MaskedNode) else mean,
                             self.averaged, self.params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
-
-
-def purpose_key(seed: int, purpose: int) -> jax.Array:
-    """The key of one purpose of a run: `INIT_KEY`, `STEP_KEY` or `VALIDATION_KEY`."""
-    return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
 def abstract_state(config: Config, mesh: Mesh, optimizer: optax.GradientTransformation) -> TrainState:

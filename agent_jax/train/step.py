@@ -32,12 +32,19 @@ from agent_jax.models.compute import Compute
 from agent_jax.models.lora import merged
 from agent_jax.models.losses import LossSums, loss_sums, loss_weights, total
 from agent_jax.models.mae import kept_patches
+from agent_jax.models.random_keys import (
+    AUGMENTATION_KEY,
+    DROPOUT_KEY,
+    MASK_KEY,
+    STEP_KEY,
+    VALIDATION_KEY,
+    purpose_key,
+    row_keys,
+)
 from agent_jax.runtime.compiler_options import compiler_options
 from agent_jax.runtime.sharding import ROWS, batch_sharding, check_divides, microbatches_of_step, replicated
 from agent_jax.train.optimizer import learning_rate_schedule, trained_mask, update_average
-from agent_jax.train.state import STEP_KEY, VALIDATION_KEY, TrainState, abstract_state, purpose_key, state_shardings
-
-MASK_KEY, DROPOUT_KEY, AUGMENTATION_KEY = range(3)  # purposes of a row's keys
+from agent_jax.train.state import TrainState, abstract_state, state_shardings
 
 
 @jax.tree_util.register_dataclass
@@ -64,11 +71,6 @@ def hidden_patches(config: Config) -> int:
     """I, patches hidden in each image by the mask."""
     patches = config.model.vision.patches
     return patches - kept_patches(patches, config.model.mae.mask_ratio)
-
-
-def row_keys(key: jax.Array, seed_B: jax.Array, purpose: int) -> jax.Array:
-    """A key for each row, from the step's key, the purpose and the row's own seed."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, purpose), seed_B)
 
 
 def microbatches(batch: Batch, count: int, mesh: Mesh) -> Batch:

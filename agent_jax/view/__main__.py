@@ -6,18 +6,28 @@ row DATA|WORKDIR [--index N] [--split NAME] [--config FILE] [--config.FIELD=VALU
     one row as the model receives it: tokens by kind, targets and weights, samples, images
 attention CHECKPOINT --episode N [--step N] [--data DIR] [--split NAME] [--domain NAME] [--block N] --out FILE.html
     where an action looks over the images of its window, by attention and by occlusion, and their rank correlation
+rollout --checkpoint DIR --env ENV [options of `python -m agent_jax.evaluate closed-loop`] --out FILE.html
+    success in a simulator, and videos of episodes with action and probability by step
+reconstruction CHECKPOINT [--domain NAME] [--split NAME] [--images N] --out FILE.html
+    images, their visible patches, and what the masked autoencoder reconstructs of them
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from agent_jax.checkpoints.meta import DamagedCheckpointError
+from agent_jax.evaluate.__main__ import add_closed_loop_arguments
 from agent_jax.evaluate.checkpoints import TrainedRun
+from agent_jax.evaluate.commands import closed_loop_command
+from agent_jax.json_files import read_json_object
+from agent_jax.view.episodes import write_rollout_page
 from agent_jax.view.page import page_path
+from agent_jax.view.reconstruction import PICTURED_IMAGES, write_reconstruction_page
 from agent_jax.view.row import write_row_page
 from agent_jax.view.run import write_run_page
 
@@ -49,6 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                          help="patches of a side of the square that is hidden at a time; default: 1, or more in large "
                          "models")
     looking.set_defaults(run=_attention)
+    acting = commands.add_parser("rollout", help="act in a simulator", allow_abbrev=False)
+    add_closed_loop_arguments(acting)
+    acting.set_defaults(run=_rollout)
+    rebuilding = commands.add_parser("reconstruction", help="reconstructed images", allow_abbrev=False)
+    _add_checkpoint(rebuilding)
+    rebuilding.add_argument("--images", type=int, default=PICTURED_IMAGES, metavar="N", help="of each domain")
+    rebuilding.set_defaults(run=_reconstruction)
     for command in commands.choices.values():
         command.add_argument("--out", required=True, metavar="FILE.html", help="of the page")
     options, overrides = parser.parse_known_args(arguments)
@@ -87,6 +104,21 @@ def _attention(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(write_attention_page(options.out, TrainedRun.load(options.checkpoint), episode=options.episode,
                                step=options.step, domain=options.domain, data=options.data, split=options.split,
                                block=options.block))
+
+
+def _rollout(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    del overrides
+    with tempfile.TemporaryDirectory(prefix="agent_jax-") as directory:
+        options.json = options.json or Path(directory) / "results.json"
+        options.video = options.video or str(Path(directory) / "videos")
+        closed_loop_command(options)
+        write_rollout_page(options.out, read_json_object(options.json), Path(options.video))
+
+
+def _reconstruction(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    del overrides
+    write_reconstruction_page(options.out, TrainedRun.load(options.checkpoint), domain=options.domain,
+                              split=options.split, images=options.images)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Episodes of a closed loop for pages: recorded videos, and the shortest failures step by step."""
+"""A closed loop for pages: the table of success, recorded videos, and the shortest failures step by step."""
 
 from __future__ import annotations
 
@@ -9,11 +9,34 @@ from typing import Any
 
 from agent_jax.evaluate.in_training import by_task
 from agent_jax.evaluate.rollout_video import read_description
-from agent_jax.view.page import data_uri
+from agent_jax.view.page import data_uri, write_page
 
 _MOST_VIDEOS = 12
 _MOST_BYTES = 6 * 2**20  # of a video in a page
 _MOST_FAILURES = 3  # of a task and policy
+
+
+def success_rows(closed_loop: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the table of success: task, policy, success, low, high, episodes, steps."""
+    return [{"task": f"{domain} {task}".strip(), "policy": policy, "success": figures["success"],
+             "low": figures["ci95"][0], "high": figures["ci95"][1], "episodes": figures["episodes"],
+             "steps": figures.get("mean_steps")}
+            for domain, task, policies in by_task(closed_loop) for policy, figures in policies.items()]
+
+
+def write_rollout_page(path: Path, results: Mapping[str, Any], videos: Path) -> None:
+    """Write the page of a closed loop.
+
+    Args:
+        path: of the page.
+        results: as `evaluate closed-loop --json` writes them.
+        videos: directory of its --video.
+    """
+    names = ("checkpoint", "step", "domain", "simulator", "seed", "temperature", "history", "command", "date")
+    write_page(path, "rollout.html", title=f"Rollouts: {results['environment']}",
+               facts=[(name, results[name]) for name in names if name in results],
+               success=success_rows(results["tasks"]), videos=videos_of(videos),
+               failures=episodes_of_report(results["tasks"]))
 
 
 def videos_of(directory: Path) -> list[dict[str, Any]]:

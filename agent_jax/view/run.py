@@ -22,7 +22,7 @@ from etils import epath
 from agent_jax.evaluate.in_training import by_task
 from agent_jax.evaluate.statistics import holm, paired_summary
 from agent_jax.view.charts import COLOURS, Series, line_chart
-from agent_jax.view.episodes import episodes_of_report, videos_of
+from agent_jax.view.episodes import episodes_of_report, success_rows, videos_of
 from agent_jax.view.page import data_uri, write_page
 from agent_jax.view.run_record import RunRecord, flat
 
@@ -63,14 +63,14 @@ def _facts(run: RunRecord) -> dict[str, Any]:
     machine = report.get("machine", {})
     steps = config.get("train", {}).get("steps")
     last = run.records[-1]["step"] if run.records else 0
-    elapsed = run.records[-1]["time"] - run.records[0]["time"] if run.records else 0.0
+    times = [record["time"] for record in run.records if "time" in record]
     of = f" of {steps:,}" if steps else ""
     hardware = (machine.get("cpu"), f"{machine.get('cores')} cores", *machine.get("devices", ()))
     summary = {
         "workdir": run.directory if run.name == run.directory.resolve().name else run.name,
         "state": f"step {last:,}{of}, {'ended' if report else 'not ended'}",
         "command": report.get("command"), "ended": report.get("date"), "start": report.get("start"),
-        "time from first to last logged step": f"{elapsed / 60:,.1f} minutes",
+        "time from first to last logged step": f"{(times[-1] - times[0]) / 60:,.1f} minutes" if times else "",
         "peak memory": f"{report['peak_rss_bytes'] / 2**30:.2f} GiB" if "peak_rss_bytes" in report else "",
         "machine": ", ".join(map(str, filter(None, hardware))) if machine else "",
     }
@@ -220,12 +220,7 @@ def _success(runs: Sequence[RunRecord], labels: Sequence[str]) -> list[dict[str,
     for run, label in zip(runs, labels, strict=True):
         during = run.of_split("closed_loop")
         found = run.report.get("closed_loop") or (during[-1]["success"] if during else {})
-        for domain, task, policies in by_task(found):
-            for policy, figures in policies.items():
-                low, high = figures["ci95"]
-                rows.append({"run": label, "task": f"{domain} {task}".strip(), "policy": policy,
-                             "success": figures["success"], "low": low, "high": high, "episodes": figures["episodes"],
-                             "steps": figures.get("mean_steps")})
+        rows += [{"run": label, **row} for row in success_rows(found)]
     order = list(dict.fromkeys((row["task"], row["policy"]) for row in rows))
     return sorted(rows, key=lambda row: order.index((row["task"], row["policy"])))  # the runs next to each other
 

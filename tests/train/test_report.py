@@ -12,7 +12,8 @@ from small_runs import Smoke, small_config, smoke_run, store_directory
 from agent_jax.data.pipeline.run_data import open_data
 from agent_jax.models.agent import init_params
 from agent_jax.train.phases import Phases
-from agent_jax.train.report import PICTURED_IMAGES, peak_rss_bytes, write_picture, write_report
+from agent_jax.train.report import peak_rss_bytes, write_report
+from agent_jax.view.reconstruction import PICTURED_IMAGES, write_picture
 
 
 @pytest.fixture(scope="module")

@@ -30,10 +30,11 @@ from agent_jax.config import (
 from agent_jax.models.agent import abstract_params
 from agent_jax.models.augmentation import augment
 from agent_jax.models.losses import total
+from agent_jax.models.random_keys import AUGMENTATION_KEY, STEP_KEY, purpose_key, row_keys
 from agent_jax.runtime.sharding import batch_sharding, make_mesh, shard_batch
 from agent_jax.train.optimizer import learning_rate_schedule, make_optimizer
-from agent_jax.train.state import STEP_KEY, TrainState, abstract_state, init_state, purpose_key, state_shardings
-from agent_jax.train.step import AUGMENTATION_KEY, make_eval_step, make_train_step, microbatches, row_keys
+from agent_jax.train.state import TrainState, abstract_state, init_state, state_shardings
+from agent_jax.train.step import make_eval_step, make_train_step, microbatches
 
 PAPER_COLOURS = AugmentationConfig(brightness=(0.7, 1.4), saturation=(0.7, 1.4), hue=0.05)
 SIZES = {"width": 16, "depth": 2, "heads": 4, "mlp_width": 32}

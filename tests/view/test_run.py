@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,26 @@ def test_a_report_of_an_older_version_is_shown_without_what_it_lacks(tmp_path: P
         one.pop("actions", None)
     (run / "report.json").write_text(json.dumps(older))
     assert "100.0%" in page_of(tmp_path, run)
+
+
+@pytest.mark.slow
+def test_a_browser_draws_the_charts_asks_for_nothing_and_executes_no_text(tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    page_of(tmp_path, workdir(tmp_path / "run", successes=[True, False]))
+    seen: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=[
+            "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"])
+        page = browser.new_page()
+        page.on("dialog", lambda dialog: seen.append(dialog.message))
+        page.on("console", lambda message: seen.append(message.text))
+        page.on("request", lambda request: seen.append(request.url))
+        page.goto((tmp_path / "page.html").as_uri())
+        assert page.locator("polyline").count() > 5
+        assert page.locator("figure.chart").first.bounding_box()["height"] > 100
+        assert HOSTILE in page.inner_text("body")
+        browser.close()
+    assert [url for url in seen if not url.startswith("data:")] == [(tmp_path / "page.html").as_uri()]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agent_jax.train.reconstruction import masked_title, reconstruct, write_reconstruction
+from agent_jax.view.reconstruction import masked_title, reconstruct, write_reconstruction
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 PATCH, SIDE = 8, 3
