@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
-from small_runs import Smoke, small_config, smoke_run, store_directory
+from small_runs import Smoke, small_config, smoke_run, store_directory, trained
 
 from agent_jax.data.pipeline.run_data import open_data
 from agent_jax.models.agent import init_params
+from agent_jax.train import report
 from agent_jax.train.phases import Phases
-from agent_jax.train.report import peak_rss_bytes, write_report
+from agent_jax.train.report import peak_rss_bytes, write_page, write_report
 from agent_jax.view.reconstruction import PICTURED_IMAGES, write_picture
 
 
@@ -75,6 +77,24 @@ def test_a_program_is_compiled_for_the_first_picture_of_a_run_and_no_other(tmp_p
         jax.monitoring.unregister_event_duration_listener(listener)
     one, two = ((tmp_path / "pictures" / name).read_bytes() for name in ("1.png", "2.png"))
     assert one == two
+
+
+def test_a_page_is_written_every_n_steps_and_its_failure_costs_no_training(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = small_config(store_directory(tmp_path), **{"train.report_every": 2, "train.steps": 4})
+    steps: list[bool] = []
+
+    def write(*arguments: Any) -> bool:
+        if steps:
+            monkeypatch.setattr("agent_jax.view.run.RunRecord.read", None)
+        steps.append(write_page(*arguments))
+        return steps[-1]
+
+    monkeypatch.setattr(report, "write_page", write)
+    ended = trained(config, tmp_path / "run")
+    assert steps == [True, False]
+    assert int(ended.state.step) == 4
+    assert "has not ended" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_memory_is_counted_in_bytes():
