@@ -116,9 +116,10 @@ def write_page(directory: Path, workdir: Path | epath.Path) -> bool:
     try:
         write_run_page(directory / "report.html", [directory], epath.Path(workdir) / "checkpoints", name)
         return True
-    except Exception:  # noqa: BLE001 - a page about the run is less than the run
-        logging.warning("%s was not written; python -m agent_jax.view run makes it from the workdir",
-                        directory / "report.html", exc_info=True)
+    except Exception as error:  # noqa: BLE001 - a page about the run is less than the run
+        logging.debug("where it was found:", exc_info=True)
+        logging.warning("%s was not written (%s: %s); python -m agent_jax.view run makes it from the workdir",
+                        directory / "report.html", type(error).__name__, error)
         return False
 
 
