@@ -41,6 +41,7 @@ ROOMS = [
     "agent_jax.train",
     "agent_jax.plan",
     "agent_jax.study",
+    "agent_jax.doctor",
 ]
 
 # Libraries that only some modules may import.
@@ -60,11 +61,12 @@ ALLOWED = {
     "grain": ["agent_jax.data"],
     "array_record": ["agent_jax.data"],
     "tensorflow_datasets": ["agent_jax.data"],
-    "av": ["agent_jax.data.prepare.sources.video.decode", "agent_jax.evaluate.rollout_video"],
+    "av": ["agent_jax.data.prepare.sources.video.decode", "agent_jax.evaluate.rollout_video",
+           "agent_jax.doctor.environment"],
     "google_crc32c": ["agent_jax.data.prepare.sources"],
     "simplejpeg": ["agent_jax.data.images"],
     "cykooz_resizer": ["agent_jax.data.images"],
-    "tqdm": ["agent_jax.data"],
+    "tqdm": ["agent_jax.data", "agent_jax.doctor.data"],
     "pydicom": ["agent_jax.data.prepare.sources.video.dicom", "agent_jax.data.prepare.sources.video.dicom_grey"],
     "pyarrow": ["agent_jax.data.prepare.sources"],
     "h5py": ["agent_jax.data.prepare.sources.robomimic.hdf5_file"],
@@ -73,7 +75,8 @@ ALLOWED = {
     "tensorboardX": ["agent_jax.train.tensorboard_events"],
     "websockets": ["agent_jax.client", "agent_jax.serve"],
     "msgpack": ["agent_jax.client"],
-    "scipy": ["agent_jax.evaluate", "agent_jax.study.statistics", "agent_jax.view.attention"],
+    "scipy": ["agent_jax.evaluate", "agent_jax.study.statistics", "agent_jax.view.attention",
+              "agent_jax.doctor.detectors"],
     "jinja2": ["agent_jax.view.page"],
     "markupsafe": ["agent_jax.view.charts"],
     "sacrebleu": ["agent_jax.evaluate.recording_sums"],
@@ -83,7 +86,7 @@ ALLOWED = {
         "agent_jax.convert.pytorch.torch_agent",
     ],
     "transformers": ["agent_jax.convert"],
-    "huggingface_hub": ["agent_jax.convert.huggingface.hub"],
+    "huggingface_hub": ["agent_jax.convert.huggingface.hub", "agent_jax.doctor.data"],
     "ml_collections": [
         "agent_jax.config",
         "agent_jax.convert.from_huggingface",

@@ -114,7 +114,7 @@ def _strip(episode: Episode, where: str, config: DomainConfig, spec: BoundSpec |
            count: int) -> Strip:
     chosen = _spaced(episode.steps, count)
     images = {camera: episode.values(camera, 0, episode.steps) for camera in config.cameras}
-    frames = [[_small(images[camera][t]) for camera in config.cameras] for t in chosen]
+    frames = [[small_picture(images[camera][t]) for camera in config.cameras] for t in chosen]
     actions = {key: np.asarray(episode.values(store.step_field(key).path, 0, episode.steps))
                for key in (spec.spec.fields if spec else ())}
     captions = [[f"step {t}", *_action_lines(spec, {key: values[t] for key, values in actions.items()})]
@@ -146,7 +146,8 @@ def _action_lines(bound: BoundSpec | None, values: dict[str, np.ndarray]) -> lis
     return [*lines[: _MOST_LINES - 1], f"and {len(lines) - _MOST_LINES + 1} more"]
 
 
-def _small(image: bytes | np.ndarray) -> Image.Image:
+def small_picture(image: bytes | np.ndarray) -> Image.Image:
+    """The image as it is drawn on a sheet."""
     picture = Image.fromarray(prepare_image(image, 0))
     scale = _SIDE / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))

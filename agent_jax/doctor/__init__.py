@@ -1,0 +1,1 @@
+"""Examines a machine and data sets before a run: `python -m agent_jax.doctor`."""
