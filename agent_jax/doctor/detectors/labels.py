@@ -184,11 +184,13 @@ def _opposite(scaled: np.ndarray, other_scaled: np.ndarray, action: np.ndarray, 
 
 def _components(images_ND: np.ndarray) -> np.ndarray:
     """The 32 principal components of the images, which keep what varies."""
-    if not images_ND.shape[1]:
+    if not images_ND.size:
         return images_ND
     centred = images_ND - images_ND.mean(axis=0)
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    return centred @ vectors[:, -32:]
+    if len(centred) > centred.shape[1]:
+        return centred @ np.linalg.eigh(centred.T @ centred)[1][:, -32:]
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    return vectors[:, -32:] * np.sqrt(np.maximum(values[-32:], 0))
 
 
 def _kernel(features_ND: np.ndarray) -> np.ndarray:
