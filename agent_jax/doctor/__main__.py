@@ -18,6 +18,7 @@ from agent_jax.json_files import json_path, write_json
 from agent_jax.runtime.extras import install
 
 _USER_ERROR = 2
+_EPISODES = 300  # of a sample: at most 115 MB of thumbnails a camera, and minutes to read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,8 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="faults of a data set", allow_abbrev=False)
     data.add_argument("path", type=Path, help="folder or file, or ORG/NAME of a data set on the Hugging Face hub")
     data.add_argument("--source", default="", metavar="KIND", help="as in `prepare`; default: recognised by the files")
-    data.add_argument("--episodes", type=int, default=300, metavar="N",
-                      help="read at most N, evenly spaced (default 300; 0: all, which takes memory in proportion)")
+    data.add_argument("--episodes", type=int, default=_EPISODES, metavar="N",
+                      help=f"read at most N, evenly spaced (default {_EPISODES}; 0: all, in memory in proportion)")
     data.add_argument("--out", type=Path, metavar="DIR", help="write a picture of each finding into this folder")
     data.add_argument("--json", type=json_path, metavar="PATH", help="also write the findings to this file")
     return parser

@@ -17,7 +17,6 @@ from agent_jax.doctor.episodes import DataSet, EpisodeRecord, fingerprint_of, su
 from agent_jax.doctor.finding import Finding, Place, draw
 from agent_jax.doctor.readers import UNREADABLE, Reader, StoreReader, open_reader, sample
 
-EPISODES = 300  # of the sample: 115 MB of thumbnails a camera at most, and minutes to read
 CHECKED_RECORDS = 20_000  # a larger store is left to `check`, and its leaks to the first so many of each split
 
 
@@ -30,14 +29,14 @@ class DataReport:
     findings: list[Finding]
 
 
-def examine(path: Path, *, kind: str = "", overrides: Sequence[str] = (), episodes: int = EPISODES,
+def examine(path: Path, *, kind: str = "", overrides: Sequence[str] = (), episodes: int,
             out: Path | None = None) -> DataReport:
     """Examine a data set.
 
     Args:
         path: folder, file, or ORG/NAME of a data set on the Hugging Face hub.
         kind: "" to recognise the format, or a kind of `prepare --source`.
-        overrides: `--config.FIELD=VALUE` of `prepare`, for data that are not prepared.
+        overrides: `--config.FIELD=VALUE`, as for `check` if the data are prepared, else as for `prepare`.
         episodes: how many to read, evenly spaced; 0: all.
         out: folder for the pictures; None: none are drawn.
 
@@ -76,6 +75,8 @@ def examine(path: Path, *, kind: str = "", overrides: Sequence[str] = (), episod
     lines += ["", *(findings_lines or ["nothing was found"]), "", f"{len(DETECTORS)} detectors, {seconds:.1f} s"]
     figures = {"path": str(path), "splits": dict(reader.splits), "records_read": len(records), "seconds": seconds,
                "detectors": [detector.__name__ for detector in DETECTORS], "notes": reader.notes,
+               "cameras": data.cameras, "actions": [column.name for column in data.actions],
+               "states": [column.name for column in data.states],
                "findings": [finding.to_json(picture) for finding, picture in zip(findings, pictures, strict=True)]}
     return DataReport(lines, figures, findings)
 

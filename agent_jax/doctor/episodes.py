@@ -28,8 +28,6 @@ class Column:
 
     name: str
     kind: Literal["number", "choice", "button"] = "number"
-    low: float = -np.inf  # declared bounds
-    high: float = np.inf
 
     @property
     def is_gripper(self) -> bool:
@@ -163,14 +161,12 @@ def fingerprint_of(episode: EpisodeRecord) -> Fingerprint:
 def spec_columns(spec: ActionSpec | StateSpec) -> list[Column]:
     """The columns of a spec, in the order of its keys."""
     columns = []
-    for key, (shape, _) in spec.fields.items():
+    for key in spec.fields:
         parts = sorted((part for part in spec.parts if part.key == key), key=lambda part: part.index or 0)
         names = [name for part in parts for name in _part_names(part)]
         kinds: list[Any] = ["button" if isinstance(part, Buttons) else "choice" if isinstance(part, Choice) else
                             "number" for part in parts for _ in part.limits]
-        low, high = (np.ravel(bound) for bound in spec.bounds(key))
-        columns += [Column(*of_column) for of_column in zip(names, kinds, low.tolist(), high.tolist(), strict=True)]
-        assert len(low) == np.prod(shape, dtype=int)
+        columns += [Column(*of_column) for of_column in zip(names, kinds, strict=True)]
     return columns
 
 

@@ -8,6 +8,7 @@ A sample of the episodes is read one after another, evenly spaced over each spli
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,16 +18,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from agent_jax.actions import ActionSpec, StateSpec
-from agent_jax.config import DomainConfig
 from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.images import prepare_image
-from agent_jax.data.inspect.check import number_keys
-from agent_jax.data.inspect.config import complete, specs_of
+from agent_jax.data.inspect.config import complete, read_check_config, specs_of
 from agent_jax.data.prepare.config import PrepareConfig, prepare_config, read_fields
 from agent_jax.data.prepare.sources import CLASSES, open_source
+from agent_jax.data.prepare.sources.rlds.rlds import version_directory
 from agent_jax.data.prepare.sources.source import Recording, SourceEpisode, SourceStep
 from agent_jax.data.store.episode import Episode
-from agent_jax.data.store.schema import features_fields
+from agent_jax.data.store.schema import Field, features_fields
 from agent_jax.data.store.split import Split
 from agent_jax.data.store.store import Store, open_store
 from agent_jax.data.store.tfds_folder import read_tfds_folder
@@ -73,17 +73,15 @@ def open_reader(path: Path, kind: str, overrides: Sequence[str]) -> Reader:
     Args:
         path: folder or file.
         kind: "" to recognise it, or a kind of `prepare --source`.
-        overrides: `--config.FIELD=VALUE` of `prepare`, for data that are not a store.
+        overrides: `--config.FIELD=VALUE`, of a domain for a store, as for `check`, else of `prepare`.
 
     Raises:
         FileNotFoundError, ValueError: there are no data, or none that can be read.
         ModuleNotFoundError: a library for this format is not installed.
     """
-    if not kind and _is_store(path):
-        if overrides:
-            raise ValueError(f"{overrides[0]}: unexpected argument; {path} is a prepared data set, which needs none")
-        return StoreReader(open_store(path))
     kind = kind or _kind_of(path)
+    if kind == "rlds" and read_tfds_folder(version_directory(path)).file_format == "array_record":
+        return StoreReader(open_store(version_directory(path)), overrides)
     given = {**_defaults(kind, path, read_fields("", overrides, PrepareConfig))}
     return SourceReader(kind, path, prepare_config(given))
 
@@ -105,11 +103,13 @@ def sample(splits: Mapping[str, int], most: int) -> list[tuple[str, int]]:
 class StoreReader(Reader):
     """Reads a store, or another RLDS data set in array_record."""
 
-    def __init__(self, store: Store):
+    def __init__(self, store: Store, overrides: Sequence[str] = ()):
         self.store = store
         self.notes: list[str] = []
         self.splits = {name: count for name, count in store.splits.items() if count}
-        self.config = complete(DomainConfig(cameras=()), store)
+        config = read_check_config(store.directory, "", overrides)
+        cameras = config.cameras or tuple(_image_paths(store.fields))
+        self.config = complete(dataclasses.replace(config, cameras=cameras), store)
         try:
             specs = specs_of(self.config, store)
         except UNREADABLE as error:
@@ -123,10 +123,7 @@ class StoreReader(Reader):
             state = specs.state
             self.states, self._state_paths = (spec_columns(state), self._paths(state)) if state else ([], [])
         else:
-            keys = [key for key in number_keys(store) if key.split("/")[-1] not in _NOT_DATA and not _is_time(key)]
-            is_action = {key: "action" in key.removeprefix("steps/").split("/")[0] for key in keys}
-            self._action_paths = [key for key in keys if is_action[key]]
-            self._state_paths = [key for key in keys if key.startswith("steps/observation/")]
+            self._action_paths, self._state_paths = _number_paths(store.fields)
             self.actions, self.states = (
                 [column for path in paths for column in array_columns(
                     path.removeprefix("steps/").removeprefix("observation/"), _size(store.fields[path].shape))]
@@ -185,9 +182,9 @@ class SourceReader(Reader):
             self._recordings.setdefault(recording.split or "all", []).append(recording)
         self.splits = {split: len(of_split) for split, of_split in self._recordings.items()}
         self.rate_hz, self.absolute = self._source.rate_hz, None
-        action = ActionSpec.from_dict(self._source.action_spec) if self._source.action_spec else None
-        state = StateSpec.from_dict(self._source.state_spec) if self._source.state_spec else None
         schema = self._source.schema
+        action, state = (kind.from_dict(_closed(spec)) if spec else None for kind, spec in
+                         ((ActionSpec, self._source.action_spec), (StateSpec, self._source.state_spec)))
         # A field that the user or `_defaults` named "state" is one, whatever the source takes it for.
         self._action_keys = [*action.fields] if action else [key for key in schema.actions if key != "state"]
         self._state_keys = [*state.fields] if state else [
@@ -197,7 +194,7 @@ class SourceReader(Reader):
             spec_columns(spec) if spec else
             [column for key in keys for column in array_columns(key, _size(shapes[key][0]))]
             for spec, keys in ((action, self._action_keys), (state, self._state_keys)))
-        if action and not schema.notes:
+        if isinstance(action, ActionSpec) and "action_spec" not in schema.defaults:  # a default is a guess
             self.absolute = action.absolute
         self._times = _lerobot_times(path) if kind == "lerobot" else {}
 
@@ -253,10 +250,12 @@ def _lerobot_times(path: Path) -> Mapping[str, np.ndarray]:
     return _LeRobotTimes(path)
 
 
-def _is_store(path: Path) -> bool:
-    if not (path / "dataset_info.json").is_file():
-        return False
-    return read_tfds_folder(path).file_format == "array_record"
+def _closed(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec with any bounds in place of those that are left to the data, since only its names are used."""
+    groups = [{**group, "parts": [{"low": -1.0, "high": 1.0, **{key: value for key, value in part.items()
+                                                               if key != "bounds"}} if "bounds" in part else part
+                                  for part in group["parts"]]} for group in spec["groups"]]
+    return {**spec, "groups": groups}
 
 
 def _kind_of(path: Path) -> str:
@@ -290,20 +289,28 @@ def _defaults(kind: str, path: Path, given: Mapping[str, Any]) -> dict[str, Any]
 
         found["cameras"] = {name.split(".")[-1]: name for name in read_info(path).features().cameras}
     if kind == "rlds":
-        folders = [path, *sorted(file.parent for file in path.glob("*/dataset_info.json"))]
-        directory = next(folder for folder in reversed(folders) if (folder / "dataset_info.json").is_file())
-        fields = features_fields(read_tfds_folder(directory).features)
-        numbers = [name for name, field in fields.items() if field.per_step and field.kind == "array"
-                   and field.dtype.kind in "fiu" and 0 <= _size(field.shape) <= _MOST_NUMBERS
-                   and name.split("/")[-1] not in _NOT_DATA and not _is_time(name)]
-        action = [name for name in numbers if "action" in name.removeprefix("steps/").split("/")[0]]
-        state = [name for name in numbers if name.startswith("steps/observation/")]
+        fields = features_fields(read_tfds_folder(version_directory(path)).features)
+        action, state = _number_paths(fields)
         if "cameras" not in given:
-            found["cameras"] = {name.split("/")[-1]: name for name, field in fields.items()
-                                if field.per_step and field.kind == "image" and field.is_image}
+            found["cameras"] = {name.split("/")[-1]: name for name in _image_paths(fields)}
         if "fields" not in given and "action_spec" not in given and action:
             found["fields"] = {"action": ",".join(action), **({"state": ",".join(state)} if state else {})}
     return {**found, **given}
+
+
+def _number_paths(fields: Mapping[str, Field]) -> tuple[list[str], list[str]]:
+    """Paths of the actions and of the states of RLDS data without specs, by their names."""
+    paths = [path for path, field in fields.items() if field.per_step and field.kind == "array"
+             and 0 <= _size(field.shape) <= _MOST_NUMBERS and path.split("/")[-1] not in _NOT_DATA
+             and not _is_time(path)]
+    return ([path for path in paths if "action" in path.removeprefix("steps/").split("/")[0]],
+            [path for path in paths if path.startswith("steps/observation/")])
+
+
+def _image_paths(fields: Mapping[str, Field]) -> list[str]:
+    """Paths of the images of steps; tensors only where there are no encoded ones."""
+    images = [path for path, field in fields.items() if field.per_step and field.is_image]
+    return [path for path in images if fields[path].kind == "image"] or images
 
 
 def _size(shape: Sequence[int]) -> int:

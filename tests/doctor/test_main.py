@@ -10,8 +10,10 @@ import pytest
 from data_stores import arm_store, babyai_store, clip_store, language_table_store
 from dot_arms import dot_episodes
 from PIL import Image
+from rlds_sets import bridge_set
 
 import agent_jax.doctor.environment as environment
+from agent_jax.data.images import encode_png
 from agent_jax.data.store.writer import episode_features, write_store
 from agent_jax.doctor.__main__ import main
 from agent_jax.doctor.readers import sample
@@ -72,6 +74,8 @@ def test_the_problems_of_check_are_findings(tmp_path, capsys):
     assert status == 1
     assert "empty instruction" in found["check"]["text"], output
     assert "conflicting_labels" not in found  # there are no actions
+    assert main(["data", str(tmp_path / "clips"), "--config.camera=front"]) == 2
+    assert "camera" in capsys.readouterr().err
 
 
 def test_stores_of_other_kinds_are_read_without_a_config(tmp_path, capsys):
@@ -95,6 +99,51 @@ def test_a_lerobot_set_is_read_with_all_cameras_and_times(tmp_path, capsys, vers
     assert {"top: observation.images.top", "wrist: observation.images.wrist"} <= set(output.splitlines())
     assert found["blank_frames"]["episodes"]  # its images are grey
     assert not {"unreadable", "uneven_times"} & set(found)
+
+
+def dot_lerobot(path):
+    """The sound episodes of dot_arms as a LeRobot set with stored images."""
+    number = {"dtype": "float32", "shape": [3]}
+    camera = {"dtype": "image", "shape": [32, 32, 3], "names": ["height", "width", "channels"]}
+    names = ("frame_index", "episode_index", "index", "task_index")
+    content = lerobot_sets.info("v2.1", "image")
+    lerobot_sets.write_info(path, {**content, "total_episodes": 8, "total_frames": 320, "splits": {"train": "0:8"},
+                                   "features": {
+        "front": camera, "wrist": camera, "action": {**number, "names": ["dx", "dy", "gripper"]},
+        "observation.state": {**number, "names": ["x", "y", "gripper"]},
+        "timestamp": {"dtype": "float32", "shape": [1]},
+        **{name: {"dtype": "int64", "shape": [1]} for name in names}}})
+    texts = ["go left", "go right"]
+    lines = {"episodes": [{"episode_index": e, "tasks": [texts[e % 2]], "length": 40} for e in range(8)],
+             "tasks": [{"task_index": task, "task": text} for task, text in enumerate(texts)]}
+    for name, rows in lines.items():
+        (path / "meta" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for one in dot_episodes(8):
+        images = {camera: [{"bytes": encode_png(image), "path": None} for image in images]
+                  for camera, images in one.images.items()}
+        columns = {"frame_index": np.arange(40), "episode_index": np.full(40, one.number), "index": np.arange(40),
+                   "task_index": np.full(40, one.number % 2), "timestamp": one.times_s.astype(np.float32), **images}
+        for name, values in (("action", one.actions), ("observation.state", one.states)):
+            columns[name] = pa.array(values.astype(np.float32).tolist(), pa.list_(pa.float32(), 3))
+        lerobot_sets.write_table(path / f"data/chunk-000/episode_{one.number:06d}.parquet", pa.table(columns))
+    return path
+
+
+def test_a_sound_lerobot_set_has_no_finding(tmp_path, capsys):
+    status, found, output = findings([dot_lerobot(tmp_path / "set")], tmp_path, capsys)
+    assert status == 0, output
+    assert not found, output
+
+
+def test_open_x_in_tfrecord_is_read_with_all_numbers(tmp_path, capsys):
+    path = bridge_set(tmp_path, "tfrecord", {"train": 4, "val": 2})
+    file = tmp_path / "findings.json"
+    main(["data", str(path), "--json", str(file)])
+    output = capsys.readouterr().out
+    assert "6 of 6 records read" in output
+    assert {"image_0: steps/observation/image_0", "image_1: steps/observation/image_1"} <= set(output.splitlines())
+    assert json.loads(file.read_text())["actions"] == ["action[0]", "action[1]", "action[2]"]
+    assert json.loads(file.read_text())["states"] == ["state[0]", "state[1]"]
 
 
 def test_missing_steps_and_a_damaged_episode_of_lerobot_are_found(tmp_path, capsys):

@@ -14,7 +14,7 @@ import numpy as np
 from agent_jax.doctor.episodes import Column, DataSet, RawEpisode, Step, fingerprint_of, summarise
 
 SIZE = 32
-ACTIONS = (Column("dx", low=-1, high=1), Column("dy", low=-1, high=1), Column("gripper", low=-1, high=1))
+ACTIONS = (Column("dx"), Column("dy"), Column("gripper"))
 STATES = (Column("x"), Column("y"), Column("gripper"))
 RATE_HZ = 10.0
 

@@ -58,7 +58,7 @@ def check(path: Path, config: DomainConfig, *, images: bool = False) -> CheckRep
     config = complete(config, store)
     domain_specs, spec_problem = _specs(config, store)
     specs = domain_specs.specs if domain_specs else []
-    keys = [key for spec in specs for key in spec.fields] or number_keys(store)
+    keys = [key for spec in specs for key in spec.fields] or _number_keys(store)
     summary = DataSummary()
     for split in (name for name, count in store.splits.items() if count):
         for where, episode in _records(store, split, summary):
@@ -82,7 +82,7 @@ def _specs(config: DomainConfig, store: Store) -> tuple[DomainSpecs | None, str]
         return None, f"the specs cannot be used: {error}"
 
 
-def number_keys(store: Store) -> list[str]:
+def _number_keys(store: Store) -> list[str]:
     """Paths of numeric step fields that may be actions or states."""
     return [path for path, field in store.fields.items()
             if field.per_step and field.kind == "array" and -1 not in field.shape and field.dtype.kind in "fiu"

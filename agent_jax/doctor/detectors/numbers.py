@@ -46,7 +46,7 @@ def action_lag(data: DataSet) -> Iterator[Finding]:
     """
     found: dict[int, list[str]] = {}
     for d in data.numbers():
-        if data.actions[d].is_gripper:  # slow, and stopped by the object
+        if data.actions[d].is_gripper or _is_switch(data.stacked("actions")[:, d]):  # slow, and stopped by the object
             continue
         best = max((lead_of(data.episodes, d, s, absolute) for s in range(len(data.states))
                     for absolute in _kinds(data.absolute)), key=lambda result: result[1], default=None)
@@ -191,13 +191,17 @@ def _correlation(pair: np.ndarray) -> float:
 
 def _clipped(values: np.ndarray, column: Column) -> tuple[float, float]:
     """Share of the values at an end of their range, and that end; 0 for what is no number with many values."""
+    if column.kind != "number" or _is_switch(values):
+        return 0.0, 0.0
+    return max((float(np.mean(values == end)), float(end)) for end in (values.min(), values.max()))
+
+
+def _is_switch(values: np.ndarray) -> bool:
+    """Whether a number has few values, or lies at the ends of its range: a gripper, or a constant."""
     low, high = float(values.min()), float(values.max())
     tenth = (high - low) / 10
-    if column.kind != "number" or tenth <= 0 or len(np.unique(values)) <= FEW_VALUES:
-        return 0.0, 0.0
-    if np.mean((values < low + tenth) | (values > high - tenth)) > TWO_ENDED:
-        return 0.0, 0.0
-    return max((float(np.mean(values == end)), end) for end in (low, high))
+    at_ends = (values <= low + tenth) | (values >= high - tenth)
+    return len(np.unique(values)) <= FEW_VALUES or float(np.mean(at_ends)) > TWO_ENDED
 
 
 def _gripper_sign(episode: EpisodeRecord, action: int, state: int, *, change: bool) -> float:

@@ -59,7 +59,7 @@ class RldsSource(Source):
 
     def __init__(self, path: Path, config: PrepareConfig):
         self._drop_last = typed_options(RldsOptions, config).last_action == "drop"
-        directory = _version_directory(path)
+        directory = version_directory(path)
         self._folder = read_tfds_folder(directory, config.allow_root)
         self._directory, self._fields = directory, features_fields(self._folder.features)
         self._format = self._folder.file_format
@@ -236,7 +236,7 @@ def _is_record_text(path: str, fields: Mapping[str, Field]) -> bool:
     return path in fields and fields[path].kind == "text" and not fields[path].per_step
 
 
-def _version_directory(path: Path) -> Path:
+def version_directory(path: Path) -> Path:
     """The directory with dataset_info.json: `path`, or the newest version in it."""
     if (path / "dataset_info.json").is_file() and (path / "features.json").is_file():
         return path
