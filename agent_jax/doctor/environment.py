@@ -218,6 +218,6 @@ def _disk() -> Iterator[Check]:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:600]
 
 

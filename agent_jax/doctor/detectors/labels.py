@@ -146,7 +146,7 @@ def leaks_between_splits(data: DataSet) -> Iterator[Finding]:
         count = len({one.name for one in ones if one.split == first})
         total = sum(one.split == first for one in data.fingerprints)
         yield Finding("leaks_between_splits", "wrong", f"{count:,} of {total:,} records of {first!r} are in {second!r} "
-                      f"too, with the same actions and images: {shown}", "remove them from one of the splits, or "
+                      f"too, with the same {'actions and ' if data.actions else ''}images: {shown}", "remove them from one of the splits, or "
                       "results on it are those of training data", [Place(one.split, one.number) for one in ones])
 
 
