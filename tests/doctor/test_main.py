@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import lerobot_sets
 import numpy as np
@@ -230,7 +231,7 @@ def test_what_every_run_needs_is_broken_and_the_rest_is_missing(monkeypatch, cap
     monkeypatch.setattr(environment, "PYTHON", ((2, 0), (3, 0)))
     monkeypatch.setattr(environment.importlib.metadata, "requires", lambda _: [
         "numpy<2", "jax>=0.1", 'av>=99; extra == "data"', 'nosuch>=1; extra == "serve"'])
-    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert main([]) == 1
     found = {line[9:23].strip(): line for line in capsys.readouterr().out.splitlines()}
     for name, state, words in (("python", "broken", "3.11 to 3.13"), ("libraries", "broken", "numpy"),

@@ -145,9 +145,10 @@ def leaks_between_splits(data: DataSet) -> Iterator[Finding]:
         shown = ", ".join(f"{data.fingerprints[a].name} = {data.fingerprints[b].name}" for a, b in pairs[:3])
         count = len({one.name for one in ones if one.split == first})
         total = sum(one.split == first for one in data.fingerprints)
+        same = "actions and images" if data.actions else "images"
         yield Finding("leaks_between_splits", "wrong", f"{count:,} of {total:,} records of {first!r} are in {second!r} "
-                      f"too, with the same {'actions and ' if data.actions else ''}images: {shown}", "remove them from one of the splits, or "
-                      "results on it are those of training data", [Place(one.split, one.number) for one in ones])
+                      f"too, with the same {same}: {shown}", "remove them from one of the splits, or results on it are "
+                      "those of training data", [Place(one.split, one.number) for one in ones])
 
 
 def _place(episode: EpisodeRecord, step: int | np.integer = 0) -> Place:
