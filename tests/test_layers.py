@@ -86,7 +86,7 @@ ALLOWED = {
         "agent_jax.convert.pytorch.torch_agent",
     ],
     "transformers": ["agent_jax.convert"],
-    "huggingface_hub": ["agent_jax.convert.huggingface.hub", "agent_jax.doctor.data"],
+    "huggingface_hub": ["agent_jax.convert.huggingface.hub"],
     "ml_collections": [
         "agent_jax.config",
         "agent_jax.convert.from_huggingface",

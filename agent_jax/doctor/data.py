@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from agent_jax.convert.huggingface.hub import located_data
 from agent_jax.data.inspect.check import check
 from agent_jax.doctor.detectors import DETECTORS
 from agent_jax.doctor.episodes import DataSet, EpisodeRecord, fingerprint_of, summarise
@@ -79,27 +79,6 @@ def examine(path: Path, *, kind: str = "", overrides: Sequence[str] = (), episod
                "states": [column.name for column in data.states],
                "findings": [finding.to_json(picture) for finding, picture in zip(findings, pictures, strict=True)]}
     return DataReport(lines, figures, findings)
-
-
-def located_data(path: Path) -> Path:
-    """The folder that `path` means: itself, or a data set ORG/NAME on the hub, from its cache or by download.
-
-    Raises:
-        FileNotFoundError: it is neither.
-    """
-    name = str(path)
-    if path.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(snapshot_download(name, repo_type="dataset"))
-    except (ValueError, *HfHubHTTPError.__bases__) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(f"{name}: no such folder, and not available from the Hugging Face hub ({reason}); give "
-                                f"the path of a folder, or run `hf download --repo-type dataset {name}` on a machine "
-                                "with a network and copy its cache here") from error
 
 
 def _read(reader: Reader, chosen: Sequence[tuple[str, int]]) -> tuple[list[EpisodeRecord], list[Finding]]:

@@ -28,6 +28,7 @@ LITTLE_MEMORY = 4e9  # bytes: the default job takes about 2 GB
 LITTLE_DISK = 5e9  # bytes: checkpoints of the full model take 3 GB each
 NO_DISK = 2e8  # bytes: a small run does not finish
 _ACCELERATORS = {"/dev/nvidia0": "cuda", "/dev/accel0": "tpu", "/dev/vfio/0": "tpu"}  # device file -> extra
+_DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 _VIDEO_CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
 _PICTURE_FORMATS = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "avif": "AVIF"}  # Pillow's feature -> name
 
@@ -154,7 +155,7 @@ def _attention(device: Any) -> Check:
 
     from agent_jax.models.attention_kernels import KERNELS
 
-    names = {dtype: kernel_on(device, ModelConfig(dtype=dtype)) for dtype in ("float32", "bfloat16")}
+    names = {dtype: kernel_on(device, ModelConfig(dtype=dtype)) for dtype in _DTYPES}
     for dtype, kernel in names.items():
         try:
             qkv = [jnp.ones((1, 16, 2, 64), dtype)] * 3

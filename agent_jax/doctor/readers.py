@@ -126,7 +126,7 @@ class StoreReader(Reader):
             self._action_paths, self._state_paths = _number_paths(store.fields)
             self.actions, self.states = (
                 [column for path in paths for column in array_columns(
-                    path.removeprefix("steps/").removeprefix("observation/"), _size(store.fields[path].shape))]
+                    _short(path), _size(store.fields[path].shape))]
                 for paths in (self._action_paths, self._state_paths))
         self._time = next((path for path, field in store.fields.items() if field.per_step and _is_time(path)
                            and field.kind == "array" and not field.shape), "")
@@ -135,7 +135,7 @@ class StoreReader(Reader):
         """The record; images are decoded by whoever reads the steps."""
         episode = self._split(split)[number]
         count = min(episode.steps, MOST_STEPS)
-        images = {camera.split("/")[-1]: episode.values(camera, 0, count) for camera in self.config.cameras}
+        images = {_short(camera): episode.values(camera, 0, count) for camera in self.config.cameras}
         actions, states = (self._numbers(episode, paths, count) for paths in (self._action_paths, self._state_paths))
         steps = (Step({camera: frames[t] for camera, frames in images.items()}, actions[t], states[t])
                  for t in range(count))
@@ -287,15 +287,21 @@ def _defaults(kind: str, path: Path, given: Mapping[str, Any]) -> dict[str, Any]
     if kind == "lerobot" and "cameras" not in given:
         from agent_jax.data.prepare.sources.lerobot.meta import read_info
 
-        found["cameras"] = {name.split(".")[-1]: name for name in read_info(path).features().cameras}
+        found["cameras"] = {name.removeprefix("observation.").removeprefix("images."): name
+                            for name in read_info(path).features().cameras}
     if kind == "rlds":
         fields = features_fields(read_tfds_folder(version_directory(path)).features)
         action, state = _number_paths(fields)
         if "cameras" not in given:
-            found["cameras"] = {name.split("/")[-1]: name for name in _image_paths(fields)}
+            found["cameras"] = {_short(name): name for name in _image_paths(fields)}
         if "fields" not in given and "action_spec" not in given and action:
             found["fields"] = {"action": ",".join(action), **({"state": ",".join(state)} if state else {})}
     return {**found, **given}
+
+
+def _short(path: str) -> str:
+    """A name for a field of steps: "rgb" for steps/observation/rgb."""
+    return path.removeprefix("steps/").removeprefix("observation/").replace("/", ".")
 
 
 def _number_paths(fields: Mapping[str, Field]) -> tuple[list[str], list[str]]:

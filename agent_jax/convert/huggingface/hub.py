@@ -47,6 +47,26 @@ def located_agent(path: str) -> pathlib.Path:
     return _agent_snapshot(path, constants.HF_HUB_CACHE)
 
 
+def located_data(path: pathlib.Path) -> pathlib.Path:
+    """`path`, or, if it does not exist and is ORG/NAME, the folder of that data set of the hub, downloaded if need be.
+
+    Raises:
+        FileNotFoundError: the hub or its cache lacks the data set.
+    """
+    name = str(path)
+    if path.exists() or not HUB_NAME.fullmatch(name):
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return pathlib.Path(snapshot_download(name, repo_type="dataset"))
+    except _hub_errors() as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(f"{name}: no such folder, and not available from the Hugging Face hub ({reason}); give "
+                                f"the path of a folder, or run `hf download --repo-type dataset {name}` on a machine "
+                                "with a network and copy its cache here") from error
+
+
 def cached_folders(name: str, file: str) -> list[pathlib.Path]:
     """The folders of the hub's cache with `file` of the models `name` (ORG/NAME, with `*` as wildcard); no network."""
     if not HUB_NAME.fullmatch(name.replace("*", "x")):
