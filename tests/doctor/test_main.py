@@ -65,7 +65,8 @@ def test_a_finding_names_its_episodes_and_has_a_picture(tmp_path, capsys):
     assert set(found) == {"frozen_frames"}
     assert found["frozen_frames"]["episodes"] == ["train/3"]  # the fourth record of train
     assert [file.name for file in (tmp_path / "pictures").iterdir()] == ["frozen_frames.png"]
-    assert Image.open(tmp_path / "pictures" / "frozen_frames.png").width > 8 * 160
+    with Image.open(tmp_path / "pictures" / "frozen_frames.png") as picture:
+        assert picture.width > 8 * 160
     assert "train/3" in output
     assert "doctor.md#frozen_frames" in output
 
