@@ -61,14 +61,20 @@ def ensure_demonstrations(config: DemonstrationsConfig, directory: str | os.Path
         ModuleNotFoundError, FileNotFoundError: the simulator is not installed, or its checkout is missing.
         RuntimeError: as `collect`.
     """
-    metadata = _source(config).metadata(where)
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
-    target = Path(directory) / f"{metadata['demonstrations']['environment']}-{digest[:12]}"
+    target = demonstrations_directory(config, directory, where)
     with _exclusive(target):
         if target.exists():
             print(f"demonstrations: {_split_sizes(target)} from {target}", flush=True)
             return target
         return collect(config, target)
+
+
+def demonstrations_directory(config: DemonstrationsConfig, directory: str | os.PathLike[str],
+                             where: str = _FIELD) -> Path:
+    """Where `ensure_demonstrations` keeps the data set of a config; it need not exist. Arguments, errors as there."""
+    metadata = _source(config).metadata(where)
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+    return Path(directory) / f"{metadata['demonstrations']['environment']}-{digest[:12]}"
 
 
 def collect(config: DemonstrationsConfig, directory: str | os.PathLike[str]) -> Path:

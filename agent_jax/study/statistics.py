@@ -1,4 +1,4 @@
-"""Statistics of paired differences over training seeds."""
+"""Statistics of paired differences over training seeds, and of ranks."""
 
 from __future__ import annotations
 
@@ -75,3 +75,31 @@ def smallest_detectable(std: float, seeds: int, *, alpha: float, power: float) -
         upper *= 2
     shift: Any = brentq(missing, 0.0, upper)
     return float(shift * std / np.sqrt(seeds))
+
+
+def kendall_summary(metric: Sequence[float], success: Sequence[float], seed: int) -> dict[str, Any]:
+    """Kendall's tau-b (1945) of two values of each checkpoint.
+
+    Args:
+        metric: of each checkpoint, larger for a better one.
+        success: of each checkpoint.
+        seed: of the bootstrap.
+
+    Returns:
+        {"checkpoints": n, "tau", "p", "ci95": [low, high]}. tau and p are None if all values of a side are equal. The
+        interval is the percentile bootstrap over checkpoints, without draws that have no tau; None below 3 of them.
+    """
+    from scipy.stats import bootstrap, kendalltau  # as above
+
+    def tau(one: Sequence[float], other: Sequence[float]) -> float:
+        return float(kendalltau(one, other).statistic)
+
+    found: Any = kendalltau(metric, success) if len(metric) > 1 else None
+    if found is None or np.isnan(found.statistic):
+        return {"checkpoints": len(metric), "tau": None, "p": None, "ci95": None}
+    interval = None
+    if len(metric) >= 3:
+        drawn = bootstrap((metric, success), tau, paired=True, vectorized=False, n_resamples=1000, method="percentile",
+                          random_state=np.random.default_rng(seed)).bootstrap_distribution
+        interval = [float(bound) for bound in np.nanpercentile(drawn, [2.5, 97.5])]
+    return {"checkpoints": len(metric), "tau": float(found.statistic), "p": float(found.pvalue), "ci95": interval}

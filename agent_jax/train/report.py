@@ -123,6 +123,13 @@ def write_page(directory: Path, workdir: Path | epath.Path) -> bool:
         return False
 
 
+def machine() -> dict[str, Any]:
+    """This machine and the versions that decide on the bits of a result."""
+    return {"cpu": processor_name(), "cores": cores(), "devices": [device.device_kind for device in jax.devices()],
+            "python": platform.python_version(), "agent_jax": __version__,
+            **{package: version(package) for package in ("jax", "flax", "optax")}}
+
+
 def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) -> None:
     """Write the figures with time, memory and machine, to each path in one rename."""
     content = {
@@ -131,11 +138,7 @@ def write_report(paths: list[Path], figures: Mapping[str, Any], phases: Phases) 
         "peak_rss_bytes": peak_rss_bytes(),
         "command": " ".join(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {"cpu": processor_name(), "cores": cores(),
-                    "devices": [device.device_kind for device in jax.devices()],
-                    "python": platform.python_version(),
-                    "agent_jax": __version__,
-                    **{package: version(package) for package in ("jax", "flax", "optax")}},
+        "machine": machine(),
     }
     for path in paths:
         write_json(path, content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from agent_jax.runtime import distributed
 from agent_jax.runtime.directory_lock import DirectoryLock
 from agent_jax.runtime.sharding import check_divides, make_mesh, on_host, rows_here, shard_batch
 from agent_jax.train.early_stopping import EarlyStopping, checkpoint_metrics
-from agent_jax.train.metrics import MetricsLog, Record, SuccessRecord, mean_losses, rates
+from agent_jax.train.metrics import MetricsLog, Rates, Record, SuccessRecord, mean_losses, rates
 from agent_jax.train.optimizer import make_optimizer
 from agent_jax.train.phases import DEMONSTRATIONS, EVALUATION, SAVING, START, Phases
 from agent_jax.train.preflight import check_machine, describe
@@ -147,10 +147,7 @@ class Run:
                     return None
                 found.append(jax.device_get(self.eval_step(params, shard_batch(batch, self.mesh))))
                 distributed.progress("validation")
-            sums, weights = _added(found)
-            loss = float(total(sums, weights, self.config.loss))
-        losses, domains = mean_losses(sums, weights, self._domain_names(), classes=self.config.model.classes > 0)
-        return Record(int(jax.device_get(state.step)), "validation", time.time(), loss, losses, domains)
+            return validation_record(int(jax.device_get(state.step)), found, self.config, self._domain_names())
 
     def acting_params(self, state: TrainState) -> Params:
         """The model's parameters to evaluate and act with: averaged where the run averages, adapters merged."""
@@ -186,13 +183,10 @@ class Run:
         """
         found = jax.device_get(interval)
         seconds = time.perf_counter() - since if since is not None else None
-        sums, weights = _added([(metrics.sums, metrics.weights) for metrics in found])
         speed = None if seconds is None else rates(
             steps=len(found), frames=sum(int(m.frames) for m in found), slots=sum(int(m.slots) for m in found),
             seconds=seconds, waited=waited, left=self.config.train.steps - step)
-        losses, domains = mean_losses(sums, weights, self._domain_names(), classes=self.config.model.classes > 0)
-        return Record(step, "train", time.time(), float(np.mean([m.loss for m in found])), losses, domains,
-                      float(found[-1].gradient_norm), float(found[-1].learning_rate), speed)
+        return train_record(step, found, self.config, self._domain_names(), speed)
 
     def save(self, state: TrainState, data_state: dict[str, Any] | None, record: Record | None) -> None:
         """Save this step, with its validation where there is one."""
@@ -217,6 +211,31 @@ class Run:
 
     def _domain_names(self) -> list[str]:
         return [domain.name for domain in self.data.domains]
+
+
+def train_record(step: int, found: Sequence[StepMetrics], config: Config, domains: Sequence[str],
+                 speed: Rates | None = None) -> Record:
+    """The log record of some steps.
+
+    Args:
+        step: updates done after the last of them.
+        found: their metrics, on the host.
+        config: of the run.
+        domains: names, in the order of their indices.
+        speed: of these steps; None: unknown.
+    """
+    sums, weights = _added([(metrics.sums, metrics.weights) for metrics in found])
+    losses, by_domain = mean_losses(sums, weights, domains, classes=config.model.classes > 0)
+    return Record(step, "train", time.time(), float(np.mean([m.loss for m in found])), losses, by_domain,
+                  float(found[-1].gradient_norm), float(found[-1].learning_rate), speed)
+
+
+def validation_record(step: int, found: list[tuple[LossSums, LossSums]], config: Config, domains: Sequence[str]
+                      ) -> Record:
+    """The log record of a validation, of the sums and weights of its batches; other arguments as `train_record`."""
+    sums, weights = _added(found)
+    losses, by_domain = mean_losses(sums, weights, domains, classes=config.model.classes > 0)
+    return Record(step, "validation", time.time(), float(total(sums, weights, config.loss)), losses, by_domain)
 
 
 def open_run(config: Config, workdir: Path | epath.Path, phases: Phases) -> Run:
