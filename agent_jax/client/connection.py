@@ -71,12 +71,14 @@ class Client:
         self.metadata: dict[str, Any] = {}
         self.timing: dict[str, float] = {}  # of the last reply: the server's milliseconds, and round_trip_ms
         self.clamped: list[str] = []  # components of the last action changed by the server's limits
+        self.surprise: list[float] = []  # of the last observation, one for each camera; [] if it was not asked for
         self.histories = 0  # episodes begun at the server: connections and resets
         self._reconnect, self._token = reconnect, token
         self._open = contextlib.ExitStack()  # closes the connection
         self._connection: ClientConnection | None = self._connect()
 
-    def act(self, images: Images, instruction: str, state: Mapping[str, Any] | None = None) -> Any:
+    def act(self, images: Images, instruction: str, state: Mapping[str, Any] | None = None, *,
+            surprise: bool = False) -> Any:
         """The next action, or the list of the next actions; the server assumes that they are executed.
 
         Args:
@@ -84,6 +86,8 @@ class Client:
                 `metadata["cameras"]`, or a sequence in that order.
             instruction: a text.
             state: values by the keys of `metadata["state_fields"]`, if there are any.
+            surprise: also measure how badly the model reconstructs the images (`self.surprise`); needs a server with
+                `metadata["surprise_masks"]` above 0.
 
         Returns:
             Values by the keys of `metadata["action_fields"]`, in the environment's units. If the policy has several
@@ -97,11 +101,11 @@ class Client:
             ConnectionError: the connection and the episode's history are lost.
         """
         message = {"images": _pixels(images), "instruction": instruction,
-                   "state": None if state is None else dict(state)}
+                   "state": None if state is None else dict(state), **({"surprise": True} if surprise else {})}
         begun = time.perf_counter()
         reply = self._request(message, reconnect=self._reconnect == "always")
         self.timing = {**reply["server_timing"], "round_trip_ms": 1e3 * (time.perf_counter() - begun)}
-        self.clamped = reply["clamped"]
+        self.clamped, self.surprise = reply["clamped"], reply.get("surprise", [])
         return reply["action"]
 
     def say(self, images: Images | Sequence[Images], prompt: str, *, domain: str = "", max_tokens: int = 0,

@@ -8,6 +8,9 @@ replay --checkpoint DIR [--data DIR] [--env ENV] [--json PATH]
 offline --checkpoint DIR [--data NAME=DIR ...] [--split NAME] [--json PATH]
     accuracy of choices and of whole actions, errors by name and unit, precision and recall of buttons, perplexity and
     BLEU-4, accuracy and macro-F1 of classes, by domain with intervals over recordings
+surprise --checkpoint DIR [--domain NAME] [--data NAME=DIR ...] [--other DIR ...] [--json PATH]
+    MAE error of held-out images against changed cameras, colours and other environments: AUROC with intervals; its
+    milliseconds next to an action's
 """
 
 from __future__ import annotations
@@ -35,9 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_replay(subparsers.add_parser("replay", help="compare data, simulator and acting",
                                       allow_abbrev=False))
     _add_offline(subparsers.add_parser("offline", help="predict recorded data", allow_abbrev=False))
+    _add_surprise(subparsers.add_parser("surprise", help="tell unseen images by their MAE error", allow_abbrev=False))
     options = parser.parse_args(arguments)
     run = {"closed-loop": commands.closed_loop_command, "replay": commands.replay_command,
-           "offline": commands.offline_command}[options.command]
+           "offline": commands.offline_command, "surprise": commands.surprise_command}[options.command]
     try:
         return run(options)
     except (OSError, ValueError, RuntimeError, ImportError, DamagedCheckpointError) as error:
@@ -108,6 +112,19 @@ def _add_offline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=0, metavar="N", help="at most N of each domain; 0: all")
     parser.add_argument("--recordings", type=int, default=0, metavar="N",
                         help="at most N of each domain, drawn with the run's seed; 0: all. The paper: 100 of a game")
+
+
+def _add_surprise(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("--data", nargs="+", default=[], metavar="NAME=DIR",
+                        help="data set of a domain; default: the run's own")
+    parser.add_argument("--split", default="", help="of the domain; default: the run's validation split")
+    parser.add_argument("--domain", default="", help="whose images are held out, if the checkpoint has several")
+    parser.add_argument("--other", nargs="+", default=[], metavar="DIR",
+                        help="data sets of environments that the run has not seen")
+    parser.add_argument("--images", type=int, default=200, metavar="N", help="of each kind, at most, one a record")
+    parser.add_argument("--masks", type=int, default=4, metavar="M", help="of each image")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of images and masks")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from agent_jax.evaluate.outcomes import RolloutRecording
 from agent_jax.evaluate.replay_actions import collected_from, format_replayed, recorded_episodes, replay_actions
 from agent_jax.evaluate.replay_frames import replay_frames
 from agent_jax.evaluate.rollout_video import Format, check_format, default_format, write_recording
+from agent_jax.evaluate.surprise import evaluate_surprise, format_surprise
 from agent_jax.json_files import write_json
 from agent_jax.runtime.extras import install
 from agent_jax.runtime.host_memory import tune_heap
@@ -92,6 +93,17 @@ def offline_command(options: argparse.Namespace) -> int:
         if used and importlib.util.find_spec(package) is None:
             _log(f"{metric} needs {package}, which is not installed: {install('evaluate')}")
     _write(options, trained, {"domains": [dataclasses.asdict(one) for one in scores]})
+    return 0
+
+
+def surprise_command(options: argparse.Namespace) -> int:
+    """Compare the surprise of held-out and changed images; returns the exit status."""
+    trained = TrainedRun.load(options.checkpoint)
+    paths = data_paths(options.data, trained.domains)
+    scores = evaluate_surprise(trained, trained.policy(options.domain), data=paths, split=options.split,
+                               others=options.other, images=options.images, masks=options.masks, seed=options.seed)
+    _log(format_surprise(scores))
+    _write(options, trained, dataclasses.asdict(scores))
     return 0
 
 

@@ -85,10 +85,7 @@ class Agent(nn.Module):
         patches_BFPX = patchify(batch.frames_BFHWC, c.patch_size)
         mask = tokens_BFVD = predicted = pixels = None
         if mask_keys_B is not None:
-            mask = random_mask(mask_keys_B, batch.clip_BF, c.patches, self.config.mae.mask_ratio)
-            tokens_BFVD, _ = self.vision(patches_BFPX, batch.clip_BF, mask.keep_BFJ)
-            predicted = self.mae(tokens_BFVD, mask)
-            pixels = jnp.take_along_axis(patches_BFPX, mask.hide_BFI[..., None], axis=2)
+            tokens_BFVD, predicted, pixels, mask = self._masked_pass(patches_BFPX, batch.clip_BF, mask_keys_B)
         if visual_tokens == "all":
             tokens_BFVD, _ = self.vision(patches_BFPX, batch.clip_BF)
         elif tokens_BFVD is None:
@@ -96,6 +93,19 @@ class Agent(nn.Module):
         logits_BTK = self.read_row(batch, self.connector(tokens_BFVD), dropout_keys_B)
         classes_BY = self.classify(tokens_BFVD, batch.clip_BF) if self.config.classes else None
         return AgentOutput(logits_BTK, predicted, pixels, mask, classes_BY)
+
+    def _masked_pass(self, patches_BFPX: jax.Array, clip_BF: jax.Array, mask_keys_B: jax.Array
+                     ) -> tuple[jax.Array, jax.Array, jax.Array, PatchMask]:
+        mask = random_mask(mask_keys_B, clip_BF, self.config.vision.patches, self.config.mae.mask_ratio)
+        tokens_BFVD, _ = self.vision(patches_BFPX, clip_BF, mask.keep_BFJ)
+        predicted_BFIX = self.mae(tokens_BFVD, mask)
+        pixels_BFIX = jnp.take_along_axis(patches_BFPX, mask.hide_BFI[..., None], axis=2)
+        return tokens_BFVD, predicted_BFIX, pixels_BFIX, mask
+
+    def reconstruct(self, frames_BFHWC: jax.Array, clip_BF: jax.Array, mask_keys_B: jax.Array
+                    ) -> tuple[jax.Array, jax.Array, jax.Array, PatchMask]:
+        """The masked pass alone: tokens of the visible patches, predicted and true pixels of the others, the mask."""
+        return self._masked_pass(patchify(frames_BFHWC, self.config.vision.patch_size), clip_BF, mask_keys_B)
 
     def classify(self, tokens_BFVD: jax.Array, clip_BF: jax.Array) -> jax.Array:
         """classes_BY, logits of the class of each row's first clip, from the CLS of its images (B, F, V, D).

@@ -7,7 +7,7 @@ operands f32 (models/cpu/matmul.py), so there they stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ _PARTS = ("vision", "connector", "language", "classifier")  # the last one where
 _CAST = ("kernel", "token_embedding")  # nothing is done with them before they are cast to the compute dtype
 
 
-def acting_params(params: Mapping[str, Any], dtype: Any) -> Params:
+def acting_params(params: Mapping[str, Any], dtype: Any, parts: Sequence[str] = _PARTS) -> Params:
     """Of a whole agent's parameters, on the default device and not committed to it.
 
     What is computed from committed ones is committed as well, and a jitted function is compiled anew for every mixture
@@ -31,10 +31,11 @@ def acting_params(params: Mapping[str, Any], dtype: Any) -> Params:
     Args:
         params: of the agent, on any devices.
         dtype: the compute dtype; kernels and the token table of a wider one are cast to it.
+        parts: to take; those that are missing are left out.
     """
     if jax.local_devices()[0].platform == "cpu" and lacks_bfloat16_products():
         dtype = np.float32
-    needed = layers_apart({name: jax.tree.map(np.asarray, params[name]) for name in _PARTS if name in params})
+    needed = layers_apart({name: jax.tree.map(np.asarray, params[name]) for name in parts if name in params})
 
     def cast(path: Any, leaf: np.ndarray) -> jax.Array:
         only_in_products = path[-1].key in _CAST and path[0].key != "classifier"  # which computes in f32

@@ -51,8 +51,9 @@ from agent_jax.policy.classifier import Classification, ClipClassifier
 from agent_jax.policy.clips import Clip
 from agent_jax.policy.decoding_tables import DecodingTables
 from agent_jax.policy.history import ChunkSizes, EpisodeHistory, HistoryStep, chunk_ahead, join_decisions, next_chunk
-from agent_jax.policy.observation import Images, Prepared, prepare
+from agent_jax.policy.observation import Images, Prepared, camera_images, prepare
 from agent_jax.policy.parameters import acting_params
+from agent_jax.policy.surprise import MASKS, SurpriseMeter, mae_params
 from agent_jax.policy.text import GeneratedText, TextGenerator
 from agent_jax.runtime.compile_notice import announce_compilations
 
@@ -110,6 +111,7 @@ class Policy:
         self.last_ids: dict[Any, np.ndarray] = {}  # of the last step's actions, by env_id
         self._last_logits: dict[Any, np.ndarray] = {}  # of their choices
         self.params, self._dtype = acting_params(params, config.model.dtype), config.model.dtype
+        self._mae_params, self._meter = mae_params(params, self._dtype), SurpriseMeter(config)
         self.domains = dict(domains or {domain.name: domain})
         self._config = config
         self._generators: dict[str, TextGenerator] = {}  # by domain; made when they are first used
@@ -185,6 +187,7 @@ class Policy:
         """Other parameters of the same shapes, acting alike with what is compiled already; histories are not shared."""
         other = self.with_temperature(self.temperature, self._seed)
         other.params = acting_params(params, self._dtype)
+        other._mae_params = mae_params(params, self._dtype)
         return other
 
     def reset(self, env_ids: Sequence[Any]) -> None:
@@ -362,6 +365,29 @@ class Policy:
         if chosen.name not in self._classifiers:
             self._classifiers[chosen.name] = ClipClassifier(self._config, chosen)
         return self._classifiers[chosen.name](self.params, images)
+
+    def surprise(self, images: Sequence[Images], *, masks: int = MASKS, seed: int = 0) -> np.ndarray:
+        """How badly the model reconstructs images, as the MAE loss of training: high in places it has not seen.
+
+        Args:
+            images: n images, or n mappings or tuples of the cameras' images, as in `act`. No episode changes.
+            masks: number of random masks whose errors are averaged.
+            seed: of the masks, which are the same for every image.
+
+        Returns:
+            f32 (n, cameras): mean squared error of the hidden patches, in normalised pixels.
+
+        Raises:
+            ValueError: an image that is not as expected, `masks` below 1, or a policy without its MAE decoder.
+        """
+        check_sequences("surprise", images=images)
+        return self.surprise_of([camera_images(self.domain, one, "surprise") for one in images], masks=masks, seed=seed)
+
+    def surprise_of(self, frames: Sequence[Sequence[np.ndarray]], *, masks: int = MASKS, seed: int = 0) -> np.ndarray:
+        """`surprise` of n observations that are prepared already (`Prepared.frames`)."""
+        params = {"vision": self.params["vision"], **self._mae_params()}
+        errors = self._meter(params, [image for one in frames for image in one], masks=masks, seed=seed)
+        return errors.reshape(len(frames), -1)
 
     def check_acts(self, call: str) -> None:
         """Refuse `call`, which needs actions, in a domain without any.

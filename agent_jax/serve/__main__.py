@@ -31,6 +31,7 @@ _HELP = {
     "max_message_bytes": "of one message; a larger one closes its connection",
     "max_rate_hz": "messages a second of one connection; 0: no limit",
     "ping_s": "seconds between pings, and until a connection without an answer is closed",
+    "surprise": "masks of the surprise that a client may ask for with an action; 0: none",
     "drain_s": "seconds to finish the current requests at the end",
 }
 

@@ -24,6 +24,7 @@ class ServeOptions:
     max_rate_hz: float = 0.0  # messages a second of one connection, on average; 0: no limit
     ping_s: float = 10.0  # between pings, and until a connection without an answer is closed
     drain_s: float = 10.0  # to finish the current requests at the end
+    surprise: int = 0  # masks of the surprise that a client may ask for with an action; 0: none, and no time to compile
 
     def __post_init__(self) -> None:
         expected = {
@@ -34,6 +35,7 @@ class ServeOptions:
             "max_message_bytes": (self.max_message_bytes >= 1024, "at least 1024"),
             "max_rate_hz": (0 <= self.max_rate_hz < float("inf"), "0 (no limit) or more"),
             "ping_s": (0 < self.ping_s < float("inf"), "more than 0"),
+            "surprise": (self.surprise >= 0, "0 (none) or more"),
             "drain_s": (0 <= self.drain_s < float("inf"), "0 or more"),
         }
         for name, (holds, what) in expected.items():

@@ -17,8 +17,8 @@ from agent_jax.data.pipeline.domains import Domain
 # By type of message: the fields, and the types of what may be left out.
 _SAY_OPTIONS: dict[str, type | tuple[type, ...]] = {
     "domain": str, "max_tokens": int, "temperature": (int, float), "top_p": (int, float), "seed": int}
-_FIELDS = {"act": {"type", "images", "instruction", "state"}, "say": {"type", "images", "prompt", *_SAY_OPTIONS},
-           "reset": {"type"}}
+_FIELDS = {"act": {"type", "images", "instruction", "state", "surprise"},
+           "say": {"type", "images", "prompt", *_SAY_OPTIONS}, "reset": {"type"}}
 _LONGEST_TEXT = 10_000  # characters of a text, so that tokenising it takes a bounded time
 _MESSAGE_ENDS = 800, 200  # first and last characters kept of a long error: found and expected
 
@@ -48,6 +48,7 @@ class ReceivedObservation:
     images: Any
     instruction: str
     state: Mapping[str, Any] | None
+    surprise: bool = False  # whether the reply is to have it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,9 @@ def read_request(content: str | bytes, domain: Domain) -> ReceivedObservation | 
         return ReceivedPrompt(_clip(images), text, _say_options(message))
     _check_images(images)
     _check_state(message.get("state"), domain)
-    return ReceivedObservation(images, text, message.get("state"))
+    if not isinstance(surprise := message.get("surprise", False), bool):
+        raise ValueError(f"surprise: found {type(surprise).__name__}, expected true or false")
+    return ReceivedObservation(images, text, message.get("state"), surprise)
 
 
 def _clip(images: Any) -> Any:

@@ -10,6 +10,7 @@ Each connection has its own history of the policy. An error is sent only to the 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import http
 import itertools
@@ -29,6 +30,7 @@ from websockets.http11 import Request, Response
 from agent_jax.client import wire
 from agent_jax.client.connection import TOKEN_VARIABLE
 from agent_jax.policy import Policy
+from agent_jax.policy.observation import Prepared
 from agent_jax.policy.text import GeneratedText
 from agent_jax.runtime.processor import cores
 from agent_jax.serve.batching import Batcher, PolicyFailedError
@@ -67,8 +69,8 @@ class Server:
         self._batcher = Batcher(policy, max_batch=options.max_batch, max_wait_s=options.max_wait_ms / 1e3,
                                 connected=lambda: len(self.robots), on_batch=self.metrics.batch)
         self._metadata = wire.pack({
-            **metadata, "max_message_bytes": options.max_message_bytes, "max_rate_hz": options.max_rate_hz,
-            "action_limits": limits.to_json() if limits else {}})
+            **metadata, "surprise_masks": options.surprise, "max_message_bytes": options.max_message_bytes,
+            "max_rate_hz": options.max_rate_hz, "action_limits": limits.to_json() if limits else {}})
 
     def stop(self) -> None:
         """Answer the pending requests, then end; call it in the event loop's thread, e.g. in a signal handler."""
@@ -110,6 +112,10 @@ class Server:
     def _warm_up(self) -> None:
         if self.policy.domain.spec:
             self.policy.warm_up(tuple(range(1, self.options.max_batch + 1)))
+            if self.options.surprise:
+                size = self.policy.domain.image_size
+                black = np.zeros((size, size, 3), np.uint8)
+                self.policy.surprise_of([[black for _ in self.policy.domain.cameras]], masks=self.options.surprise)
         for domain in self.policy.domains.values():
             if domain.layout == "answer":
                 black = np.zeros((domain.image_size, domain.image_size, 3), np.uint8)
@@ -224,6 +230,7 @@ class Server:
         if isinstance(prepared, ReceivedPrompt):
             return await self._say(prepared, prepare_s)
         assert self.limits is not None  # a policy without actions prepares nothing
+        prepared, surprised = prepared
         try:
             answer = await self._batcher.act(prepared, number)
             several = isinstance(answer.action, list)
@@ -237,10 +244,21 @@ class Server:
         if changed:
             self.metrics.counts["clamped"] += 1
             _log.warning("robot %d: action clamped: %s", number, "; ".join(changed))
+        more = await self._surprise(prepared) if surprised else {}
         timing = {"queue_ms": 1e3 * answer.queue_s, "prepare_ms": 1e3 * prepare_s, "policy_ms": 1e3 * answer.policy_s,
                   "total_ms": 1e3 * (time.perf_counter() - begun), "batch": answer.batch}
         self.metrics.action(timing, len(action) if several else 1)
-        return {"type": "action", "action": action, "server_timing": timing, "clamped": changed}
+        return {"type": "action", "action": action, "server_timing": timing, "clamped": changed, **more}
+
+    async def _surprise(self, prepared: Prepared) -> dict[str, Any]:
+        """What a reply has besides the action: {"surprise": an error for each camera}, between two batches."""
+        masks = self.options.surprise
+        measure = functools.partial(self.policy.surprise_of, [prepared.frames], masks=masks)
+        (found,) = await asyncio.gather(self._batcher.call(measure), return_exceptions=True)
+        if isinstance(found, BaseException):
+            _log.error("the surprise of an observation failed", exc_info=found)
+            raise RefusedError("internal", "the surprise failed, and the action is lost; see the server's log")
+        return {"surprise": found[0].tolist()}
 
     async def _say(self, request: ReceivedPrompt, prepare_s: float) -> dict[str, Any]:
         """The reply to a prompt; the policy generates one text at a time."""
@@ -266,8 +284,13 @@ class Server:
                 "complete": text.complete, "server_timing": timing}
 
     def _prepared(self, content: str | bytes) -> Any:
-        """The observation prepared for the policy, a prompt, or None for a reset; runs in a separate thread."""
+        """(observation prepared for the policy, whether its surprise is wanted), a prompt, or None for a reset.
+
+        Runs in a separate thread.
+        """
         request = read_request(content, self.policy.domain)
         if isinstance(request, ReceivedObservation):
-            return self.policy.prepare(request.images, request.instruction, request.state)
+            if request.surprise and not self.options.surprise:
+                raise ValueError("surprise: this server measures none; start it with --surprise MASKS")
+            return self.policy.prepare(request.images, request.instruction, request.state), request.surprise
         return request
