@@ -89,17 +89,16 @@ def kendall_summary(metric: Sequence[float], success: Sequence[float], seed: int
         {"checkpoints": n, "tau", "p", "ci95": [low, high]}. tau and p are None if all values of a side are equal. The
         interval is the percentile bootstrap over checkpoints, without draws that have no tau; None below 3 of them.
     """
-    from scipy.stats import bootstrap, kendalltau  # as above
-
-    def tau(one: Sequence[float], other: Sequence[float]) -> float:
-        return float(kendalltau(one, other).statistic)
+    from scipy.stats import kendalltau  # as above
 
     found: Any = kendalltau(metric, success) if len(metric) > 1 else None
     if found is None or np.isnan(found.statistic):
         return {"checkpoints": len(metric), "tau": None, "p": None, "ci95": None}
     interval = None
     if len(metric) >= 3:
-        drawn = bootstrap((metric, success), tau, paired=True, vectorized=False, n_resamples=1000, method="percentile",
-                          random_state=np.random.default_rng(seed)).bootstrap_distribution
+        pairs_N2 = np.stack([np.asarray(metric, float), np.asarray(success, float)], axis=1)
+        draws = np.random.default_rng(seed).integers(len(metric), size=(1000, len(metric)))
+        results: list[Any] = [kendalltau(*pairs_N2[draw].T) for draw in draws]
+        drawn = [float(one.statistic) for one in results]
         interval = [float(bound) for bound in np.nanpercentile(drawn, [2.5, 97.5])]
     return {"checkpoints": len(metric), "tau": float(found.statistic), "p": float(found.pvalue), "ci95": interval}

@@ -36,7 +36,7 @@ def test_surprise_is_the_mean_mae_error_of_the_masks_whatever_else_is_in_the_cal
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5)
     np.testing.assert_allclose(policy.surprise(IMAGES[1:2], masks=2, seed=5), found[1:2], rtol=1e-6)
     np.testing.assert_array_equal(policy.surprise(IMAGES, masks=2, seed=5), found)
-    assert (policy.surprise(IMAGES, masks=2, seed=6) != found).all()
+    assert len({policy.surprise(IMAGES[:1], masks=2, seed=seed).item() for seed in range(8)}) > 1
     assert policy.surprise(IMAGES[:1]).shape == (1, 1)
 
 

@@ -22,7 +22,8 @@ pytest.importorskip("minigrid")
 
 def test_tau_is_1_for_the_same_order_and_undefined_for_equal_values() -> None:
     same = kendall_summary([0.1, 0.2, 0.5, 0.9, 1.5], [0.0, 0.3, 0.4, 0.6, 0.7], seed=0)
-    assert (same["tau"], same["ci95"], same["checkpoints"]) == (1.0, [1.0, 1.0], 5)
+    assert [same["tau"], *same["ci95"]] == pytest.approx([1.0, 1.0, 1.0])
+    assert same["checkpoints"] == 5
     mixed = kendall_summary([1, 2, 3, 4, 5, 6], [1, 3, 2, 4, 6, 5], seed=0)
     assert mixed["tau"] == pytest.approx(11 / 15)  # 13 pairs in the same order, 2 in the other
     assert mixed["ci95"][0] < 11 / 15 < mixed["ci95"][1]
