@@ -310,7 +310,7 @@ def small_agent(config: Draft) -> None:
 def mini_agent(config: Draft) -> None:
     """The model of configs/pretrain_mini.py, which configs/finetune/mini.py fine-tunes."""
     # 7 x 7 patches: one for each cell of BabyAI and of the clips. The longest row is a clip of 9 images with its texts.
-    small_model(config, image_size=56, patch_size=8, width=64, heads=4, vision_depth=1, language_depth=3, positions=640)
+    small_model(config, image_size=56, patch_size=8, width=64, heads=4, vision_depth=2, language_depth=3, positions=640)
     small_agent(config)
 
 

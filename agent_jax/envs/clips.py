@@ -10,7 +10,8 @@
 In every clip one object moves two cells, after the third and the sixth image, and its kind is the class. The other
 objects stay, or come for three images and go. Answers and classes are drawn uniformly. One image is enough to count; it
 does not show which object moves, and the place of an object in it tells the way in at most 35% of the clips (25% by
-chance). Nothing acts in clips: they are gathered like demonstrations (collect.py).
+chance). No scene of the test split is in the training split. Nothing acts in clips: they are gathered like
+demonstrations (collect.py).
 
     config.data.domains.clips.demonstrations.environment = "clips"
     config.data.domains.clips.demonstrations.episodes = {"caption": 1000, "which_way": 1000}
@@ -21,6 +22,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.metadata
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,6 +46,7 @@ WAYS = {"right": (0, 1), "down": (1, 0), "left": (0, -1), "up": (-1, 0)}  # rows
 NUMBERS = ("one", "two", "three", "four")
 MOVES = (3, 6)  # images at which the moving object is one cell further
 SHOWN = 3  # images for which an object of `which_first` is there
+HELD_OUT = 8  # one scene in so many, by its checksum, is kept for the test split
 
 _CLASSES = {"ball": Ball, "box": Box, "key": Key}
 _Object = tuple[str, str]  # kind and colour
@@ -76,6 +79,7 @@ def metadata() -> dict[str, Any]:
         "made_by": "agent_jax.envs.clips: scenes drawn at random, of the objects of MiniGrid; not recordings",
         "simulator": f"minigrid {importlib.metadata.version('minigrid')}",
         "images": IMAGES,
+        "held_out": f"for the test split: scenes whose CRC-32 is a multiple of {HELD_OUT}",
         "questions": {question: {"instruction": instruction, "answers": answers}
                       for question, (instruction, answers, _) in QUESTIONS.items()},
         "classes": [f"a {kind} moves" for kind in KINDS],
@@ -87,16 +91,21 @@ def features(image_size: int) -> Any:
     return episode_features((image_size, image_size, 3), {}, answers=True, labels=True)
 
 
-def record(question: str, seed: int, image_size: int) -> dict[str, Any]:
+def record(question: str, seed: int, image_size: int, *, held_out: bool = False) -> dict[str, Any]:
     """The clip of a seed as a record of the store.
 
     Args:
         question: a key of `QUESTIONS`.
         seed: determines the clip.
         image_size: pixels, a multiple of 7.
+        held_out: whether its scene is one of those for the test split.
     """
-    scene = _Scene(np.random.default_rng([seed, *question.encode()]))
-    instruction, answer = QUESTIONS[question][2](scene)
+    random = np.random.default_rng([seed, *question.encode()])
+    while True:
+        scene = _Scene(random)
+        instruction, answer = QUESTIONS[question][2](scene)
+        if scene.held_out == held_out:
+            break
     name = f"{question}/{seed}"
     steps = [{"observation": {"rgb": _draw(places, image_size // CELLS)}, "action_weight": 1.0, "reward": 0.0,
               "is_first": number == 0, "is_last": number == IMAGES - 1, "is_terminal": False}
@@ -120,6 +129,12 @@ class _Scene:
             done = sum(image >= at for at in MOVES)
             self.places.append({(row + done * down, column + done * right): self.moving})
         self._taken = {place for places in self.places for place in places}
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the scene, as it is now, is one of those for the test split."""
+        content = [sorted(places.items()) for places in self.places]
+        return zlib.crc32(repr(content).encode()) % HELD_OUT == 0
 
     def choose(self, options: Any) -> Any:
         """One of the options, uniformly."""

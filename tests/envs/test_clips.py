@@ -110,6 +110,17 @@ def test_one_image_hardly_tells_the_way() -> None:
     assert sum(best.values()) / 6000 < 0.4  # 0.35 in the limit
 
 
+def test_no_scene_of_the_test_split_is_in_the_training_split() -> None:
+    """Captions have 2,520 scenes in all, so that equal ones are drawn by chance if nothing keeps the splits apart."""
+    def scenes(held_out: bool) -> set[bytes]:
+        records = (clips.record("caption", seed, 7, held_out=held_out) for seed in range(500 + held_out, 1000))
+        return {b"".join(step["observation"]["rgb"].tobytes() for step in record["steps"]) for record in records}
+
+    training, test = scenes(False), scenes(True)
+    assert 200 < len(test) < len(training) < 500
+    assert not training & test
+
+
 def test_clips_are_gathered_like_demonstrations_and_say_that_they_are_made_up(tmp_path: Path) -> None:
     made = ensure_demonstrations(CONFIG, tmp_path)
     assert ensure_demonstrations(dataclasses.replace(CONFIG, processes=2), tmp_path) == made
@@ -125,7 +136,7 @@ def test_clips_are_gathered_like_demonstrations_and_say_that_they_are_made_up(tm
     assert not names["train"] & names["test"]
     episode = store.split("test")[0]
     question, _, seed = bytes(episode.value("episode_id")).decode().partition("/")
-    expected = clips.record(question, int(seed), 56)
+    expected = clips.record(question, int(seed), 56, held_out=True)
     assert bytes(episode.value("answer")).decode() == expected["answer"]
     assert int(np.ravel(episode.value("label"))[0]) == expected["label"]
     images = episode.values("steps/observation/rgb", 0, 9)

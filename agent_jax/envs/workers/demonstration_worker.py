@@ -100,7 +100,7 @@ def _write_clips(shard: Shard, report: Callable[[Progress], None]) -> None:
         for number in range(shard.episodes):
             # A seed as far from the next as in write_shard, where an expert may fail.
             seed = episode_seed(shard.split, shard.seed, (shard.first + number) * SEEDS_AN_EPISODE)
-            writer.write(clips.record(shard.level, seed, shard.image_size))
+            writer.write(clips.record(shard.level, seed, shard.image_size, held_out=shard.split == "test"))
     report(Progress(shard.episodes, shard.episodes * clips.IMAGES))
 
 
