@@ -211,7 +211,7 @@ def _scores(kind: str, unchanged: np.ndarray, changed: np.ndarray, seed: int, *,
 
     interval = bootstrap((unchanged, changed), auroc, paired=paired, vectorized=True, n_resamples=_RESAMPLES,
                          confidence_level=_LEVEL, method="percentile",
-                         random_state=np.random.default_rng(seed)).confidence_interval
+                         rng=np.random.default_rng(seed)).confidence_interval
     return ChangeScores(kind, float(auroc(unchanged, changed)), (float(interval.low), float(interval.high)),
                         len(changed), float(changed.mean()),
                         float((changed > unchanged).mean()) if paired else None, trained)

@@ -63,7 +63,7 @@ def rank(workdirs: Sequence[Path], *, domain: str = "", episodes: int = 100, row
             raise ValueError(f"--steps {' '.join(map(str, steps))}: {directory} has the checkpoints {found}, expected "
                              "one of them")
         for step in chosen:
-            trained = TrainedRun.load(directory / str(step))
+            trained = TrainedRun.load(str(directory / str(step)))
             for acting in _acting(trained, domain):
                 points.append(_point(workdir, trained, acting, episodes, rows))
                 log(_line(points[-1]))

@@ -111,7 +111,7 @@ def format_result(result: Mapping[str, Any]) -> str:
                       f"{counts}: {verdict}"])
 
 
-def _verdict(one: Mapping[str, Any]) -> Sequence[str]:
+def _verdict(one: Mapping[str, Any]) -> tuple[str, str]:
     unequal = [f"{name} {there!r}, {here!r}" for name, (there, here) in one["differences"].items()]
     more = f"; {len(unequal) - _SHOWN} more" if len(unequal) > _SHOWN else ""
     return one["verdict"], "; ".join(unequal[:_SHOWN]) + more

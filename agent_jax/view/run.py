@@ -243,11 +243,11 @@ def _pairs(runs: Sequence[RunRecord], labels: Sequence[str]) -> list[dict[str, A
                 pair = [np.asarray([of_run[key][seed] for seed in seeds], bool) for of_run in (before, after)]
                 found.append((name, other_name, key, (pair[0].mean(), pair[1].mean()), paired_summary(*pair)))
     adjusted = holm([one[-1]["p"] for one in found])
-    return [{"significant": p < _ALPHA, "text": _in_words(*one, p)} for one, p in zip(found, adjusted, strict=True)]
+    return [{"significant": p < _ALPHA, "text": _in_words(*one, p=p)} for one, p in zip(found, adjusted, strict=True)]
 
 
 def _in_words(name: str, other: str, key: tuple[str, str, str], rates: tuple[float, float], result: Mapping[str, Any],
-              p: float) -> str:
+              *, p: float) -> str:
     domain, task, policy = key
     difference, (low, high) = result["difference"], result["ci95"]
     verdict = (f"{other if difference > 0 else name} is better: chance alone would rarely make such a difference"

@@ -52,7 +52,7 @@ def conflicting_labels(data: DataSet) -> Iterator[Finding]:
         return
     counts = np.bincount([episode_N[i] for pair in opposite for i in pair], minlength=len(data.episodes))
     opposite.sort(key=lambda pair: -int(counts[episode_N[pair[0]]] + counts[episode_N[pair[1]]]))
-    places = [_place(data.episodes[episode_N[i]], step_N[i]) for pair in opposite for i in pair]
+    places = [_place(data.episodes[int(episode_N[i])], int(step_N[i])) for pair in opposite for i in pair]
     yield Finding("conflicting_labels", "wrong", f"{len(opposite):,} of {near:,} pairs of near-equal observations with "
                   f"the same instruction have {'opposite' if numbers else 'different'} actions; the model can only "
                   "learn their mean", "look for a sign or frame that differs between recordings, or for something "
