@@ -6,8 +6,13 @@ It gathers demonstrations of BabyAI, Meta-World and ViZDoom and makes clips with
 (agent_jax/envs/clips.py). Language-Table is read from `shared/data/language_table_oracle_mini/0.0.1`, next to the
 checkout or in it; another place is given by --config.data.domains.language_table.path=DIR, and
 --config.data.leave_out="('language_table',)" does without it, as without any other domain. The end of the run shows
-success by simulator, and scores of answers and classes on held-out clips, each with its baseline. Only the first steps
-have been seen, in which the losses of every domain fall; a whole run has not been measured yet.
+success by simulator, and scores of answers and classes on held-out clips, each with its baseline.
+
+Measured once (benchmarks/results/mini.md): 78 minutes on 2 cores that other work shared, 47 of them in training steps,
+and at most 6.9 GiB, which is while it acts. Sampled success is 91 to 100% in BabyAI (random moves: 46 to 53%), 68 and
+70% in Meta-World (random: 0%; greedy 78 and 88%) and 48% in ViZDoom (random: 12%). It names the kind of the object that
+moves in all held-out clips (the most frequent kind: 35%), and 48% of its texts about scenes that it has not seen are
+right (the most frequent text: 16%). It does not learn directions, numbers and colours.
 
 Variants: `:images` leaves out the clips, and with them temporal attention and classes: an agent of images, which
 configs/finetune/mini.py:captions then grows into one of video. `:smoke` goes through everything in a few steps, and

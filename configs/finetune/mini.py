@@ -4,8 +4,8 @@
     python -m agent_jax.train --config configs/finetune/mini.py:babyai --workdir runs/mini_babyai \
         --config.init.checkpoint=runs/pretrain_mini
 
-Without `--config.init.checkpoint` the same agent is trained from scratch in the same steps. How much the pre-training
-helps has not been measured yet.
+Without `--config.init.checkpoint` the same agent is trained from scratch in the same steps. One run of each is in
+benchmarks/results/mini.md; how much the pre-training helps takes several (docs/guides/study.md).
 
 Variants: `:babyai` (the default) is another task of a simulator that the agent knows, PickupLoc, which names a place;
 `:metaworld` likewise, window-close. `:pusht` is another simulator with an ActionSpec of its own, a new block of the
