@@ -17,6 +17,9 @@ import pytest
 import run_all
 from data_stores import language_table_store
 
+# The session starts its parts with a preexec_fn, so it forks. It holds no JAX backend itself; this process does.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork", "ignore:Exception ignored in. <function _at_fork")
+
 # Writes figures as it goes, and sleeps between them; counts its calls.
 SCRIPT = """
 import json, pathlib, sys, time

@@ -11,6 +11,9 @@ import run_all  # of benchmarks/
 from benchmarks_page import write_plots
 from machine import family
 
+# run_all.py starts benchmarks with a preexec_fn, so it forks. It holds no JAX backend itself; this process does.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork", "ignore:Exception ignored in. <function _at_fork")
+
 SCRIPT = """
 import json, sys
 print("one line")

@@ -8,17 +8,10 @@ import pytest
 
 from agent_jax.config import Config, LanguageConfig, MaeConfig, MeshConfig, ModelConfig, OptimizerConfig, VisionConfig
 from agent_jax.models.agent import abstract_params, init_params
+from agent_jax.models.random_keys import INIT_KEY, STEP_KEY, VALIDATION_KEY, purpose_key
 from agent_jax.runtime.sharding import make_mesh, tree_shardings
 from agent_jax.train.optimizer import make_optimizer
-from agent_jax.train.state import (
-    INIT_KEY,
-    STEP_KEY,
-    VALIDATION_KEY,
-    abstract_state,
-    init_state,
-    purpose_key,
-    state_shardings,
-)
+from agent_jax.train.state import abstract_state, init_state, state_shardings
 
 SIZES = {"width": 16, "depth": 2, "heads": 4, "mlp_width": 32}
 MODEL = ModelConfig(vision=VisionConfig(image_size=16, patch_size=4, **SIZES), mae=MaeConfig(**SIZES),
