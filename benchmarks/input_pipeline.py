@@ -218,13 +218,16 @@ def watch_memory(data: Path) -> dict[str, Any]:
     """One epoch through our loader, every record read; memory at twenty places of it."""
     rows = open_data(run_config(data, 40)).train
     total = len(rows.plan(0)) // BATCH
+    if not total:
+        raise SystemExit(f"--data {data}: found fewer than {BATCH} rows, expected a batch at least")
+    first = min(4, total - 1)  # batches before it fill the buffers
     loader = Loader(rows, BATCH)
     curve = []
     for number, _ in zip(range(total), loader, strict=False):
-        if number == 4:
+        if number == first:
             limit = int(resident()["VmData"] * 1e6) + CAP
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        if number >= 4 and (number - 4) % max(1, (total - 5) // 19) == 0:
+        if number >= first and (number - first) % max(1, (total - first - 1) // 19) == 0:
             curve.append({"batch": number, **resident()})
     loader.close()
     return {"batches": total, "curve": curve}
