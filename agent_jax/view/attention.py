@@ -56,7 +56,7 @@ class Looked:
     def rank_correlation(self, attention_FGG: np.ndarray) -> float:
         """Spearman's correlation with the occlusion over all cells; NaN if one of them is constant."""
         pair = attention_FGG.ravel(), self.occlusion_FGG.ravel()
-        return float("nan") if min(map(np.ptp, pair)) == 0 else float(spearmanr(*pair)[0])
+        return float("nan") if min(map(np.ptp, pair)) == 0 else float(np.asarray(spearmanr(*pair))[0])
 
 
 def write_attention_page(path: Path, trained: TrainedRun, *, episode: int, step: int | None = None, domain: str = "",
