@@ -37,11 +37,15 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Write a JSON file in one rename, so that no process reads half of it, and make its directory.
+    """Write a JSON file as `write_text` does."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write a file in one rename, so that no process reads half of it, and make its directory.
 
     An existing path that is not a plain file, as /dev/stdout, is written in place.
     """
-    text = json.dumps(content, indent=2) + "\n"
     if path.is_symlink() or (path.exists() and not path.is_file()):
         path.write_text(text, encoding="utf-8")
         return

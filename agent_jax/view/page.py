@@ -6,7 +6,6 @@ import base64
 import functools
 import io
 import mimetypes
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from agent_jax.json_files import check_json_path
+from agent_jax.json_files import check_json_path, write_text
 
 
 @functools.cache
@@ -40,15 +39,8 @@ def page_path(text: str) -> Path:
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write a page in one rename, so that no reader sees half of it, and make its directory."""
-    text = render(template, **values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a page, as `write_text` does."""
+    write_text(path, render(template, **values))
 
 
 def data_uri(content: bytes, name: str) -> str:
