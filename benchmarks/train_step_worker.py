@@ -141,7 +141,7 @@ def prepare(sizes: Sizes, modes: tuple[str, ...], folder: Path) -> dict[str, int
     import jax.numpy as jnp
     from safetensors.numpy import save_file
 
-    from agent_jax.convert.pytorch.tensors import in_module, to_tensors
+    from agent_jax.checkpoints.exported.tensors import in_module, to_tensors
     from agent_jax.models.agent import init_params
     from agent_jax.models.mae import random_mask
     from agent_jax.models.random_keys import INIT_KEY, MASK_KEY, STEP_KEY, purpose_key, row_keys

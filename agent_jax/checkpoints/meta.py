@@ -120,7 +120,7 @@ def acting_path(meta: Mapping[str, Any], name: str) -> str:
 
 def is_averaged(meta: Mapping[str, Any]) -> bool:
     """Whether the run kept an average of its parameters."""
-    return any(path.startswith(f"{AVERAGED}/") for path in meta["fingerprint"])
+    return any(path.startswith(f"{AVERAGED}/") for path in meta.get("fingerprint", ()))  # an exported folder has none
 
 
 def check_structure(found: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Any],

@@ -5,6 +5,8 @@ from-hf --vision PATH --language PATH OUT [--config.FIELD=VALUE ...]
     weight files, or ORG/NAME on the hub. With --dry_run, only print which tensor fills which parameter
 to-pytorch CHECKPOINT OUT [--dtype float32|bfloat16] [--weights averaged|raw] [--json PATH]
     export a folder for PyTorch and transformers, with a parity report (parity.json)
+push-to-hub CHECKPOINT ORG/NAME [--public] [--dtype float32|bfloat16] [--weights averaged|raw]
+    upload that folder to the Hugging Face hub, for Policy.from_pretrained("ORG/NAME"); private without --public
 from-pytorch FOLDER OUT
     make a checkpoint from such a folder, trained further in PyTorch or not
 grow [CHECKPOINT] --config FILE.py[:VARIANT] [--config.FIELD=VALUE ...] [--json PATH]
@@ -55,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(overrides)}")
         if options.command == "to-pytorch":
             return _run_to_pytorch(options)
+        if options.command == "push-to-hub":
+            from agent_jax.convert.push_to_hub import push
+
+            print(push(options.checkpoint, options.name, public=options.public, dtype=options.dtype,
+                       weights=options.weights))
+            return 0
         if options.command == "from-pytorch":
             from agent_jax.convert.from_pytorch import import_folder
 
@@ -87,11 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_pytorch(commands: Any) -> None:
     exporter = commands.add_parser("to-pytorch", help="a checkpoint -> a PyTorch folder", allow_abbrev=False)
-    exporter.add_argument("checkpoint", metavar="CHECKPOINT", help="a workdir, its checkpoints directory, or one step")
+    pusher = commands.add_parser("push-to-hub", help="a checkpoint -> the Hugging Face hub", allow_abbrev=False)
+    for parser in (exporter, pusher):
+        parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a workdir, its checkpoints directory, one step, "
+                            "or an exported folder")
+        parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored tensors")
+        parser.add_argument("--weights", choices=("averaged", "raw"), default="averaged",
+                            help="averaged parameters if the run has them, or the last ones")
+    pusher.add_argument("name", metavar="ORG/NAME", help="the repository on the hub; created if it does not exist")
+    pusher.add_argument("--public", action="store_true", help="everybody may read it; by default it is private")
     exporter.add_argument("out", metavar="OUT", help="folder to write")
-    exporter.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored tensors")
-    exporter.add_argument("--weights", choices=("averaged", "raw"), default="averaged",
-                          help="averaged parameters if the run has them, or the last ones")
     exporter.add_argument("--json", type=json_path, metavar="PATH", help="also write parity.json to PATH")
     importer = commands.add_parser("from-pytorch", help="a PyTorch folder -> a checkpoint", allow_abbrev=False)
     importer.add_argument("folder", metavar="FOLDER", help="written by to-pytorch or torch_agent.Agent.save")

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-from typing import Any
 
-from agent_jax.actions.vocabulary import Vocabulary
-from agent_jax.checkpoints.fingerprint import flat
-from agent_jax.config import ModelConfig, from_config_dict
+from agent_jax.checkpoints.exported.folder import read_folder
 from agent_jax.convert.from_huggingface import checked_out, write_step
-from agent_jax.convert.huggingface.safetensors_file import SafetensorsFile
-from agent_jax.convert.huggingface.weights_folder import WeightsFolder, mismatches
-from agent_jax.convert.pytorch import tensors as torch_tensors
-from agent_jax.convert.pytorch.folder import FORMAT
-from agent_jax.data.pipeline.domains import Domain
-from agent_jax.json_files import read_json_object
-from agent_jax.models.agent import Params
 
 
 def import_folder(folder: str | pathlib.Path, out: str | pathlib.Path) -> str:
@@ -38,81 +27,3 @@ def import_folder(folder: str | pathlib.Path, out: str | pathlib.Path) -> str:
     leaves, meta, step = read_folder(folder)
     write_step(out, leaves, meta, step=step)
     return f"{sum(leaf.size for leaf in leaves.values()):,} values of {folder} -> {out}/{step}"
-
-
-def read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """The content of the checkpoint: (arrays by path, meta data, step).
-
-    Raises:
-        FileNotFoundError, ValueError: as `import_folder`.
-    """
-    meta, step = read_meta(folder)
-    return flat(read_params(folder, from_config_dict(meta["config"]).model)), meta, step
-
-
-def read_meta(folder: pathlib.Path) -> tuple[dict[str, Any], int]:
-    """The meta data of the checkpoint, as in checkpoints/meta.py, and its step; no tensor is read.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: agent.json or vocabulary.json is damaged, or they disagree.
-    """
-    content, step = _description(folder / "agent.json")
-    config = from_config_dict(content["config"])
-    stored = folder / "vocabulary.json"
-    try:
-        vocabulary = Vocabulary.from_json(read_json_object(stored))
-    except ValueError as error:
-        raise ValueError(f"{stored}: {error}") from error
-    if config.model.language.vocabulary_size != vocabulary.size:
-        raise ValueError(f"{folder}: agent.json has model.language.vocabulary_size="
-                         f"{config.model.language.vocabulary_size}, but vocabulary.json has {vocabulary.size} ids; "
-                         "take both from one export")
-    for name, entry in content["domains"].items():
-        _check_domain(f"{folder / 'agent.json'}: domains.{name}", entry, vocabulary)
-    return {"config": content["config"], "vocabulary": vocabulary.to_json(), "domains": content["domains"],
-            "data_state": None}, step
-
-
-def _description(file: pathlib.Path) -> tuple[dict[str, Any], int]:
-    """The content of an agent.json, and its step."""
-    content = read_json_object(file)
-    if content.get("format") != FORMAT:
-        raise ValueError(f"{file}: format {content.get('format')!r}, expected {FORMAT}")
-    for name in ("config", "domains", "source"):
-        if not isinstance(content.get(name), dict):
-            raise ValueError(f"{file}: {name}: found {content.get(name)!r}, expected an object")
-    step = content["source"].get("step")
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise ValueError(f"{file}: source.step: found {step!r}, expected a whole number of at least 0")
-    return content, step
-
-
-def _check_domain(where: str, entry: Any, vocabulary: Vocabulary) -> None:
-    """Raise ValueError for a domain that the policy could not use."""
-    try:
-        Domain.from_meta(entry, vocabulary)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: not as to-pytorch writes it ({type(error).__name__}: {error}); take an undamaged "
-                         "agent.json") from error
-
-
-def read_params(folder: pathlib.Path, model: ModelConfig) -> Params:
-    """The parameters of a folder as NumPy arrays.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: tensors are missing, unknown, of another shape or not finite.
-    """
-    expected = torch_tensors.shapes(model)
-    with contextlib.ExitStack() as stack:
-        files: dict[str, WeightsFolder] = {}
-        for name in expected:
-            file = stack.enter_context(contextlib.closing(SafetensorsFile(folder / name)))
-            files[name] = WeightsFolder(folder / name, {}, dict.fromkeys(file.shapes, file), name)
-        lines = [f"  {name}: {line}" for name in expected for line in mismatches(files[name], expected[name])]
-        if lines:
-            raise ValueError("\n".join([f"{folder}: its tensors are not those of agent.json:", *lines]))
-        return torch_tensors.to_params(lambda file, name: files[file].read_finite(name), model)

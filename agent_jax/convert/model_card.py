@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent_jax.checkpoints.exported.tensors import shapes
 from agent_jax.config import Config
 from agent_jax.convert.parity.pytorch import Parity
-from agent_jax.convert.pytorch.tensors import shapes
 from agent_jax.data.pipeline.domains import Domain
 
 
-def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[str, Domain], parity: Parity) -> str:
-    """The card, in Markdown with the fields that model hubs read."""
+def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[str, Domain], parity: Parity,
+         run: Sequence[str] = ()) -> str:
+    """The card, in Markdown with the fields that model hubs read; `run` are the lines of card_of_run.py."""
     model = config.model
     by_layout = {layout: [name for name, domain in domains.items() if domain.layout == layout]
                  for layout in ("actions", "answer", "label")}
@@ -31,7 +32,10 @@ def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[
         "- `agent.safetensors`, `agent.json`, `vocabulary.json`: the other parts of the agent, its domains and ids",
         "- `torch_agent.py`: the whole agent in PyTorch; needs torch, numpy, safetensors, tokenizers, pillow",
         "- `parity.json`: the differences between PyTorch and JAX on these weights", "",
-        "```python", "from torch_agent import Agent, Policy", "",
+        "In JAX, with `agent_jax` (this folder, or its name on the Hugging Face hub):", "", "```python",
+        "from agent_jax import Policy", "", f'policy = Policy.from_pretrained("{name}"'
+        + (f', domain="{by_layout["actions"][0]}")' if len(by_layout["actions"]) > 1 else ")"), "```", "",
+        "In PyTorch:", "", "```python", "from torch_agent import Agent, Policy", "",
         'agent = Agent.load(".")                     # trains: see losses(), lay_out() and main() in torch_agent.py',
         *[f'policy = Policy(".", domain="{name}", agent=agent)' for name in by_layout["actions"][:1]],
         *(['policy = Policy(".", agent=agent)'] if domains and not by_layout["actions"] else []),
@@ -46,7 +50,7 @@ def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[
         lines += [f"| {domain.name} | {_predicts(domain)} | {domain.window} steps | {', '.join(domain.camera_names)} | "
                   f"{', '.join(domain.state.spec.fields) if domain.state else 'none'} |" for domain in domains.values()]
         lines += ["", "Actions and states are in the units of their specs in `agent.json`.", ""]
-    lines += ["## Parity with JAX", "", "```", parity.summary(), "```", "",
+    lines += [*run, "## Parity with JAX", "", "```", parity.summary(), "```", "",
               "Not for real robots without safety filters; not a medical device. Weights that were initialised from "
               "CLIP or OPT keep their licences.", ""]
     return "\n".join(lines)

@@ -24,16 +24,17 @@ from safetensors.numpy import save_file
 
 import agent_jax
 from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints.exported.tensors import to_tensors
 from agent_jax.checkpoints.meta import is_averaged
 from agent_jax.checkpoints.restore import load_to_act
 from agent_jax.config import Config
 from agent_jax.convert import model_card
+from agent_jax.convert.card_of_run import run_lines
 from agent_jax.convert.from_huggingface import checked_out, renamed_when_complete
 from agent_jax.convert.parity.pytorch import Parity, check_parity
 from agent_jax.convert.parity.tolerance import ParityError
 from agent_jax.convert.pytorch import folder as torch_folder
 from agent_jax.convert.pytorch import torch_agent
-from agent_jax.convert.pytorch.tensors import to_tensors
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.models.agent import Params
 
@@ -41,14 +42,16 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 
 
 def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "float32",
-           weights: str = "averaged") -> Parity:
+           weights: str = "averaged", name: str = "") -> Parity:
     """Write the folder of a checkpoint.
 
     Args:
-        path: a workdir, its checkpoints directory, or one step in it; of several steps the newest undamaged one.
+        path: a workdir, its checkpoints directory, or one step in it; of several steps the newest undamaged one. Or an
+            exported folder.
         out: the folder to write.
         dtype: of the stored tensors, a key of `DTYPES`; in bfloat16 the rounded parameters are compared.
         weights: "averaged", if the run has an average, or "raw".
+        name: title of the model card; by default the folder's name.
 
     Returns:
         The parity report; all comparisons are within their tolerance.
@@ -77,7 +80,8 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "f
         if not parity.passed:
             raise ParityError(f"{out} was not written: PyTorch does not compute what the checkpoint computes\n"
                               f"{parity.failures()}")
-        (partial / "README.md").write_text(model_card.text(out.name, source, config, domains, parity))
+        (partial / "README.md").write_text(model_card.text(
+            name or out.name, source, config, domains, parity, run_lines(taken.directory, taken.step, config)))
     return parity
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from agent_jax.convert.huggingface.hub import located_data
 from agent_jax.data.inspect.check import check
 from agent_jax.doctor.detectors import DETECTORS
 from agent_jax.doctor.episodes import DataSet, EpisodeRecord, fingerprint_of, summarise
 from agent_jax.doctor.finding import Finding, Place, draw
 from agent_jax.doctor.readers import UNREADABLE, Reader, StoreReader, open_reader, sample
+from agent_jax.hub import located_data
 
 CHECKED_RECORDS = 20_000  # a larger store is left to `check`, and its leaks to the first so many of each split
 

@@ -17,9 +17,9 @@ import agent_jax
 from agent_jax.actions.text_tokenizer import load_tokenizer
 from agent_jax.config import ModelConfig
 from agent_jax.config.kernels import kernel_on
-from agent_jax.convert.huggingface.hub import cached_folders
 from agent_jax.convert.huggingface.tokenizer_places import FAMILY
 from agent_jax.envs import NAMES, load
+from agent_jax.hub import cached_folders
 from agent_jax.runtime.extras import install
 from agent_jax.runtime.processor import cores, processor_name
 

@@ -38,6 +38,7 @@ from agent_jax.checkpoints.restore import ActingCheckpoint, StepTaken, load_to_a
 from agent_jax.client.pictures import is_image
 from agent_jax.config import Config
 from agent_jax.data.pipeline.domains import Domain
+from agent_jax.hub import located_agent
 from agent_jax.models.agent import Params
 from agent_jax.policy.arguments import (
     History,
@@ -139,7 +140,7 @@ class Policy:
         """The policy of a checkpoint, by its averaged parameters where the run kept some.
 
         Args:
-            path: a workdir, its checkpoints directory, or one step in it.
+            path: a workdir, its checkpoints directory, one step in it, or a folder of `convert to-pytorch`.
             domain: the domain to act in; may be empty if the run had one with actions. Without any, the policy only
                 says and classifies.
             step: by default the one `path` names, or the newest undamaged one.
@@ -158,6 +159,33 @@ class Policy:
         """
         return cls.of(load_to_act(path, step), domain=domain, temperature=temperature, seed=seed, history=history,
                       flush_every=flush_every, ahead=ahead, replan_every=replan_every)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], *, revision: str = "", domain: str = "",
+                        temperature: float = 0.0, seed: int = 0, history: History = "sliding", flush_every: int = 0,
+                        ahead: bool = False, replan_every: int = 0) -> Self:
+        """The policy of ORG/NAME on the Hugging Face hub, which `convert push-to-hub` wrote, or of a path as `load`.
+
+        Files are taken from the hub's cache (HF_HOME) or downloaded. Only JSON and safetensors are read; nothing in
+        them is executed.
+
+        Args:
+            name: ORG/NAME, or a path; a path that exists comes first.
+            revision: branch, tag or commit on the hub; by default main.
+            domain: as in `load`, like the rest.
+            temperature: as above.
+            seed: as above.
+            history: as above.
+            flush_every: as above.
+            ahead: as above.
+            replan_every: as above.
+
+        Raises:
+            FileNotFoundError: neither a path nor an exported agent on the hub; says which, and what to do.
+            ValueError: a damaged file; or as `load`.
+        """
+        return cls.load(located_agent(name, revision), domain=domain, temperature=temperature, seed=seed,
+                        history=history, flush_every=flush_every, ahead=ahead, replan_every=replan_every)
 
     @classmethod
     def of(cls, loaded: ActingCheckpoint, *, domain: str = "", temperature: float = 0.0, seed: int = 0,

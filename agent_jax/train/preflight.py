@@ -21,9 +21,9 @@ from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.config import Config
 from agent_jax.config.kernels import CUDNN_CAPABILITY, PLATFORM, has_no_cudnn
 from agent_jax.convert.grow.source import located_checkpoint
-from agent_jax.convert.huggingface.hub import located
 from agent_jax.envs import CLIPS
 from agent_jax.fields import by_name
+from agent_jax.hub import located
 from agent_jax.models.agent import abstract_params, training_visual_tokens
 from agent_jax.runtime.extras import install
 from agent_jax.runtime.sharding import AXES

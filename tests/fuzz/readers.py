@@ -171,7 +171,7 @@ def _write_export(folder: Path) -> None:
 
 
 def _read_export(folder: Path) -> None:
-    from agent_jax.convert.from_pytorch import read_folder
+    from agent_jax.checkpoints.exported.folder import read_folder
 
     read_folder(folder / "export")
 

@@ -16,10 +16,10 @@ from small_runs import Trained, differing, open_run, small_config, store_directo
 
 from agent_jax.checkpoints import checkpoint
 from agent_jax.checkpoints.checkpoint import read_meta
+from agent_jax.checkpoints.exported.folder import read_params
 from agent_jax.checkpoints.restore import load_to_act
 from agent_jax.config import LoraConfig
 from agent_jax.convert.__main__ import main as convert
-from agent_jax.convert.from_pytorch import read_params
 from agent_jax.convert.pytorch import torch_agent
 from agent_jax.models.lora import LORA
 from agent_jax.policy import Policy

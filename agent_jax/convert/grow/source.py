@@ -12,13 +12,13 @@ from etils import epath
 
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.checkpoints import checkpoint
+from agent_jax.checkpoints.exported.folder import read_meta, read_params
 from agent_jax.checkpoints.fingerprint import flat, nested
 from agent_jax.checkpoints.meta import ACTING, PARAMS, is_averaged
 from agent_jax.config import InitConfig, from_config_dict
-from agent_jax.convert.from_pytorch import read_meta, read_params
 from agent_jax.convert.grow.plan import AgentDescription
 from agent_jax.convert.huggingface.architecture import model_kind
-from agent_jax.convert.huggingface.hub import HUB_NAME, located_agent
+from agent_jax.hub import located_agent
 from agent_jax.json_files import read_json_object
 from agent_jax.models.agent import Params
 
@@ -70,14 +70,9 @@ def located_checkpoint(path: str) -> epath.Path:
         FileNotFoundError: there is nothing.
         ValueError: it is a CLIP or OPT.
     """
-    place = epath.Path(path).expanduser()
-    if place.exists() or (place.name == checkpoint.BEST and place.parent.exists()):
-        _refuse_weights(place)
-        return place
-    # A first part that is a folder here, as in runs/babyai, is a path; names of the hub are not looked for then.
-    if HUB_NAME.fullmatch(path) and not place.parent.exists():
-        return epath.Path(located_agent(path))
-    raise FileNotFoundError(f"{path}: not found")
+    place = epath.Path(located_agent(path)).expanduser()
+    _refuse_weights(place)
+    return place
 
 
 def _refuse_weights(place: epath.Path) -> None:

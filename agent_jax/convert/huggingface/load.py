@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints.exported.mapping import CLIP_POSITIONS, OPT_TOKENS
 from agent_jax.checkpoints.fingerprint import flat, nested
 from agent_jax.config import Config, ModelConfig
 from agent_jax.convert.huggingface.load_report import Item, LoadReport, TowerReport
@@ -22,7 +23,6 @@ from agent_jax.convert.huggingface.plan import OPT_HEAD, LoadPlan, model_shapes,
 from agent_jax.convert.huggingface.port import check_tied, extended_table, filled
 from agent_jax.convert.huggingface.positions import resized_positions
 from agent_jax.convert.huggingface.weights_folder import open_folder
-from agent_jax.convert.mapping import CLIP_POSITIONS, OPT_TOKENS
 from agent_jax.models.agent import Params, init_params
 
 Tree = dict[str, Any]  # nested dict of f32 NumPy arrays

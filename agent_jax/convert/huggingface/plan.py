@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from agent_jax.checkpoints.exported.mapping import CLIP, CLIP_POSITIONS, OPT, OPT_TOKENS
 from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.config import ModelConfig
 from agent_jax.convert.huggingface import open_clip
@@ -26,7 +27,6 @@ from agent_jax.convert.huggingface.architecture import check_language, check_vis
 from agent_jax.convert.huggingface.load_report import Item, Ported, Shape, TowerReport
 from agent_jax.convert.huggingface.port import Sources, check_tensors, in_short, sources_of
 from agent_jax.convert.huggingface.weights_folder import WeightsFolder, config_path
-from agent_jax.convert.mapping import CLIP, CLIP_POSITIONS, OPT, OPT_TOKENS
 from agent_jax.models.agent import init_params
 
 # transformers 5 writes a vision tower without its prefix, 4 with it; OPTModel and OPTForCausalLM differ in theirs.

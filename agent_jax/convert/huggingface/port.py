@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from agent_jax.checkpoints.exported.mapping import Rule, inverse, transform
+from agent_jax.checkpoints.exported.tensor_files import mismatches
 from agent_jax.convert.huggingface.load_report import Item, Shape
-from agent_jax.convert.huggingface.weights_folder import WeightsFolder, mismatches
-from agent_jax.convert.mapping import Rule, inverse, transform
+from agent_jax.convert.huggingface.weights_folder import WeightsFolder
 
 CHUNK_ROWS = 4096  # of a token table, read at once for a comparison
 
@@ -55,7 +56,7 @@ def check_tensors(folder: WeightsFolder, sources: Sources, targets: Mapping[str,
         expected |= dict.fromkeys(itertools.chain.from_iterable(layers), shape)
     assert len(expected) == len(names_of(sources)), "a tensor used twice"
     expected |= other_shapes or {}
-    if lines := [f"  {line}" for line in mismatches(folder, expected, left_out)]:
+    if lines := [f"  {line}" for line in mismatches(folder.shapes, folder.dtypes, expected, left_out)]:
         raise ValueError("\n".join([
             f"{folder.path}: its tensors are not those that its config.json describes:", *lines,
             "Nothing was changed. Copy or download the folder again, or correct its config.json."]))

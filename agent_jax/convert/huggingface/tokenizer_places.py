@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent_jax.actions.text_tokenizer import load_tokenizer
-from agent_jax.convert.huggingface.hub import cached_folders
 from agent_jax.convert.huggingface.plan import TABLE_MULTIPLE
 from agent_jax.convert.huggingface.weights_folder import config_path, read_config
+from agent_jax.hub import cached_folders
 
 FAMILY = "facebook/opt-*"
 

@@ -13,60 +13,22 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from agent_jax.checkpoints.exported.tensor_files import SafetensorsFile, TensorFile, first_lines, read_finite
 from agent_jax.convert.huggingface import open_clip
 from agent_jax.convert.huggingface.adapters import check_no_adapter, check_whole
-from agent_jax.convert.huggingface.hub import located
-from agent_jax.convert.huggingface.safetensors_file import SafetensorsFile
 from agent_jax.convert.huggingface.torch_file import TorchFile
+from agent_jax.hub import located
 from agent_jax.json_files import read_json_object
 
-FLOATS = ("F32", "F16", "BF16", "F64")  # dtypes of parameters; position_ids are I64
 READERS: Mapping[str, Callable[[pathlib.Path], TensorFile]] = {".safetensors": SafetensorsFile, ".bin": TorchFile,
                                                                 ".pt": TorchFile}
 NAMES = ("model.safetensors", "pytorch_model.bin", *open_clip.WEIGHTS)  # in order of preference
 INDEX = ".index.json"
-LISTED = 20  # mismatches that an error lists
-
-
-class TensorFile(Protocol):
-    """An opened file of tensors."""
-
-    path: pathlib.Path
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, str]  # as safetensors names them: F32, BF16, I64, ...
-
-    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """A floating tensor, or some of its rows, in f32 on the host."""
-        ...
-
-    def close(self) -> None:
-        """Close the file."""
-        ...
-
-
-def mismatches(found: TensorFile | WeightsFolder, expected: Mapping[str, tuple[int, ...]],
-               left_out: Collection[str] = ()) -> list[str]:
-    """The tensors that are missing, unknown, or of another shape or dtype, as lines; empty if all fit."""
-    shapes, dtypes = found.shapes, found.dtypes
-    lines = {
-        "missing": [f"{name} {list(expected[name])}" for name in expected if name not in shapes],
-        "unknown": [f"{name} {list(shapes[name])}" for name in shapes if name not in expected and name not in left_out],
-        "another shape": [f"{name}: found {list(shapes[name])}, expected {list(expected[name])}"
-                          for name in expected if name in shapes and shapes[name] != expected[name]],
-        "another type": [f"{name}: found {dtypes[name]}, expected one of {', '.join(FLOATS)}"
-                         for name in expected if name in shapes and dtypes[name] not in FLOATS],
-    }
-    return [f"{kind}: {line}" for kind, listed in lines.items() for line in first_lines(listed)]
-
-
-def first_lines(lines: list[str]) -> list[str]:
-    """The first lines of a long list, and the number of the others."""
-    return lines[:LISTED] + ([f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else [])
 
 
 class WeightsFolder:
@@ -86,18 +48,8 @@ class WeightsFolder:
         return self._files[name].read(name, rows)
 
     def read_finite(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """As `read`.
-
-        Raises:
-            ValueError: a value is NaN or infinite; names file and tensor, and how many there are.
-        """
-        array = self.read(name, rows)
-        if not (finite := np.isfinite(array)).all():
-            bad, place = array.size - np.count_nonzero(finite), np.argwhere(~finite)[0].tolist()
-            raise ValueError(f"{self._files[name].path}: {name} {list(self.shapes[name])}: {bad:,} of the "
-                             f"{array.size:,} values to use are NaN or infinite, the first at {place}; copy or "
-                             "download the file again, or use weights of a run that did not diverge")
-        return array
+        """As `read`; errors as in `tensor_files.read_finite`."""
+        return read_finite(self._files[name], name, rows)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ import transformers
 
 from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.batch import Batch
+from agent_jax.checkpoints.exported.tensors import in_module, to_tensors
 from agent_jax.config import Config, ModelConfig
 from agent_jax.convert.parity.actions import ChoiceCounts, compare_actions
 from agent_jax.convert.parity.huggingface import verify_language, verify_vision
@@ -36,7 +37,6 @@ from agent_jax.convert.parity.rows import parity_rows
 from agent_jax.convert.parity.texts import compare_texts
 from agent_jax.convert.parity.tolerance import BLOCK, STACK, Comparison, compare
 from agent_jax.convert.pytorch import torch_agent
-from agent_jax.convert.pytorch.tensors import in_module, to_tensors
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.models.agent import Agent, AgentOutput, Params, training_visual_tokens
 from agent_jax.models.losses import loss_sums, loss_weights, means, total

@@ -13,12 +13,11 @@ from typing import Any
 
 from agent_jax.actions import BoundSpec
 from agent_jax.actions.text_tokenizer import EOS, SPECIAL_TOKENS, HuggingFaceTokenizer, TextTokenizer, byte_letters
+from agent_jax.checkpoints.exported.folder import FORMAT
 from agent_jax.config import Config, LanguageConfig, VisionConfig
 from agent_jax.convert.huggingface.architecture import OPT_EPS
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.models.vision import PIXEL_MEAN, PIXEL_STD
-
-FORMAT = 1  # of agent.json
 
 
 def vision_json(config: VisionConfig) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_what_is_no_agent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         located_checkpoint("lab/none")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    with pytest.raises(FileNotFoundError, match="^runs/none: not found$"):  # a path, not a name of the hub
+    with pytest.raises(FileNotFoundError, match="^runs/none: not found;"):  # a path, not a name of the hub
         located_checkpoint("runs/none")
 
 

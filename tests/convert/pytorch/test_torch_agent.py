@@ -29,12 +29,12 @@ from agent_jax.actions.arms import arm_spec
 from agent_jax.actions.specs import PARTS
 from agent_jax.actions.vocabulary import Block, ByteTokenizer, Vocabulary
 from agent_jax.batch import RowSize
+from agent_jax.checkpoints.exported.tensors import in_module, to_tensors
 from agent_jax.config import LossConfig
 from agent_jax.convert.parity.pytorch import as_mask, as_torch
 from agent_jax.convert.parity.rows import parity_rows
 from agent_jax.convert.pytorch import torch_agent
 from agent_jax.convert.pytorch.folder import acting_json, spec_json
-from agent_jax.convert.pytorch.tensors import in_module, to_tensors
 from agent_jax.data.pipeline import layout
 from agent_jax.models.agent import Agent
 from agent_jax.models.losses import loss_sums, loss_weights, total

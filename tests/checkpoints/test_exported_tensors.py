@@ -8,9 +8,9 @@ from packed_rows import random_params
 from tiny_checkpoints import tiny_config
 
 from agent_jax.actions.vocabulary import Vocabulary
+from agent_jax.checkpoints.exported import tensors as torch_tensors
 from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.config import LanguageConfig, ModelConfig, VisionConfig
-from agent_jax.convert.pytorch import tensors as torch_tensors
 
 VOCABULARY = Vocabulary.build("bytes", ("babyai",))
 MODELS = {

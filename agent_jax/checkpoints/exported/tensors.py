@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from agent_jax.checkpoints.fingerprint import flat, nested
-from agent_jax.config import ModelConfig
-from agent_jax.convert.mapping import (
+from agent_jax.checkpoints.exported.mapping import (
     CLIP,
     CLIP_POSITIONS,
     LINEAR,
@@ -26,6 +24,8 @@ from agent_jax.convert.mapping import (
     inverse,
     transform,
 )
+from agent_jax.checkpoints.fingerprint import flat, nested
+from agent_jax.config import ModelConfig
 from agent_jax.models.agent import Params, abstract_params
 from agent_jax.models.vision import sincos_positions
 

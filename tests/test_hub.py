@@ -10,7 +10,7 @@ from random_huggingface import save_language, save_vision
 from agent_jax.config import PretrainedConfig
 from agent_jax.convert.from_huggingface import config_of
 from agent_jax.convert.huggingface.architecture import language_config, vision_config
-from agent_jax.convert.huggingface.hub import located
+from agent_jax.hub import located
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -81,7 +81,7 @@ def test_a_local_folder_of_that_name_comes_first(cache, tmp_path, monkeypatch):
 
 def test_the_cache_is_in_hf_home(tmp_path):
     save_vision(snapshot(tmp_path / "hub", "openai/clip-tiny"))
-    program = "from agent_jax.convert.huggingface.hub import located; print(located('openai/clip-tiny'))"
+    program = "from agent_jax.hub import located; print(located('openai/clip-tiny'))"
     environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "hub" / "models--openai--clip-tiny" / "snapshots" / COMMIT)
