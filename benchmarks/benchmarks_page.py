@@ -38,7 +38,7 @@ def page(runs: Runs, plots: Mapping[str, str], beside: Runs | None, head: str = 
             parts += [_fenced(rest)] * bool(rest)
             parts.append(printed(run.get("said", "")))
             continue
-        quick = "; tiny sizes (`--quick`), so no figures to go by" if run["mode"] == "quick" else ""
+        quick = "; tiny sizes, so no figures to go by" if run["mode"] == "quick" else ""
         parts.append(f"{run['seconds']:.0f} s in all, {run['machine']['date'][:10]}{quick}.\n")
         parts.append(printed(run["said"]))
         found = plots.get(name, "")

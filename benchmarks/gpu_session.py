@@ -11,7 +11,7 @@
     products_all   and its products
     profile        where the time of our step goes, by kind of operation
     act            seconds to an action at batch 1 and 16, ours and the exported agent's in PyTorch
-    input          frames a second of the input pipeline on this host; needs --data, a Language-Table set
+    input          frames a second of the input pipeline on this host; --data: a Language-Table set, else synthetic
 
     OUT/session.md      the figures beside their goals, and of each part its command and output
     OUT/session.json    the same: {"runs": {PART: {"status", "command", "machine", "figures", ...}}}
@@ -20,8 +20,8 @@
 Each part is a process of its own with a time limit, and both files are written after each. A part that is cut off, by
 its limit, by --minutes or by a signal, keeps what it had measured. A second call with the same OUT skips the parts that
 are done and runs the others; what was compiled is read from --cache (default: OUT/cache). --tiny runs everything at
-tiny sizes, on a CPU as well, and parts have no limits of their own. docs/large_runs/gpu.md: what to bring to a machine
-without a network.
+tiny sizes, on a CPU as well, and parts have no limits of their own; without a C++ compiler PyTorch then compiles
+nothing. docs/large_runs/gpu.md: what to bring to a machine without a network.
 
 Exit status: 0; 1 if a part failed or is not done.
 """
@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,10 +74,10 @@ PARTS = (
          f"{TINY} --precision bf16 --steps 1", script="step_profile", limit_s=150),
     Part("act", "--no-parity --random full --dtype bfloat16 --batch 1 16 --steps 10 "
          "--only sliding ahead flushed pytorch",
-         "--no-parity --random tiny --dtype bfloat16 --batch 1 2 --steps 1 --only sliding pytorch", TORCH,
+         "--no-parity --random tiny --dtype bfloat16 --batch 1 --frames 2 --steps 1 --only sliding pytorch", TORCH,
          "act_latency", 150),
-    Part("input", "--data {data} --seconds 3 --rounds 2 --copies 2 --processes 8",
-         "--data {data} --seconds 0.2 --rounds 1 --copies 1 --processes 1", script="input_pipeline", limit_s=120),
+    Part("input", "--seconds 3 --rounds 2 --copies 0 --processes 8",
+         "--episodes 2 --seconds 0.2 --rounds 1 --copies 0 --processes 1", script="input_pipeline", limit_s=120),
 )
 GOALS = {"loss": 1e-3, "mfu": 0.5, "times": 1.5, "products": 0.7}
 HEAD = """# A session on a GPU
@@ -95,9 +96,12 @@ def gpus() -> list[str]:
     return [f"gpu {name}" for name in found.splitlines()]
 
 
-def use_cache(directory: Path) -> None:
-    """Have the parts keep what XLA, Inductor and Triton compile; and share the GPU's memory."""
-    compiled = directory.absolute() / processor_fingerprint()  # CPU programs run on the same kind of processor only
+def set_environment(cache: Path, *, has_gpu: bool) -> None:
+    """Have the parts use this machine's device, share its memory, and keep what XLA, Inductor and Triton compile."""
+    os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if has_gpu else "cpu")
+    if not has_gpu and not shutil.which(os.environ.get("CXX", "g++")):
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    compiled = cache.absolute() / processor_fingerprint()  # CPU programs run on the same kind of processor only
     os.environ |= {
         "JAX_COMPILATION_CACHE_DIR": str(compiled / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"), "TRITON_CACHE_DIR": str(compiled / "triton"),
@@ -187,6 +191,19 @@ def summary(runs: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def differences(runs: Mapping[str, Mapping[str, Any]], here: Mapping[str, Any]) -> list[str]:
+    """Accelerators and versions of earlier runs that differ from this machine's: "jax 0.10.2, not 0.11.2"."""
+    found = {}
+    for run in runs.values():
+        there = run["machine"]
+        if (cards := there.get("accelerators")) != here["accelerators"]:
+            found[f"{', '.join(cards or []) or 'no GPU'}, not {', '.join(here['accelerators']) or 'none'}"] = None
+        for name, version in there["versions"].items():
+            if version != (now := here["versions"].get(name)):
+                found[f"{name} {version}, not {now}"] = None
+    return [*found]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The session
 
@@ -245,6 +262,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=language_table(), help="directory of a Language-Table set")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: does everything run?")
     options = parser.parse_args(arguments)
+    found_gpus = gpus()
+    if not options.tiny and not found_gpus:
+        parser.error("nvidia-smi finds no GPU, expected one; pass --tiny to try everything on a CPU")
+    minutes = (60 if options.tiny else 9.5) if options.minutes is None else options.minutes
+    if not minutes > 0:
+        parser.error(f"--minutes: found {minutes:g}, expected more than 0")
+    if options.data and not (options.data / "dataset_info.json").is_file():
+        parser.error(f"--data: found no dataset_info.json in {options.data}, expected the directory of a "
+                     "Language-Table set; without --data a synthetic set is made")
     out = options.out or ROOT / "runs" / ("gpu_session_tiny" if options.tiny else "gpu_session")
     file = out / "session.json"
     try:
@@ -254,15 +280,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any((run["mode"] == "quick") != options.tiny for run in runs.values()):
         found, given = ("with", "without") if not options.tiny else ("without", "with")
         parser.error(f"--out: {file} holds a session {found} --tiny, this one is {given}; pass another folder")
-    use_cache(options.cache or out / "cache")
     scratch = out / "parts"
-    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out: cannot make a folder for results: {error}")
+    runner = Runner(quick=options.tiny, data=options.data, scratch=scratch, accelerators=found_gpus)
+    if differ := differences(runs, runner.entry()["machine"]):
+        parser.error(f"--out: {file} holds figures of another machine or other versions: {'; '.join(differ)}; pass "
+                     "another folder")
+    set_environment(options.cache or out / "cache", has_gpu=bool(found_gpus))
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
-    runner = Runner(quick=options.tiny, data=options.data, scratch=scratch, accelerators=gpus())
     wanted = [part for part in PARTS if part.name in options.only
               and (options.again or runs.get(part.name, {}).get("status") != OK)]
-    minutes = options.minutes or (60 if options.tiny else 9.5)
+    if options.data:
+        wanted = [dataclasses.replace(part, full=f"--data {{data}} {part.full}", quick=f"--data {{data}} {part.quick}")
+                  if part.name == "input" else part for part in wanted]
     session(runner, wanted, runs, out, begun + 60 * minutes, is_tiny=options.tiny)
     print(summary(runs) + f"page: {out / 'session.md'}")
     return int(any(runs.get(name, {}).get("status") not in (OK, LEFT_OUT) for name in options.only))

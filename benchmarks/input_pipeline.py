@@ -1,15 +1,16 @@
 """Frames a second from files to batches of 224 pixels: our loader, PyTorch's DataLoader, tf.data, in one run.
 
-    python benchmarks/input_pipeline.py --data DIR [--processes 2] [--json PATH]
+    python benchmarks/input_pipeline.py [--data DIR] [--processes 2] [--json PATH]
 
-DIR is a Language-Table set (RLDS, array_record). All three read windows of four frames from the same records, decode
+DIR is a Language-Table set (RLDS, array_record); without it a synthetic set of the same schema is made, with images
+whose JPEGs are as large as that set's. All three read windows of four frames from the same records, decode
 every JPEG and resize it to 224 x 224 with antialiasing; ours lays out whole rows of a run besides. PyTorch decodes and
 resizes with Pillow, tf.data with TensorFlow's own kernels from a TFRecord copy. A library that is missing is named.
 The ways take turns, `--rounds` times, and the best round of each counts: other programs only ever make one slower.
 Rates "a core" are by processor time, so they hardly depend on what else the machine does.
 
-Then the memory of our loader over an epoch of a set that is larger than what the process may allocate, and what a chip
-would need. benchmarks/results/ has what was measured.
+Then the memory of our loader over an epoch of a set that is larger than what the process may allocate (--copies 0
+leaves it out), and what a chip would need. benchmarks/results/ has what was measured.
 """
 
 from __future__ import annotations
@@ -38,7 +39,14 @@ from agent_jax.data.pipeline.loader import Loader
 from agent_jax.data.pipeline.run_data import open_data
 from agent_jax.data.store.store import open_store
 from agent_jax.data.store.tfds_features import read_features
-from agent_jax.data.store.writer import ShardWriter, begin_store, finish_store, shard_path
+from agent_jax.data.store.writer import (
+    ShardWriter,
+    begin_store,
+    episode_features,
+    finish_store,
+    shard_path,
+    write_store,
+)
 from agent_jax.json_files import json_path
 
 WINDOW, SIZE, BATCH = 4, 224, 16  # frames of a window, pixels, windows of a batch
@@ -50,6 +58,28 @@ MFU = 0.4  # assumed: the share of a chip's peak that a well-tuned step reaches
 CHIPS = {"H100": (989e12, 14), "TPU v4": (275e12, 60)}
 CAP = 256_000_000  # bytes that the memory test may allocate beyond what it has when it begins to read
 IMAGE, ACTION = "steps/observation/rgb", "steps/action"
+SYNTHETIC_SHAPE, SYNTHETIC_STEPS = (180, 320, 3), 40  # an image, and steps of an episode, as in Language-Table
+
+
+def synthetic_set(directory: Path, episodes: int) -> Path:
+    """A set in the schema of Language-Table: smooth random images, random actions and states."""
+    random = np.random.default_rng(0)
+    observations = {**LANGUAGE_TABLE_STATE.fields, "instruction": ((512,), np.int32)}
+    features = episode_features(SYNTHETIC_SHAPE, LANGUAGE_TABLE.fields, observations, "jpeg")
+    text = np.pad(np.frombuffer(b"push the red star to the blue cube", np.uint8), (0, 478)).astype(np.int32)
+
+    def step(number: int) -> dict[str, Any]:
+        coarse = Image.fromarray(random.integers(0, 256, (3, 5, 3), np.uint8))  # 8 KB as a JPEG
+        image = np.asarray(coarse.resize(SYNTHETIC_SHAPE[1::-1], Image.Resampling.BICUBIC))
+        state = {key: random.uniform(0.2, 0.3, shape).astype(kind)
+                 for key, (shape, kind) in LANGUAGE_TABLE_STATE.fields.items()}
+        return {"observation": {"rgb": image, "instruction": text, **state}, "action_weight": 1.0, "reward": 0.0,
+                "action": random.uniform(-0.03, 0.03, 2).astype(np.float32), "is_first": number == 0,
+                "is_last": number == SYNTHETIC_STEPS - 1, "is_terminal": number == SYNTHETIC_STEPS - 1}
+
+    records = ({"episode_id": f"{episode}", "recording_id": f"{episode}", "start": 0, "instruction": "",
+                "steps": [step(number) for number in range(SYNTHETIC_STEPS)]} for episode in range(episodes))
+    return write_store(directory / "synthetic", "synthetic", features, {"train": records}, {}).directory
 
 
 def run_config(data: Path, stride: int) -> Config:
@@ -207,6 +237,10 @@ def larger_copy(data: Path, directory: Path, copies: int) -> Path:
     return out
 
 
+def _size(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.iterdir())
+
+
 def resident() -> dict[str, float]:
     """MB in memory: of one's own, and pages of files."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -236,7 +270,7 @@ def watch_memory(data: Path) -> dict[str, Any]:
 def memory(data: Path, directory: Path, copies: int) -> dict[str, Any]:
     """`watch_memory` in a process of its own, on a set larger than what that may allocate."""
     large = larger_copy(data, directory, copies)
-    size = sum(file.stat().st_size for file in large.iterdir())
+    size = _size(large)
     line = [sys.executable, __file__, "--data", str(large), "--watch_memory"]
     done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True,
                           env={**os.environ, "AGENT_JAX_CACHE": str(directory / "cache")})
@@ -252,38 +286,47 @@ def needs(per_core: float) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measure, print, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="directory of a Language-Table set")
+    parser.add_argument("--data", type=Path, help="directory of a Language-Table set")
+    parser.add_argument("--episodes", type=int, default=64, help="of the synthetic set; at least 2")
     parser.add_argument("--json", type=json_path, help="also write the figures here")
     parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2, help="of ours and of PyTorch's loader, beside none")
-    parser.add_argument("--copies", type=int, default=20, help="how many times larger the set of the memory test is")
+    parser.add_argument("--copies", type=int, default=20,
+                        help="how many times larger the set of the memory test is; 0: no memory test")
     parser.add_argument("--watch_memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.watch_memory:
         print(json.dumps(watch_memory(options.data)))
         return
+    if options.episodes < 2:
+        parser.error(f"--episodes: found {options.episodes}, expected at least 2, which make a batch")
     machine = describe(accelerators=False)
     with tempfile.TemporaryDirectory() as temporary:
-        copy = tfrecord_copy(options.data, Path(temporary))
+        data = options.data or synthetic_set(Path(temporary), options.episodes)
+        if not options.data:
+            print(f"a synthetic set of {options.episodes} episodes of {SYNTHETIC_STEPS} images, "
+                  f"{_size(data) / 1e6:,.0f} MB")
+        copy = tfrecord_copy(data, Path(temporary))
         ways: dict[str, Callable[[], Iterator[int]]] = {
-            "ours": lambda: ours(options.data, 0),
-            f"ours, {options.processes} processes": lambda: ours(options.data, options.processes),
-            "PyTorch": lambda: pytorch(options.data, 0),
-            f"PyTorch, {options.processes} processes": lambda: pytorch(options.data, options.processes),
+            "ours": lambda: ours(data, 0),
+            f"ours, {options.processes} processes": lambda: ours(data, options.processes),
+            "PyTorch": lambda: pytorch(data, 0),
+            f"PyTorch, {options.processes} processes": lambda: pytorch(data, options.processes),
             "tf.data": lambda: tf_data(copy),
         }
         rates = measure(ways, options.rounds, options.seconds)
-        used = memory(options.data, Path(temporary), options.copies)
-    figures = {"window": WINDOW, "size": SIZE, "rates": rates,
+        used = memory(data, Path(temporary), options.copies) if options.copies else None
+    figures = {"window": WINDOW, "size": SIZE, "synthetic": not options.data, "rates": rates,
                "memory": used, "chips": needs(rates["ours"]["frames_per_core_s"])}
     for name, value in rates.items():
         print(_said(name, value))
-    curve = used["curve"]
-    places = {"start": curve[0], "middle": curve[len(curve) // 2], "end": curve[-1]}
-    print(f"memory, a set of {used['set_bytes'] / 1e6:,.0f} MB, {used['cap_bytes'] / 1e6:,.0f} MB to allocate: "
-          + ", ".join(f"{name} {place['RssAnon']:,.0f} MB (and {place['RssFile']:,.0f} MB of files)"
-                      for name, place in places.items()))
+    if used:
+        curve = used["curve"]
+        places = {"start": curve[0], "middle": curve[len(curve) // 2], "end": curve[-1]}
+        print(f"memory, a set of {used['set_bytes'] / 1e6:,.0f} MB, {used['cap_bytes'] / 1e6:,.0f} MB to allocate: "
+              + ", ".join(f"{name} {place['RssAnon']:,.0f} MB (and {place['RssFile']:,.0f} MB of files)"
+                          for name, place in places.items()))
     for name, chip in figures["chips"].items():
         print(f"{name}: needs {chip['needed']:,.0f} frames/s at {MFU:.0%} of its peak; {chip['cores']} cores beside it "
               f"would deliver {chip['predicted']:,.0f}")

@@ -135,7 +135,8 @@ class Runner:
         """
         figures = json.loads(self._named(self.output(benchmark).read_text(encoding="utf-8")))
         told = figures.pop("machine", None)  # of machine.py, or some text of a benchmark that has its own
-        return {"figures": figures, **({"machine": told} if isinstance(told, dict) else {})}
+        machine = {"machine": {**told, "accelerators": self._accelerators}} if isinstance(told, dict) else {}
+        return {"figures": figures, **machine}
 
     def run(self, benchmark: Benchmark, limit_s: float = 0) -> dict[str, Any]:
         """Run one, for at most LIMIT_S or `limit_s`; returns its entry of the JSON, whatever happened."""

@@ -4,12 +4,14 @@
         [--tolerance 1e-3] [--frames 4] [--batch 2] [--unroll 1] [--depth 0] [--attention auto] [--json PATH]
 
 Both take the same steps on the same rows, each in a process of its own, at the same time. On a machine without an
-accelerator both are the CPU's. Exit status: 0; 1 if a step failed or a loss differs by more than --tolerance, relative.
+accelerator both are the CPU's; with JAX_PLATFORMS=cpu one after the other, so that the second finds the program in the
+compile cache. Exit status: 0; 1 if a step failed or a loss differs by more than --tolerance, relative.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import tempfile
@@ -18,18 +20,18 @@ from typing import Any
 
 from machine import describe, write_json
 from train_step import Worker, WorkerError, built
-from train_step_worker import Case, add_sizes, sizes_of
+from train_step_worker import Case, Sizes, add_sizes, sizes_of
 
 from agent_jax.json_files import json_path
 
 
-def start(platform: str, *arguments: Any) -> Worker:
+def start(platform: str, *, sizes: Sizes, case: Case, folder: Path) -> Worker:
     """A process that holds our step, on `platform`, or on JAX's default if that is ""."""
     before = os.environ.get("JAX_PLATFORMS")
     try:
         if platform:
             os.environ["JAX_PLATFORMS"] = platform
-        return Worker("step", *arguments)
+        return Worker("step", sizes, case, folder)
     finally:
         os.environ.pop("JAX_PLATFORMS", None)
         if before is not None:
@@ -61,10 +63,13 @@ def main() -> None:
     machine, found = describe(accelerators=False), {}
     case = Case("ours", options.precision, True, options.mode)
     with tempfile.TemporaryDirectory() as scratch:
-        workers = {"here": start("", sizes, case, Path(scratch)), "cpu": start("cpu", sizes, case, Path(scratch))}
+        begin = functools.partial(start, sizes=sizes, case=case, folder=Path(scratch))
+        workers = {"here": begin("")} | ({} if os.environ.get("JAX_PLATFORMS") == "cpu" else {"cpu": begin("cpu")})
         try:
-            for name, worker in workers.items():
-                found[name] = take(name, worker, options.steps)
+            for name in ("here", "cpu"):
+                if name not in workers:
+                    workers[name] = begin("cpu")
+                found[name] = take(name, workers[name], options.steps)
                 print(f"{found[name]['device']}: losses " + ", ".join(f"{loss:.6f}" for loss in found[name]["losses"]),
                       flush=True)
                 if options.json:

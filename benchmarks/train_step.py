@@ -87,8 +87,8 @@ class Worker:
             raise WorkerError(str(found)) from found
         return found
 
-    def step(self, count: int = 1) -> dict[str, float]:
-        """Take so many steps; their mean."""
+    def step(self, count: int = 1) -> dict[str, Any]:
+        """Take so many steps; their mean, and the last one's value."""
         self._send(count)
         return self.answer()
 
@@ -228,10 +228,9 @@ class Alone:
     """Matrix products by themselves: square ones of the frameworks of some cases, and those of our own steps."""
 
     def __init__(self, sizes: Sizes, cases: list[Case], *, products: bool):
-        frameworks = dict.fromkeys(case.framework for case in cases)
-        precisions = dict.fromkeys(["f32", *(case.precision for case in cases)])
-        self._square = {f"{framework}-{precision}": Worker("square", framework, precision, sizes.size)
-                        for framework in frameworks for precision in precisions}
+        precisions = tuple(dict.fromkeys(["f32", *(case.precision for case in cases)]))
+        self._square = {framework: Worker("square", framework, precisions, sizes.size)
+                        for framework in dict.fromkeys(case.framework for case in cases)}
         self._products = {case: Worker("products", sizes, case) for case in cases if products and case.model == "ours"}
 
     def wait(self) -> None:
@@ -241,8 +240,9 @@ class Alone:
 
     def take(self, figures: Figures) -> None:
         """Time them all once more."""
-        for name, worker in self._square.items():
-            figures.square.setdefault(name, []).append(worker.step()["value"])
+        for framework, worker in self._square.items():
+            for precision, rate in worker.step()["value"].items():
+                figures.square.setdefault(f"{framework}-{precision}", []).append(rate)
         for case, worker in self._products.items():
             figures.products.setdefault(case, []).append(worker.step()["value"])
 

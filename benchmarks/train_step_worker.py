@@ -313,7 +313,9 @@ def serve(pipe: Connection, kind: str, arguments: tuple[Any, ...]) -> None:
         if kind == "prepare":
             pipe.send(prepare(*arguments))
         elif kind == "square":
-            _answer(pipe, square_product(*arguments), {})
+            framework, precisions, size = arguments
+            rates = {precision: square_product(framework, precision, size) for precision in precisions}
+            _answer(pipe, lambda: {precision: rate() for precision, rate in rates.items()}, {})
         elif kind == "products":
             sizes, case = arguments
             _answer(pipe, products_of_step(model_products(sizes, run_config(sizes, case))), {})
@@ -329,7 +331,7 @@ def serve(pipe: Connection, kind: str, arguments: tuple[Any, ...]) -> None:
         pipe.send(error if isinstance(error, (ValueError, ImportError)) else RuntimeError(repr(error)))
 
 
-def _answer(pipe: Connection, take: Callable[[], float], told: dict[str, Any]) -> None:
+def _answer(pipe: Connection, take: Callable[[], Any], told: dict[str, Any]) -> None:
     pipe.send(told)
     while count := pipe.recv():
         begun, spent = time.perf_counter(), time.process_time()

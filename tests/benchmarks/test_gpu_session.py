@@ -55,9 +55,15 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"{part.name}.py").write_text(SCRIPT)
     monkeypatch.setattr(run_all, "HERE", folder)
     monkeypatch.setattr(gpu_session, "PARTS", PARTS)
-    monkeypatch.setattr(gpu_session, "use_cache", lambda directory: None)
+    monkeypatch.setattr(gpu_session, "set_environment", lambda cache, has_gpu: None)
+    monkeypatch.setattr(gpu_session, "gpus", list)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # the session's handlers are not for pytest
     return folder
+
+
+@pytest.fixture
+def gpu(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_session, "gpus", lambda: ["gpu NVIDIA H200"])
 
 
 def read(out: Path) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def calls(scripts: Path, name: str) -> int:
 
 
 def test_a_part_that_outlasts_its_limit_keeps_its_figures_and_a_second_call_goes_on(
-        scripts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        scripts: Path, gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpu_session, "PARTS", (PARTS[0], gpu_session.Part("step", "9 1", "9 1", limit_s=2), PARTS[2]))
     out = tmp_path / "out"
     assert gpu_session.main(["--out", str(out)]) == 1
@@ -103,13 +109,37 @@ def test_no_part_begins_when_the_time_is_up(scripts: Path, tmp_path: Path, capsy
     assert "losses: not begun" in capsys.readouterr().out
 
 
-def test_a_session_of_tiny_sizes_and_one_of_full_sizes_are_not_mixed(
-        scripts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    out = tmp_path / "out"
-    assert gpu_session.main(["--tiny", "--out", str(out), "--only", "losses"]) == 0
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     with pytest.raises(SystemExit):
-        gpu_session.main(["--out", str(out)])
-    assert "--out" in capsys.readouterr().err
+        gpu_session.main([str(argument) for argument in arguments])
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_figures_of_other_sizes_machines_and_versions_are_not_mixed(
+        scripts: Path, gpu: None, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    assert gpu_session.main(["--out", str(out), "--only", "losses"]) == 0
+    assert re.search(r"--out: .*session\.json.* without --tiny", refusal(capsys, "--tiny", "--out", out))
+    monkeypatch.setattr(gpu_session, "gpus", lambda: ["gpu NVIDIA A100"])
+    assert re.search(r"--out: .*session\.json.* H200, not gpu NVIDIA A100", refusal(capsys, "--out", out))
+    monkeypatch.setattr(gpu_session, "gpus", lambda: ["gpu NVIDIA H200"])
+    content = json.loads((out / "session.json").read_text())
+    content["runs"]["losses"]["machine"]["versions"]["jax"] = "0.1"
+    (out / "session.json").write_text(json.dumps(content))
+    assert re.search(r"--out: .*session\.json.* jax 0\.1, not ", refusal(capsys, "--out", out))
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["--minutes", "9"], "nvidia-smi finds no GPU, expected one; pass --tiny"),
+    (["--tiny", "--minutes", "0"], "--minutes: found 0, expected more than 0"),
+    (["--tiny", "--only", "losses", "speed"], "--only: invalid choice: 'speed' .*losses.*products"),
+    (["--tiny", "--data", "/nowhere"], "--data: found no dataset_info.json in /nowhere, expected .*Language-Table"),
+    (["--tiny", "--out", "/dev/null/out"], "--out: .*/dev/null/out"),
+])
+def test_what_a_user_gets_wrong_is_refused_before_anything_runs(
+        scripts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str):
+    assert re.search(expected, refusal(capsys, "--out", tmp_path / "out", *arguments))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -173,16 +203,23 @@ def test_every_dependency_is_among_the_wheels_or_in_the_image(root: Path):
 
 
 @pytest.mark.slow
-def test_parts_run_at_tiny_sizes(root: Path, tmp_path: Path):
-    """The quick ones: four train steps of the others take minutes to compile on a CPU."""
-    parts = ["losses", "products"]
-    command = [sys.executable, str(root / "benchmarks" / "gpu_session.py"), "--tiny", "--out", str(tmp_path / "out"),
-               "--only", *parts]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True,
-                          check=False)
+def test_a_whole_session_runs_at_tiny_sizes(root: Path, tmp_path: Path):
+    command = [sys.executable, str(root / "benchmarks" / "gpu_session.py"), "--tiny", "--out", str(tmp_path / "out")]
+    # What Inductor compiles for a CPU is not what it compiles for a GPU, and takes a minute.
+    environment = {**os.environ, "PYTHONPATH": str(root), "TORCH_COMPILE_DISABLE": "1", "AGENT_JAX_SHARED": "/nowhere"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     runs = read(tmp_path / "out")
-    assert list(runs) == parts
-    assert runs["losses"]["figures"]["largest_difference"] == 0
-    assert runs["products"]["figures"]["seconds"] > 0
-    assert "Not done: step, step_all" in (tmp_path / "out" / "session.md").read_text()
+    assert {name: run["status"] for name, run in runs.items()} == {part.name: "ok" for part in gpu_session.PARTS}
+    figures = {name: run["figures"] for name, run in runs.items()}
+    assert figures["losses"]["largest_difference"] == 0
+    assert len(figures["step"]["cases"]) == 4
+    assert {case["model"] for case in figures["step_all"]["cases"]} == {"unrolled", "transformers"}
+    assert all(figures[f"products{mode}"]["seconds"] > 0 for mode in ("", "_all"))
+    assert figures["profile"]["by_kind"]["matrix product"] > 0
+    assert set(figures["act"]["seconds"]["1"]) == {"sliding", "pytorch"}
+    assert figures["input"]["synthetic"]
+    assert figures["input"]["rates"]["ours"]["frames_per_s"] > 0
+    page = (tmp_path / "out" / "session.md").read_text()
+    assert "| losses of the first steps, from the CPU's | 0.0e+00 | 1e-03 | met |" in page
+    assert "Not done" not in page

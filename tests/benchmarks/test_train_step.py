@@ -28,11 +28,11 @@ def test_a_case_that_computes_something_else_is_refused(benchmark):
 
 def test_what_fails_in_a_worker_is_raised_by_its_caller(benchmark):
     with pytest.raises(RuntimeError, match="no_such_precision"):
-        benchmark.Worker("square", "jax", "no_such_precision", "tiny").answer()
+        benchmark.Worker("square", "jax", ("no_such_precision",), "tiny").answer()
 
 
 def test_a_worker_that_is_killed_is_told(benchmark):
-    worker = benchmark.Worker("square", "jax", "f32", "tiny")
+    worker = benchmark.Worker("square", "jax", ("f32",), "tiny")
     worker.answer()
     worker.kill()
     with pytest.raises(benchmark.WorkerError, match="exit code -9"):
@@ -58,7 +58,7 @@ def test_a_run_that_is_cut_off_leaves_what_it_measured(benchmark, tmp_path, monk
         def step(self, count=1):
             if self.case and self.case.model == "exported" and self.case.precision == "bf16":
                 sys.exit("cut off")
-            return {"value": 1e12, "seconds": 0.1, "cpu_seconds": 0.1, "peak_device_bytes": 7}
+            return {"value": {"f32": 5e11, "bf16": 1e12}, "seconds": 0.1, "cpu_seconds": 0.1, "peak_device_bytes": 7}
 
         def end(self):
             self.kind = "ended"
