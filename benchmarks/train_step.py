@@ -329,35 +329,47 @@ def main() -> None:
 
 def measure(sizes: Sizes, options: argparse.Namespace, folder: Path) -> Figures:
     """All cases, by mode; each is printed as soon as it is measured."""
-    prepared = built("parameters, masks, FLOPs", Worker("prepare", sizes, tuple(options.modes), folder))
-    figures = Figures(sizes, prepared, options.json)
+    preparing = Worker("prepare", sizes, tuple(options.modes), folder)
+    cases = {mode: [case_of(name, mode) for name in dict.fromkeys(options.only)] for mode in options.modes}
+    first = cases[options.modes[0]][0]
+    # Ours needs nothing of what is prepared.
+    begun = Worker("step", sizes, first, folder) if options.together and first.framework == "jax" else None
+    figures = Figures(sizes, built("parameters, masks, FLOPs", preparing), options.json)
     for mode in options.modes:
         try:
-            measure_mode(figures, [case_of(name, mode) for name in dict.fromkeys(options.only)], options, folder)
+            measure_mode(figures, cases[mode], options, folder, begun)
         except WorkerError as error:
             figures.failed.append(f"{mode}: {error}")
+        begun = None
     return figures
 
 
-def measure_mode(figures: Figures, cases: list[Case], options: argparse.Namespace, folder: Path) -> None:
+def measure_mode(figures: Figures, cases: list[Case], options: argparse.Namespace, folder: Path,
+                 reference: Worker | None = None) -> None:
     """The cases of one mode; the first is the reference, which is started again where another's failure ended it.
+
+    Args:
+        figures: to which those of these cases are added.
+        cases: of one mode.
+        options: of the command.
+        folder: of what was prepared.
+        reference: its worker, where it is started already.
 
     Raises:
         WorkerError: the reference fails by itself; what was measured is in the figures.
     """
     first, *others = cases
-    alone, reference, worker = Alone(figures.sizes, cases, products=options.products), None, None
+    alone, worker, is_built = Alone(figures.sizes, cases, products=options.products), None, False
     figures.steps[first], figures.ratios[first] = [], [1.0]
     start = functools.partial(Worker, "step", figures.sizes)
     try:
         if not options.together:
             alone.wait()
         for other in others or [None]:
-            is_new = reference is None
             reference = reference or start(first, folder)
             worker = start(other, folder) if other and options.together else None
-            if is_new:
-                figures.told[first] = built(first.name, reference)
+            if not is_built:
+                figures.told[first], is_built = built(first.name, reference), True
             if options.together and not figures.steps[first]:
                 alone.wait()
             worker = worker or (start(other, folder) if other else None)
@@ -369,7 +381,7 @@ def measure_mode(figures: Figures, cases: list[Case], options: argparse.Namespac
                 figures.failed.append(f"{first.mode}: {other.name} beside {first.name}: {error}")
                 print(figures.failed[-1], file=sys.stderr, flush=True)
                 if reference.failed:
-                    reference = None
+                    reference, is_built = None, False
                 continue
             if other:
                 print(f"{first.mode}: {other.name} {figures.steps[other][-1]['seconds']:.3g} s, {first.name} "
