@@ -81,11 +81,12 @@ class Product:
         return statistics.median(_seconds(self.run, jax.block_until_ready) for _ in range(3))
 
 
-def alone(found: list[Any]) -> tuple[list[Product], int]:
+def alone(found: list[Any], least_share: float = LEAST_SHARE) -> tuple[list[Product], int]:
     """The matrix products of a step, equal ones together, and the FLOPs of all, with those too small to be timed.
 
     Args:
         found: `agent_jax.plan.flops.operations` of the step; what is no matrix product is passed over.
+        least_share: of the FLOPs of all; products below are too small.
     """
     import jax
 
@@ -100,7 +101,7 @@ def alone(found: list[Any]) -> tuple[list[Product], int]:
     whole = total_flops(products)
     timed: list[Product] = []
     for (shapes, dtypes, dtype, axes, flops), count in times.items():
-        if flops * count < LEAST_SHARE * whole:
+        if flops * count < least_share * whole:
             continue
         keys = jax.random.split(jax.random.key(0))
         operands = [jax.random.normal(key, shape, kind) for key, shape, kind in zip(keys, shapes, dtypes, strict=True)]

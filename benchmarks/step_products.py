@@ -1,7 +1,7 @@
 """Times the matrix products of our train step, each alone: by shape, and all together beside one large square product.
 
     python benchmarks/step_products.py [--size full|babyai|tiny] [--precision bf16|f32] [--mode visible|all]
-        [--frames 4] [--batch 4] [--text 32] [--actions 12] [--depth 0] [--top 20] [--json PATH]
+        [--frames 4] [--batch 4] [--text 32] [--actions 12] [--depth 0] [--top 20] [--least-share 0.002] [--json PATH]
 
 Their sum is the time of a step in which everything else costs nothing.
 """
@@ -12,7 +12,7 @@ import argparse
 from typing import Any
 
 from machine import describe, write_json
-from product_rates import alone, square_product
+from product_rates import LEAST_SHARE, alone, square_product
 from train_step_worker import Case, add_sizes, model_products, run_config, sizes_of
 
 from agent_jax.json_files import json_path
@@ -25,12 +25,14 @@ def main() -> None:
     parser.add_argument("--precision", choices=("f32", "bf16"), default="bf16")
     parser.add_argument("--mode", choices=("visible", "all"), default="visible")
     parser.add_argument("--top", type=int, default=20, help="products to print, those that take longest")
+    parser.add_argument("--least-share", type=float, default=LEAST_SHARE,
+                        help="of the FLOPs of all products; those below count at the mean rate of the others")
     parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     sizes = sizes_of(parser, options)
     machine = describe()
     config = run_config(sizes, Case("ours", options.precision, True, options.mode))
-    products, whole = alone(model_products(sizes, config))
+    products, whole = alone(model_products(sizes, config), options.least_share)
     square = square_product("jax", options.precision, options.size)()
     rows: list[dict[str, Any]] = []
     for product in products:

@@ -41,7 +41,6 @@ def test_an_operation_is_known_by_its_name_and_by_that_of_its_kernel(benchmark):
 
 @pytest.mark.slow
 def test_a_profile_tells_products_and_parts_of_a_step(benchmark, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XLA_FLAGS", "")  # the command sets it
     monkeypatch.setattr(sys, "argv", ["step_profile", "--size", "tiny", "--steps", "1", "--top", "3", "--json",
                                       str(tmp_path / "found.json")])
     benchmark.main()
