@@ -48,7 +48,8 @@ from agent_jax.runtime.processor import processor_fingerprint
 CUT_OFF = "cut off"
 LEAST_S = 20  # a part that would have less is not begun
 LAST_S = 5  # of the session's time, to end a part and write
-CASES = "--no-products --together --only unrolled-bf16 transformers-bf16-compiled ours-bf16 transformers-bf16"
+TURNS = "--no-products --together --only"
+CASES = f"{TURNS} unrolled-bf16 transformers-bf16-compiled ours-bf16 transformers-bf16"
 TINY = "--size tiny --frames 2 --batch 2 --text 8 --actions 4"
 FEW = "--least-share 0.03"
 TORCH = ("torch", "transformers")
@@ -64,12 +65,12 @@ class Part(Benchmark):
 PARTS = (
     Part("losses", "--batch 2", TINY, script="step_losses", limit_s=120),
     Part("step", f"--modes visible --batch 64 --steps 3 --per-turn 10 {CASES}",
-         f"{TINY} --modes visible --steps 1 {CASES}", TORCH, "train_step", 270),
+         f"{TINY} --modes visible --steps 1 {TURNS} unrolled-bf16 transformers-bf16-compiled", TORCH, "train_step",
+         270),
     Part("products", "--mode visible --batch 64", f"{TINY} {FEW} --mode visible", script="step_products", limit_s=90),
     # Half the rows: every image has four times as many tokens in the language model.
     Part("step_all", f"--modes all --batch 32 --steps 3 --per-turn 10 {CASES}",
-         f"{TINY} --modes all --steps 1 --no-products --together --only unrolled-bf16 transformers-bf16", TORCH,
-         "train_step", 270),
+         f"{TINY} --modes all --steps 1 {TURNS} ours-bf16 transformers-bf16", TORCH, "train_step", 270),
     Part("products_all", "--mode all --batch 32", f"{TINY} {FEW} --mode all", script="step_products", limit_s=90),
     Part("profile", "--precision bf16 --mode visible --batch 64 --unroll 12 --steps 5",
          f"{TINY} --precision bf16 --steps 1", script="step_profile", limit_s=150),

@@ -213,8 +213,8 @@ def test_a_whole_session_runs_at_tiny_sizes(root: Path, tmp_path: Path):
     assert {name: run["status"] for name, run in runs.items()} == {part.name: "ok" for part in gpu_session.PARTS}
     figures = {name: run["figures"] for name, run in runs.items()}
     assert figures["losses"]["largest_difference"] == 0
-    assert len(figures["step"]["cases"]) == 4
-    assert {case["model"] for case in figures["step_all"]["cases"]} == {"unrolled", "transformers"}
+    cases = [(case["model"], case["compiled"]) for part in ("step", "step_all") for case in figures[part]["cases"]]
+    assert cases == [("unrolled", True), ("transformers", True), ("ours", True), ("transformers", False)]
     assert all(figures[f"products{mode}"]["seconds"] > 0 for mode in ("", "_all"))
     assert figures["profile"]["by_kind"]["matrix product"] > 0
     assert set(figures["act"]["seconds"]["1"]) == {"sliding", "pytorch"}
