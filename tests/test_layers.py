@@ -49,7 +49,11 @@ ROOMS = [
 ALLOWED = {
     "flax": ["agent_jax.models"],
     "orbax": ["agent_jax.checkpoints.checkpoint", "agent_jax.checkpoints.arrays", "agent_jax.checkpoints.retention"],
+    "onnx": ["agent_jax.convert.onnx.graphs", "agent_jax.convert.onnx.quantise"],
+    "onnxruntime": ["agent_jax.convert.onnx"],
     "torch": [
+        "agent_jax.convert.onnx.graphs",
+        "agent_jax.convert.to_onnx",
         "agent_jax.convert.parity.huggingface",
         "agent_jax.convert.parity.pytorch",
         "agent_jax.convert.pytorch.torch_agent",
@@ -83,8 +87,8 @@ ALLOWED = {
     "sacrebleu": ["agent_jax.evaluate.recording_sums"],
     "tokenizers": [
         "agent_jax.actions.text_tokenizer",
+        "agent_jax.convert.exported_policy",
         "agent_jax.convert.pytorch.folder",
-        "agent_jax.convert.pytorch.torch_agent",
     ],
     "transformers": ["agent_jax.convert"],
     "huggingface_hub": ["agent_jax.hub"],
@@ -110,11 +114,15 @@ NUMPY_ALONE = [
     "agent_jax.actions",
     "agent_jax.client",
     "agent_jax.config",
+    "agent_jax.convert.exported_policy",
+    "agent_jax.convert.onnx.folder_policy",
+    "agent_jax.convert.onnx.onnx_agent",
     "agent_jax.data.prepare",
     "agent_jax.data.store",
     "agent_jax.envs",
     "agent_jax.fields",
     "agent_jax.json_files",
+    "agent_jax.serve",
     "agent_jax.text_table",
 ]
 TESTS_MAY_NOT = ["tensorflow", "matplotlib", "cloudpickle", "dill", "joblib", "marshal", "shelve"]
@@ -273,8 +281,7 @@ def imported_at_once(imports: dict[str, list[Import]], module: str) -> dict[str,
 
 
 # Work on the exported PyTorch agent, so need torch to be imported; commands import these when they are asked for.
-ON_TORCH = ["agent_jax.convert.to_pytorch", "agent_jax.convert.parity.actions", "agent_jax.convert.parity.texts",
-            "agent_jax.convert.model_card"]
+ON_TORCH = ["agent_jax.convert.to_pytorch", "agent_jax.convert.onnx.quantise", "agent_jax.convert.model_card"]
 
 
 def test_simulators_and_torch_are_imported_only_when_they_are_used(imports: dict[str, list[Import]]) -> None:

@@ -7,6 +7,10 @@ to-pytorch CHECKPOINT OUT [--dtype float32|bfloat16] [--weights averaged|raw] [-
     export a folder for PyTorch and transformers, with a parity report (parity.json)
 push-to-hub CHECKPOINT ORG/NAME [--public] [--dtype float32|bfloat16] [--weights averaged|raw]
     upload that folder to the Hugging Face hub, for Policy.from_pretrained("ORG/NAME"); private without --public
+to-onnx CHECKPOINT OUT [--precision f32|f16|int8|int4] [--data NAME=DIR] [--allow_loss] [--json PATH]
+    export a folder that acts with onnxruntime alone, after a proof that it acts the same (parity.json)
+to-stablehlo CHECKPOINT OUT
+    export the network by jax.export, for CPU, GPU and TPU
 from-pytorch FOLDER OUT
     make a checkpoint from such a folder, trained further in PyTorch or not
 grow [CHECKPOINT] --config FILE.py[:VARIANT] [--config.FIELD=VALUE ...] [--json PATH]
@@ -42,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_from_hf(commands)
     _add_pytorch(commands)
+    _add_onnx(commands)
     _add_grow(commands)
     _add_adapters(commands)
     verifier = commands.add_parser("verify-hf", help="compare with PyTorch on the same weights", allow_abbrev=False)
@@ -63,6 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(push(options.checkpoint, options.name, public=options.public, dtype=options.dtype,
                        weights=options.weights))
             return 0
+        if options.command == "to-onnx":
+            return _run_to_onnx(options)
+        if options.command == "to-stablehlo":
+            from agent_jax.convert.to_stablehlo import export
+
+            print(f"{export(options.checkpoint, options.out)['largest_differences']}\nwritten: {options.out}")
+            return 0
         if options.command == "from-pytorch":
             from agent_jax.convert.from_pytorch import import_folder
 
@@ -82,9 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return 0 if verify_folders(options.directory, options.json) else 1
     except ImportError as error:
-        if error.name not in ("torch", "transformers"):
+        extras = {"torch": "torch", "transformers": "torch", "onnx": "onnx", "onnxruntime": "onnx",
+                  "onnxscript": "onnx"}
+        if error.name not in extras:
             raise
-        print(f"error: {options.command} needs {error.name}: {install('torch')}", file=sys.stderr)
+        print(f"error: {options.command} needs {error.name}: {install(extras[error.name])}", file=sys.stderr)
     except ParityError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -109,6 +123,39 @@ def _add_pytorch(commands: Any) -> None:
     importer = commands.add_parser("from-pytorch", help="a PyTorch folder -> a checkpoint", allow_abbrev=False)
     importer.add_argument("folder", metavar="FOLDER", help="written by to-pytorch or torch_agent.Agent.save")
     importer.add_argument("out", metavar="OUT", help="directory to write")
+
+
+def _add_onnx(commands: Any) -> None:
+    exporter = commands.add_parser("to-onnx", help="a checkpoint -> a folder for onnxruntime", allow_abbrev=False)
+    exporter.add_argument("checkpoint", metavar="CHECKPOINT", help="a workdir, its checkpoints directory, or one step")
+    exporter.add_argument("out", metavar="OUT", help="folder to write")
+    exporter.add_argument("--precision", choices=("f32", "f16", "int8", "int4"), default="f32", help="of the weights")
+    exporter.add_argument("--data", action="append", default=[], metavar="NAME=DIR",
+                          help="recorded data of a domain; by default those of the run")
+    exporter.add_argument("--windows", type=int, default=64, help="of recorded frames compared, of each domain; 0: "
+                          "none (default 64)")
+    exporter.add_argument("--episodes", type=int, default=400, help="of each task of the run's simulators, except in "
+                          "f32 (default 400)")
+    exporter.add_argument("--margin", type=float, default=2.0, metavar="POINTS", help="of success that may be lost, in "
+                          "percentage points, except in f32 (default 2)")
+    exporter.add_argument("--allow_loss", action="store_true", help="write the folder although the proof failed")
+    exporter.add_argument("--json", type=json_path, metavar="PATH", help="also write parity.json to PATH")
+    other = commands.add_parser("to-stablehlo", help="a checkpoint -> StableHLO for CPU, GPU, TPU", allow_abbrev=False)
+    other.add_argument("checkpoint", metavar="CHECKPOINT", help="a workdir, its checkpoints directory, or one step")
+    other.add_argument("out", metavar="OUT", help="folder to write")
+
+
+def _run_to_onnx(options: argparse.Namespace) -> int:
+    from agent_jax.convert.to_onnx import export
+    from agent_jax.evaluate.checkpoints import TrainedRun, data_paths
+
+    data = data_paths(options.data, TrainedRun.load(options.checkpoint).domains) if options.data else {}
+    parity = export(options.checkpoint, options.out, precision=options.precision, data=data, windows=options.windows,
+                    episodes=options.episodes, margin=options.margin / 100, allow_loss=options.allow_loss)
+    print(f"{parity.summary()}\nwritten: {options.out}")
+    if options.json:
+        write_json(options.json, parity.to_dict())
+    return 0
 
 
 def _add_adapters(commands: Any) -> None:

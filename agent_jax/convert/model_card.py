@@ -45,15 +45,39 @@ def text(name: str, source: Mapping[str, Any], config: Config, domains: Mapping[
     ]
     if domains:
         lines += ["`python torch_agent.py .` predicts once and trains for two steps in each domain.", ""]
+    return "\n".join([*lines, *_ending(domains, parity.summary(), run)])
+
+
+def onnx_text(name: str, source: Mapping[str, Any], manifest: Mapping[str, Any], domains: Mapping[str, Domain],
+              parity: str) -> str:
+    """The card of a folder for onnxruntime."""
+    first = next(iter(domains.values()))
+    call = {"actions": 'policy.act([image], ["..."], ["robot 0"])', "answer": 'policy.say([image], ["..."])',
+            "label": "policy.classify([clip])"}[first.layout]
+    lines = [
+        "---", "library_name: onnxruntime", "tags: [robotics, agent, vision-language-action]", "---", "", f"# {name}",
+        "", "An Interactive Agent Foundation Model (arXiv 2402.05929), trained with agent_jax "
+        f"{source['agent_jax']} and exported from step {source['step']:,} in {manifest['precision']}.", "",
+        f"- `encoder.onnx`, `language.onnx`: the graphs, opset {manifest['opset']}",
+        "- `agent.json`, `vocabulary.json`, `language/`: domains, ids, tokenizer",
+        f"- `onnx_agent.py`: acts; needs onnxruntime {manifest['onnxruntime']} or later, numpy, tokenizers, pillow",
+        "- `manifest.json`: hashes, checked when the folder is loaded", "",
+        "```python", "from onnx_agent import Policy", "", f'policy = Policy(".", domain="{first.name}")', call, "```",
+        "", "`python onnx_agent.py .` predicts once in each domain.", "",
+    ]
+    return "\n".join([*lines, *_ending(domains, parity)])
+
+
+def _ending(domains: Mapping[str, Domain], parity: str, run: Sequence[str] = ()) -> list[str]:
+    lines = []
     if domains:
         lines += ["| domain | predicts | window | cameras | state |", "|---|---|---|---|---|"]
         lines += [f"| {domain.name} | {_predicts(domain)} | {domain.window} steps | {', '.join(domain.camera_names)} | "
                   f"{', '.join(domain.state.spec.fields) if domain.state else 'none'} |" for domain in domains.values()]
         lines += ["", "Actions and states are in the units of their specs in `agent.json`.", ""]
-    lines += [*run, "## Parity with JAX", "", "```", parity.summary(), "```", "",
-              "Not for real robots without safety filters; not a medical device. Weights that were initialised from "
-              "CLIP or OPT keep their licences.", ""]
-    return "\n".join(lines)
+    return [*lines, *run, "## Parity with JAX", "", "```", parity, "```", "",
+            "Not for real robots without safety filters; not a medical device. Weights that were initialised from "
+            "CLIP or OPT keep their licences.", ""]
 
 
 def _predicts(domain: Domain) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +30,7 @@ from agent_jax.config import Config
 from agent_jax.convert import model_card
 from agent_jax.convert.card_of_run import run_lines
 from agent_jax.convert.from_huggingface import checked_out, renamed_when_complete
+from agent_jax.convert.one_file import one_file
 from agent_jax.convert.parity.pytorch import Parity, check_parity
 from agent_jax.convert.parity.tolerance import ParityError
 from agent_jax.convert.pytorch import folder as torch_folder
@@ -128,4 +128,4 @@ def _write_descriptions(folder: pathlib.Path, config: Config, vocabulary: Vocabu
         (folder / file).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "language" / "tokenizer.json").write_text(torch_folder.tokenizer_json(vocabulary.text), encoding="utf-8")
     (folder / "agent.json").write_text(torch_folder.agent_json(config, domains, source), encoding="utf-8")
-    shutil.copyfile(str(torch_agent.__file__), folder / "torch_agent.py")
+    (folder / "torch_agent.py").write_text(one_file(torch_agent), encoding="utf-8")

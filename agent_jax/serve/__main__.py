@@ -1,5 +1,6 @@
 """`python -m agent_jax.serve --checkpoint DIR`: serve a trained agent on a websocket, for robots and simulators.
 
+With `--folder DIR --engine onnx` it serves a folder of `agent_jax.convert to-onnx`, and needs neither JAX nor PyTorch.
 Prints "ready" when everything is compiled; until then /healthz returns 503. After SIGTERM or Ctrl-C it answers the
 current requests and ends. The client is `agent_jax.client`; docs/guides/serving.md describes both.
 """
@@ -15,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from agent_jax.client.connection import TOKEN_VARIABLE
 from agent_jax.runtime.extras import install
@@ -45,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _serve(options)
     except ModuleNotFoundError as error:
-        print(f"error: serving needs {error.name}: {install('serve')}", file=sys.stderr)
+        extra = "onnx" if error.name == "onnxruntime" else "serve"
+        print(f"error: serving needs {error.name}: {install(extra)}", file=sys.stderr)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
     else:
@@ -56,7 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m agent_jax.serve", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a workdir, its checkpoints, or one step")
+    served = parser.add_mutually_exclusive_group(required=True)
+    served.add_argument("--checkpoint", metavar="DIR", help="a workdir, its checkpoints, or one step")
+    served.add_argument("--folder", metavar="DIR", help="an exported folder, with --engine onnx")
+    parser.add_argument("--engine", choices=("jax", "onnx"), default="jax", help="jax for --checkpoint (default)")
+    parser.add_argument("--threads", type=int, default=0, help="of --engine onnx; 0: one for each core")
     parser.add_argument("--domain", default="", help="to act in; required if the run has several with actions")
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest undamaged step")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the best action")
@@ -80,24 +87,50 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _serve(options: argparse.Namespace) -> None:
-    chosen = ServeOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ServeOptions)})
-    token = read_token(options.token_file)
-
-    from agent_jax.actions import ActionSpec
+def _checkpoint(options: argparse.Namespace) -> tuple[Any, int, Sequence[int]]:
+    """The policy of a checkpoint, its step, and damaged newer steps."""
+    if options.engine != "jax" or options.threads:
+        raise ValueError(f"--checkpoint with --engine {options.engine} --threads {options.threads}: a checkpoint is "
+                         "served by --engine jax without --threads; export it by `agent_jax.convert to-onnx` and pass "
+                         "--folder")
     from agent_jax.policy import Policy
     from agent_jax.runtime.host_memory import tune_heap
-    from agent_jax.serve.handshake import metadata
-    from agent_jax.serve.limits import ActionLimits
-    from agent_jax.serve.server import Server
 
-    begun = time.monotonic()
     tune_heap()
     policy = Policy.load(options.checkpoint, domain=options.domain, step=options.step, temperature=options.temperature,
                          seed=options.seed, history=options.history, flush_every=options.flush_every,
                          ahead=options.ahead, replan_every=options.replan_every)
     assert policy.taken is not None  # it was loaded
-    taken = policy.taken
+    return policy, policy.taken.step, policy.taken.passed_over
+
+
+def _folder(options: argparse.Namespace) -> tuple[Any, int, Sequence[int]]:
+    """The policy of an exported folder, its step, and none."""
+    if options.engine != "onnx":
+        raise ValueError(f"--folder={options.folder} with --engine {options.engine}: an exported folder is served by "
+                         "--engine onnx")
+    for flag, unset in (("step", None), ("ahead", False), ("replan_every", 0)):
+        if getattr(options, flag) != unset:
+            raise ValueError(f"--{flag}={getattr(options, flag)} is for --checkpoint; an exported folder has one step, "
+                             "and acts without it")
+    from agent_jax.convert.onnx.folder_policy import FolderPolicy
+
+    policy = FolderPolicy(options.folder, domain=options.domain, temperature=options.temperature, seed=options.seed,
+                          history=options.history, flush_every=options.flush_every, threads=options.threads)
+    return policy, policy.step_number, ()
+
+
+def _serve(options: argparse.Namespace) -> None:
+    chosen = ServeOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ServeOptions)})
+    token = read_token(options.token_file)
+
+    from agent_jax.actions import ActionSpec
+    from agent_jax.serve.handshake import metadata
+    from agent_jax.serve.limits import ActionLimits
+    from agent_jax.serve.server import Server
+
+    begun = time.monotonic()
+    policy, step, passed_over = _folder(options) if options.folder else _checkpoint(options)
     spec = policy.domain.spec.spec if policy.domain.spec else None
     limits = None  # of a policy that only says
     if isinstance(spec, ActionSpec):
@@ -110,9 +143,10 @@ def _serve(options: argparse.Namespace) -> None:
         logging.warning("--host=%s without a token: anyone who can reach this port can use the policy", chosen.host)
 
     async def run() -> None:
-        first = metadata(policy.domain, taken.step, checkpoint=os.path.basename(os.path.abspath(options.checkpoint)),
-                         temperature=options.temperature, passed_over=taken.passed_over, domains=policy.domains,
-                         replan_every=policy.replan_every)
+        name = os.path.basename(os.path.abspath(options.folder or options.checkpoint))
+        first = metadata(policy.domain, step, checkpoint=name, temperature=options.temperature,
+                         passed_over=passed_over, domains=policy.domains, replan_every=policy.replan_every,
+                         engine="onnxruntime" if options.folder else "jax")
         server = Server(policy, first, chosen, limits, token=token)
         loop = asyncio.get_running_loop()
 
@@ -128,7 +162,7 @@ def _serve(options: argparse.Namespace) -> None:
                 if number == signal.SIGINT and ignored():
                     continue
                 loop.add_signal_handler(number, stop)
-            print(f"{phase}: domain {policy.domain.name!r} of step {taken.step} at ws://{chosen.host}:{server.port}, "
+            print(f"{phase}: domain {policy.domain.name!r} of step {step} at ws://{chosen.host}:{server.port}, "
                   f"{time.monotonic() - begun:.1f} s", flush=True)
 
         await server.run(enter_phase)

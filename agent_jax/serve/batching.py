@@ -14,10 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from agent_jax.policy.policy import Prepared
+from typing import Any, Protocol
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +22,7 @@ _log = logging.getLogger(__name__)
 class BatchedPolicy(Protocol):
     """The policy's interface; always called from the same thread."""
 
-    def step(self, prepared: Sequence[Prepared], env_ids: Sequence[Any]) -> Sequence[Any]:
+    def step(self, prepared: Sequence[Any], env_ids: Sequence[Any]) -> Sequence[Any]:
         """The next action of each episode, or the list of its next actions."""
         ...
 
@@ -50,7 +47,7 @@ class ServedAction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Request:
-    prepared: Prepared
+    prepared: Any
     env_id: Any
     answer: asyncio.Future[ServedAction]
     received: float  # time.perf_counter()
@@ -75,7 +72,7 @@ class Batcher:
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "policy")
 
-    async def act(self, prepared: Prepared, env_id: Any) -> ServedAction:
+    async def act(self, prepared: Any, env_id: Any) -> ServedAction:
         """The next action of one robot, which must have no other pending request.
 
         Raises:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 import agent_jax
@@ -16,7 +16,7 @@ from agent_jax.data.pipeline.domains import Domain
 
 
 def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float, passed_over: Sequence[int] = (),
-             domains: Mapping[str, Domain] | None = None, replan_every: int = 0) -> dict[str, Any]:
+             domains: Mapping[str, Domain] | None = None, replan_every: int = 0, engine: str = "jax") -> dict[str, Any]:
     """The policy's metadata, as JSON values.
 
     Args:
@@ -27,13 +27,14 @@ def metadata(domain: Domain, step: int, *, checkpoint: str, temperature: float, 
         passed_over: newer steps, which are damaged.
         domains: all of the policy, by name; those with texts are listed.
         replan_every: actions of a reply; 0: all of an image.
+        engine: the library that the policy runs on.
     """
     spec, state = _spec(domain.spec), _spec(domain.state)
     return {
         "protocol": PROTOCOL,
         "server": "agent_jax",
-        "versions": {"agent_jax": agent_jax.__version__, "jax": jax.__version__, "numpy": np.__version__,
-                     "python": platform.python_version()},
+        "versions": {"agent_jax": agent_jax.__version__, engine: importlib.import_module(engine).__version__,
+                     "numpy": np.__version__, "python": platform.python_version()},
         "checkpoint": checkpoint, "step": step, "damaged_steps_passed_over": list(passed_over),
         "temperature": temperature,
         "domain": domain.name, "window": domain.window, "max_text": domain.max_text,

@@ -19,7 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from websockets.asyncio.server import ServerConnection, serve
@@ -29,9 +29,6 @@ from websockets.http11 import Request, Response
 
 from agent_jax.client import wire
 from agent_jax.client.connection import TOKEN_VARIABLE
-from agent_jax.policy import Policy
-from agent_jax.policy.observation import Prepared
-from agent_jax.policy.text import GeneratedText
 from agent_jax.runtime.processor import cores
 from agent_jax.serve.batching import Batcher, PolicyFailedError
 from agent_jax.serve.limits import ActionLimits, RateLimiter, RefusedActionError
@@ -39,13 +36,18 @@ from agent_jax.serve.metrics import ServerMetrics
 from agent_jax.serve.options import ServeOptions
 from agent_jax.serve.requests import ReceivedObservation, ReceivedPrompt, RefusedError, read_request
 
+if TYPE_CHECKING:
+    from agent_jax.convert.onnx.folder_policy import FolderPolicy
+    from agent_jax.policy import Policy
+    from agent_jax.policy.observation import Prepared
+
 _log = logging.getLogger(__name__)
 
 
 class Server:
     """Serves a policy until `stop`."""
 
-    def __init__(self, policy: Policy, metadata: Mapping[str, Any], options: ServeOptions,
+    def __init__(self, policy: Policy | FolderPolicy, metadata: Mapping[str, Any], options: ServeOptions,
                  limits: ActionLimits | None, *, token: str = "") -> None:
         """Create a server; `run` starts it.
 
@@ -264,7 +266,7 @@ class Server:
         """The reply to a prompt; the policy generates one text at a time."""
         begun = time.perf_counter()
 
-        def say() -> tuple[GeneratedText, float]:
+        def say() -> tuple[Any, float]:
             started = time.perf_counter()
             (text,) = self.policy.say([request.images], [request.prompt], **request.options)
             return text, started

@@ -39,9 +39,11 @@ def test_both_agents_are_given_state_and_images_as_in_evaluation(monkeypatch: py
     load = lambda *arguments, **options: SimpleNamespace(domain=domain, config=config, step=7,  # noqa: E731
                                                          warm_up=warm_up)
     monkeypatch.setattr(benchmark, "load", lambda name: module)
-    monkeypatch.setattr(benchmark, "TrainedRun", SimpleNamespace(load=load))
-    monkeypatch.setattr(benchmark, "Policy", SimpleNamespace(load=load))
-    monkeypatch.setattr(benchmark.torch_agent, "Policy", load)
+    folder_domain = SimpleNamespace(cameras=["rgb"], state=SimpleNamespace(fields=LANGUAGE_TABLE_STATE.fields))
+    monkeypatch.setattr("agent_jax.evaluate.checkpoints.TrainedRun", SimpleNamespace(load=load))
+    monkeypatch.setattr("agent_jax.policy.Policy", SimpleNamespace(load=load))
+    monkeypatch.setattr("agent_jax.convert.pytorch.torch_agent.Policy",
+                        lambda *arguments, **options: SimpleNamespace(domain=folder_domain))
     monkeypatch.setattr(benchmark, "Simulators", simulators)
     monkeypatch.setattr(benchmark, "run_policy", run_policy)
     monkeypatch.setattr(sys, "argv", ["exported_closed_loop", "--checkpoint", "a", "--folder", "b", "--environment",

@@ -26,13 +26,31 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @functools.cache
-def exported(base: Path, kind: str) -> tuple[Made, Path, Parity]:
-    """The checkpoint, the folder, and the parity report."""
+def checkpoint_of(base: Path, kind: str) -> Made:
+    """The checkpoint."""
     place = base / "exported_agents"
     place.mkdir(exist_ok=True)
     fields = dict(KINDS[kind])
-    made = make_checkpoint(place / kind, fields.pop("names"), **fields)
-    return made, place / f"{kind}-torch", export(made.path, place / f"{kind}-torch")
+    return make_checkpoint(place / kind, fields.pop("names"), **fields)
+
+
+@functools.cache
+def exported(base: Path, kind: str) -> tuple[Made, Path, Parity]:
+    """The checkpoint, the folder for PyTorch, and the parity report."""
+    made = checkpoint_of(base, kind)
+    folder = made.path.with_name(f"{kind}-torch")
+    return made, folder, export(made.path, folder)
+
+
+@functools.cache
+def exported_onnx(base: Path, kind: str) -> tuple[Made, Path]:
+    """The checkpoint and the folder for onnxruntime in f32; there are no recorded data to compare."""
+    from agent_jax.convert import to_onnx
+
+    made = checkpoint_of(base, kind)
+    folder = made.path.with_name(f"{kind}-onnx")
+    to_onnx.export(made.path, folder, windows=0)
+    return made, folder
 
 
 def images(made: Made, number: int, seed: int = 0) -> list[Any]:

@@ -7,13 +7,12 @@ Choices must be equal where our two best logits differ by more than `NEAR`.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from agent_jax.convert.exported_policy import ExportedPolicy
 from agent_jax.convert.parity.tolerance import STACK, Comparison, compare
-from agent_jax.convert.pytorch import torch_agent
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Window, window_usage
 
@@ -60,18 +59,17 @@ class _Choice:
     teacher: int
 
 
-def compare_actions(ours_BTK: np.ndarray, theirs_BTK: np.ndarray, rows: Sequence[Sequence[Window]],
-                    domains: Mapping[str, Domain], folder: pathlib.Path, agent: torch_agent.Agent
+def compare_actions(ours_BTK: np.ndarray, theirs_BTK: np.ndarray | None, rows: Sequence[Sequence[Window]],
+                    domains: Mapping[str, Domain], policy_of: Callable[[str], ExportedPolicy]
                     ) -> tuple[ChoiceCounts, list[Comparison]]:
     """Compare every choice of every action in the rows.
 
     Args:
         ours_BTK: our logits of all targets.
-        theirs_BTK: PyTorch's, of the whole row.
+        theirs_BTK: PyTorch's, of the whole row; None: only those of the policy are compared.
         rows: samples of each row.
         domains: by name.
-        folder: the exported one.
-        agent: loaded from it, in f32.
+        policy_of: returns the policy of the exported folder in a domain.
 
     Returns:
         The number of choices, and for each domain a comparison of the cached logits with ours.
@@ -83,14 +81,15 @@ def compare_actions(ours_BTK: np.ndarray, theirs_BTK: np.ndarray, rows: Sequence
         samples = [(number, window) for number, (_, window) in enumerate(places(rows))
                    if window.domain_index == domain.index]
         choices = [choice for number, _ in samples for choice in _choices(number, rows, domain)]
-        cached = _cached(folder, agent, domain, samples, choices)
+        cached = _cached(policy_of(domain.name), samples, choices)
         if domain.video:  # in the row an image attends to later ones of its clip, which acting has not seen
             last = {number: len(window.steps) - 1 for number, window in samples}
             usable = [i for i, choice in enumerate(choices) if choice.step == last[choice.sample]]
             choices, cached = [choices[i] for i in usable], [cached[i] for i in usable]
         ours = [ours_BTK[choice.row, choice.target, choice.legal_A] for choice in choices]
-        theirs = [theirs_BTK[choice.row, choice.target, choice.legal_A] for choice in choices]
-        counts += counted(ours, theirs, cached)
+        theirs = [] if theirs_BTK is None else [
+            [theirs_BTK[choice.row, choice.target, choice.legal_A] for choice in choices]]
+        counts += counted(ours, *theirs, cached)
         if choices:
             comparisons.append(compare(f"cached logits: {domain.name}", np.concatenate(cached), np.concatenate(ours),
                                        STACK))
@@ -125,10 +124,9 @@ def _choices(sample: int, rows: Sequence[Sequence[Window]], domain: Domain) -> l
     return found
 
 
-def _cached(folder: pathlib.Path, agent: torch_agent.Agent, domain: Domain, samples: Sequence[tuple[int, Window]],
-            choices: Sequence[_Choice]) -> list[np.ndarray]:
-    """Logits of the legal ids at each choice from the PyTorch policy, for all samples in one batch."""
-    policy = torch_agent.Policy(folder, domain=domain.name, agent=agent)
+def _cached(policy: ExportedPolicy, samples: Sequence[tuple[int, Window]], choices: Sequence[_Choice]
+            ) -> list[np.ndarray]:
+    """Logits of the legal ids at each choice from the exported policy, for all samples in one batch."""
     found: dict[int, np.ndarray] = {}
     for number in range(max(len(window.steps) for _, window in samples)):
         acting = [(sample, window) for sample, window in samples if number < len(window.steps)]

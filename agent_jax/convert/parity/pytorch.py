@@ -137,10 +137,11 @@ def check_parity(folder: pathlib.Path, params: Params, config: Config, vocabular
     comparisons += [_compare_bf16("logits", rounded.logits_BTK, found.logits_BTK, exact.logits_BTK),
                     _compare_bf16("reconstructed patches", rounded.predicted_BFIX, found.predicted_BFIX,
                                   exact.predicted_BFIX)]
-    actions, cached = compare_actions(ours["logits"], logits_BTK, rows, domains, folder, agent)
-    texts, cached_texts = compare_texts(ours["logits"], logits_BTK, rows, domains, folder, agent)
+    policy_of = functools.partial(_policy, folder, agent)
+    actions, cached = compare_actions(ours["logits"], logits_BTK, rows, domains, policy_of)
+    texts, cached_texts = compare_texts(ours["logits"], logits_BTK, rows, domains, policy_of)
     comparisons += [*cached, *cached_texts]
-    del agent, ours, found
+    del agent, ours, found, policy_of
     gc.collect()
     release_freed_memory()
     comparisons += [dataclasses.replace(row, name=f"transformers {row.name}")
@@ -149,6 +150,10 @@ def check_parity(folder: pathlib.Path, params: Params, config: Config, vocabular
     sizes = {"rows": batch.rows, "samples": sum(map(len, rows)), "images": int((batch.clip_BF >= 0).sum()),
              "slots": int((batch.segment_BS > 0).sum()), "targets": targets}
     return Parity(tuple(comparisons), actions, texts, sizes)
+
+
+def _policy(folder: pathlib.Path, agent: torch_agent.Agent, domain: str) -> torch_agent.Policy:
+    return torch_agent.Policy(folder, domain=domain, agent=agent)
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,30 +6,28 @@ answers. Greedy answers are equal where the choices are.
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from agent_jax.convert.exported_policy import ExportedPolicy
 from agent_jax.convert.parity.actions import ChoiceCounts, counted, first_target, places
 from agent_jax.convert.parity.tolerance import STACK, Comparison, compare
-from agent_jax.convert.pytorch import torch_agent
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Window
 
 
-def compare_texts(ours_BTK: np.ndarray, theirs_BTK: np.ndarray, rows: Sequence[Sequence[Window]],
-                  domains: Mapping[str, Domain], folder: pathlib.Path, agent: torch_agent.Agent
+def compare_texts(ours_BTK: np.ndarray, theirs_BTK: np.ndarray | None, rows: Sequence[Sequence[Window]],
+                  domains: Mapping[str, Domain], policy_of: Callable[[str], ExportedPolicy]
                   ) -> tuple[ChoiceCounts, list[Comparison]]:
     """Compare every token of every answer in the rows.
 
     Args:
         ours_BTK: our logits of all targets.
-        theirs_BTK: PyTorch's, of the whole row.
+        theirs_BTK: PyTorch's, of the whole row; None: only those of the policy are compared.
         rows: samples of each row.
         domains: by name.
-        folder: the exported one.
-        agent: loaded from it, in f32.
+        policy_of: returns the policy of the exported folder in a domain.
 
     Returns:
         The number of tokens, and for each domain a comparison of the cached logits with ours.
@@ -41,19 +39,17 @@ def compare_texts(ours_BTK: np.ndarray, theirs_BTK: np.ndarray, rows: Sequence[S
         samples = [(number, row, window) for number, (row, window) in enumerate(places(rows))
                    if window.domain_index == domain.index]
         size = domain.vocabulary.text.size
-        ours, theirs = ([logits_BTK[row, first_target(number, rows) + i, :size]
-                         for number, row, window in samples for i in range(len(window.answer_ids))]
-                        for logits_BTK in (ours_BTK, theirs_BTK))
-        cached = _cached(folder, agent, domain, [window for *_, window in samples])
-        counts += counted(ours, theirs, cached)
+        ours, *theirs = ([logits_BTK[row, first_target(number, rows) + i, :size]
+                          for number, row, window in samples for i in range(len(window.answer_ids))]
+                         for logits_BTK in (ours_BTK, theirs_BTK) if logits_BTK is not None)
+        cached = _cached(policy_of(domain.name), [window for *_, window in samples])
+        counts += counted(ours, *theirs, cached)
         comparisons.append(compare(f"cached logits: {domain.name}", np.stack(cached), np.stack(ours), STACK))
     return counts, comparisons
 
 
-def _cached(folder: pathlib.Path, agent: torch_agent.Agent, domain: Domain, windows: Sequence[Window]
-            ) -> list[np.ndarray]:
+def _cached(policy: ExportedPolicy, windows: Sequence[Window]) -> list[np.ndarray]:
     """Logits of the text ids before each token of the answers, sample by sample, all in one batch."""
-    policy = torch_agent.Policy(folder, domain=domain.name, agent=agent)
     found: list[list[np.ndarray]] = [[] for _ in windows]
 
     def force(row: int, logits_K: np.ndarray) -> int:

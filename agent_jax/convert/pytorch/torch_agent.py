@@ -26,28 +26,36 @@ The model is that of "An Interactive Agent Foundation Model" (Durante et al., 20
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name in PyTorch's documentation
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-EOS = 2  # </s>, the first token of every row
+from agent_jax.convert.exported_policy import (
+    EOS,
+    Classification,
+    Codec,
+    Domain,
+    Episode,
+    ExportedPolicy,
+    GeneratedText,
+    Row,
+    Step,
+    sampled,
+)
+
+__all__ = ["EOS", "Agent", "Classification", "Codec", "Domain", "GeneratedText", "Policy", "Step", "sampled"]
+
 POSITION_OFFSET = 2  # the first two rows of OPT's position table are unused
 PARTS = {"vision": "vision_model.", "language": "model.decoder."}  # folder: prefix of the names in its file
-PREDICTED = {"actions": "actions", "answer": "text", "label": "class"}  # by layout of a domain
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
 
 
@@ -524,274 +532,7 @@ def parameter_groups(agent: Agent, weight_decay: float) -> list[dict[str, Any]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Actions and states: values in the environment's units <-> ids
-
-
-class Codec:
-    """One ActionSpec or StateSpec of agent.json: parts between delimiters, and the automaton of legal ids."""
-
-    def __init__(self, spec: Mapping[str, Any]):
-        self.name, self.groups, self.fields = spec["name"], spec["groups"], spec["fields"]
-        self.terminal: list[int] = spec["terminal"]
-        self.start, self.accept = spec["automaton"]["start"], spec["automaton"]["accept"]
-        # By state: {id: the state after it}.
-        self.ways = [dict(zip(*way, strict=True)) for way in spec["automaton"]["ways"]]
-
-    def encode(self, values: Mapping[str, Any]) -> list[int]:
-        """Ids of one step's values, delimiters included; numbers out of bounds are clipped.
-
-        Raises:
-            ValueError: a key is missing, has another shape, or holds NaN or an unknown choice.
-        """
-        if self.terminal and values.get("terminal", False):
-            return list(self.terminal)
-        ids: list[int] = []
-        for group in self.groups:
-            ids.append(group["start"])
-            for part in group["parts"]:
-                key, index = part["key"], part["index"]
-                shape = tuple(self.fields[key]["shape"])
-                if key not in values or np.shape(values[key]) != shape:
-                    raise ValueError(f"{self.name}: {key} is missing or not of shape {shape}; found {sorted(values)}")
-                tokens = [part["ids"][s] for s in symbols(part, np.asarray(values[key]).tolist() if index is None
-                                                          else float(values[key][index]))]
-                ids += sorted(tokens) if part["part"] == "buttons" else tokens
-            ids.append(group["end"])
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
-        """Values at the bin centres, within the bounds, of a complete legal sequence; {"terminal": True} at the end."""
-        if self.terminal and list(ids) == self.terminal:
-            return {"terminal": np.array(True)}
-        values = {key: np.zeros(field["shape"], field["dtype"]) for key, field in self.fields.items()}
-        position = 0
-        for group in self.groups:
-            position += 1
-            for part in group["parts"]:
-                own = {token: symbol for symbol, token in enumerate(part["ids"])}
-                longest = 1 if part["part"] in ("bins", "choice") else len(own)
-                numbers: list[int] = []
-                while len(numbers) < longest and ids[position] in own:
-                    numbers.append(own[ids[position]])
-                    position += 1
-                values[part["key"]][... if part["index"] is None else part["index"]] = value(part, numbers)
-            position += 1
-        return values
-
-    def first(self) -> list[int]:
-        """The legal sequence that takes the first id in every state."""
-        ids, state = [], self.start
-        while state != self.accept:
-            token = next(iter(self.ways[state]))
-            ids, state = [*ids, token], self.ways[state][token]
-        return ids
-
-    def forced(self, state: int) -> tuple[list[int], int]:
-        """The ids that are the only legal ones from here, and the state after them."""
-        ids: list[int] = []
-        while len(self.ways[state]) == 1:
-            [(token, state)] = self.ways[state].items()
-            ids.append(token)
-        return ids, state
-
-
-def symbols(part: Mapping[str, Any], given: Any) -> list[int]:
-    """Indices of the tokens that encode the value of a part."""
-    kind = part["part"]
-    if np.isnan(np.asarray(given, np.float64)).any():
-        raise ValueError(f"{part['key']}: found nan, expected a number")
-    if kind == "bins":
-        low, high, last = part["low"], part["high"], part["count"] - 1
-        if low < given < high and given != greatest(high):
-            return [min(int((given - low) / ((high - low) / last)), last - 1)]
-        return [0 if given <= low else last]
-    if kind == "choice":
-        numbers = np.asarray(part["values"] or range(len(part["ids"])), np.float32)
-        [found] = np.nonzero(numbers == np.float32(given))
-        if not len(found):
-            raise ValueError(f"{part['key']}: found {given}, expected one of {numbers.tolist()}")
-        return [int(found[0])]
-    if kind == "buttons":
-        return [i for i, down in enumerate(given) if down]
-    if kind == "camera":
-        degrees = [int(max(part["low"], min(part["high"], turn))) for turn in given]
-        span = part["high"] - part["low"] + 1
-        return [degrees[0] - part["low"], span + degrees[1] - part["low"]] if any(degrees) else []
-    length, turn = math.hypot(*given), math.atan2(given[1], given[0]) / math.tau % 1.0
-    if length <= part["dead_zone"]:
-        return []
-    share = (min(length, 1.0) - part["dead_zone"]) / (1 - part["dead_zone"])
-    return [int(turn * part["rotations"]) % part["rotations"],
-            part["rotations"] + min(int(share * part["magnitudes"]), part["magnitudes"] - 1)]
-
-
-def greatest(high: float) -> float:
-    """The greatest float32 that is not above `high`."""
-    rounded = np.float32(high)
-    return float(rounded if float(rounded) <= high else np.nextafter(rounded, np.float32(-np.inf)))
-
-
-def value(part: Mapping[str, Any], numbers: Sequence[int]) -> Any:
-    """The value that a part's tokens decode to: the centre of a bin, clipped to the part's bounds."""
-    kind = part["part"]
-    if kind == "bins":
-        low, high = part["low"], part["high"]
-        centre = low + (numbers[0] + 0.5) * ((high - low) / (part["count"] - 1))
-        return min(max(centre, -greatest(-low)), greatest(high))
-    if kind == "choice":
-        return part["values"][numbers[0]] if part["values"] else numbers[0]
-    if kind == "buttons":
-        return [i in numbers for i in range(len(part["names"]))]
-    if not numbers:
-        return [0.0, 0.0]
-    if kind == "camera":
-        span = part["high"] - part["low"] + 1
-        degrees = [numbers[0] + part["low"], numbers[1] - span + part["low"]]
-        return [min(max(d + 0.5 * ((d > 0) - (d < 0)), part["low"]), part["high"]) for d in degrees]
-    angle = (numbers[0] + 0.5) * math.tau / part["rotations"]
-    share = (numbers[1] - part["rotations"] + 0.5) / part["magnitudes"]
-    length = part["dead_zone"] + share * (1 - part["dead_zone"])
-    return [length * math.cos(angle), length * math.sin(angle)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A row: instruction, then images, states and actions
-
-
-@dataclass
-class Step:
-    """One time step."""
-
-    images: Sequence[np.ndarray]  # uint8 (size, size, 3), one a camera
-    state_ids: Sequence[int] = ()
-    action_ids: Sequence[int] = ()
-
-
-@dataclass
-class Domain:
-    """How one data set maps to tokens, from agent.json."""
-
-    name: str
-    window: int  # steps of a sample
-    max_text: int  # tokens of an instruction or prompt, </s> included
-    first_position: int  # of the first step; 0: right after the instruction
-    video: bool  # the images of a camera form one clip
-    image_size: int
-    cameras: Sequence[str]  # names, in the order of a step's images
-    actions: Codec | None  # None in the layouts "answer" and "label"
-    state: Codec | None
-    tokenizer: Tokenizer
-    layout: str = "actions"  # "actions", "answer" (a text after the images) or "label" (a class of the clip)
-    max_answer: int = 0  # tokens of an answer, </s> included
-    text_ids_end: int = 0  # the ids from here on are those of actions and states
-    silent_ids: Sequence[int] = ()  # text ids that decode to no text
-    actions_per_image: int = 1  # k: only every k-th step of a sample has images and state
-
-    @classmethod
-    def load(cls, folder: str | Path, name: str = "", layout: str = "") -> Domain:
-        """The domain of an exported folder.
-
-        Args:
-            folder: with agent.json.
-            name: may be empty if there is only one of the layout.
-            layout: that the domain must have; "": any, and "actions" for an empty name.
-
-        Raises:
-            ValueError: there is no such domain, or `name` is empty and there are several; names those that fit.
-        """
-        folder = Path(folder)
-        description = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
-        domains = {**description["acting"], **description.get("prompted", {})}
-        layouts = {key: fields.get("layout", "actions") for key, fields in domains.items()}
-        wanted = layout or ("" if name else "actions")
-        fitting = [key for key, found in layouts.items() if wanted in ("", found)]
-        if not name and len(fitting) == 1:
-            [name] = fitting
-        if name in layouts and name not in fitting:
-            raise ValueError(f"domain {name!r} of {folder} has the layout {layouts[name]!r}, which predicts no "
-                             f"{PREDICTED[wanted]}; expected a domain of the layout {wanted!r}: "
-                             f"{', '.join(fitting) or 'there is none'}")
-        if not fitting:
-            found = ", ".join(f"{key} ({of_domain!r})" for key, of_domain in layouts.items()) or "no domains"
-            raise ValueError(f"{folder} has no domain of the layout {wanted!r}; found {found}")
-        if name not in fitting:
-            raise ValueError(f"domain {name!r}: {folder} has {', '.join(fitting)}; name one")
-        fields = {"actions": None, "state": None, **domains[name]}
-        actions, state = (fields.pop(key) for key in ("actions", "state"))
-        tokenizer = Tokenizer.from_file(str(folder / "language" / "tokenizer.json"))
-        return cls(name=name, actions=Codec(actions) if actions else None, state=Codec(state) if state else None,
-                   tokenizer=tokenizer, **fields)
-
-    def text_ids(self, instruction: str) -> list[int]:
-        """</s> and the instruction or prompt; ValueError if longer than `max_text`."""
-        ids = [EOS, *self.tokenizer.encode(instruction, add_special_tokens=False).ids]
-        if len(ids) > self.max_text:
-            raise ValueError(f"domain {self.name!r}: {instruction!r} has {len(ids)} tokens with </s>, expected at most "
-                             f"{self.max_text}")
-        return ids
-
-    def answer_ids(self, answer: str) -> list[int]:
-        """The answer and </s>; ValueError if longer than `max_answer`."""
-        ids = [*self.tokenizer.encode(answer, add_special_tokens=False).ids, EOS]
-        if len(ids) > self.max_answer:
-            raise ValueError(f"domain {self.name!r}: the answer {answer!r} has {len(ids)} tokens with </s>, expected "
-                             f"at most {self.max_answer}")
-        return ids
-
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, without special tokens."""
-        return self.tokenizer.decode([token for token in ids if token not in self.silent_ids], skip_special_tokens=True)
-
-    def step_images(self, given: Any) -> list[np.ndarray]:
-        """The images of one step, in the cameras' order and resized for the encoder.
-
-        Args:
-            given: an image, or one of each camera: a sequence in their order or a mapping by their names.
-
-        Raises:
-            ValueError: another number of images, or an image of another dtype or shape.
-        """
-        if isinstance(given, np.ndarray) and given.ndim == 3:
-            given = [given]
-        if isinstance(given, Mapping):
-            given = [given[name] for name in self.cameras if name in given]
-        if len(given) != len(self.cameras):
-            raise ValueError(f"found {len(given)} images, expected one of each camera: {', '.join(self.cameras)}")
-        return [self.image(image) for image in given]
-
-    def clip_images(self, given: Any) -> list[list[np.ndarray]]:
-        """The images of a clip's steps, as `step_images`.
-
-        Args:
-            given: one step, or a sequence of 1 to `window` of them.
-
-        Raises:
-            ValueError: another number of steps; or as `step_images`.
-        """
-        if isinstance(given, (str, bytes)) or not isinstance(given, (Mapping, Sequence, np.ndarray)):
-            raise ValueError(f"domain {self.name!r}: found a {type(given).__name__}, expected an image uint8 (height, "
-                             f"width, 3) or a sequence of 1 to {self.window} of them")
-        several = len(self.cameras) > 1
-        if isinstance(given, Mapping) or _is_image(given) or (several and all(map(_is_image, given))):
-            given = [given]
-        if not 1 <= len(given) <= self.window:
-            raise ValueError(f"domain {self.name!r}: found a clip of {len(given)} images"
-                             f"{' of each camera' if several else ''}, expected 1 to {self.window}")
-        return [self.step_images(step) for step in given]
-
-    def image(self, image: np.ndarray) -> np.ndarray:
-        """The image resized for the encoder: bilinear, antialiased, no crop; ValueError for another dtype or shape."""
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
-            raise ValueError(f"domain {self.name!r}: found {found}, expected images uint8 (height, width, 3)")
-        size = (self.image_size, self.image_size)
-        if image.shape[:2] == size:
-            return image
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-
-
-def _is_image(given: Any) -> bool:
-    return isinstance(given, np.ndarray) and given.ndim == 3
+# A batch of samples, for training
 
 
 def lay_out(domain: Domain, samples: Sequence[tuple[Any, ...]], patches: int) -> dict[str, Tensor]:
@@ -859,37 +600,8 @@ def lay_out(domain: Domain, samples: Sequence[tuple[Any, ...]], patches: int) ->
 # Acting, answering, classifying
 
 
-@dataclass
-class Episode:
-    """History of one environment: its last steps, with encoded images and actions."""
-
-    past: deque[tuple[list[Tensor], Step]]
-
-
-@dataclass(frozen=True)
-class GeneratedText:
-    """An answer of the model."""
-
-    text: str
-    ids: list[int]  # without the </s> that ended it
-    log_probability: float  # in nats, among the text ids, at temperature 1; of all generated ids, the final </s> too
-    complete: bool  # it ended by </s>, not by `max_tokens`
-
-
-@dataclass(frozen=True)
-class Classification:
-    """The class of a clip."""
-
-    label: int  # the most probable class
-    probabilities: np.ndarray  # f32 (classes,)
-
-
-class Policy:
-    """Acts in any number of environments at once, each with its own history; answers prompts and classifies clips.
-
-    The window slides: every step prefills the row of the last images and actions from stored encodings, then decodes
-    the action id by id with a KV cache, among the ids that the ActionSpec allows.
-    """
+class Policy(ExportedPolicy):
+    """Acts, answers and classifies with an `Agent`; the history slides."""
 
     def __init__(self, folder: str | Path, *, domain: str = "", agent: Agent | None = None, temperature: float = 0.0,
                  seed: int = 0):
@@ -905,316 +617,47 @@ class Policy:
         Raises:
             ValueError: there is no such domain, or `domain` is empty and there are several to act in.
         """
-        self.agent, self.folder = agent or Agent.load(folder), Path(folder)
-        prompted = list(self.agent.description.get("prompted", {}))
-        if not domain and not self.agent.description["acting"] and len(prompted) == 1:
-            [domain] = prompted
-        only_prompted = len(prompted) > 1 and not self.agent.description["acting"]
-        self._domain = Domain.load(folder, domain) if domain or not only_prompted else None
-        self.temperature, self._random = temperature, np.random.default_rng(seed)
-        self._episodes: dict[Any, Episode] = {}
-
-    @property
-    def domain(self) -> Domain:
-        """The domain that was named, or the only one to act in, or the only one; else ValueError."""
-        if self._domain is None:
-            raise ValueError(f"{self.folder} has no domain of the layout 'actions', but "
-                             f"{', '.join(self.agent.description['prompted'])}, and none was named; use `say` or "
-                             "`classify`, or name one")
-        return self._domain
-
-    def _of_layout(self, name: str, layout: str) -> Domain:
-        """The domain to predict in: the one named here or at the start, or the only one of the layout."""
-        own = self._domain
-        if own is not None and own.layout == layout and name in ("", own.name):
-            return own
-        return Domain.load(self.folder, name, layout)
-
-    def reset(self, env_ids: Sequence[Any]) -> None:
-        """Start new episodes."""
-        for env_id in env_ids:
-            images = self.domain.window // self.domain.actions_per_image
-            self._episodes[env_id] = Episode(deque(maxlen=images - 1))
-
-    def act(self, images: Sequence[Any], instructions: Sequence[str], env_ids: Sequence[Any],
-            states: Sequence[Mapping[str, Any]] | None = None) -> list[Any]:
-        """The next action of each episode, which is assumed to be executed.
-
-        If the domain has several actions per image: a list of them for each episode, in order; it ends with the action
-        that ends the episode.
-
-        Args:
-            images: n uint8 (height, width, 3), or n sequences or mappings of one such image for each camera.
-            instructions: n texts.
-            env_ids: n different ids; an unknown id starts an episode.
-            states: n mappings of the StateSpec's values; None if the domain has no StateSpec.
-
-        Raises:
-            ValueError: a domain without actions, sequences of unequal length, duplicate env_ids, a wrong observation,
-                or logits that are not finite.
-        """
-        codec = self._codec()
-        n = len(env_ids)
-        if not len(images) == len(instructions) == n or (states is not None and len(states) != n):
-            raise ValueError(f"found {len(images)} images, {len(instructions)} instructions, {n} env_ids"
-                             f"{'' if states is None else f' and {len(states)} states'}, expected one each")
-        if len(set(env_ids)) != n:
-            raise ValueError(f"duplicate env_ids: {list(env_ids)}")
-        if (states is None) != (self.domain.state is None):
-            raise ValueError(f"domain {self.domain.name!r} {'has no' if states is not None else 'needs a'} state for "
-                             "each environment")
-        if not n:
-            return []
-        steps = self.observe(images, env_ids, states)
-        texts = [self.domain.text_ids(instruction) for instruction in instructions]
-        actions: list[list[dict[str, np.ndarray]]] = [[] for _ in env_ids]
-        for _ in range(self.domain.actions_per_image):
-            found = self.decode(env_ids, texts, steps, lambda _, logits: self._choose(logits))
-            for i, ids in enumerate(found):
-                tokens, step = steps[i]
-                steps[i] = tokens, Step(step.images, step.state_ids, [*step.action_ids, *ids])
-                if not actions[i] or "terminal" not in actions[i][-1]:
-                    actions[i].append(codec.decode(ids))
-        for env_id, (tokens, step) in zip(env_ids, steps, strict=True):
-            self.remember(env_id, tokens, step)
-        return actions if self.domain.actions_per_image > 1 else [one for [one] in actions]
-
-    def _codec(self) -> Codec:
-        """The codec of the domain's actions; ValueError if it has none."""
-        if self.domain.actions is None:
-            acting = ", ".join(self.agent.description["acting"]) or "there is none"
-            raise ValueError(f"domain {self.domain.name!r} of {self.folder} has the layout {self.domain.layout!r}, "
-                             f"which predicts no actions; expected a domain of the layout 'actions': {acting}")
-        return self.domain.actions
-
-    def remember(self, env_id: Any, tokens: list[Tensor], step: Step) -> None:
-        """Append an executed step to the history."""
-        self._episodes[env_id].past.append((tokens, step))
-
-    def observe(self, images: Sequence[Any], env_ids: Sequence[Any], states: Sequence[Mapping[str, Any]] | None
-                ) -> list[tuple[list[Tensor], Step]]:
-        """Encode the observations: the visual tokens of each camera, and the step without its action."""
-        self.reset([env_id for env_id in env_ids if env_id not in self._episodes])
-        prepared = [self.domain.step_images(given) for given in images]
-        encoded = [[]] * len(prepared) if self.domain.video else self._encode(prepared)
-        steps = []
-        for i, cameras in enumerate(prepared):
-            state = self.domain.state.encode(states[i]) if self.domain.state and states is not None else []
-            steps.append((encoded[i], Step(cameras, state)))
-        return steps
+        self.agent = agent or Agent.load(folder)
+        super().__init__(folder, self.agent.description, domain=domain, temperature=temperature, seed=seed)
 
     @torch.inference_mode()
-    def decode(self, env_ids: Sequence[Any], texts: Sequence[Sequence[int]], steps: Sequence[tuple[list[Tensor], Step]],
-               choose: Any) -> list[list[int]]:
-        """The ids of each action, after those in `steps`; `choose(row, {id: logit})` returns one of the legal ids."""
-        codec, language = self._codec(), self.agent.language
-        pending, where = map(list, zip(*[codec.forced(codec.start)] * len(env_ids), strict=True))
-        ids = [list(first) for first in pending]
-        if all(state == codec.accept for state in where):
-            return ids
-        rows = [self._row(self._episodes[env_id], text, step, first)
-                for env_id, text, step, first in zip(env_ids, texts, steps, pending, strict=True)]
-        x_BSD, position_BS, real_BC = _stacked(rows)
+    def _tokens(self, frames_BFHWC: np.ndarray, clip_BF: np.ndarray) -> Tensor:
+        return self.agent.encode(*self._on_device(frames_BFHWC, clip_BF))
+
+    @torch.inference_mode()
+    def _probabilities(self, frames_BFHWC: np.ndarray, clip_BF: np.ndarray) -> np.ndarray:
+        frames, clip = self._on_device(frames_BFHWC, clip_BF)
+        tokens = self.agent.vision(self.agent.patchify(frames), clip)
+        return self.agent.classify(tokens, clip).softmax(dim=-1).cpu().numpy()
+
+    def _on_device(self, *arrays: np.ndarray) -> list[Tensor]:
+        return [torch.from_numpy(np.require(array, None, ["C", "W"])).to(self.agent.scale.device) for array in arrays]
+
+    @torch.inference_mode()
+    def _read(self, rows: Sequence[Row], ids: np.ndarray, room: int, episodes: Sequence[Episode] = ()
+              ) -> Generator[np.ndarray, Sequence[Sequence[int]], None]:
+        language, device = self.agent.language, self.agent.scale.device
+        x_BSD, position_BS, real_BC = _stacked([self._embedded(row) for row in rows])
         next_B = position_BS.max(dim=1)[0] + 1
-        longest = len(codec.ways)  # an action has at most as many ids as its automaton has states
-        cache = Cache(self.agent.config["model"]["language"], len(rows), x_BSD.shape[1] + 2 * longest, x_BSD)
+        cache = Cache(self.agent.config["model"]["language"], len(rows), x_BSD.shape[1] + room, x_BSD)
         while True:
             hidden = language(x_BSD, position_BS, cache.append(real_BC), cache)
             last_BD = hidden[torch.arange(len(rows)), real_BC.sum(dim=1).clamp(min=1) - 1]
-            logits_BK = language.logits(last_BD).cpu()
-            for i, state in enumerate(where):
-                pending[i] = []
-                if state != codec.accept:
-                    legal = codec.ways[state]
-                    token = choose(i, {token: float(logits_BK[i, token]) for token in legal})
-                    forced, where[i] = codec.forced(legal[token])
-                    pending[i] = [token, *forced]
-                    ids[i] += pending[i]
-                    if where[i] == codec.accept:
-                        pending[i] = []
-            width = max(map(len, pending))
-            if not width:
-                return ids
-            chunk_BC = torch.tensor([more + [0] * (width - len(more)) for more in pending], device=next_B.device)
-            real_BC = torch.arange(width) < torch.tensor([len(more) for more in pending])[:, None]
-            real_BC = real_BC.to(next_B.device)
-            position_BS = next_B[:, None] + torch.arange(width, device=next_B.device)
-            position_BS = torch.where(real_BC, position_BS, 0)
+            pending = yield language.logits(last_BD).cpu().numpy()[:, ids]
+            width, count = max(map(len, pending)), torch.tensor([len(more) for more in pending])
+            token_BC = torch.tensor([[*more, *[0] * (width - len(more))] for more in pending], device=device)
+            real_BC = (torch.arange(width) < count[:, None]).to(device)
+            position_BS = torch.where(real_BC, next_B[:, None] + torch.arange(width, device=device), 0)
             next_B = next_B + real_BC.sum(dim=1)
-            x_BSD = language.embed_tokens(chunk_BC)
+            x_BSD = language.embed_tokens(token_BC)
 
-    def _encode(self, images: Sequence[Sequence[np.ndarray]]) -> list[list[Tensor]]:
-        """Visual tokens (V, D) of each camera of each environment; every image is its own clip."""
-        with torch.inference_mode():
-            frames_BFHWC = torch.from_numpy(np.asarray(images)).to(self.agent.scale.device)
-            clip_BF = torch.arange(frames_BFHWC.shape[1], device=frames_BFHWC.device).expand(frames_BFHWC.shape[:2])
-            return [list(row) for row in self.agent.encode(frames_BFHWC, clip_BF)]
-
-    def _row(self, episode: Episode, text: Sequence[int], now: tuple[list[Tensor], Step], first_ids: Sequence[int]
-             ) -> tuple[Tensor, Tensor]:
-        """The embedded row (S, D) of an episode up to the first ids of its next action, and its positions (S,)."""
-        window = [*episode.past, now]
-        visual = self._clip([step for _, step in window]) if self.domain.video else [tokens for tokens, _ in window]
-        ids = [[*step.state_ids, *step.action_ids, *(first_ids if step is now[1] else ())] for _, step in window]
-        return self._embedded(self.domain, text, visual, ids)
-
-    def _embedded(self, domain: Domain, text: Sequence[int], visual: Sequence[Sequence[Tensor]],
-                  ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """The row (S, D) of a text, and of each step's visual tokens by camera and its ids; its positions (S,)."""
+    def _embedded(self, row: Row) -> tuple[Tensor, Tensor]:
+        """The embedded row (S, D), and its positions (S,)."""
+        pieces, position_S = row
         device, embed = self.agent.scale.device, self.agent.language.embed_tokens
-        pieces = [embed(torch.tensor(text, device=device))]
-        for tokens, of_step in zip(visual, ids, strict=True):
-            pieces += [*tokens, *([embed(torch.tensor(of_step, device=device))] if of_step else [])]
-        x_SD = torch.cat(pieces)
-        position_S = torch.arange(len(x_SD), device=device)
-        if domain.first_position:
-            position_S[len(text) :] += domain.first_position - len(text)
-        return x_SD, position_S
-
-    def _clip(self, steps: Sequence[Step]) -> list[list[Tensor]]:
-        """Visual tokens by step and camera of a video model, which encodes the whole window; one CLS a camera."""
-        images = np.stack([image for step in steps for image in step.images])
-        cameras = len(steps[0].images)
-        clip = torch.arange(cameras, device=self.agent.scale.device).repeat(len(steps))
-        tokens = self.agent.encode(torch.from_numpy(images)[None].to(clip.device), clip[None])[0]
-        return [[tokens[number * cameras + camera, 1 if number else 0 :] for camera in range(cameras)]
-                for number in range(len(steps))]
-
-    def _choose(self, logits: Mapping[int, float]) -> int:
-        """The best id, or a sample from the softmax (Gumbel-max)."""
-        tokens, found = list(logits), np.array(list(logits.values()))
-        _check_finite(found)
-        if self.temperature:
-            found = found / self.temperature + self._random.gumbel(size=found.shape)
-        return tokens[int(np.argmax(found))]
-
-    def say(self, images: Sequence[Any], prompts: Sequence[str], *, domain: str = "", max_tokens: int = 0,
-            temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> list[GeneratedText]:
-        """Answer each prompt about its images; no history is read or written.
-
-        Args:
-            images: for each prompt an image uint8 (height, width, 3), or a sequence of 1 to `window` of them; with
-                several cameras, a mapping by their names or a tuple in their order in place of an image.
-            prompts: texts.
-            domain: of the layout "answer"; may be empty if the policy has it, or if there is only one.
-            max_tokens: of an answer, </s> included; 0: the domain's `max_answer`, which is the most.
-            temperature: of sampling; 0: the most probable id.
-            top_p: sample among the fewest most probable ids whose probabilities reach this sum; 1: all.
-            seed: of sampling; what is drawn depends on it and on the prompt's number alone.
-
-        Returns:
-            One text for each prompt. Ids of actions and states are never generated.
-
-        Raises:
-            ValueError: a domain without text, another number of images than prompts, a prompt that is too long, a
-                wrong clip, a setting out of range, or logits that are not finite.
-        """
-        chosen = self._of_layout(domain, "answer")
-        _check_sampling(chosen, temperature, top_p, max_tokens)
-        if isinstance(prompts, str) or len(images) != len(prompts):
-            found = "one text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
-            raise ValueError(f"found {len(images)} clips and {found}, expected a clip (an image or several) for each "
-                             "prompt: say([clip], [prompt])")
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise ValueError(f"domain {chosen.name!r}: found the prompt {prompt!r}, expected a text")
-        if not len(prompts):
-            return []
-        texts = [chosen.text_ids(prompt) for prompt in prompts]
-        clips = [chosen.clip_images(given) for given in images]
-        random = [np.random.default_rng([seed, number]) for number in range(len(prompts))]
-        log_probabilities = [0.0] * len(prompts)
-
-        def choose(row: int, logits_K: np.ndarray) -> int:
-            _check_finite(logits_K)
-            log_K = logits_K - logits_K.max()
-            log_K -= np.log(np.exp(log_K).sum())
-            token = sampled(log_K, temperature, top_p, random[row])
-            log_probabilities[row] += float(log_K[token])
-            return token
-
-        said = []
-        for ids, log_probability in zip(self.generate(chosen, texts, clips, max_tokens or chosen.max_answer, choose),
-                                        log_probabilities, strict=True):
-            complete = ids[-1] == EOS
-            ids = ids[:-1] if complete else ids
-            said.append(GeneratedText(chosen.text(ids), ids, log_probability, complete))
-        return said
-
-    @torch.inference_mode()
-    def generate(self, domain: Domain, texts: Sequence[Sequence[int]], clips: Sequence[Sequence[Sequence[np.ndarray]]],
-                 limit: int, choose: Any) -> list[list[int]]:
-        """The ids after each prompt and clip, up to </s> or `limit` of them.
-
-        Args:
-            domain: of the layout "answer".
-            texts: ids of the prompts.
-            clips: prepared images by step and camera.
-            limit: ids of an answer at most.
-            choose: `choose(row, logits_K)` returns the next id by the logits of the text ids, f64.
-        """
-        language = self.agent.language
-        x_BSD, position_BS, real_BC = _stacked(self._prompt_rows(domain, texts, clips))
-        next_B = position_BS.max(dim=1)[0]
-        cache = Cache(self.agent.config["model"]["language"], len(texts), x_BSD.shape[1] + limit - 1, x_BSD)
-        ids: list[list[int]] = [[] for _ in texts]
-        going = [True] * len(texts)
-        while True:
-            hidden = language(x_BSD, position_BS, cache.append(real_BC), cache)
-            last_BD = hidden[torch.arange(len(texts)), real_BC.sum(dim=1).clamp(min=1) - 1]
-            logits_BK = language.logits(last_BD)[:, : domain.text_ids_end].double().cpu().numpy()
-            for i, found in enumerate(ids):
-                if going[i]:
-                    found.append(choose(i, logits_BK[i]))
-                    going[i] = found[-1] != EOS and len(found) < limit
-            if not any(going):
-                return ids
-            real_BC = torch.tensor(going, device=next_B.device)[:, None]
-            next_B = next_B + 1
-            position_BS = torch.where(real_BC, next_B[:, None], 0)
-            x_BSD = language.embed_tokens(torch.tensor([[found[-1]] for found in ids], device=next_B.device))
-
-    def _prompt_rows(self, domain: Domain, texts: Sequence[Sequence[int]],
-                     clips: Sequence[Sequence[Sequence[np.ndarray]]]) -> list[tuple[Tensor, Tensor]]:
-        """The embedded row of each prompt and clip, and its positions."""
-        tokens_BFVD = self.agent.connector(self._vision_tokens(domain, clips)[0])
-        rows = []
-        for text, clip, tokens_FVD in zip(texts, clips, tokens_BFVD, strict=True):
-            cameras = len(clip[0])
-            visual = [[tokens_FVD[step * cameras + camera, 1 if domain.video and step else 0 :]
-                       for camera in range(cameras)] for step in range(len(clip))]
-            rows.append(self._embedded(domain, text, visual, [[]] * len(clip)))
-        return rows
-
-    def _vision_tokens(self, domain: Domain, clips: Sequence[Sequence[Sequence[np.ndarray]]]) -> tuple[Tensor, Tensor]:
-        """Visual tokens (B, F, V, D) before the connector, and clip_BF (-1: padding), of steps by camera."""
-        frames = [np.stack([image for step in clip for image in step]) for clip in clips]
-        frames_BFHWC = np.zeros((len(clips), max(map(len, frames)), *frames[0].shape[1:]), np.uint8)
-        clip_BF = np.full(frames_BFHWC.shape[:2], -1)
-        for i, (images, clip) in enumerate(zip(frames, clips, strict=True)):
-            frames_BFHWC[i, : len(images)] = images
-            clip_BF[i, : len(images)] = np.arange(len(images)) % (len(clip[0]) if domain.video else len(images))
-        device = self.agent.scale.device
-        clip = torch.from_numpy(clip_BF).to(device)
-        return self.agent.vision(self.agent.patchify(torch.from_numpy(frames_BFHWC).to(device)), clip), clip
-
-    @torch.inference_mode()
-    def classify(self, images: Sequence[Any], *, domain: str = "") -> list[Classification]:
-        """The class of each clip.
-
-        Args:
-            images: for each clip an image uint8 (height, width, 3), or a sequence of 1 to `window` of them.
-            domain: of the layout "label"; may be empty if the policy has it, or if there is only one.
-
-        Raises:
-            ValueError: a domain without classes, a wrong clip, or logits that are not finite.
-        """
-        chosen = self._of_layout(domain, "label")
-        if not len(images):
-            return []
-        classes_BY = self.agent.classify(*self._vision_tokens(chosen, [chosen.clip_images(given) for given in images]))
-        _check_finite(classes_BY.cpu().numpy())
-        return [Classification(int(row.argmax()), row) for row in classes_BY.softmax(dim=-1).cpu().numpy()]
+        x_SD = torch.cat([embed(torch.tensor(piece, device=device)) if isinstance(piece, list) else piece
+                          for piece in pieces])
+        return x_SD, torch.from_numpy(position_S).to(device)
 
 
 def _stacked(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -1224,32 +667,6 @@ def _stacked(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Ten
     x_BSD = torch.stack([F.pad(x, (0, 0, 0, length - len(x))) for x, _ in rows])
     position_BS = torch.stack([F.pad(position, (0, length - len(position))) for _, position in rows])
     return x_BSD, position_BS, torch.arange(length, device=used.device) < used[:, None]
-
-
-def sampled(log_K: np.ndarray, temperature: float, top_p: float, random: np.random.Generator) -> int:
-    """An id by its log-probabilities: the best one, or a sample among the top p (Holtzman et al., 2019)."""
-    if not temperature:
-        return int(np.argmax(log_K))
-    odds_K = np.exp((log_K - log_K.max()) / temperature)
-    order_K = np.argsort(-odds_K, kind="stable")
-    sums_K = np.cumsum(odds_K[order_K] / odds_K.sum())
-    kept = order_K[: 1 + np.searchsorted(sums_K, top_p)]
-    return int(random.choice(kept, p=odds_K[kept] / odds_K[kept].sum()))
-
-
-def _check_sampling(domain: Domain, temperature: float, top_p: float, max_tokens: int) -> None:
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature={temperature}: expected 0 (the most probable id) or more, and finite")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}: expected above 0 and at most 1 (all ids)")
-    if not 0 <= max_tokens <= domain.max_answer:
-        raise ValueError(f"max_tokens={max_tokens}: domain {domain.name!r} was trained on answers of at most "
-                         f"{domain.max_answer} tokens with </s>; expected 1 to {domain.max_answer}, or 0 for that")
-
-
-def _check_finite(logits: np.ndarray) -> None:
-    if not np.isfinite(logits).all():
-        raise ValueError("the logits are NaN or infinite: the parameters are damaged, or their training diverged")
 
 
 def main(folder: str) -> None:
