@@ -78,7 +78,8 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path) -> dict[str, Any]:
 
     def decode(params: Params, token_BC: Any, position_BC: Any, last_B: Any, ids_A: Any, cache: Any, visible_BZ: Any
                ) -> Any:
-        return read(params, embed(params, token_BC), position_BC, last_B, ids_A, (VisibleCache(cache, visible_BZ),))
+        past = VisibleCache(tuple(LayerCache(*layer) for layer in cache), visible_BZ)
+        return read(params, embed(params, token_BC), position_BC, last_B, ids_A, (past,))
 
     B, C, F, G, A, Z = jax_export.symbolic_shape("B, C, F, G, A, Z")
     size, whole = model.vision.image_size, jnp.int32
@@ -91,7 +92,7 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path) -> dict[str, Any]:
         "prefill": (prefill, (spec["BC"], spec["BC"], jax.ShapeDtypeStruct((B, G, width), compute.dtype), spec["BC"],
                               spec["B"], spec["A"])),
         "decode": (decode, (spec["BC"], spec["BC"], spec["B"], spec["A"],
-                            (LayerCache(kv, kv),) * model.language.depth, jax.ShapeDtypeStruct((B, Z), jnp.bool_)))}
+                            ((kv, kv),) * model.language.depth, jax.ShapeDtypeStruct((B, Z), jnp.bool_)))}
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     differences = {}
     with renamed_when_complete(out) as partial:
