@@ -2,16 +2,20 @@
 
     f32     as exported
     f16     weights and activations in float16
-    int8    weights of products in int8, with a scale for each block of `BLOCK` inputs; their activations become int8
-            in the kernel. The tables of tokens and positions in float16: the tool has no int8 lookup
-    int4    weights of products and tables in int4, likewise
+    int8    weights of products in int8, with a scale for each output; their activations become uint8 as they come, with
+            one scale for all of an input. The tables of tokens and positions in float16
+    int4    weights of products and tables in int4, with a scale for each block of `BLOCK` inputs; activations become
+            int8 in the kernel
 
-No precision needs calibration: activations are scaled as they come, row by row.
+No precision needs calibration: activations are scaled as they come.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -19,29 +23,54 @@ import onnx
 from agent_jax.convert.onnx.graphs import save
 
 # The oldest onnxruntime that runs the graphs of each precision.
-OLDEST = {"f32": "1.18", "f16": "1.18", "int8": "1.23", "int4": "1.22"}
+OLDEST = {"f32": "1.18", "f16": "1.18", "int8": "1.18", "int4": "1.22"}
 BLOCK = 32
 INT8_IN_KERNEL = 4  # MatMulNBits' accuracy_level: products of int8, sums of int32
 
 
 def quantise(folder: pathlib.Path, precision: str) -> None:
     """Rewrite both graphs of a folder in a precision, a key of `OLDEST`."""
-    for path in (folder / "encoder.onnx", folder / "language.onnx"):
-        if precision == "f16":
-            from onnxruntime.transformers.float16 import convert_float_to_float16
+    with _quiet():
+        for path in (folder / "encoder.onnx", folder / "language.onnx"):
+            _quantise(path, precision)
 
-            save(convert_float_to_float16(onnx.load(str(path)), keep_io_types=True), path)
-        elif precision != "f32":
-            from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-            model, bits = onnx.load(str(path)), int(precision.removeprefix("int"))
-            if bits == 8:
-                _halve_tables(model.graph)
-            operators = ("MatMul", "Gather") if bits == 4 else ("MatMul",)
-            quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=BLOCK, is_symmetric=True,
-                                             accuracy_level=INT8_IN_KERNEL, op_types_to_quantize=operators)
-            quantizer.process()
-            save(quantizer.model.model, path)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tools' own lines; one of them sets the level of all logs as it is imported."""
+    root = logging.getLogger()
+    level, handlers = root.level, [*root.handlers]
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+def _quantise(path: pathlib.Path, precision: str) -> None:
+    if precision == "f16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        save(convert_float_to_float16(onnx.load(str(path)), keep_io_types=True), path)
+    elif precision == "int8":
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        model = onnx.load(str(path))
+        _halve_tables(model.graph)
+        save(model, path)
+        # 7 bits of a weight: AVX2 adds pairs of products in 16 bits, which would overflow.
+        quantize_dynamic(path, path, ["MatMul"], per_channel=True, reduce_range=True, weight_type=QuantType.QInt8,
+                         use_external_data_format=True, extra_options={"MatMulConstBOnly": True})
+        save(onnx.load(str(path)), path)
+    elif precision == "int4":
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        quantizer = MatMulNBitsQuantizer(onnx.load(str(path)), bits=4, block_size=BLOCK, is_symmetric=True,
+                                         accuracy_level=INT8_IN_KERNEL, op_types_to_quantize=("MatMul", "Gather"))
+        quantizer.process()
+        save(quantizer.model.model, path)
 
 
 def _halve_tables(graph: onnx.GraphProto) -> None:
