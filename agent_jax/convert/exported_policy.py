@@ -447,11 +447,12 @@ class ExportedPolicy:
             ValueError: a domain without actions, or a wrong observation.
         """
         self._codec()
+        frames = self.domain.step_images(images)
         if (state is None) != (self.domain.state is None):
             raise ValueError(f"domain {self.domain.name!r} {'has no' if state is not None else 'needs a'} state for "
                              "each environment")
         state_ids = self.domain.state.encode(state) if self.domain.state and state is not None else []
-        return Prepared(Step(self.domain.step_images(images), state_ids), self.domain.text_ids(instruction))
+        return Prepared(Step(frames, state_ids), self.domain.text_ids(instruction))
 
     def act(self, images: Sequence[Any], instructions: Sequence[str], env_ids: Sequence[Any],
             states: Sequence[Mapping[str, Any]] | None = None) -> list[Any]:

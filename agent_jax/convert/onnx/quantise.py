@@ -57,13 +57,12 @@ def _quantise(path: pathlib.Path, precision: str) -> None:
     elif precision == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        model = onnx.load(str(path))
-        _halve_tables(model.graph)
-        save(model, path)
         # 7 bits of a weight: AVX2 adds pairs of products in 16 bits, which would overflow.
         quantize_dynamic(path, path, ["MatMul"], per_channel=True, reduce_range=True, weight_type=QuantType.QInt8,
                          use_external_data_format=True, extra_options={"MatMulConstBOnly": True})
-        save(onnx.load(str(path)), path)
+        model = onnx.load(str(path))
+        _halve_tables(model.graph)
+        save(model, path)
     elif precision == "int4":
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -84,5 +83,7 @@ def _halve_tables(graph: onnx.GraphProto) -> None:
                 half = onnx.numpy_helper.to_array(table).astype(np.float16)
                 table.CopyFrom(onnx.numpy_helper.from_array(half, table.name))
             found, node.output[0] = node.output[0], f"{node.output[0]}_half"
+            for stale in [one for one in graph.value_info if one.name == table.name]:
+                graph.value_info.remove(stale)
             graph.node.insert(number + 1, onnx.helper.make_node("Cast", [node.output[0]], [found],
                                                                 to=onnx.TensorProto.FLOAT))

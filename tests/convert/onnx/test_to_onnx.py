@@ -199,18 +199,24 @@ def test_nothing_is_written_without_proof(base: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["f16", "int8", "int4"])
-def test_smaller_precisions_are_smaller_and_act(base: Path, tmp_path: Path, precision: str):
+@pytest.mark.parametrize(("precision", "correlation"), [("int8", 0.995), ("int4", 0.9)])
+def test_smaller_precisions_are_smaller_and_act(base: Path, tmp_path: Path, precision: str, correlation: float):
     made, exact = exported_onnx(base, "images")
     out = tmp_path / precision
     line = ["to-onnx", str(made.path), str(out), "--precision", precision, "--windows", "0", "--allow_loss"]
     assert main([*line, "--episodes", "0"]) == 0
-    report = json.loads((out / "parity.json").read_text())
-    assert not report["passed"]
-    assert max(row["difference"] for row in report["comparisons"]) < 0.5
+    assert not json.loads((out / "parity.json").read_text())["passed"]
     size, whole = (sum(file.stat().st_size for file in folder.glob("*.data")) for folder in (out, exact))
     assert size < whole
-    assert len(onnx_agent.Policy(out, domain="minecraft").act(images(made, 1), ["go"], [0])) == 1
+    found = []
+    for folder in (out, exact):
+        policy = onnx_agent.Policy(folder, domain="minecraft")
+        codec = policy.domain.actions
+        assert codec is not None
+        seen = [policy.prepare(image, "go") for image in images(made, 4)]
+        logits = np.concatenate(policy.follow(seen, range(4), [codec.first()] * 4))
+        found.append(logits[np.isfinite(logits)])
+    assert np.corrcoef(found)[0, 1] > correlation
 
 
 BLOCKED = "import sys\nfor name in ('jax', 'jaxlib', 'flax', 'torch', 'transformers'): sys.modules[name] = None\n"
