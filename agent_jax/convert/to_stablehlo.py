@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 import agent_jax
 from agent_jax.checkpoints.fingerprint import flat
@@ -84,7 +84,7 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path) -> dict[str, Any]:
     B, C, F, G, A, Z = jax_export.symbolic_shape("B, C, F, G, A, Z")
     size, whole = model.vision.image_size, jnp.int32
     width, heads = model.language.width, model.language.heads
-    kv = jax.ShapeDtypeStruct((B, heads, Z, width // heads), compute.dtype)
+    kv: Any = jax.ShapeDtypeStruct((B, heads, Z, width // heads), compute.dtype)
     ints = {"BC": (B, C), "BF": (B, F), "B": (B,), "A": (A,)}
     spec = {name: jax.ShapeDtypeStruct(shape, whole) for name, shape in ints.items()}
     graphs: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -106,8 +106,8 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path) -> dict[str, Any]:
             if not differences[name] <= (1e-4 if compute.dtype == jnp.float32 else 0.1):
                 raise RuntimeError(f"{out} was not written: {name} differs from the network by up to "
                                    f"{differences[name]:.2e}, expected at most 1e-4 (0.1 in bfloat16)")
-        save_file({path: np.ascontiguousarray(leaf) for path, leaf in flat(params).items()},
-                  partial / "params.safetensors")
+        (partial / "params.safetensors").write_bytes(
+            save({path: np.ascontiguousarray(leaf) for path, leaf in flat(params).items()}))
         source = {"checkpoint": str(trained.directory), "step": trained.step, "agent_jax": agent_jax.__version__}
         (partial / "agent.json").write_text(torch_folder.agent_json(trained.config, trained.domains, source))
         report = {"format": 1, "jax": jax.__version__, "platforms": list(PLATFORMS), "dtype": model.dtype,

@@ -109,7 +109,7 @@ def _folder(options: argparse.Namespace) -> tuple[Any, int, Sequence[int]]:
     if options.engine != "onnx":
         raise ValueError(f"--folder={options.folder} with --engine {options.engine}: an exported folder is served by "
                          "--engine onnx")
-    for flag, unset in (("step", None), ("ahead", False), ("replan_every", 0)):
+    for flag, unset in (("step", None), ("ahead", False), ("replan_every", 0), ("surprise", 0)):
         if getattr(options, flag) != unset:
             raise ValueError(f"--{flag}={getattr(options, flag)} is for --checkpoint; an exported folder has one step, "
                              "and acts without it")

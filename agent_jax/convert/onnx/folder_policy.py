@@ -44,6 +44,15 @@ class FolderPolicy:
         return [dataclasses.replace(text, ids=np.array(text.ids, np.int32))
                 for text in self.exported.say(images, prompts, **options)]
 
+    def surprise_of(self, frames: Sequence[Sequence[np.ndarray]], *, masks: int = 1) -> np.ndarray:
+        """Refused: a folder has no MAE decoder.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"surprise of {len(frames)} observations by {masks} masks: an exported folder has no MAE "
+                         "decoder; serve the checkpoint")
+
     def check_acts(self, call: str) -> None:
         """Refuse `call`, which needs actions, in a domain without any; ValueError names the domains that have some."""
         if self.domain.spec is None:
