@@ -69,12 +69,13 @@ class LanguageGraph(nn.Module):
         bias = torch.cat([past_B11Z.expand(-1, -1, token_BC.shape[1], -1),
                           bias_CC[None, None].expand(token_BC.shape[0], -1, -1, -1)], dim=-1)
         new: list[Tensor] = []
-        for number, layer in enumerate(language.layers):
+        layers: Any = language.layers
+        for number, layer in enumerate(layers):
             attention, normed = layer.self_attn, layer.self_attn_layer_norm(x)
             heads = (attention.heads, -1)
             k, v = (part(normed).unflatten(-1, heads).transpose(1, 2) for part in (attention.k_proj, attention.v_proj))
             new += [k, v]
-            if number == len(language.layers) - 1:  # of the last layer only the last slot is wanted
+            if number == len(layers) - 1:  # of the last layer only the last slot is wanted
                 last = last_B[:, None, None]
                 x, normed = (y.gather(1, last.expand(-1, 1, y.shape[2])) for y in (x, normed))
                 bias = bias.gather(2, last[..., None].expand(-1, 1, 1, bias.shape[3]))

@@ -101,9 +101,10 @@ class Policy(ExportedPolicy):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self._encoder, self._language = (
+        sessions: Any = [
             onnxruntime.InferenceSession(str(Path(folder) / f"{part}.onnx"), options, ["CPUExecutionProvider"])
-            for part in ("encoder", "language"))
+            for part in ("encoder", "language")]
+        self._encoder, self._language = sessions
         self._depth = description["config"]["model"]["language"]["depth"]
         self._cached = [one.name for one in self._language.get_inputs() if one.name.startswith("past_")]
         self._heads, _, self._wide = self._language.get_inputs()[-1].shape[1:]

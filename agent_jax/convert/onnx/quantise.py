@@ -16,6 +16,7 @@ import contextlib
 import logging
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -69,7 +70,8 @@ def _quantise(path: pathlib.Path, precision: str) -> None:
         quantizer = MatMulNBitsQuantizer(onnx.load(str(path)), bits=4, block_size=BLOCK, is_symmetric=True,
                                          accuracy_level=INT8_IN_KERNEL, op_types_to_quantize=("MatMul", "Gather"))
         quantizer.process()
-        save(quantizer.model.model, path)
+        made: Any = quantizer.model
+        save(made.model, path)
 
 
 def _halve_tables(graph: onnx.GraphProto) -> None:

@@ -15,8 +15,8 @@ import torch
 from random_huggingface import rewrite, save_clip, save_language, save_vision
 from tiny_conversions import load_language
 
+from agent_jax.checkpoints.exported import mapping
 from agent_jax.convert import __main__ as command
-from agent_jax.convert import mapping
 from agent_jax.convert.huggingface import port
 from agent_jax.convert.huggingface.architecture import language_config
 from agent_jax.convert.parity.huggingface import find_folders, verify_language, verify_vision
