@@ -58,7 +58,7 @@ ALLOWED = {
         "agent_jax.convert.parity.pytorch",
         "agent_jax.convert.pytorch.torch_agent",
     ],
-    "minigrid": ["agent_jax.envs.babyai", "agent_jax.envs.clips"],
+    "minigrid": ["agent_jax.envs.babyai", "agent_jax.envs.babyai_rooms", "agent_jax.envs.clips"],
     "gymnasium": ["agent_jax.envs"],
     "metaworld": ["agent_jax.envs.metaworld"],
     "mujoco": ["agent_jax.envs.metaworld"],

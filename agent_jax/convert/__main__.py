@@ -9,6 +9,8 @@ push-to-hub CHECKPOINT ORG/NAME [--public] [--dtype float32|bfloat16] [--weights
     upload that folder to the Hugging Face hub, for Policy.from_pretrained("ORG/NAME"); private without --public
 to-onnx CHECKPOINT OUT [--precision f32|f16|int8|int4] [--data NAME=DIR] [--allow_loss] [--json PATH]
     export a folder that acts with onnxruntime alone, after a proof that it acts the same (parity.json)
+to-page FOLDER OUT.html --runtime DIR [--domain NAME] [--levels LEVEL ...] [--rooms N]
+    write a BabyAI agent of such a folder as one page, in which it acts without a server; DIR is npm's onnxruntime-web
 to-stablehlo CHECKPOINT OUT
     export the network by jax.export, for CPU, GPU and TPU
 from-pytorch FOLDER OUT
@@ -70,6 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.command == "to-onnx":
             return _run_to_onnx(options)
+        if options.command == "to-page":
+            from agent_jax.convert.to_page import write_page
+
+            print(write_page(options.folder, options.out, options.runtime, domain=options.domain,
+                             levels=options.levels, rooms=options.rooms), f"written: {options.out}", sep="\n")
+            return 0
         if options.command == "to-stablehlo":
             from agent_jax.convert.to_stablehlo import export
 
@@ -95,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if verify_folders(options.directory, options.json) else 1
     except ImportError as error:
         extras = {"torch": "torch", "transformers": "torch", "onnx": "onnx", "onnxruntime": "onnx",
-                  "onnxscript": "onnx"}
+                  "onnxscript": "onnx", "gymnasium": "babyai", "minigrid": "babyai"}
         if error.name not in extras:
             raise
         print(f"error: {options.command} needs {error.name}: {install(extras[error.name])}", file=sys.stderr)
@@ -140,6 +148,15 @@ def _add_onnx(commands: Any) -> None:
                           "percentage points, except in f32 (default 2)")
     exporter.add_argument("--allow_loss", action="store_true", help="write the folder although the proof failed")
     exporter.add_argument("--json", type=json_path, metavar="PATH", help="also write parity.json to PATH")
+    page = commands.add_parser("to-page", help="a folder of to-onnx -> a page in which the BabyAI agent acts",
+                               allow_abbrev=False)
+    page.add_argument("folder", metavar="FOLDER", help="written by to-onnx")
+    page.add_argument("out", metavar="OUT", help="file to write, NAME.html")
+    page.add_argument("--runtime", required=True, metavar="DIR", help="the unpacked npm package onnxruntime-web")
+    page.add_argument("--domain", default="", metavar="NAME", help="to act in; by default the only one with actions")
+    page.add_argument("--levels", nargs="+", default=(), metavar="LEVEL", help="of one room; by default "
+                      "GoToLocal and smaller ones")
+    page.add_argument("--rooms", type=int, default=5, metavar="N", help="of each level (default 5)")
     other = commands.add_parser("to-stablehlo", help="a checkpoint -> StableHLO for CPU, GPU, TPU", allow_abbrev=False)
     other.add_argument("checkpoint", metavar="CHECKPOINT", help="a workdir, its checkpoints directory, or one step")
     other.add_argument("out", metavar="OUT", help="folder to write")
