@@ -50,8 +50,10 @@ def write_page(folder: str | Path, out: str | Path, runtime: str | Path, *, doma
         ModuleNotFoundError: minigrid is not installed.
     """
     folder, out = Path(folder), check_json_path(str(out))
-    if out.suffix != ".html" or rooms < 1:
-        raise ValueError(f"{out}, --rooms={rooms}: expected a name that ends in .html, and 1 room or more")
+    if out.suffix != ".html":
+        raise ValueError(f"{out}: expected a name that ends in .html")
+    if rooms < 1:
+        raise ValueError(f"--rooms={rooms}: expected 1 or more")
     manifest = read_manifest(folder)
     description = read_json_object(folder / "agent.json")
     chosen = Domain.load(folder, domain, "actions")

@@ -127,6 +127,8 @@ def test_bad_levels_files_and_runtimes_are_refused_by_name(tmp_path: Path):
             write_page(folder, page, runtime, levels=[level], rooms=1)
     with pytest.raises(ValueError, match=r"page\.txt.*expected a name that ends in \.html"):
         write_page(folder, tmp_path / "page.txt", runtime)
+    with pytest.raises(ValueError, match="--rooms=0: expected 1 or more"):
+        write_page(folder, page, runtime, rooms=0)
     with pytest.raises(FileNotFoundError, match=r"--runtime .*no package\.json.*npm pack onnxruntime-web"):
         write_page(folder, page, tmp_path)
     with pytest.raises(ValueError, match=r"found onnxruntime-node 1\.30\.0; expected .* onnxruntime-web"):

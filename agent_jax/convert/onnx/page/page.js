@@ -25,7 +25,8 @@ const app = {
     for (const id of ["room", "instruction"]) // the arrow keys are the agent's
       $(id).addEventListener("change", () => $(id).blur());
     $("step").onclick = () => { this.playing = false; this.step(); };
-    $("play").onclick = () => { this.playing = !this.playing; this.show(); this.play(); };
+    $("play").onclick = () => { this.playing = !this.playing; this.show(); };
+    setInterval(() => this.playing && this.step(), 300);
     addEventListener("keydown", (event) => {
       if (!(event.key in KEYS) || event.target.tagName === "SELECT") return; // they choose in an open list
       event.preventDefault();
@@ -58,17 +59,9 @@ const app = {
       return found;
     } finally {
       this.busy = false;
+      this.playing &&= !this.world.done;
       this.show();
     }
-  },
-
-  async play() {
-    while (this.playing && !this.world.done) {
-      await this.step();
-      await new Promise((resolve) => setTimeout(resolve, 250));
-    }
-    this.playing = false;
-    this.show();
   },
 
   show() {
@@ -100,8 +93,9 @@ function paint(canvas, image, width) {
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
-const ready = app.start().catch((error) => {
+addEventListener("unhandledrejection", ({ reason }) => { // of the start, or of a step
+  app.playing = false;
   $("status").className = "bad";
-  $("status").textContent = `the agent did not start: ${error.message ?? error}`;
-  throw error;
+  $("status").textContent = `error: ${reason?.message ?? reason}`;
 });
+const ready = app.start();

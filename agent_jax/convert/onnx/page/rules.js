@@ -57,7 +57,7 @@ class World {
     this.success = this.targets.includes(this.front);
   }
 
-  /** Kinds of the 7 x 7 cells in front of the agent, which of them it sees, and their places in the room (-1: outside). */
+  /** Kinds of the 7 x 7 cells ahead of the agent, which of them it sees, and their places in the room; -1: outside. */
   view() {
     const [fx, fy] = AHEAD[this.direction], { width, cells } = this.room, height = cells.length / width;
     const places = [], kinds = [], seen = new Array(VIEW * VIEW).fill(false);
