@@ -9,13 +9,15 @@ Prints success with its 95% interval, steps, and seconds in the policy of both, 
 status 1 if the exported agent's success lies outside the interval of ours.
 
 With --against, ours is not run again: its episodes are those of the --json of an earlier run. A folder for onnxruntime
-then acts in an environment without jax and torch; it needs onnxruntime, tokenizers, pillow, scipy and the simulator.
+then acts in an environment without jax and torch; it needs onnxruntime, tokenizers, pillow, and for the
+simulator and the figures scipy, ml_collections and the simulator's packages.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -69,9 +71,8 @@ def ours(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], f
 def exported(folder: Path, setting: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The engine of an exported folder, and its figures."""
     if (folder / "manifest.json").is_file():
-        from agent_jax.convert.onnx.onnx_agent import Policy
-
-        engine, policy = "onnx", Policy(folder, domain=setting["domain"])
+        # The folder's own file, as on a robot.
+        engine, policy = "onnx", runpy.run_path(str(folder / "onnx_agent.py"))["Policy"](folder, domain=setting["domain"])
     else:
         from agent_jax.convert.pytorch.torch_agent import Policy
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import logging
 import pathlib
+import shutil
 import warnings
 from typing import Any
 
@@ -153,3 +154,4 @@ def save(model: onnx.ModelProto, path: pathlib.Path) -> None:
     path.unlink(missing_ok=True)
     path.with_name(f"{path.name}.data").unlink(missing_ok=True)
     onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+    shutil.copymode(path, path.with_name(f"{path.name}.data"))  # readable as the graph is, to whoever gets the folder
