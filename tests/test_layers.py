@@ -78,6 +78,7 @@ ALLOWED = {
     "yaml": ["agent_jax.data.prepare.sources.calvin.calvin"],
     "safetensors": ["agent_jax.checkpoints.exported", "agent_jax.convert"],
     "tensorboardX": ["agent_jax.train.tensorboard_events"],
+    "wandb": ["agent_jax.train.wandb_run"],
     "websockets": ["agent_jax.client", "agent_jax.serve"],
     "msgpack": ["agent_jax.client"],
     "scipy": ["agent_jax.evaluate", "agent_jax.study.statistics", "agent_jax.view.attention",

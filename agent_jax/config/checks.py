@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 
 from agent_jax.config.kernels import cudnn_lacks
@@ -172,6 +173,8 @@ def validate(config: Config) -> None:
     _check(not config.closed_loop.every or bool(acts),
            f"config.closed_loop.every={config.closed_loop.every} needs closed_loop.environment and closed_loop.episodes"
            ", or closed_loop.domains; expected these, or every=0")
+    _check(re.fullmatch(r"([^/\s]+/)?[^/\s]+|", config.log.wandb) is not None,
+           f"config.log.wandb={config.log.wandb!r}: expected PROJECT or ENTITY/PROJECT of Weights & Biases, or nothing")
     _check(config.evaluation.rows >= 0, f"config.evaluation.rows={config.evaluation.rows} must be at least 0")
     _check(0 < config.closed_loop.temperature < float("inf"),
            f"config.closed_loop.temperature={config.closed_loop.temperature} must be positive and finite")

@@ -313,6 +313,13 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Where metrics go besides metrics.jsonl and TensorBoard."""
+
+    wandb: str = ""  # PROJECT or ENTITY/PROJECT of Weights & Biases, by the extra `wandb`; empty: off
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -329,6 +336,7 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     closed_loop: ClosedLoopConfig = ClosedLoopConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    log: LogConfig = LogConfig()
 
     def with_vocabulary_size(self, size: int) -> Config:
         """The config with `model.language.vocabulary_size` filled in: ids of text, actions and states."""

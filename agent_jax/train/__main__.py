@@ -9,6 +9,8 @@ The same command starts a run and resumes it. In the workdir:
 
 from __future__ import annotations
 
+import contextlib
+
 from absl import app, flags, logging
 
 from agent_jax.checkpoints.meta import DamagedCheckpointError
@@ -66,7 +68,7 @@ def main(arguments: list[str]) -> None:
             distributed.tell(str(error))
             refuse(str(error))
         failure = ""
-        with run.alone():
+        with run.wandb or contextlib.nullcontext(), run.alone():
             try:
                 with phases.time(STEP):
                     state, validation = train(run, *streams)

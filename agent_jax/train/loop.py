@@ -241,7 +241,7 @@ def finish(run: Run, validation: Record, json_path: Path | None) -> str:
         failures.append(f"scoring the held-out data failed: {error}")
     if reports:
         success = by_domain({name: without_episodes(one) for name, one in reports.items()})
-        with contextlib.closing(MetricsLog(run.files.directory, validation.step)) as log:
+        with contextlib.closing(MetricsLog(run.files.directory, validation.step, wandb=run.wandb)) as log:
             log.write(SuccessRecord(step, time.time(), success))
     figures = {
         "closed_loop": by_domain(reports),

@@ -41,6 +41,7 @@ from agent_jax.json_files import parse_json
 from agent_jax.models.losses import LossSums
 from agent_jax.train.appended_file import AppendedFile
 from agent_jax.train.tensorboard_events import TensorBoardEvents
+from agent_jax.train.wandb_run import WandbRun
 
 METRICS_FILE = "metrics.jsonl"
 LOSSES = ("language", "action", "mae", "language_accuracy", "action_accuracy")  # nats, nats, squared error, shares
@@ -186,7 +187,8 @@ class MetricsLog:
     full disk lines are lost, none is torn, and the run goes on.
     """
 
-    def __init__(self, workdir: str | Path, step: int, *, evaluated_again: bool = False, silent: bool = False) -> None:
+    def __init__(self, workdir: str | Path, step: int, *, evaluated_again: bool = False, silent: bool = False,
+                 wandb: WandbRun | None = None) -> None:
         """Open the log of a run that continues after `step`, 0 for a new one.
 
         Args:
@@ -194,12 +196,13 @@ class MetricsLog:
             step: the last one that was taken.
             evaluated_again: whether the run was over and is evaluated anew: only the lines of training stay, of `step`.
             silent: write nothing at all.
+            wandb: gets the same scalars as TensorBoard; the caller closes it.
 
         Raises:
             OSError: if a file cannot be made or rewritten.
             ValueError: if metrics.jsonl holds anything else than such lines.
         """
-        self._silent = silent
+        self._silent, self._wandb = silent, wandb
         if silent:
             return
         self.path = Path(workdir) / METRICS_FILE
@@ -215,6 +218,8 @@ class MetricsLog:
         self._lines.append(record.to_json().encode() + b"\n")
         scalars = {f"{record.split}/{tag}": value for tag, value in _scalars(dataclasses.asdict(record)).items()}
         self._events.write(scalars, record.step, record.time)
+        if self._wandb:
+            self._wandb.write(scalars, record.step)
 
     def close(self) -> None:
         """Finish both files."""

@@ -156,6 +156,9 @@ def _missing_files(config: Config) -> list[str]:
     lines += [f"the simulator of {name} is not installed: {install(extra)}"
               for name, (package, extra) in _SIMULATORS.items()
               if name in simulators and importlib.util.find_spec(package) is None]
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
+        lines.append(f"config.log.wandb={config.log.wandb!r} needs wandb: {install('wandb')}; or leave it out by "
+                     "--config.log.wandb=")
     if gathered and not os.access(_existing_parent(config.data.directory), os.W_OK):
         lines.append(f"config.data.directory={config.data.directory} cannot be written to; pass another "
                      "--config.data.directory=DIR")

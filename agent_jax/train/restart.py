@@ -38,9 +38,9 @@ from agent_jax.train.state import TrainState, abstract_state, init_state
 # Fields that may change when a run is resumed: they decide how and where it is carried out, not what it computes.
 # Data may have moved: it is told by the number of its windows, which is checked too (data/pipeline/loader.py).
 FREE_FIELDS = re.compile(
-    r"(mesh|checkpoint|closed_loop|evaluation|init)\..*|data\.(workers|prefetch|directory|out_of_bounds)"
+    r"(mesh|checkpoint|closed_loop|evaluation|init|log)\..*|data\.(workers|prefetch|directory|out_of_bounds)"
     r"|data\.(demonstrations\.processes|domains\..+\.(path|demonstrations\.processes))"
-    r"|train\.(accumulation|rows_per_device|log_every|validate_every|validation_batches|picture_every|compile_cache)|train\.patience"
+    r"|train\.(accumulation|rows_per_device|log_every|validate_every|validation_batches|picture_every|report_every|compile_cache)|train\.patience"
     r"|model\.(attention|remat|unroll)"
 )
 

@@ -40,6 +40,7 @@ from agent_jax.train.run_files import LOCK_FILE, RunFiles
 from agent_jax.train.sharding_report import bytes_by_part, bytes_table, mesh_lines
 from agent_jax.train.state import TrainState, state_shardings
 from agent_jax.train.step import StepMetrics, make_eval_step, make_train_step
+from agent_jax.train.wandb_run import WandbRun
 from agent_jax.view.reconstruction import PICTURED_IMAGES, write_picture
 
 
@@ -61,6 +62,7 @@ class Run:
         """
         self.config, self.data, self.mesh, self.workdir, self.phases = config, data, mesh, workdir, phases
         self.stopped_by = ""  # SIGTERM or Ctrl-C, if one asked the loop to end
+        self.wandb: WandbRun | None = None  # opened with the streams, for the whole process
         self.files = RunFiles(epath.Path(workdir), silent=not distributed.leads())
         self.lock = DirectoryLock(epath.Path(workdir) / LOCK_FILE, str(workdir),
                                   "wait until that run has ended, or train in another --workdir")
@@ -121,8 +123,10 @@ class Run:
             opened.callback(loader.close)
             begun = int(jax.device_get(self.first.state.step))
             over = begun == self.config.train.steps or self.early_stopping.ended
-            log = MetricsLog(self.files.directory, begun, evaluated_again=over,
-                             silent=not distributed.leads())
+            if distributed.leads():
+                self.wandb = WandbRun(self.config, epath.Path(self.workdir), self.files.directory)
+            log = MetricsLog(self.files.directory, begun, evaluated_again=over, silent=not distributed.leads(),
+                             wandb=self.wandb)
             opened.pop_all()  # `train` closes them
         return loader, log
 
