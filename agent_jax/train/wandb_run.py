@@ -7,6 +7,7 @@ WORKDIR/wandb, for `wandb sync`.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ class WandbRun:
         if not config.log.wandb:
             return
         try:
-            import wandb
+            wandb: Any = importlib.import_module("wandb")
 
             file = workdir / ID_FILE
             if not file.exists():
