@@ -71,6 +71,7 @@ TORCH = ["torch==2.13.0"]  # parity is held to 1e-5, so to one version
 ONNX = ["onnxruntime>=1.22,<2", "onnx>=1.19,<2", "onnxscript>=0.5.4,<0.8"]
 LINT = ["ruff>=0.14,<0.18", "pyright[nodejs]>=1.1.400,<1.2"]  # with a Node.js of its own
 WANDB = ["wandb>=0.20,<1"]
+RERUN = ["rerun-sdk>=0.24,<1"]
 GCS = ["gcsfs>=2025.9"]  # epath's way to buckets; its versions are months
 PLOTS = ["matplotlib>=3.10,<4"]  # of benchmarks/run_all.py and of `python -m agent_jax.study`
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"]
@@ -109,6 +110,7 @@ setup(
         "docs": DOCS,  # the site of docs/site/mkdocs.yml
         "browser": BROWSER,  # docs/screenshots.py
         "wandb": WANDB,  # metrics on Weights & Biases: config.log.wandb
+        "rerun": RERUN,  # recordings for the Rerun viewer: --rerun of `agent_jax.view`
         "gcs": GCS,  # a workdir on gs://
         "benchmarks": [*PLOTS, *BABYAI, *SERVE, *TORCH],  # everything benchmarks/run_all.py runs and draws with
         "onnx": [*ONNX, *TORCH],  # `to-onnx` exports the PyTorch module

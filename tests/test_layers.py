@@ -79,6 +79,7 @@ ALLOWED = {
     "safetensors": ["agent_jax.checkpoints.exported", "agent_jax.convert"],
     "tensorboardX": ["agent_jax.train.tensorboard_events"],
     "wandb": ["agent_jax.train.wandb_run"],
+    "rerun": ["agent_jax.evaluate.rerun_file"],
     "websockets": ["agent_jax.client", "agent_jax.serve"],
     "msgpack": ["agent_jax.client"],
     "scipy": ["agent_jax.evaluate", "agent_jax.study.statistics", "agent_jax.view.attention",

@@ -23,6 +23,7 @@ from agent_jax.checkpoints.meta import DamagedCheckpointError
 from agent_jax.envs import NAMES
 from agent_jax.envs.instructions import AS_IS, KINDS
 from agent_jax.evaluate import commands
+from agent_jax.evaluate.rerun_file import rerun_path
 from agent_jax.json_files import json_path
 from agent_jax.runtime.interrupts import end_at_once
 
@@ -87,6 +88,8 @@ def add_closed_loop_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concurrent", type=int, default=32, metavar="N",
                         help="episodes at a time; can change results where two actions are nearly equal")
     parser.add_argument("--video", default="", metavar="DIR", help="write videos of rollouts here")
+    parser.add_argument("--rerun", type=rerun_path, metavar="FILE.rrd", help="write the same rollouts for the Rerun "
+                        "viewer")
     parser.add_argument("--videos", type=int, default=3, metavar="N", help="rollouts of each task")
     parser.add_argument("--format", choices=("mp4", "gif"), help="of the videos; default: mp4 if PyAV is installed")
 

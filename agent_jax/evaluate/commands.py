@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import importlib.util
@@ -12,7 +13,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from agent_jax.config import ClosedLoopConfig, Config
 from agent_jax.data.store.store import Store
@@ -28,6 +29,7 @@ from agent_jax.evaluate.offline import evaluate_offline, format_scores
 from agent_jax.evaluate.outcomes import RolloutRecording
 from agent_jax.evaluate.replay_actions import collected_from, format_replayed, recorded_episodes, replay_actions
 from agent_jax.evaluate.replay_frames import replay_frames
+from agent_jax.evaluate.rerun_file import RerunFile
 from agent_jax.evaluate.rollout_video import Format, check_format, default_format, write_recording
 from agent_jax.evaluate.surprise import evaluate_surprise, format_surprise
 from agent_jax.json_files import write_json
@@ -39,7 +41,11 @@ from agent_jax.runtime.processor import cores
 def closed_loop_command(options: argparse.Namespace) -> int:
     """Act in a simulator; returns the exit status."""
     begun = time.perf_counter()
-    videos = _Videos(options) if options.video else None
+    with _Videos(options) if options.video or options.rerun else contextlib.nullcontext() as videos:
+        return _closed_loop(options, begun, videos)
+
+
+def _closed_loop(options: argparse.Namespace, begun: float, videos: _Videos | None) -> int:
     tune_heap()
     module = load(options.env)
     trained = TrainedRun.load(options.checkpoint)
@@ -148,22 +154,34 @@ def replay_command(options: argparse.Namespace) -> int:
 
 
 class _Videos:
-    """Writes recordings; an error is reported and does not stop the evaluation."""
+    """Writes recordings; an error is reported and does not stop the evaluation. A context manager."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._directory = Path(options.video)
+        self._directory = Path(options.video) if options.video else None
+        self._rerun = RerunFile(options.rerun) if options.rerun else None
         self._kind: Format = options.format or default_format()
         self.error: Exception | None = None  # the last one
-        check_format(self._kind)
-        self._directory.mkdir(parents=True, exist_ok=True)
+        if self._directory:
+            check_format(self._kind)
+            self._directory.mkdir(parents=True, exist_ok=True)
 
     def write(self, recording: RolloutRecording) -> None:
         """Write the video of an episode."""
         try:
-            _log(f"video: {write_recording(self._directory, recording, kind=self._kind, with_seed=True)}")
+            if self._rerun:
+                self._rerun.log_rollout(recording)
+            if self._directory:
+                _log(f"video: {write_recording(self._directory, recording, kind=self._kind, with_seed=True)}")
         except (OSError, ValueError, RuntimeError) as error:  # FFmpeg raises subclasses of all three
             self.error = error
             _log(f"video not written: {error}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._rerun:
+            self._rerun.__exit__()
 
 
 def _warn_of_version(store: Store, module: EnvironmentModule) -> None:

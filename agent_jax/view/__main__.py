@@ -2,7 +2,8 @@
 
 run WORKDIR [WORKDIR ...] --out FILE.html
     what was run, curves, success with intervals, failures; of several runs their differences and a paired test
-row DATA|WORKDIR [--index N] [--split NAME] [--config FILE] [--config.FIELD=VALUE ...] --out FILE.html
+row DATA|WORKDIR [--index N] [--split NAME] [--config FILE] [--config.FIELD=VALUE ...] [--rerun FILE.rrd]
+    --out FILE.html
     one row as the model receives it: tokens by kind, targets and weights, samples, images
 attention CHECKPOINT --episode N [--step N] [--data DIR] [--split NAME] [--domain NAME] [--block N] --out FILE.html
     where an action looks over the images of its window, by attention and by occlusion, and their rank correlation
@@ -24,6 +25,7 @@ from agent_jax.checkpoints.meta import DamagedCheckpointError
 from agent_jax.evaluate.__main__ import add_closed_loop_arguments
 from agent_jax.evaluate.checkpoints import TrainedRun
 from agent_jax.evaluate.commands import closed_loop_command
+from agent_jax.evaluate.rerun_file import rerun_path
 from agent_jax.json_files import read_json_object
 from agent_jax.view.episodes import write_rollout_page
 from agent_jax.view.page import page_path
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     laying_out.add_argument("--config", default="", metavar="FILE",
                             help="of a data set: FILE.json or FILE.py with the fields of a domain, or the config of a "
                             "run, whose image size, patches and tokenizer then count")
+    laying_out.add_argument("--rerun", type=rerun_path, metavar="FILE.rrd", help="also write the row's samples for the "
+                            "Rerun viewer")
     laying_out.set_defaults(run=_row)
     looking = commands.add_parser("attention", help="where an action looks", allow_abbrev=False)
     _add_checkpoint(looking)
@@ -94,7 +98,7 @@ def _run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _row(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(write_row_page(options.out, options.data.expanduser(), options.index, config=options.config,
-                         overrides=overrides, split=options.split))
+                         overrides=overrides, split=options.split, rerun=options.rerun))
 
 
 def _attention(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ Everything shown is read from the laid-out row (`Batch` without its B axis), as 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,21 @@ from agent_jax.checkpoints import checkpoint
 from agent_jax.config import VisionConfig, from_config_dict
 from agent_jax.data.inspect.config import complete, read_check_config, specs_of, train_split
 from agent_jax.data.inspect.rows import any_length, windows_of
+from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Row, Window, row_size
 from agent_jax.data.pipeline.loader import PackedRows
 from agent_jax.data.pipeline.run_data import open_data
 from agent_jax.data.prepare.config import read_fields
 from agent_jax.data.store.store import open_store
 from agent_jax.evaluate.checkpoints import gathered_data
+from agent_jax.evaluate.rerun_file import RerunFile
 from agent_jax.view.page import image_uri, write_page
 
 _SIDE = 112  # pixels of a thumbnail, at least
 
 
 def write_row_page(path: Path, data: Path, index: int, *, config: str = "", overrides: Sequence[str] = (),
-                   split: str = "") -> str:
+                   split: str = "", rerun: Path | None = None) -> str:
     """Write the page of one row.
 
     Args:
@@ -43,12 +45,14 @@ def write_row_page(path: Path, data: Path, index: int, *, config: str = "", over
             tokenizer).
         overrides: of a data set: `--config.FIELD=VALUE`.
         split: of a data set; "": the train split.
+        rerun: of a recording for the Rerun viewer; None: none.
 
     Returns:
         A line for the terminal.
 
     Raises:
         FileNotFoundError, ValueError: nothing can be read there, or there is no row of this number.
+        ModuleNotFoundError: `rerun` is given, and rerun-sdk is not installed.
     """
     if checkpoint.steps(data / "checkpoints"):
         if config or overrides or split:
@@ -68,11 +72,32 @@ def write_row_page(path: Path, data: Path, index: int, *, config: str = "", over
     used = {"slots": int((row["segment_BS"] > 0).sum()), "images": int((row["clip_BF"] != PADDING_CLIP).sum()),
             "targets": sum(len(one["targets"]) for one in segments)}
     size = rows.size
+    if rerun:
+        _write_rerun(rerun, segments, windows, [rows.windows[index].domain for index, _ in numbers])
     write_page(path, "row.html", title=f"Row {index} of {count:,}: {data.resolve().name}, {split}", segments=segments,
                used=used, size=dataclasses.asdict(size), visual_tokens=visual_tokens, seed=int(row["seed_B"]),
                label=int(row["label_B"]))
     return (f"row {index} of {count:,}: {len(windows)} samples, {used['slots']} of {size.slots} slots, "
             f"{used['images']} of {size.frames} images, {used['targets']} of {size.targets} targets")
+
+
+def _write_rerun(path: Path, segments: Sequence[Mapping[str, Any]], windows: Sequence[Window],
+                 domains: Sequence[Domain]) -> None:
+    """Write the samples of a row: images by camera, state, action, texts, as they were laid out."""
+    with RerunFile(path) as file:
+        for segment, window, domain in zip(segments, windows, domains, strict=True):
+            place = (f"sample {segment['number']}", domain.name)
+            file.log(place, 0, {name: segment[name] for name in ("instruction", "answer") if segment[name]})
+            if window.label >= 0:
+                file.log(place, 0, {"label": window.label})
+            for number, step in enumerate(window.steps):
+                decoded = {name: spec.decode(ids) for name, spec, ids in (
+                    ("state", domain.state, step.state_ids), ("action", domain.spec, step.action_ids))
+                    if spec and len(ids)}
+                file.log(place, number, {
+                    **{f"images/{name}": frame for name, frame in zip(domain.camera_names, step.frames, strict=False)},
+                    **{f"{name}/{key}": value for name, values in decoded.items() for key, value in values.items()},
+                    **({"action_weight": step.action_weight} if "action" in decoded else {})})
 
 
 def _rows_of_run(workdir: Path) -> tuple[PackedRows, int, str]:
