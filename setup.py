@@ -97,7 +97,7 @@ setup(
     # late for that: Python takes the folder for a namespace package first.
     package_dir={"": "."},
     packages=find_packages(include=["agent_jax", "agent_jax.*"]),
-    package_data={"agent_jax": ["py.typed", "view/templates/*", "convert/onnx/page/*"]},
+    package_data={"agent_jax": ["py.typed", "view/templates/*", "demo/assets/*", "convert/onnx/page/*"]},
     install_requires=REQUIRED,
     extras_require={
         "babyai": BABYAI,  # the simulator of configs/babyai.py
@@ -105,6 +105,7 @@ setup(
         "vizdoom": VIZDOOM,  # the simulator of configs/vizdoom.py
         "data": DATA,  # video, DICOM, parquet, YAML: what `python -m agent_jax.data prepare` reads them with
         "serve": SERVE,  # `python -m agent_jax.serve`
+        "demo": [*SERVE, *BABYAI],  # `python -m agent_jax.demo`
         "evaluate": EVALUATE,  # what `python -m agent_jax.evaluate offline` counts BLEU-4 with
         "plots": PLOTS,  # the curves of `python -m agent_jax.study`
         "docs": DOCS,  # the site of docs/site/mkdocs.yml

@@ -42,6 +42,7 @@ ROOMS = [
     "agent_jax.train",
     "agent_jax.plan",
     "agent_jax.study",
+    "agent_jax.demo",
     "agent_jax.doctor",
 ]
 
@@ -80,7 +81,7 @@ ALLOWED = {
     "tensorboardX": ["agent_jax.train.tensorboard_events"],
     "wandb": ["agent_jax.train.wandb_run"],
     "rerun": ["agent_jax.evaluate.rerun_file"],
-    "websockets": ["agent_jax.client", "agent_jax.serve"],
+    "websockets": ["agent_jax.client", "agent_jax.demo.server", "agent_jax.serve"],
     "msgpack": ["agent_jax.client"],
     "scipy": ["agent_jax.evaluate", "agent_jax.study.statistics", "agent_jax.view.attention",
               "agent_jax.doctor.detectors"],

@@ -253,6 +253,21 @@ class Policy:
             odds *= float(1 / np.exp(logits_A.astype(np.float64) - logits_A[columns_J[place]]).sum())
         return odds
 
+    def choices(self, env_id: Any) -> list[dict[int, float]]:
+        """The probabilities of the legal ids at each choice of the last action (or actions), by the model's own logits.
+
+        Raises:
+            KeyError: the environment has had no action.
+        """
+        ids_A, found = self._spec.automaton.ids_A, []
+        for logits_A in self._last_logits[env_id]:
+            legal_A = np.isfinite(logits_A)
+            if legal_A.any():
+                odds_A = np.exp(logits_A[legal_A].astype(np.float64) - logits_A[legal_A].max())
+                found.append(dict(zip(np.asarray(ids_A)[legal_A].tolist(), (odds_A / odds_A.sum()).tolist(),
+                                      strict=True)))
+        return found
+
     def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
         """Compile everything that acting in batches of up to these sizes will need, histories of any length mixed."""
         self.check_acts("warm_up")

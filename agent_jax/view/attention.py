@@ -11,6 +11,7 @@ those with it, summed over the choices of the action, with the recorded ids befo
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from scipy.special import rel_entr, softmax
 from scipy.stats import spearmanr
 
 from agent_jax.config import ModelConfig
+from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Row, Window, lay_out, row_size, stack
 from agent_jax.data.pipeline.windows import Windows
 from agent_jax.evaluate.checkpoints import TrainedRun
@@ -105,12 +107,50 @@ def write_attention_page(path: Path, trained: TrainedRun, *, episode: int, step:
         checkpoint=f"{trained.directory}, step {trained.step}", data=f"{store.directory}, split {split!r}",
         instruction=windows.texts(int(numbers[start]))[0], looked=looked, steps=range(start, step + 1),
         cells=looked.occlusion_FGG.shape[-1],
-        heats=[(name, correlation, _pictures(looked.images, attention))
+        heats=[(name, correlation, heat_pictures(looked.images, attention))
                for (name, attention), correlation in zip(rows, correlations, strict=True)],
         images=[image_uri(image, _SIDE) for image in looked.images],
-        occluded=_pictures(looked.images, looked.occlusion_FGG))
+        occluded=heat_pictures(looked.images, looked.occlusion_FGG))
     return (f"rank correlation of attention (mean of {len(looked.layers_LFGG)} layers) with occlusion: "
             f"{correlations[0]:.2f}, over {looked.occlusion_FGG.size} squares of {len(looked.images)} images")
+
+
+class ActionAttention:
+    """Where the choices of a window's last action look, by the language model's attention; compiled once."""
+
+    def __init__(self, model: ModelConfig, domain: Domain) -> None:
+        self._domain, self._visual_tokens, self._patches = domain, 1 + model.vision.patches, model.vision.patches
+        self._size = row_size([domain], self._visual_tokens, domain.images, model.language.positions)
+        options = compiler_options(jax.local_devices()[0], model.dtype, layers=model.language.depth)
+        self._observe = jax.jit(lambda params, batch: _observed(model, params, batch), compiler_options=options)
+
+    def row(self, window: Window) -> tuple[Row, np.ndarray]:
+        """The window's row, and the numbers of its targets (C,) that are choices of the last action.
+
+        Raises:
+            ValueError: the action has no choice.
+        """
+        row = lay_out((window,), self._size, self._visual_tokens, self._patches)
+        last = window.steps[-1]
+        first = len(window.text_ids) - 1 + sum(len(step.action_ids) for step in window.steps[:-1])
+        targets_C = first + np.flatnonzero(last.action_choices >= 0)
+        if not len(targets_C):
+            raise ValueError(f"domain {self._domain.name!r}: the action of that step has no choice, since every id is "
+                             "forced; choose another --step")
+        return row, targets_C
+
+    def __call__(self, params: Params, row: Row, targets_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """logits_TK of the row; and the weights (L, Z) of its slots, the mean over heads and choices."""
+        logits, weights = self._observe(params, stack([row]))
+        slots_C = row["slot_BT"][targets_C]
+        return np.asarray(logits)[0], np.asarray(weights, np.float64)[:, 0, slots_C].mean(axis=1)
+
+    def heat(self, params: Params, window: Window) -> np.ndarray:
+        """The attention to the patches of each image (F, G, G), averaged over layers; ValueError as `row`."""
+        row, targets_C = self.row(window)
+        side, frames = math.isqrt(self._patches), sum(len(step.frames) for step in window.steps)
+        weights_LZ = self(params, row, targets_C)[1]
+        return _by_place(weights_LZ, row, window, self._visual_tokens, (frames, side, side), 1)[0].mean(axis=0)
 
 
 def look(trained: TrainedRun, params: Params, windows: Windows, window: Window, block: int = 0) -> Looked:
@@ -121,7 +161,8 @@ def look(trained: TrainedRun, params: Params, windows: Windows, window: Window, 
     """
     model, domain = trained.config.model, windows.domain
     assert domain.spec is not None
-    spec, V = domain.spec, 1 + model.vision.patches
+    spec = domain.spec
+    attention = ActionAttention(model, domain)
     side = model.vision.image_size // model.vision.patch_size
     frames = sum(len(step.frames) for step in window.steps)
     divisors = [n for n in range(1, side + 1) if side % n == 0]
@@ -129,28 +170,20 @@ def look(trained: TrainedRun, params: Params, windows: Windows, window: Window, 
     if side % block:
         raise ValueError(f"--block={block}: expected a divisor of the {side} patches of an image's side, one of "
                          f"{', '.join(map(str, divisors))}")
-    size = row_size([domain], V, domain.images, model.language.positions)
-    row = lay_out((window,), size, V, model.vision.patches)
-    last = window.steps[-1]
-    first = len(window.text_ids) - 1 + sum(len(step.action_ids) for step in window.steps[:-1])
-    targets_C = first + np.flatnonzero(last.action_choices >= 0)
-    if not len(targets_C):
-        raise ValueError(f"domain {domain.name!r}: the action of that step has no choice, since every id is forced; "
-                         "choose another --step")
-    slots_C = row["slot_BT"][targets_C]
+    row, targets_C = attention.row(window)
     legal_CA = spec.automaton.next_QA[row["choice_BT"][targets_C]] >= 0
-    device, ids_A = jax.local_devices()[0], np.asarray(spec.automaton.ids_A)
-    options = compiler_options(device, model.dtype, layers=model.language.depth)
+    ids_A = np.asarray(spec.automaton.ids_A)
+    device, options = jax.local_devices()[0], compiler_options(jax.local_devices()[0], model.dtype,
+                                                               layers=model.language.depth)
     on_device = jax.device_put(params, device)
-    logits, weights = jax.jit(lambda params, batch: _observed(model, params, batch), compiler_options=options)(
-        on_device, stack([row]))
+    logits_TK, weights_LZ = attention(on_device, row, targets_C)
     logits_of = jax.jit(lambda params, batch: _observed(model, params, batch)[0][:, targets_C][..., ids_A],
                         compiler_options=options)
 
     def probabilities(logits_CA: Any) -> np.ndarray:
         return softmax(np.where(legal_CA, np.asarray(logits_CA, np.float64), -np.inf), axis=-1)
 
-    expected_CA = probabilities(np.asarray(logits)[0, targets_C][:, ids_A])
+    expected_CA = probabilities(logits_TK[targets_C][:, ids_A])
     rows = [_occluded(row, f, y, x, block * model.vision.patch_size)
             for f in range(frames) for y in range(side // block) for x in range(side // block)]
     found: list[float] = []
@@ -160,8 +193,7 @@ def look(trained: TrainedRun, params: Params, windows: Windows, window: Window, 
         found += [float(rel_entr(expected_CA, probabilities(one)).sum())
                   for one in np.asarray(logits_of(on_device, stack(padded)))[: len(part)]]
     cells = (frames, side // block, side // block)
-    weights_LZ = np.asarray(weights, np.float64)[:, 0, slots_C].mean(axis=1)
-    layers_LFGG, kinds = _by_place(weights_LZ, row, window, V, cells, block)
+    layers_LFGG, kinds = _by_place(weights_LZ, row, window, 1 + model.vision.patches, cells, block)
     tokens, best_C = domain.vocabulary.token, expected_CA.argmax(axis=-1)
     recorded_C = row["target_BT"][targets_C]
     place_of = {int(identifier): place for place, identifier in enumerate(ids_A)}
@@ -215,7 +247,7 @@ def _by_place(weights_LZ: np.ndarray, row: Row, window: Window, V: int, cells: t
     return layers_LFGG, kinds
 
 
-def _pictures(images: np.ndarray, heat_FGG: np.ndarray) -> list[str]:
+def heat_pictures(images: np.ndarray, heat_FGG: np.ndarray) -> list[str]:
     """Each image in grey with the heat in red, relative to the largest of all images."""
     share_FGG = np.maximum(heat_FGG, 0) / max(float(heat_FGG.max()), 1e-12)
     size, found = images.shape[1], []
