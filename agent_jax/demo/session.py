@@ -220,4 +220,11 @@ class Session:
         # It takes another simulator, which some cannot have in this process.
         kinds = [kind for kind in (CONTRADICT, PARAPHRASE) if hook(self.module, kind) and not self.module.ONE_A_PROCESS]
         made = [self._pool.reword(task, seed, kind, ()).instruction for kind in kinds]
-        return [*dict.fromkeys(text for text in (own, *made) if text)]
+        return [*dict.fromkeys(text for text in (own, *made) if text and self._can_be_read(text))]
+
+    def _can_be_read(self, text: str) -> bool:
+        try:
+            self._domain.text_ids(text)
+        except ValueError:  # too long
+            return False
+        return True
