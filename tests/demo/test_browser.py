@@ -43,29 +43,27 @@ def test_a_person_watches_takes_over_hands_back_and_teaches(workdir: Path, tmp_p
             assert page.inner_text("#reads") == "go to <b>the</b> ball"
             for number in range(1, 4):
                 page.click("#step")
-                page.wait_for_function(f"document.querySelectorAll('#history li.agent').length === {number}",
-                                       timeout=120_000)
+                page.locator("#history li.agent").nth(number - 1).wait_for(timeout=120_000)
             assert page.locator("#saw img").count() == 1
             assert page.locator("#choices .bar").count() > 1
             page.click("#person")
             for number, key in enumerate(("ArrowLeft", "ArrowRight"), 1):
                 page.keyboard.press(key)
-                page.wait_for_function(f"document.querySelectorAll('#history li.person').length === {number}",
-                                       timeout=60_000)
+                page.locator("#history li.person").nth(number - 1).wait_for(timeout=60_000)
             assert page.locator("#history li.person").all_inner_texts() == ["person: left", "person: right"]
             page.screenshot(path=tmp_path / "demo.png")
             page.click("#person")
             page.click("#step")
-            page.wait_for_function("document.querySelectorAll('#history li.agent').length === 4", timeout=60_000)
+            page.locator("#history li.agent").nth(3).wait_for(timeout=60_000)
             page.fill("#steps", "2")
             page.click("#learn")
-            page.wait_for_function("document.getElementById('result').textContent !== ''", timeout=300_000)
-            assert "before" in page.inner_text("#result")
+            page.locator("#result", has_text="before").wait_for(timeout=300_000)
             assert page.locator("#agent option").count() == 2
             browser.close()
     finally:
         loop.call_soon_threadsafe(server.stop)
         serving.join(60)
+        loop.close()
     assert not [text for text in seen if not text.startswith((f"http://{HOST}:{server.port}/", "data:"))]
     (result,) = tmp_path.glob("*/finetuned-1/demo.json")
     assert json.loads(result.read_text())["steps"] == 2
