@@ -180,8 +180,8 @@ class DemoServer:
         if self._session:  # first, since some simulators can be there only once
             await self._call(self._session.close)
             self._session = None
-        self._session = await self._call(load)
-        self._opened = {"type": "opened", "agent": number, **self._session.describe()}
+        session = self._session = await self._call(load)
+        self._opened = {"type": "opened", "agent": number, **session.describe()}
         await self._send({**self._opened, "frame": None})
 
     def _current(self) -> Session:
