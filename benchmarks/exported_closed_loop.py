@@ -72,7 +72,8 @@ def exported(folder: Path, setting: dict[str, Any]) -> tuple[str, dict[str, Any]
     """The engine of an exported folder, and its figures."""
     if (folder / "manifest.json").is_file():
         # The folder's own file, as on a robot.
-        engine, policy = "onnx", runpy.run_path(str(folder / "onnx_agent.py"))["Policy"](folder, domain=setting["domain"])
+        agent = runpy.run_path(str(folder / "onnx_agent.py"))
+        engine, policy = "onnx", agent["Policy"](folder, domain=setting["domain"])
     else:
         from agent_jax.convert.pytorch.torch_agent import Policy
 
