@@ -97,7 +97,8 @@ setup(
     # late for that: Python takes the folder for a namespace package first.
     package_dir={"": "."},
     packages=find_packages(include=["agent_jax", "agent_jax.*"]),
-    package_data={"agent_jax": ["py.typed", "view/templates/*", "demo/assets/*", "convert/onnx/page/*"]},
+    package_data={"agent_jax": ["py.typed", "view/templates/*", "demo/assets/*", "bundled/*/*", "bundled/*/*/*",
+                                "convert/onnx/page/*"]},
     install_requires=REQUIRED,
     extras_require={
         "babyai": BABYAI,  # the simulator of configs/babyai.py

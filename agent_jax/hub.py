@@ -7,6 +7,8 @@ import os
 import pathlib
 import re
 
+from agent_jax.bundled import bundled_agent
+
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DESCRIPTION = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
                "merges.txt", "added_tokens.json")
@@ -43,14 +45,16 @@ def located_agent(path: str | os.PathLike[str], revision: str = "") -> str | os.
     """The path of an agent as it is, or the folder of the exported agent that is ORG/NAME on the hub.
 
     Args:
-        path: any path that exists, or is in a bucket; or ORG/NAME, unless ORG is a folder here. Files are downloaded
-            unless the cache (HF_HOME) has them, and none of them is executed.
+        path: any path that exists, or is in a bucket; the name of an agent that comes with the package; or ORG/NAME,
+            unless ORG is a folder here. Files are downloaded unless the cache (HF_HOME) has them, and none of them is
+            executed.
         revision: branch, tag or commit on the hub; by default main.
 
     Raises:
         FileNotFoundError: there is nothing, or the hub's model is not an exported agent.
         ValueError: a revision of a local path.
     """
+    path = bundled_agent(path)
     place, name = pathlib.Path(path).expanduser(), str(path)
     if "://" in name or place.exists() or (place.name == "best" and place.parent.exists()):  # the best step of a run
         if revision:

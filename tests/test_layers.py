@@ -20,6 +20,7 @@ PACKAGE = "agent_jax"
 # Bottom to top. The modules in the root are rooms of their own.
 ROOMS = [
     "agent_jax",  # __init__.py alone: what it names is imported when it is asked for
+    "agent_jax.bundled",
     "agent_jax.json_files",
     "agent_jax.text_table",
     "agent_jax.plain_pickle",

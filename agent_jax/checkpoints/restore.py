@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from agent_jax.bundled import bundled_agent
 from agent_jax.checkpoints import checkpoint
 from agent_jax.checkpoints.exported.folder import DESCRIPTION, read_meta, read_params
 from agent_jax.checkpoints.meta import ACTING
@@ -39,7 +40,8 @@ def load_to_act(path: Any, step: int | None = None, *, averaged: bool = True) ->
     """The newest undamaged step; damaged newer ones are passed over, which one line of the log says.
 
     Args:
-        path: a workdir, its checkpoints directory, one step in it, or a folder of `convert to-pytorch`.
+        path: a workdir, its checkpoints directory, one step in it, a folder of `convert to-pytorch`, or the name of an
+            agent that comes with the package.
         step: this one and no other; by default the one that `path` names, if it names one.
         averaged: the averaged parameters where the run kept some, or else the last ones. A folder has those it was
             exported with.
@@ -49,6 +51,7 @@ def load_to_act(path: Any, step: int | None = None, *, averaged: bool = True) ->
         DamagedCheckpointError: the step is damaged, or every one.
         OSError, ValueError: as `checkpoint.restore_parameters`; or as `exported.folder.read_folder`.
     """
+    path = bundled_agent(path)
     if "://" not in str(path) and (pathlib.Path(path).expanduser() / DESCRIPTION).is_file():
         return _load_exported(pathlib.Path(path).expanduser(), step)
     directory, named = checkpoint.locate(path)

@@ -1,6 +1,6 @@
 """`python -m agent_jax.demo`: watch an agent act on a page of this machine, take over, and teach it.
 
-    python -m agent_jax.demo --checkpoint runs/babyai
+    python -m agent_jax.demo [--checkpoint runs/babyai]
 
 The page is at the address that is printed, for this machine alone. What a person did is stored below --out, as are the
 agents that learned from it.
@@ -24,8 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m agent_jax.demo", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", action="append", required=True, metavar="DIR",
-                        help="a workdir, its checkpoints directory, or one step; may be given several times")
+    parser.add_argument("--checkpoint", action="append", metavar="DIR",
+                        help="a workdir, its checkpoints directory, or one step; may be given several times (default "
+                        "babyai-small, a small agent that comes with the package)")
     parser.add_argument("--env", default="", help="simulator to act in; default: those of the run")
     parser.add_argument("--domain", default="", help="to act in; default: those that have a simulator")
     parser.add_argument("--port", type=int, default=8765, help="of this machine; 0: any free one (default 8765)")
@@ -56,8 +57,8 @@ async def _serve(options: argparse.Namespace) -> None:
     from agent_jax.demo.server import HOST, DemoServer
 
     tune_heap()
-    agents = [agent for checkpoint in options.checkpoint for agent in agents_of(checkpoint, options.env,
-                                                                                 options.domain)]
+    agents = [agent for checkpoint in options.checkpoint or ["babyai-small"]
+              for agent in agents_of(checkpoint, options.env, options.domain)]
     server = DemoServer(agents, options.out, port=options.port)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
