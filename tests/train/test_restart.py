@@ -377,7 +377,7 @@ def test_every_field_of_the_model_is_compared_when_parameters_are_taken_over(str
 def test_a_missing_init_checkpoint_is_refused_before_anything_is_written(tmp_path_factory: pytest.TempPathFactory,
                                                                         tmp_path: Path):
     store = store_directory(tmp_path_factory.getbasetemp())
-    with pytest.raises(ValueError, match=r"config.init.checkpoint=.*nowhere: not found; pass another --config"):
+    with pytest.raises(ValueError, match=r"config.init.checkpoint=.*nowhere: not found; .*pass another --config"):
         open_run(small_config(store, **{"init.checkpoint": str(tmp_path / "nowhere")}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
