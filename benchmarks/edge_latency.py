@@ -31,6 +31,7 @@ from typing import Any
 from act_latency import random_checkpoint
 from machine import describe, write_json
 
+from agent_jax.bundled import bundled_agent
 from agent_jax.convert import to_onnx, to_pytorch
 from agent_jax.convert.onnx.quantise import OLDEST
 from agent_jax.evaluate.checkpoints import TrainedRun
@@ -118,7 +119,7 @@ def main() -> None:
         for part in ("trained", "random"):
             (scratch / part).mkdir(parents=True)
         if options.checkpoint:
-            small = compare("trained", options.checkpoint, options.domain, scratch / "trained", options)
+            small = compare("trained", Path(bundled_agent(options.checkpoint)), options.domain, scratch / "trained", options)
         if options.random != "none":
             made = random_checkpoint(scratch / "random" / "checkpoint", options.random, 4, "float32")
             full = compare(f"random, {options.random}", made, "", scratch / "random", options)
