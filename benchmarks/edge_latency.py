@@ -119,7 +119,8 @@ def main() -> None:
         for part in ("trained", "random"):
             (scratch / part).mkdir(parents=True)
         if options.checkpoint:
-            small = compare("trained", Path(bundled_agent(options.checkpoint)), options.domain, scratch / "trained", options)
+            folder = Path(bundled_agent(options.checkpoint))
+            small = compare("trained", folder, options.domain, scratch / "trained", options)
         if options.random != "none":
             made = random_checkpoint(scratch / "random" / "checkpoint", options.random, 4, "float32")
             full = compare(f"random, {options.random}", made, "", scratch / "random", options)
