@@ -75,9 +75,10 @@ def _quantise(path: pathlib.Path, precision: str) -> None:
 
 
 def _halve_tables(graph: onnx.GraphProto) -> None:
-    """Store tables that are looked up in float16, and cast what is found."""
+    """Store tables that are only looked up in float16, and cast what is found."""
+    others = {name for node in graph.node if node.op_type != "Gather" for name in node.input}
     tables = {tensor.name: tensor for tensor in graph.initializer
-              if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2}
+              if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2 and tensor.name not in others}
     for number, node in reversed(list(enumerate(graph.node))):
         if node.op_type == "Gather" and node.input[0] in tables:
             table = tables[node.input[0]]
