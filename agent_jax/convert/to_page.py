@@ -10,7 +10,6 @@ import base64
 import gzip
 import html
 import json
-import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from agent_jax.actions import BABYAI, ActionSpec
 from agent_jax.convert.exported_policy import Domain
-from agent_jax.convert.onnx.onnx_agent import read_manifest
+from agent_jax.convert.onnx.onnx_agent import read_manifest, release
 from agent_jax.json_files import check_json_path, read_json_object, write_text
 
 LEVELS = ("GoToLocal", "GoToLocalS8N4", "GoToLocalS6N2", "GoToRedBallGrey", "GoToObj")
@@ -106,9 +105,7 @@ def _runtime_files(folder: Path, manifest: dict[str, Any]) -> tuple[str, dict[st
         raise FileNotFoundError(f"--runtime {folder}: found no package.json; {how}")
     package = read_json_object(folder / "package.json")
     version = str(package.get("version", ""))
-    found, oldest = ([int(number) for number in re.findall(r"\d+", one)[:2]]
-                     for one in (version, manifest["onnxruntime"]))
-    if package.get("name") != RUNTIME or found < oldest:
+    if package.get("name") != RUNTIME or release(version) < release(manifest["onnxruntime"]):
         raise ValueError(f"--runtime {folder}: found {package.get('name')} {version}; {how}")
     files = {name: folder / path for name, path in _RUNTIME_FILES.items()}
     if missing := [str(path) for path in files.values() if not path.is_file()]:

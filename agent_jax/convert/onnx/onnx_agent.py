@@ -48,9 +48,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{folder / 'manifest.json'}: format {manifest.get('format')!r}, expected {FORMAT}")
-    found, oldest = ([int(number) for number in re.findall(r"\d+", version)[:2]]
-                     for version in (onnxruntime.__version__, manifest["onnxruntime"]))
-    if found < oldest:
+    if release(onnxruntime.__version__) < release(manifest["onnxruntime"]):
         raise ValueError(f"{folder}: found onnxruntime {onnxruntime.__version__}, expected {manifest['onnxruntime']} "
                          f"or later for its {manifest['precision']} graphs of opset {manifest['opset']}; update it")
     for name, expected in manifest["files"].items():
@@ -60,6 +58,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             raise ValueError(f"{folder / name}: its SHA-256 is not that of manifest.json, so the file was changed or "
                              "damaged; export the folder again")
     return manifest
+
+
+def release(version: str) -> list[int]:
+    """The first two numbers of a version, to compare."""
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
 
 
 def file_hash(path: Path) -> str:
