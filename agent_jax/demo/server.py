@@ -228,27 +228,27 @@ class DemoServer:
 
     async def _tune(self, job: Job) -> None:
         """Run a job in a process of its own; its lines and its result go to the page."""
-        workdir = Path(job.workdir)
-        write_json(workdir / "job.json", dataclasses.asdict(job))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "agent_jax.demo.finetune", str(workdir / "job.json"),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True)
+        workdir, process, last = Path(job.workdir), None, ""
         try:
+            write_json(workdir / "job.json", dataclasses.asdict(job))
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "agent_jax.demo.finetune", str(workdir / "job.json"),
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True)
             assert process.stdout is not None
-            last = ""
             async for line in process.stdout:
                 last = line.decode("utf-8", "replace").strip() or last
                 await self._send({"type": "tuning", "line": last})
             if await process.wait():
-                await self._refuse(f"fine-tuning failed: {last}")
-                return
+                raise ValueError(last)
             self.agents += agents_of(job.workdir, job.environment, job.domain)
             await self._send({"type": "agents", "agents": [agent.name for agent in self.agents], "tuning": False,
                               "result": read_json_object(workdir / RESULT_FILE)})
+        except (ValueError, OSError, DamagedCheckpointError) as error:
+            await self._refuse(f"fine-tuning failed: {error}")
         finally:
             self._tuning = None
-            if process.returncode is None:  # cancelled; the training is a child of that process
+            if process and process.returncode is None:  # cancelled; the training is a child of that process
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGTERM)
                 await process.wait()
