@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,18 @@ def test_every_config_is_documented() -> None:
     missing = [path.name for path in (ROOT / "configs").rglob("*.py")
                if f"`configs/{path.relative_to(ROOT / 'configs')}`" not in text]
     assert not missing, f"docs/guides/train.md has no row for {missing}"
+
+
+def test_drawings_are_those_of_the_script(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(ROOT / "docs" / "drawings.py"), "--out", str(tmp_path)], check=True)
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert drawn
+    for path in drawn:
+        assert path.read_bytes() == (ROOT / "docs" / "pictures" / path.name).read_bytes(), (
+            f"{path.name}: run python docs/drawings.py")
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    navigation = (ROOT / "docs" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f"- {name(page)}\n" in navigation, f"docs/site/mkdocs.yml: nav has no {name(page)}"
