@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,14 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
     navigation = (ROOT / "docs" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
     for page in (ROOT / "docs").rglob("*.md"):
         assert f"- {name(page)}\n" in navigation, f"docs/site/mkdocs.yml: nav has no {name(page)}"
+
+
+@pytest.mark.slow
+def test_the_script_takes_every_picture(tmp_path: Path) -> None:
+    pytest.importorskip("playwright")
+    if shutil.which("chromium") is None:
+        pytest.skip("needs chromium")
+    subprocess.run([sys.executable, str(ROOT / "docs" / "screenshots.py"), "--out", str(tmp_path), "--chromium",
+                    str(shutil.which("chromium"))], check=True, cwd=tmp_path)
+    taken = {path.name for path in tmp_path.glob("*.png")}
+    assert {path.name for path in (ROOT / "docs" / "pictures").glob("*.png")} <= taken
