@@ -73,7 +73,7 @@ ALLOWED = {
     "google_crc32c": ["agent_jax.data.prepare.sources"],
     "simplejpeg": ["agent_jax.data.images"],
     "cykooz_resizer": ["agent_jax.data.images"],
-    "tqdm": ["agent_jax.data", "agent_jax.doctor.data"],
+    "tqdm": ["agent_jax.runtime.progress_bar", "agent_jax.doctor.data"],
     "pydicom": ["agent_jax.data.prepare.sources.video.dicom", "agent_jax.data.prepare.sources.video.dicom_grey"],
     "pyarrow": ["agent_jax.data.prepare.sources"],
     "h5py": ["agent_jax.data.prepare.sources.robomimic.hdf5_file"],

@@ -19,8 +19,6 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from agent_jax.envs.workers.demonstration_worker import (
     demonstration_features,
     write_shard,
 )
+from agent_jax.runtime.progress_bar import ProgressBar
 from agent_jax.runtime.worker_process import WorkerDiedError, run_tasks
 
 FORMAT = 1  # raise it when the same config makes or stores other episodes
@@ -192,48 +191,30 @@ def _shards(config: DemonstrationsConfig, build: Path, name: str) -> list[Shard]
 
 def _write_shards(shards: Sequence[Shard], processes: int) -> None:
     shards = sorted(shards, key=lambda shard: -shard.episodes)
-    line = _ProgressLine(sum(shard.episodes for shard in shards))
+    total, done = sum(shard.episodes for shard in shards), Progress()
+    bar = ProgressBar("demonstrations", total, "episodes")
+
+    def text() -> str:
+        return f"{done.steps:,} steps, {done.steps / bar.seconds:,.0f} steps/s"
+
+    def add(progress: Progress) -> None:
+        done.episodes += progress.episodes
+        done.steps += progress.steps
+        done.failed += progress.failed
+        bar.add(progress.episodes, text())
+
     try:
-        for _ in run_tasks(write_shard, shards, processes, line.add):
-            pass
+        with bar:
+            for _ in run_tasks(write_shard, shards, processes, add):
+                pass
     except WorkerDiedError as error:
         raise RuntimeError(
             f"demonstrations: the worker for {shards[error.task].level!r} ended early ({error.reason}); its message is "
             "above. The shards written so far are kept: the same command continues with them"
         ) from error
-    line.end()
-
-
-class _ProgressLine:
-    """Sums the workers' progress and prints it: one line on a terminal, a line every 10 seconds elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._sum = total, Progress()
-        self._begun = self._printed = time.monotonic()
-        self._terminal = sys.stdout.isatty()
-
-    def add(self, progress: Progress) -> None:
-        self._sum.episodes += progress.episodes
-        self._sum.steps += progress.steps
-        self._sum.failed += progress.failed
-        now = time.monotonic()
-        if now - self._printed >= (0.5 if self._terminal else 10):
-            self._printed = now
-            left = (now - self._begun) * (self._total / max(self._sum.episodes, 1) - 1)
-            print(f"{self._text(now)}, ETA {left // 60:.0f}:{left % 60:02.0f}",
-                  end="   \r" if self._terminal else "\n", flush=True)
-
-    def end(self) -> None:
-        if self._total:
-            failed = f", without {self._sum.failed} that the expert did not solve"
-            print(self._text(time.monotonic()) + failed, flush=True)
-
-    def _text(self, now: float) -> str:
-        seconds = max(now - self._begun, 1e-9)
-        return (
-            f"demonstrations: {self._sum.episodes:,} of {self._total:,} episodes, {self._sum.steps:,} steps, "
-            f"{self._sum.steps / seconds:,.0f} steps/s"
-        )
+    if total:
+        print(f"demonstrations: {done.episodes:,} of {total:,} episodes, {text()}, without {done.failed} that the "
+              "expert did not solve", flush=True)
 
 
 def _split_sizes(directory: Path) -> str:
@@ -282,6 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         collect(DemonstrationsConfig(episodes=dict.fromkeys(names, episodes), **options), out)
     except (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted; the same command continues\n")  # as in a shell
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from agent_jax.evaluate.grounding import InstructionAudit, format_audit
 from agent_jax.evaluate.outcomes import RolloutRecording, TaskResult
 from agent_jax.evaluate.rollouts import CONCURRENT, ActingPolicy, ObservationKeys, run_baseline, run_policy
 from agent_jax.evaluate.statistics import chain_summary, mean_over_tasks, repeats_summary, success_summary
+from agent_jax.runtime.progress_bar import ProgressBar
 from agent_jax.text_table import ruled
 
 # Task -> policy -> success, episodes, ci95, mean_steps, lost; for chains also chain; if requested also per_episode, and
@@ -75,7 +76,9 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], 
         check_domain(domain, module)
         keys = ObservationKeys.of(domain)
     report: Report = {}
-    with Simulators(config.environment, image_size, processes=config.processes, keys=keys.all) as simulators:
+    runs_of_task = len(policies) * len(kinds) + (len(names) if baselines else 0)
+    with (Simulators(config.environment, image_size, processes=config.processes, keys=keys.all) as simulators,
+          ProgressBar("acting", sum(config.episodes.values()) * repeats * runs_of_task) as progress):
         for task, episodes in config.episodes.items():
             report[task] = {}
             seeds = range(config.seed, config.seed + episodes * repeats)
@@ -83,15 +86,17 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], 
             runs = {audit.name(policy, kind): (policy, kind) for policy in policies for kind in kinds}
             for name in (*runs, *(names if baselines else ())):
                 more = {}
+                progress.add(0, f"{task}, {name}")
                 if name in runs:
                     policy, kind = runs[name]
                     result = run_policy(policies[policy], simulators, task, audit.seeds(kind), keys=keys, name=name,
                                         record=record if watch else 0, trace=per_episode and traced > 0,
                                         action_name=module.action_name, concurrent=concurrent,
-                                        read=audit.read(kind), goals=audit.goals(kind))
+                                        read=audit.read(kind), goals=audit.goals(kind), on_end=progress.add)
                     more = audit.summary(policy, kind, result)
                 else:
                     result = run_baseline(simulators, task, seeds, name, config.seed)
+                    progress.add(len(seeds))
                 report[task][name] = _summary(result, name) | more
                 if repeats > 1:
                     report[task][name] |= _repeats(result, config.seed, episodes)

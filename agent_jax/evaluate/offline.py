@@ -43,6 +43,7 @@ from agent_jax.models.choice_table import ChoiceTable
 from agent_jax.models.losses import token_nll
 from agent_jax.policy import Policy
 from agent_jax.runtime.compiler_options import compiler_options
+from agent_jax.runtime.progress_bar import ProgressBar
 from agent_jax.text_table import ruled
 
 BATCH_SIZE = 16  # rows
@@ -123,11 +124,13 @@ def evaluate_offline(trained: TrainedRun, params: Params, domain: Domain, *, dat
     (windows,) = rows.windows
     sums = _ScoreSums(domain.spec, windows)
     choices = ChoiceTable.of({domain.index: domain.spec})
-    first = 0
-    for batch, output in forwards(trained.config.model, params, rows, rows_limit, choices):
-        count = min(batch.rows, len(rows.plan(0)) - first)  # the others are padding
-        sums.add(batch, output, [[window for _, window in rows.windows_of(0, first + row)] for row in range(count)])
-        first += count
+    first, every = 0, len(rows.plan(0))
+    with ProgressBar(f"scoring {domain.name}", min(rows_limit or every, every)) as progress:
+        for batch, output in forwards(trained.config.model, params, rows, rows_limit, choices):
+            count = min(batch.rows, every - first)  # the others are padding
+            sums.add(batch, output, [[window for _, window in rows.windows_of(0, first + row)] for row in range(count)])
+            first += count
+            progress.add(count)
     training = trained.training_split(domain)
     training = training if training in store.splits else split
     classes = None

@@ -91,7 +91,8 @@ class ObservationKeys:
 def run_policy(policy: ActingPolicy, simulators: Simulators, task: str, seeds: Sequence[int], *,
                keys: ObservationKeys | None = None, name: str = "", record: int = 0, trace: bool = False,
                action_name: Callable[[Action], str] = str, concurrent: int = CONCURRENT,
-               read: Sequence[str] = (), goals: Sequence[Sequence[str]] = ()) -> TaskResult:
+               read: Sequence[str] = (), goals: Sequence[Sequence[str]] = (),
+               on_end: Callable[[int], None] | None = None) -> TaskResult:
     """Run a policy through the episodes of `seeds`.
 
     Args:
@@ -107,6 +108,7 @@ def run_policy(policy: ActingPolicy, simulators: Simulators, task: str, seeds: S
         concurrent: episodes at a time.
         read: what the policy reads in each episode in place of the environment's instruction; (): the instruction.
         goals: other instructions of each episode; its outcome has whether each was fulfilled. (): none.
+        on_end: called with the number of episodes that have just ended.
 
     Raises:
         ValueError: no episodes, `concurrent` below 1, or the policy returns a wrong number of actions.
@@ -118,8 +120,10 @@ def run_policy(policy: ActingPolicy, simulators: Simulators, task: str, seeds: S
     begun = time.perf_counter()
     rollouts = _Rollouts(policy, task, seeds, keys or ObservationKeys(), name, record, action_name, trace=trace,
                         read=read, goals=goals)
-    while rollouts.unfinished:
+    while unfinished := rollouts.unfinished:
         rollouts.update(simulators.exchange(rollouts.commands(concurrent)))
+        if on_end and unfinished > rollouts.unfinished:
+            on_end(unfinished - rollouts.unfinished)
     return rollouts.result(time.perf_counter() - begun)
 
 
@@ -156,9 +160,9 @@ class _Rollouts:
         self._policy_seconds = 0.0
 
     @property
-    def unfinished(self) -> bool:
-        """Whether an episode is running or waiting."""
-        return bool(self._waiting or self._running)
+    def unfinished(self) -> int:
+        """How many episodes are running or waiting."""
+        return len(self._waiting) + len(self._running)
 
     def commands(self, concurrent: int) -> dict[int, Command]:
         """By slot: the next action of each running episode, and the start of waiting episodes in free slots."""

@@ -86,4 +86,5 @@ def _hand_on(number: int, frame: FrameType | None) -> None:
 def _say(line: str) -> None:
     """Write from a handler, which may have interrupted another write."""
     with contextlib.suppress(OSError):  # a closed pipe is no reason not to stop
-        os.write(2, f"agent_jax: {line}".encode())
+        erase = "\r\x1b[K" if os.isatty(2) else ""  # what a bar has written on the terminal's line
+        os.write(2, f"{erase}agent_jax: {line}".encode())

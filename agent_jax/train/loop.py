@@ -27,9 +27,10 @@ from agent_jax.evaluate.in_training import acting_domains, by_domain
 from agent_jax.evaluate.offline import DomainScores, format_scores
 from agent_jax.runtime import distributed
 from agent_jax.runtime.preemption import StopRequest
+from agent_jax.runtime.progress_bar import ProgressBar
 from agent_jax.runtime.sharding import shard_batch
 from agent_jax.train import report
-from agent_jax.train.metrics import MetricsLog, Record, SuccessRecord, progress_line, success_line
+from agent_jax.train.metrics import MetricsLog, Record, SuccessRecord, progress_line, shown_figures, success_line
 from agent_jax.train.phases import DATA_WAIT, EVALUATION, SAVING
 from agent_jax.train.run import Run
 from agent_jax.train.run_files import COPY_EVERY_S
@@ -94,9 +95,12 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
     interval: list[StepMetrics] = []
     logged_at, waited, validation = time.perf_counter(), 0.0, None
 
-    def say(record: Record) -> None:
+    def say(record: Record, *, line: bool = True) -> None:
         log.write(record)
-        print_once(progress_line(record, steps))
+        if line or not progress.shown:
+            print_once(progress_line(record, steps))
+        else:
+            progress.add(0, ", ".join(shown_figures(record)))
         run.files.try_to_copy(every=COPY_EVERY_S)
 
     def count_validation(due: Due, validation: Record) -> Due:
@@ -119,8 +123,10 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
         run.checkpoints.wait()
         return f"Step {step} is saved"
 
-    with (contextlib.closing(run), contextlib.closing(loader), contextlib.closing(log), StopRequest() as stop,
-          run.checkpoints, jax.transfer_guard("disallow"), _ended_by_damage(save_last_step)):
+    with (ProgressBar("training", steps) as progress, contextlib.closing(run), contextlib.closing(loader),
+          contextlib.closing(log), StopRequest() as stop, run.checkpoints, jax.transfer_guard("disallow"),
+          _ended_by_damage(save_last_step)):
+        progress.skip(begun)
         while True:
             distributed.progress(f"step {step}")
             stopped = stop.before_step(step) and step > begun
@@ -162,6 +168,7 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
             run.phases.add(DATA_WAIT, took)
             state, metrics = run.train_step(state, shard_batch(batch, run.mesh))
             step += 1
+            (progress.add if step > begun + 1 else progress.skip)(1)  # the first one is compiled
             # The steps before this one are read while it computes; the first one of all has been compiled.
             if interval and (every(config.train.log_every, step - 1) or step == begun + 2 or stop.requested):
                 first = len(interval) == 1 and step == begun + 2
@@ -169,7 +176,7 @@ def train(run: Run, loader: Loader, log: MetricsLog) -> tuple[TrainState, Record
                 now = time.perf_counter()
                 if first:
                     run.phases.first_step_ended()
-                say(record)
+                say(record, line=False)
                 _check_finite("loss", record.loss, step - 1, run.workdir)
                 interval, logged_at, waited = [], now, 0.0
             interval.append(metrics)

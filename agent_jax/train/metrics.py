@@ -153,17 +153,22 @@ def duration(seconds: float) -> str:
 
 def progress_line(record: Record, steps: int) -> str:
     """One line for a person: step, losses, action accuracy, speed, share of waiting for data, time left."""
+    eta = [f"ETA {duration(record.rates.eta_seconds)}"] if record.rates is not None else []
+    return "  ".join([f"{record.split} {record.step:,}/{steps:,}", *shown_figures(record), *eta])
+
+
+def shown_figures(record: Record) -> list[str]:
+    """Losses, accuracies and speed of a record in short texts."""
     losses = [f"{name} {record.losses[name]:.3f}" for name in ("language", "action", "mae")
               if math.isfinite(record.losses[name])]
-    parts = [f"{record.split} {record.step:,}/{steps:,}", f"loss {record.loss:.3f}", *losses]
+    parts = [f"loss {record.loss:.3f}", *losses]
     if math.isfinite(record.losses["action_accuracy"]):
         parts.append(f"action accuracy {record.losses['action_accuracy']:.1%}")
     if math.isfinite(record.losses.get("label_accuracy", math.nan)):
         parts.append(f"label {record.losses['label']:.3f}  label accuracy {record.losses['label_accuracy']:.1%}")
     if record.rates is not None:
-        parts += [f"{record.rates.frames_per_second:,.0f} frames/s", f"data wait {record.rates.data_wait:.0%}",
-                  f"ETA {duration(record.rates.eta_seconds)}"]
-    return "  ".join(parts)
+        parts += [f"{record.rates.frames_per_second:,.0f} frames/s", f"data wait {record.rates.data_wait:.0%}"]
+    return parts
 
 
 def success_line(record: SuccessRecord, steps: int) -> str:

@@ -102,6 +102,13 @@ def test_an_episode_begins_when_another_one_ends_and_is_forgotten(seen: tuple[Sc
     assert alive.index(2) >= len(alive) - max(result.steps)  # full until no episode is waiting
 
 
+def test_the_end_of_each_episode_is_reported(here: Simulators) -> None:
+    ended: list[int] = []
+    run_policy(Scripted(), here, "GoToLocal", SEEDS[:4], concurrent=3, on_end=ended.append)
+    assert sum(ended) == 4
+    assert len(ended) > 1
+
+
 def test_recordings_have_every_image_and_action_of_the_first_episodes(seen: tuple[Scripted, TaskResult]) -> None:
     _, result = seen
     assert [recording.seed for recording in result.recordings] == [SEED, SEED + 1]  # none succeeds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from small_runs import (
     straight_run,
     trained,
 )
+from terminals import Terminal, terminal
 
 from agent_jax.batch import Batch
 from agent_jax.checkpoints import checkpoint
@@ -64,6 +66,14 @@ def straight(base: Path) -> Trained:
 @pytest.fixture(scope="module")
 def stopped(base: Path) -> Trained:
     return stopped_run(base)
+
+
+@pytest.fixture(scope="module")
+def resumed(stopped: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Terminal]:
+    """The stopped run, resumed on a terminal."""
+    workdir = copied(stopped.workdir, tmp_path_factory.mktemp("terminal") / "resumed")
+    with terminal() as seen:
+        return trained(stopped.config, workdir), seen
 
 
 @pytest.fixture(scope="module")
@@ -103,18 +113,28 @@ def test_a_sigterm_ends_a_run_between_two_steps_with_a_checkpoint_and_no_validat
 
 
 def test_twenty_steps_equal_seven_and_a_restart_and_thirteen_to_the_bit(straight: Trained, stopped: Trained,
-                                                                        tmp_path: Path):
-    workdir = copied(stopped.workdir, tmp_path / "resumed")
-    resumed = trained(stopped.config, workdir)
-    assert resumed.run.first.source == f"resumed from step {STOPPED_AT} in {workdir / 'checkpoints'}"
-    assert resumed.run.first.data_state == data_state(stopped.workdir, STOPPED_AT)
-    assert list(differing(resumed.state, straight.state)) == []
+                                                                        resumed: tuple[Trained, Terminal]):
+    again, workdir = resumed[0], resumed[0].workdir
+    assert again.run.first.source == f"resumed from step {STOPPED_AT} in {workdir / 'checkpoints'}"
+    assert again.run.first.data_state == data_state(stopped.workdir, STOPPED_AT)
+    assert list(differing(again.state, straight.state)) == []
     assert data_state(workdir, STEPS) == data_state(straight.workdir, STEPS)
     for split in ("train", "validation"):
         losses = [[(record["step"], record["loss"]) for record in records(run.workdir, split)]
-                  for run in (resumed, straight)]
+                  for run in (again, straight)]
         assert losses[0] == losses[1]
     assert [step for step, _ in losses[0]] == [STEPS]
+
+
+def test_on_a_terminal_a_bar_takes_the_place_of_the_lines_of_steps(resumed: tuple[Trained, Terminal]):
+    _, seen = resumed
+    assert f"training {STOPPED_AT}/{STEPS} |" in seen.text
+    assert re.search(rf"training {STEPS}/{STEPS} \|\S+\| ETA 00:00, loss \d", seen.text)
+    validation, last, end = seen.lines[-3:]
+    assert validation.startswith(f"validation {STEPS}/{STEPS}  loss ")
+    assert last.startswith(f"train {STEPS}/{STEPS}  loss ")
+    assert end == ""
+    assert sum(line.startswith("train ") for line in seen.lines) == 1
 
 
 def test_a_finished_run_goes_on_as_a_longer_one_whose_learning_rate_is_the_longer_runs(straight: Trained,

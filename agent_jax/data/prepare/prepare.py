@@ -9,6 +9,7 @@ and writes the others again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -159,11 +160,12 @@ def _write(plans: Sequence[ShardPlan], source: Source, processes: int, limit: fl
     """Write all shards; the total of their counts, in their order."""
     by_number: dict[int, Counts] = {}
     so_far = Counts()
-    for number, counts in run_shards(plans, source, processes):
-        by_number[number] = counts
-        so_far.add(counts)
-        if so_far.steps >= _EARLY_STEPS or len(by_number) == len(plans):
-            _check_bounds(source, so_far, limit)
+    with contextlib.closing(run_shards(plans, source, processes)) as written:
+        for number, counts in written:
+            by_number[number] = counts
+            so_far.add(counts)
+            if so_far.steps >= _EARLY_STEPS or len(by_number) == len(plans):
+                _check_bounds(source, so_far, limit)
     total = Counts()
     for number in sorted(by_number):
         total.add(by_number[number])

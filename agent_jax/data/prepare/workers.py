@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
-
-from tqdm import tqdm
 
 from agent_jax.data.bad_data import BadDataError
 from agent_jax.data.paths import Folder
@@ -20,9 +17,8 @@ from agent_jax.data.prepare.sources import open_source
 from agent_jax.data.prepare.sources.source import Recording, Source
 from agent_jax.data.store.writer import ShardWriter
 from agent_jax.json_files import write_json
+from agent_jax.runtime.progress_bar import ProgressBar
 from agent_jax.runtime.worker_process import WorkerDiedError, run_tasks
-
-_LOG_EVERY_S = 10.0  # without a terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +80,22 @@ def write_shard(plan: ShardPlan, source: Source, progress: Callable[[int, int], 
     return counts
 
 
-def run_shards(plans: Sequence[ShardPlan], source: Source, processes: int) -> Iterator[tuple[int, Counts]]:
+def run_shards(plans: Sequence[ShardPlan], source: Source, processes: int) -> Generator[tuple[int, Counts]]:
     """Write all missing shards; yields the number and the counts of each, in the order they are finished.
 
     Raises:
         BadDataError: as `write_shard`; the other processes stop at their next recording.
         RuntimeError: a process was killed, for example for lack of memory.
     """
-    with _Progress(sum(len(plan.recordings) for plan in plans)) as progress:
+    steps = 0
+
+    def add(recordings: int, new: int) -> None:
+        nonlocal steps
+        steps += new
+        progress.add(recordings, f"{steps / progress.seconds:,.0f} steps/s")
+
+    total = sum(len(plan.recordings) for plan in plans)
+    with ProgressBar("prepare", total, "recordings", file=sys.stderr) as progress:
         missing = []
         for number, plan in enumerate(plans):
             counts = plan.finished()
@@ -102,14 +106,14 @@ def run_shards(plans: Sequence[ShardPlan], source: Source, processes: int) -> It
                 yield number, counts
         if min(processes, len(missing)) <= 1:
             for number, plan in missing:
-                yield number, write_shard(plan, source, progress.add)
+                yield number, write_shard(plan, source, add)
         else:
-            yield from _in_processes(missing, processes, progress)
+            yield from _in_processes(missing, processes, add)
 
 
 def _in_processes(missing: Sequence[tuple[int, ShardPlan]], processes: int,
-                  progress: _Progress) -> Iterator[tuple[int, Counts]]:
-    results = run_tasks(_work, [plan for _, plan in missing], processes, lambda counts: progress.add(*counts),
+                  add: Callable[[int, int], None]) -> Iterator[tuple[int, Counts]]:
+    results = run_tasks(_work, [plan for _, plan in missing], processes, lambda counts: add(*counts),
                         kill=False)
     try:
         for task, result in results:
@@ -135,38 +139,3 @@ def _work(plan: ShardPlan, report: Callable[[tuple[int, int]], None]) -> Counts 
         return write_shard(plan, _opened[plan.source], lambda recordings, steps: report((recordings, steps)))
     except BadDataError as error:
         return error
-
-
-class _Progress:
-    """A progress bar on a terminal, otherwise a line every _LOG_EVERY_S seconds."""
-
-    def __init__(self, total: int):
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total, unit="recording", desc="prepare", disable=not self._terminal)
-        self._total, self._done, self._steps, self._skipped = total, 0, 0, 0
-        self._begun = self._logged = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def skip(self, recordings: int) -> None:
-        """Count recordings that an earlier run has stored."""
-        self._skipped += recordings
-        self._bar.update(recordings)
-
-    def add(self, recordings: int, steps: int) -> None:
-        """Count recordings that this run has stored."""
-        self._done += recordings
-        self._steps += steps
-        now = time.monotonic()
-        rate = f"{self._steps / max(now - self._begun, 1e-9):,.0f} steps/s"
-        self._bar.set_postfix_str(rate, refresh=False)
-        self._bar.update(recordings)
-        if not self._terminal and now - self._logged > _LOG_EVERY_S:
-            self._logged = now
-            left = (self._total - self._skipped - self._done) * (now - self._begun) / self._done
-            print(f"prepare: {self._skipped + self._done:,} of {self._total:,} recordings, {rate}, ETA "
-                  f"{left // 60:.0f}:{left % 60:02.0f}", file=sys.stderr, flush=True)
