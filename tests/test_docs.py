@@ -14,7 +14,8 @@ from agent_jax.data.prepare.sources import CLASSES
 from agent_jax.envs import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"),
+                *(ROOT / "examples").glob("*.md")])
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md" and "results" not in page.parts]  # others are records
 FOLDERS = "agent_jax|benchmarks|configs|docs|examples|launch|tests"
 EXAMPLES = ("my_", "MACHINE", "NAME", "KIND")  # of a path that the reader makes
