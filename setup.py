@@ -100,7 +100,7 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=["agent_jax", "agent_jax.*"]),
     package_data={"agent_jax": ["py.typed", "view/templates/*", "demo/assets/*", "bundled/*/*", "bundled/*/*/*",
-                                "convert/onnx/page/*"]},
+                                "convert/onnx/page/*", "docs/*.md", "docs/*/*.md"]},
     install_requires=REQUIRED,
     extras_require={
         "babyai": BABYAI,  # the simulator of configs/babyai.py

@@ -21,6 +21,7 @@ PACKAGE = "agent_jax"
 ROOMS = [
     "agent_jax",  # __init__.py alone: what it names is imported when it is asked for
     "agent_jax.bundled",
+    "agent_jax.help_pages",
     "agent_jax.json_files",
     "agent_jax.text_table",
     "agent_jax.plain_pickle",

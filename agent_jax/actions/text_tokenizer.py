@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from agent_jax.help_pages import help_page
 from agent_jax.json_files import read_json_object
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def load_tokenizer(path: str) -> TextTokenizer:
     if not single.is_file():
         found = sorted(item.name for item in place.iterdir())[:10] if place.is_dir() else "nothing"
         raise FileNotFoundError(f"tokenizer={path!r}: found {found}, expected a folder with vocab.json and merges.txt, "
-                                'a tokenizer.json or its folder, or "bytes"')
+                                'a tokenizer.json or its folder, or "bytes"'
+                                + help_page("guides/finetune.md", "3. Train"))
     return HuggingFaceTokenizer({"kind": "tokenizer.json", "content": read_json_object(single)}, str(single))
 
 

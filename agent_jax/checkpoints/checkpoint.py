@@ -26,6 +26,7 @@ from agent_jax.checkpoints.arrays import context, load, spans_processes
 from agent_jax.checkpoints.fingerprint import flat, nested
 from agent_jax.checkpoints.meta import FORMAT_VERSION, DamagedCheckpointError
 from agent_jax.checkpoints.retention import Retention, metric_key, rank, set_aside
+from agent_jax.help_pages import help_page
 from agent_jax.runtime.distributed import check_same
 
 __all__ = ["FORMAT_VERSION", "Checkpoints", "DamagedCheckpointError", "best_steps", "locate",
@@ -351,7 +352,8 @@ def _readable_metas(directory: epath.Path) -> Iterator[dict[str, Any]]:
 
 def _all_damaged(directory: epath.Path, reasons: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(f"every checkpoint in {directory} is damaged; all were left as they are. To start "
-                                  f"afresh, move the directory away.\n  {reasons}")
+                                  f"afresh, move the directory away{help_page('guides/checkpoints.md', 'Damage')}\n"
+                                  f"  {reasons}")
 
 
 def _absolute(directory: epath.PathLike) -> epath.Path:

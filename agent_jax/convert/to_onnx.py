@@ -33,6 +33,7 @@ from agent_jax.convert.parity.tolerance import ParityError
 from agent_jax.convert.pytorch import folder as torch_folder
 from agent_jax.convert.pytorch import torch_agent
 from agent_jax.evaluate.checkpoints import TrainedRun
+from agent_jax.help_pages import help_page
 from agent_jax.models.agent import Params
 
 WINDOWS, EPISODES, MARGIN = 64, 400, 0.02
@@ -94,7 +95,8 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path, *, precision: str 
         if not parity.passed and not allow_loss:
             failed = "\n".join(f"  {failure}" for failure in parity.failures)
             raise ParityError(f"{out} was not written: in {precision} it does not act as the checkpoint does "
-                              f"(--allow_loss writes it all the same)\n{failed}")
+                              f"(--allow_loss writes it all the same){help_page('guides/edge.md', 'The proof')}\n"
+                              f"{failed}")
         (partial / "parity.json").write_text(json.dumps({"source": source, **parity.to_dict()}, indent=1) + "\n")
         (partial / "README.md").write_text(model_card.onnx_text(out.name, source, manifest, trained.domains,
                                                                 parity.summary()))

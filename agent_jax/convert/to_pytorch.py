@@ -36,6 +36,7 @@ from agent_jax.convert.parity.tolerance import ParityError
 from agent_jax.convert.pytorch import folder as torch_folder
 from agent_jax.convert.pytorch import torch_agent
 from agent_jax.data.pipeline.domains import Domain
+from agent_jax.help_pages import help_page
 from agent_jax.models.agent import Params
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
@@ -78,8 +79,8 @@ def export(path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "f
         parity = check_parity(partial, params, config, vocabulary, domains)
         (partial / "parity.json").write_text(json.dumps({"source": source, **parity.to_dict()}, indent=1) + "\n")
         if not parity.passed:
-            raise ParityError(f"{out} was not written: PyTorch does not compute what the checkpoint computes\n"
-                              f"{parity.failures()}")
+            raise ParityError(f"{out} was not written: PyTorch does not compute what the checkpoint computes"
+                              f"{help_page('guides/weights.md', 'to-pytorch')}\n{parity.failures()}")
         (partial / "README.md").write_text(model_card.text(
             name or out.name, source, config, domains, parity, run_lines(taken.directory, taken.step, config)))
     return parity

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from agent_jax.evaluate.checkpoints import TrainedRun
 from agent_jax.evaluate.in_training import acting_domains
+from agent_jax.help_pages import help_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ def agents_of(checkpoint: str, environment: str = "", domain: str = "") -> list[
         found = [(name, simulator) for name, simulator in found if domain in ("", name)]
     if not found:
         raise ValueError(f"--checkpoint={checkpoint}: the run acts in no simulator"
-                         f"{f' in domain {domain!r}' if domain else ''}; pass --env NAME (docs/guides/demo.md)")
+                         f"{f' in domain {domain!r}' if domain else ''}; pass --env NAME"
+                         + help_page("guides/demo.md", "Watch"))
     return [ShownAgent(f"{Path(checkpoint).name}: {name} in {simulator}", checkpoint, name, simulator)
             for name, simulator in found]

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import agent_jax
 from agent_jax.data.inspect.contact_sheet import Strip, draw_sheet, small_picture
 from agent_jax.doctor.episodes import DataSet
 from agent_jax.doctor.readers import UNREADABLE, Reader
+from agent_jax.help_pages import help_page
 
-PAGE = Path(agent_jax.__file__).parent.parent / "docs" / "guides" / "doctor.md"  # of a checkout
 _STRIPS = 6  # episodes on a sheet
 _FRAMES = 8  # of an episode
 _BEFORE = 2  # frames of a strip before the step that was found
@@ -48,11 +47,10 @@ class Finding:
         """For the terminal."""
         names = list(dict.fromkeys(f"{place.split}/{place.number}" for place in self.places))
         listed = ", ".join(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
-        page = f"; more: {PAGE}#{self.detector}" if PAGE.is_file() else ""
         return [f"{self.level}: {self.detector}: {self.text}",
                 *([f"       episodes {listed}"] if names else []),
                 *([f"       picture {picture}"] if picture else []),
-                f"       {self.advice}{page}"]
+                f"       {self.advice}{help_page('guides/doctor.md', self.detector)}"]
 
     def to_json(self, picture: str = "") -> dict[str, Any]:
         """With every episode."""

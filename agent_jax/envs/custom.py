@@ -21,6 +21,7 @@ from typing import Any
 
 from agent_jax.envs import EnvironmentModule
 from agent_jax.envs.custom_interface import CustomModule, describe_error
+from agent_jax.help_pages import help_page
 
 
 def load_custom(reference: str) -> CustomModule:
@@ -78,7 +79,7 @@ def _import_file(reference: str, path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise FileNotFoundError(f"environment {reference!r}: {path} is not a file; expected a Python file with an "
-                                "environment (docs/guides/environments.md)")
+                                "environment" + help_page("guides/environments.md", "Your own environment"))
     # A unique name, so that a file named like a package (gym_pusht.py) and the package do not replace each other.
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:

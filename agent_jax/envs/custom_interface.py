@@ -27,6 +27,7 @@ import numpy as np
 from agent_jax.actions.specs import ActionSpec, StateSpec
 from agent_jax.envs import Action, Observation
 from agent_jax.envs.random_actions import uniform_actions
+from agent_jax.help_pages import help_page
 
 _REQUIRED = {
     "ACTION_SPEC": "an ActionSpec: the action of step()",
@@ -55,8 +56,8 @@ class CustomModule:
         self._reference, self._module, self._cls = reference, module, cls
         missing = [f"{name} ({what})" for name, what in _REQUIRED.items() if self._attribute(name) is _MISSING]
         if missing:
-            raise ValueError(f"environment {reference!r} lacks {', '.join(missing)}; docs/guides/environments.md has "
-                             "the interface and an example")
+            raise ValueError(f"environment {reference!r} lacks {', '.join(missing)}; expected the whole "
+                             "interface" + help_page("guides/environments.md", "Your own environment"))
         self.NAME: str = self._typed("NAME", _snake(cls.__name__ if cls else Path(str(module.__file__)).stem), str)
         self.ACTION_SPEC: ActionSpec = self._typed("ACTION_SPEC", None, ActionSpec)
         self.STATE_SPEC: StateSpec | None = self._typed("STATE_SPEC", None, StateSpec)

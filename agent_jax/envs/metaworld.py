@@ -11,10 +11,12 @@ MuJoCo renders off screen by EGL, without shadows, reflections and multisampling
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.metadata
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,29 @@ import numpy as np
 from agent_jax.actions.simulators import METAWORLD, METAWORLD_STATE
 from agent_jax.envs import Action, Observation, requires
 from agent_jax.envs.random_actions import uniform_actions
+from agent_jax.help_pages import help_page
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # for machines without a display; read when mujoco is imported
-with requires("metaworld", "mujoco", "metaworld", "packaging"):
+
+
+@contextlib.contextmanager
+def _renders() -> Iterator[None]:
+    """Name what is missing where MuJoCo cannot render.
+
+    Raises:
+        OSError: it cannot; PyOpenGL raises an AttributeError without libEGL, mujoco an ImportError without a device.
+    """
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except (ImportError, AttributeError) as error:
+        raise OSError(f"environment 'metaworld': MuJoCo cannot render here with MUJOCO_GL={os.environ['MUJOCO_GL']}: "
+                      f"{error}; install its library and driver{help_page('guides/environments.md', 'Meta-World')}"
+                      ) from error
+
+
+with _renders(), requires("metaworld", "mujoco", "metaworld", "packaging"):
     import mujoco
     from metaworld import env_dict
     from metaworld.policies import ENV_POLICY_MAP
@@ -183,7 +205,8 @@ class MetaWorld:
             visual = self.simulator.model.vis
             visual.quality.offsamples = 0
             visual.global_.offwidth = visual.global_.offheight = self._size
-            self._renderer = mujoco.Renderer(self.simulator.model, self._size, self._size)
+            with _renders():
+                self._renderer = mujoco.Renderer(self.simulator.model, self._size, self._size)
             flags: Any = vars(mujoco)["mjtRndFlag"]  # missing in its type stubs
             for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION):
                 self._renderer.scene.flags[flag] = False

@@ -19,6 +19,7 @@ from agent_jax.data.pipeline.windows import Windows
 from agent_jax.data.store.store import Store, open_store
 from agent_jax.envs import CLIPS, NAMES
 from agent_jax.envs.collect import ensure_demonstrations
+from agent_jax.help_pages import help_page
 from agent_jax.models.agent import Params
 from agent_jax.policy.policy import History, Policy, acting_domain
 
@@ -112,7 +113,7 @@ class TrainedRun:
                     f"{len(np.unique(evaluated))} recordings are also in the training split {training!r} of "
                     f"{trained_on.directory}, the first as record {int(np.argmax(shared))} of {split!r}; expected "
                     "none. Evaluate a split of other recordings, or prepare the data again, which divides recordings "
-                    "among splits")
+                    "among splits" + help_page("guides/evaluation.md", "offline: predict recorded data"))
 
     def rows(self, domain: Domain, store: Store, split: str, recordings: int = 0) -> PackedRows:
         """The rows of a split, laid out as in validation: every step once, all visual tokens.

@@ -22,6 +22,7 @@ from agent_jax.evaluate.grounding import InstructionAudit, format_audit
 from agent_jax.evaluate.outcomes import RolloutRecording, TaskResult
 from agent_jax.evaluate.rollouts import CONCURRENT, ActingPolicy, ObservationKeys, run_baseline, run_policy
 from agent_jax.evaluate.statistics import chain_summary, mean_over_tasks, repeats_summary, success_summary
+from agent_jax.help_pages import help_page
 from agent_jax.runtime.progress_bar import ProgressBar
 from agent_jax.text_table import ruled
 
@@ -147,7 +148,8 @@ def check_domain(domain: Domain, module: EnvironmentModule) -> None:
                      f"{', '.join(module.CAMERAS)}")
     if wrong:
         raise ValueError(f"domain {domain.name!r} cannot act in the environment {module.NAME!r}: {'; '.join(wrong)}. "
-                         "Choose the environment whose data it was trained on, or another domain")
+                         "Choose the environment whose data it was trained on, or another domain"
+                         + help_page("guides/evaluation.md", "closed-loop: act in a simulator"))
 
 
 def _state_difference(state: BoundSpec, module: EnvironmentModule) -> str:

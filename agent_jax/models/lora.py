@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from agent_jax.config import Config, LoraConfig
+from agent_jax.help_pages import help_page
 from agent_jax.models.agent import Params, abstract_params
 from agent_jax.runtime.path_patterns import compile_patterns
 from agent_jax.runtime.sharding import path_name
@@ -56,7 +57,8 @@ def with_adapters(params: Params, config: LoraConfig, key: jax.Array) -> Params:
         return params
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     adaptable = [path for path in leaves if path.endswith(_ADAPTABLE)]
-    compiled = compile_patterns(config.patterns, adaptable, "config.lora.patterns")
+    compiled = compile_patterns(config.patterns, adaptable, "config.lora.patterns",
+                                help_page("guides/finetune.md", "Low-rank adapters"))
     adapters: dict[str, Any] = {}
     for path in adaptable:
         if any(pattern.fullmatch(path) for pattern in compiled):

@@ -24,6 +24,7 @@ from absl import app, flags
 
 from agent_jax.config import Config, from_config_dict
 from agent_jax.config.kernels import PLATFORM, kernel_on
+from agent_jax.help_pages import help_page
 from agent_jax.json_files import check_json_path, write_json
 from agent_jax.plan.compiled import CompiledStep, DoesNotFitError, compile_step
 from agent_jax.plan.devices import prepare
@@ -137,7 +138,8 @@ def main(arguments: list[str]) -> None:
             return
         step = compile_step(row.config, row, devices, estimate)
     except DoesNotFitError as error:
-        refuse(f"the step does not fit a {topology.chip.name} of {topology.name}: it {error}; {ADVICE}")
+        refuse(f"the step does not fit a {topology.chip.name} of {topology.name}: it {error}; {ADVICE}"
+               + help_page("large_runs/plan.md", "Search"))
     except ValueError as error:
         refuse(str(error))
     frames = step.config.train.batch_size * row.size.frames
@@ -147,7 +149,8 @@ def main(arguments: list[str]) -> None:
         write_json(json_path, record)
     if not record["memory"]["fits"]:
         needs, has = (record["memory"][name] / 2**30 for name in ("total", "hbm"))
-        refuse(f"the step does not fit: {needs:.1f} GiB of {has:.1f} GiB; {ADVICE}")
+        refuse(f"the step does not fit: {needs:.1f} GiB of {has:.1f} GiB; {ADVICE}"
+               + help_page("large_runs/plan.md", "Search"))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import jax
 from jax._src import distributed as _jax_distributed  # to tell, while `initialize` waits, for whom
 
+from agent_jax.help_pages import help_page
 from agent_jax.runtime.watchdog import INTERRUPTED
 
 USER_ERROR = 2  # exit status of what the user must mend, as everywhere in this package
@@ -80,7 +81,8 @@ def connect(cluster: Cluster) -> bool:
         if "coordinator_address should be defined" in str(error):
             return False  # no engine
         raise ValueError(f"the processes of this run could not be connected: {error}. Give --coordinator=HOST:PORT, "
-                         "--processes=N and --process=I on each of them, or --processes=1 to run alone") from error
+                         "--processes=N and --process=I on each of them, or --processes=1 to run alone"
+                         + help_page("large_runs/several_hosts.md", "How the processes connect")) from error
     return True
 
 
@@ -95,7 +97,8 @@ def _check_port(cluster: Cluster) -> None:
         raise ValueError(f"--coordinator={cluster.coordinator}: process 0 cannot listen on port {port} of {host} "
                          f"(this host is {socket.gethostname()}): {error.strerror or error}. End the program that has "
                          "the port, or name another one, such as "
-                         f"{host}:{int(port) + 1 if int(port) < 65535 else 8476}, on every process") from error
+                         f"{host}:{int(port) + 1 if int(port) < 65535 else 8476}, on every process"
+                         + help_page("large_runs/several_hosts.md", "How the processes connect")) from error
 
 
 @contextlib.contextmanager
@@ -128,6 +131,7 @@ def _give_up(cluster: Cluster) -> None:
         except OSError as error:
             found = f"nothing answers at {address}, where process 0 should listen ({error})"
     print(f"agent_jax: {waited}: {found}. Start the same command on every host, with the same coordinator and number "
-          "of processes and its own --process; see that the hosts reach that port; or raise --join_timeout",
+          "of processes and its own --process; see that the hosts reach that port; or raise --join_timeout"
+          + help_page("large_runs/several_hosts.md", "How the processes connect"),
           file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)  # they may be late, as after a preemption; jax, on its way out, waits for them too

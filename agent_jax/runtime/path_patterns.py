@@ -7,13 +7,15 @@ import re
 from collections.abc import Sequence
 
 
-def compile_patterns(patterns: Sequence[str], paths: Sequence[str], field: str) -> list[re.Pattern[str]]:
+def compile_patterns(patterns: Sequence[str], paths: Sequence[str], field: str, more: str = ""
+                     ) -> list[re.Pattern[str]]:
     """The compiled patterns, each of which matches a path from end to end.
 
     Args:
         patterns: regular expressions, e.g. `"vision/.*"`.
         paths: of the parameters to choose from.
         field: of the config, for messages.
+        more: the end of a message.
 
     Raises:
         ValueError: a pattern that is no regular expression or matches no path (with the nearest ones).
@@ -30,5 +32,5 @@ def compile_patterns(patterns: Sequence[str], paths: Sequence[str], field: str) 
             near = difflib.get_close_matches(pattern, sorted(known), n=3, cutoff=0.3)
             near = near or sorted({path.split("/")[0] for path in paths})
             raise ValueError(f"{place} matches no parameter path from end to end; near it: {', '.join(near)} "
-                             f"(a whole part is chosen by 'part/.*')")
+                             f"(a whole part is chosen by 'part/.*'){more}")
     return compiled

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_jax.fields import build_field
+from agent_jax.help_pages import help_page
 from agent_jax.json_files import read_json_object, write_json
 from agent_jax.study.run_config import changed_config, load_function
 
@@ -188,7 +189,7 @@ def freeze(plan: TransferPlan, directory: Path) -> str:
         fields = sorted(set(_differences(found, content)) - {"sha256"})
         shown = "; ".join(fields[:8]) + (f"; and {len(fields) - 8} more" if len(fields) > 8 else "")
         raise ValueError(f"{path}: the plan has changed since it was written: {shown}. Restore these values, or give "
-                         "the changed plan another --out directory")
+                         "the changed plan another --out directory" + help_page("guides/study.md", "The plan"))
     return content["sha256"]
 
 

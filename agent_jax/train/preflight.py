@@ -23,6 +23,7 @@ from agent_jax.config.kernels import CUDNN_CAPABILITY, PLATFORM, has_no_cudnn
 from agent_jax.convert.grow.source import located_checkpoint
 from agent_jax.envs import CLIPS
 from agent_jax.fields import by_name
+from agent_jax.help_pages import help_page
 from agent_jax.hub import located
 from agent_jax.models.agent import abstract_params, training_visual_tokens
 from agent_jax.runtime.extras import install
@@ -150,7 +151,7 @@ def _missing_files(config: Config) -> list[str]:
                          f"out by --config.data.leave_out=\"('{name}',)\"")
     tokenizer = config.vocabulary.tokenizer
     if tokenizer != "bytes" and not _exists(tokenizer):
-        lines.append(_not_found("config.vocabulary.tokenizer", tokenizer))
+        lines.append(_not_found("config.vocabulary.tokenizer", tokenizer) + help_page("guides/finetune.md", "3. Train"))
     simulators = {config.closed_loop.environment, *(one.environment for one in gathered.values()),
                   *(config.data.demonstrations_of(name).environment for name in config.closed_loop.domains)}
     lines += [f"the simulator of {name} is not installed: {install(extra)}"

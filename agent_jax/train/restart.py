@@ -29,6 +29,7 @@ from agent_jax.convert.grow.source import Source, with_source
 from agent_jax.convert.huggingface.load import pretrained_params
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.fields import by_name
+from agent_jax.help_pages import help_page
 from agent_jax.models.agent import Params
 from agent_jax.models.random_keys import INIT_KEY, purpose_key
 from agent_jax.runtime.sharding import replicated, tree_shardings
@@ -112,7 +113,8 @@ def _grown_params(config: Config, mesh: Mesh, vocabulary: Vocabulary) -> tuple[P
 def _check_same_run(meta: Mapping[str, Any], config: Config, vocabulary: Vocabulary, domains: Sequence[Domain],
                     directory: Any) -> None:
     """Refuse to continue a workdir as another run; nothing has been touched yet."""
-    advice = "use the config it was begun with, or another --workdir (config.init.checkpoint takes over the parameters)"
+    advice = ("use the config it was begun with, or another --workdir (config.init.checkpoint takes over the "
+              f"parameters){help_page('guides/checkpoints.md', 'When resuming is refused')}")
     if difference := vocabulary.difference(Vocabulary.from_json(meta["vocabulary"])):
         raise ValueError(f"{directory} was trained with another vocabulary (there) than this run's (here): "
                          f"{difference}; {advice}")

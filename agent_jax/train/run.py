@@ -23,6 +23,7 @@ from agent_jax.data.pipeline.loader import Loader
 from agent_jax.data.pipeline.run_data import RunData, open_data
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.evaluate.in_training import InTrainingEvaluation, by_domain
+from agent_jax.help_pages import help_page
 from agent_jax.models.agent import Params
 from agent_jax.models.choice_table import ChoiceTable
 from agent_jax.models.lora import LORA, merged, parameter_shapes
@@ -65,7 +66,8 @@ class Run:
         self.wandb: WandbRun | None = None  # opened with the streams, for the whole process
         self.files = RunFiles(epath.Path(workdir), silent=not distributed.leads())
         self.lock = DirectoryLock(epath.Path(workdir) / LOCK_FILE, str(workdir),
-                                  "wait until that run has ended, or train in another --workdir")
+                                  "wait until that run has ended, or train in another --workdir"
+                                  + help_page("guides/checkpoints.md", "Two runs in one workdir"))
         self.rows_here = rows_here(mesh)
         self.optimizer = make_optimizer(config.optimizer, config.train.steps, parameter_shapes(config))
         choices = ChoiceTable.of({domain.index: domain.spec for domain in data.domains})

@@ -68,7 +68,7 @@ def test_a_finding_names_its_episodes_and_has_a_picture(tmp_path, capsys):
     with Image.open(tmp_path / "pictures" / "frozen_frames.png") as picture:
         assert picture.width > 8 * 160
     assert "train/3" in output
-    assert "doctor.md#frozen_frames" in output
+    assert 'doctor.md, "frozen_frames"' in output
 
 
 def test_the_problems_of_check_are_findings(tmp_path, capsys):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,13 @@ def test_demonstrations_have_images_and_state(tmp_path: Path) -> None:
     assert states.shape == (episode.steps, 4)
     weights = set(np.asarray(episode.values("steps/action_weight", 0, episode.steps)).tolist())
     assert weights <= {0.0, 1.0}
+
+
+def test_without_egl_the_error_names_what_to_install() -> None:
+    environment = {**os.environ, "__EGL_VENDOR_LIBRARY_FILENAMES": "/no/driver"}  # of the library that finds drivers
+    done = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True, check=False, env=environment)
+    assert "OSError: environment 'metaworld': MuJoCo cannot render here with MUJOCO_GL=egl: Cannot" in done.stderr
+    assert 'environments.md, "Meta-World"' in done.stderr
 
 
 def test_user_errors_name_the_value(monkeypatch: pytest.MonkeyPatch) -> None:

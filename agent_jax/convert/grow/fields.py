@@ -7,6 +7,7 @@ import re
 
 from agent_jax.config import InitConfig, ModelConfig
 from agent_jax.fields import by_name
+from agent_jax.help_pages import help_page
 
 # How the model is executed or initialised; the vocabularies are compared by themselves.
 EXECUTION = re.compile(r"dtype|remat|attention|unroll|language\.(token_std|position_std|vocabulary_(size|multiple))")
@@ -49,7 +50,8 @@ def check_fields(there: ModelConfig, here: ModelConfig, init: InitConfig) -> lis
         raise ValueError(
             f"config.init.checkpoint={init.checkpoint}: its model (there) differs from config.model (here), so its "
             "parameters would compute something else; set these fields to the checkpoint's values, or take another "
-            "checkpoint:\n" + "\n".join(f"  {line}" for line in lines))
+            "checkpoint" + help_page("guides/finetune.md", "Start from a pre-trained agent") + ":\n"
+            + "\n".join(f"  {line}" for line in lines))
     return found
 
 

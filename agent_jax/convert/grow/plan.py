@@ -21,6 +21,7 @@ from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.config import InitConfig, ModelConfig
 from agent_jax.convert.grow.fields import FieldDifference, check_fields, decoder_differs
 from agent_jax.convert.grow.tokens import TokenRows, match_tokens
+from agent_jax.help_pages import help_page
 from agent_jax.models.agent import abstract_params
 from agent_jax.models.language import POSITION_OFFSET
 from agent_jax.runtime.path_patterns import compile_patterns
@@ -102,7 +103,8 @@ def plan_growth(source: AgentDescription, target: AgentDescription, init: InitCo
     if TOKENS not in fresh and not tokens.carried:
         raise ValueError(f"config.init.checkpoint={init.checkpoint}: none of its {source.vocabulary.size} tokens is in "
                          f"config.vocabulary, found {_blocks(source)} there and {_blocks(target)} here; expected a "
-                         "checkpoint with some of the same tokens")
+                         "checkpoint with some of the same tokens"
+                         + help_page("guides/finetune.md", "Start from a pre-trained agent"))
     leaves = [_leaf(path, leaf.shape, source, target, tokens, fresh.get(path, "")) for path, leaf
               in target.leaves.items()]
     for path, leaf in source.leaves.items():

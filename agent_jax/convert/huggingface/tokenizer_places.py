@@ -15,6 +15,7 @@ from typing import Any
 from agent_jax.actions.text_tokenizer import load_tokenizer
 from agent_jax.convert.huggingface.plan import TABLE_MULTIPLE
 from agent_jax.convert.huggingface.weights_folder import config_path, read_config
+from agent_jax.help_pages import help_page
 from agent_jax.hub import cached_folders
 
 FAMILY = "facebook/opt-*"
@@ -49,7 +50,7 @@ def tokenizer_of(language: str | pathlib.Path) -> str:
         f"{own}: no tokenizer in this folder (vocab.json and merges.txt, or tokenizer.json), and none for "
         f"vocab_size={config.get('vocab_size')!r} in {', '.join(searched) or 'any other place'}. Set "
         "--config.vocabulary.tokenizer=PATH; or download OPT's into the cache (hf download facebook/opt-125m "
-        "vocab.json merges.txt)")
+        "vocab.json merges.txt)" + help_page("guides/weights.md", "from-hf"))
 
 
 def _places(own: pathlib.Path, config: dict[str, Any]) -> Iterator[pathlib.Path]:

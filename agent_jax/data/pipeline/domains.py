@@ -15,6 +15,7 @@ from agent_jax.actions import ActionSpec, BoundSpec, StateSpec
 from agent_jax.actions.vocabulary import EOS, Vocabulary
 from agent_jax.config import DomainConfig
 from agent_jax.data.pipeline.domain_specs import DomainSpecs
+from agent_jax.help_pages import help_page
 
 if TYPE_CHECKING:
     from agent_jax.data.store.schema import Field
@@ -110,7 +111,8 @@ class Domain:
         if len(ids) > most:
             raise ValueError(f"domain {self.name!r}: the {kind} {text!r} has {len(ids)} tokens with </s>, "
                              f"expected at most {limit}={most}; raise "
-                             f"config.data.domains.{self.name}.{limit} to {len(ids)} or more")
+                             f"config.data.domains.{self.name}.{limit} to {len(ids)} or more"
+                             + help_page("guides/data.md", "In a config"))
         return np.asarray(ids, np.int32)
 
     @classmethod

@@ -19,6 +19,7 @@ from agent_jax.actions import ActionSpec, Bins, BoundSpec, Buttons, Camera, Choi
 from agent_jax.actions.parts import stored
 from agent_jax.data.pipeline.domain_specs import DomainSpecs
 from agent_jax.data.store.statistics import ROUNDING, SplitNumbers, Statistics
+from agent_jax.help_pages import help_page
 from agent_jax.text_table import aligned
 
 _RATE_TOLERANCE = 0.01  # of a rate: 29.97 Hz counts as 30
@@ -57,7 +58,7 @@ def check_specs(name: str, specs: DomainSpecs, bound: list[BoundSpec], out_of_bo
             wrong += problems or _inexact(spec, specs.numbers, where)
         lines += [f"  {line}" for line in aligned([_HEAD[: len(rows[0])], *rows], words=len(_HEAD))]
     if wrong:
-        raise ValueError("\n".join(wrong))
+        raise ValueError("\n".join(wrong) + help_page("guides/data.md", "ActionSpec"))
     return lines
 
 

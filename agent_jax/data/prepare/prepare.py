@@ -31,6 +31,7 @@ from agent_jax.data.prepare.sources.source import Recording, Source
 from agent_jax.data.prepare.workers import ShardPlan, run_shards
 from agent_jax.data.store.store import Store
 from agent_jax.data.store.writer import begin_store, finish_store, is_split_name, keep_shards, shard_path
+from agent_jax.help_pages import help_page
 from agent_jax.runtime.directory_lock import DirectoryLock
 
 FORMAT = 2  # of records: increase it if the same data and config produce different ones
@@ -192,7 +193,8 @@ def _check_rate(source: Source) -> None:
     if spec and spec.rate_hz and source.rate_hz and abs(spec.rate_hz / source.rate_hz - 1) > 0.01:
         raise ValueError(f"config.action_spec: {spec.name!r} has rate_hz={spec.rate_hz:g}, but the data have "
                          f"{source.rate_hz:g} steps a second; set config.rate_hz={spec.rate_hz:g} to take every n-th "
-                         "step where the rates divide, or correct the spec")
+                         "step where the rates divide, or correct the spec"
+                         + help_page("guides/data.md", "Fewer steps per second"))
 
 
 def _check_bounds(source: Source, counts: Counts, limit: float) -> None:
