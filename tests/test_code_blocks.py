@@ -42,7 +42,7 @@ PYTHON = [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW), id=page)
           for page in dict.fromkeys(block.page for block in BLOCKS if block.python)]
 # Commands of seconds that are run where everything they name is there.
 RUN = re.compile(r"python -m agent_jax\.(data (prepare --source lerobot --path my_dataset|check|show)|doctor|"
-                 r"evaluate (replay|offline)|view)")
+                 r"evaluate (replay|offline|surprise)|view)")
 
 
 @functools.cache
