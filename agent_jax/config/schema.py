@@ -195,8 +195,10 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay (paper, appendix)."""
+    """AdamW, or Muon for weight matrices, with linear warm-up and cosine decay (paper, appendix: AdamW)."""
 
+    # "muon": Muon for the kernels, AdamW for the rest, with the same rates (train/optimizer.py)
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     end_learning_rate: float = 5e-6
     warmup: float = 0.02  # share of the steps; the paper leaves its length unsaid

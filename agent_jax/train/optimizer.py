@@ -1,9 +1,13 @@
-"""AdamW with linear warm-up, cosine decay, clipping, freezing and learning rates by path, and averaged parameters.
+"""AdamW or Muon with linear warm-up, cosine decay, clipping, freezing and learning rates by path, averaged parameters.
 
 The parameters are split by path into trained and frozen ones; only the trained ones have optimizer state:
 
     trained   clip by their global norm -> Adam -> weight decay (kernels and token table) -> - rate (x factor by path)
     frozen    an update of exactly zero
+
+With `config.optimizer.name="muon"` the kernels have Muon (Jordan et al., 2024) in the place of Adam: momentum, made
+orthogonal by Newton-Schulz iterations, scaled to the root mean square of Adam's updates (Liu et al., 2025, arXiv
+2502.16982), so that one learning rate suits both. Each layer, and each of query, key and value, is a matrix of its own.
 
 Everything is an `optax.GradientTransformation` over the whole parameter tree. The average of the parameters is a field
 of the train state (state.py).
@@ -28,6 +32,8 @@ from agent_jax.runtime.sharding import path_name
 # No weight decay: biases, the scales of norms, single learned tokens, and embeddings of position. The token table,
 # which is also the output projection, decays like the kernels.
 NO_DECAY = re.compile(r"(?:^|/)(?:bias|scale|class_embedding|mask_token|position_embedding)$")
+
+_ADAM_RMS = 0.2  # of Muon's updates, as that of Adam's usually is
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:
@@ -102,11 +108,26 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: not NO_DECAY.search(path_name(path)), params)
 
 
+def _is_kernel(path: Any) -> bool:
+    return path_name(path).endswith("kernel")
+
+
+def matrix_axes(params: Any) -> Any:
+    """The axes of input and output of each kernel; the others count layers, or query, key and value.
+
+    Args:
+        params: kernels alone: (..., inputs, outputs), and (layers, inputs, 3, outputs) of `qkv`.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: optax.contrib.MuonDimensionNumbers(
+            leaf.ndim - (3 if "/qkv/" in path_name(path) else 2), leaf.ndim - 1), params)
+
+
 def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.GradientTransformation:
     """The optimizer of a run of `steps`.
 
     Args:
-        config: rates, decay, clipping, freezing, factors by path (of the rate, so of the weight decay as well).
+        config: name, rates, decay, clipping, freezing, factors by path (of the rate, so of the weight decay as well).
         steps: updates of the whole run: the schedule ends there.
         params: arrays or `jax.ShapeDtypeStruct`s; only paths are read.
 
@@ -114,8 +135,15 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.Gr
         ValueError: as `trained_mask` and `rate_factors`.
     """
     chain = [clip_by_norm(config.clip_norm)] if config.clip_norm > 0 else []
-    chain.append(optax.adamw(learning_rate_schedule(config, steps), b1=config.b1, b2=config.b2,
-                             weight_decay=config.weight_decay, mask=decay_mask))
+    schedule = learning_rate_schedule(config, steps)
+    adamw = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decay_mask)
+    if config.name == "muon":
+        muon = optax.contrib.muon(schedule, weight_decay=config.weight_decay, consistent_rms=_ADAM_RMS,
+                                  muon_weight_dimension_numbers=matrix_axes)
+        chain.append(optax.partition({"muon": muon, "adamw": adamw}, lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, _: "muon" if _is_kernel(path) else "adamw", params)))
+    else:
+        chain.append(adamw)
     if by_path := rate_factors(params, config.learning_rate_factors):
         chain.append(optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf * by_path.get(path_name(path), 1.0), updates)))

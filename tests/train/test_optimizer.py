@@ -74,6 +74,34 @@ def test_updates_equal_adamw_computed_by_hand():
             np.testing.assert_allclose(history[t]["vision"][part][name], p, rtol=1e-9)
 
 
+def test_muon_moves_each_matrix_of_a_stack_by_its_own_orthogonal_step_and_leaves_the_rest_to_adamw():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    config = dataclasses.replace(CONFIG, name="muon", weight_decay=0.0)
+
+    def moved(params, gradients, config):
+        history, _ = run(config, 10, params, [gradients])
+        return jax.tree.map(lambda before, after: after - before, params, history[0])
+
+    shapes = {"qkv": (2, 8, 3, 6), "up": (2, 8, 16), "connector": (8, 4)}
+    params, gradients = ({"blocks": {name: {"kernel": draw(*shape), "bias": draw(5)} for name, shape in shapes.items()},
+                          "token_embedding": draw(7, 8)} for _ in range(2))
+    by_muon, by_adam = (moved(params, gradients, one) for one in (config, dataclasses.replace(config, name="adamw")))
+    np.testing.assert_allclose(by_muon["token_embedding"], by_adam["token_embedding"], rtol=1e-6)
+    np.testing.assert_allclose(by_muon["blocks"]["up"]["bias"], by_adam["blocks"]["up"]["bias"], rtol=1e-6)
+    rate = float(learning_rate_schedule(config, 10)(0))
+    for name, matrices in (("qkv", [(slice(None), 0), (slice(None), 2)]), ("up", [(...,)]), ("connector", None)):
+        update, gradient = by_muon["blocks"][name]["kernel"], gradients["blocks"][name]["kernel"]
+        for layer in range(2) if matrices else [None]:
+            for at in matrices or [(...,)]:
+                one, of = ((array if layer is None else array[layer])[at] for array in (update, gradient))
+                alone = moved({"kernel": jnp.zeros_like(of)}, {"kernel": of}, config)["kernel"]
+                np.testing.assert_allclose(one, alone, rtol=1e-4, atol=1e-6)
+                singular = np.linalg.svd(np.asarray(one), compute_uv=False) / (0.2 * math.sqrt(max(one.shape)) * rate)
+                assert 0.6 < singular.min() <= singular.max() < 1.3  # as the iterations leave them
+                assert np.vdot(one, of) < 0
+
+
 def test_only_kernels_and_the_token_table_decay():
     config = ModelConfig(vision=VisionConfig(positions="clip", temporal_attention=True),
                          language=LanguageConfig(vocabulary_size=51_578))
