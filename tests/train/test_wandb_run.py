@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +95,9 @@ def test_offline_runs_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     log_steps(tmp_path, 1, 2)
     log_steps(tmp_path, 3)
     ident = (tmp_path / "wandb_id").read_text()
-    files = sorted(tmp_path.glob(f"wandb/offline-run-*/run-{ident}.wandb"))
+    files = [*tmp_path.glob(f"wandb/offline-run-*/run-{ident}.wandb")]
     assert len(files) == 2
-    assert b"train/losses/action" in files[1].read_bytes()
+    deadline = time.monotonic() + 60  # wandb writes in a process of its own
+    while not all(b"train/losses/action" in file.read_bytes() for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
