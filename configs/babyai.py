@@ -42,9 +42,9 @@ def _main(config: presets.Draft) -> None:
 
     config.optimizer.learning_rate = 3e-3
     config.optimizer.end_learning_rate = 3e-5
-    config.train.steps = 3_200
-    config.train.validate_every = 800
-    config.checkpoint.every = 800
+    config.train.steps = 3_100
+    config.train.validate_every = 775
+    config.checkpoint.every = 775
 
     config.closed_loop.episodes = {level: 200 if level == "GoToLocal" else 100 for level in LEVELS}
 
