@@ -16,7 +16,8 @@ from agent_jax.envs import NAMES
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"),
                 *(ROOT / "examples").glob("*.md")])
-CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md" and "results" not in page.parts]  # others are records
+CURRENT = [page for page in PAGES  # others are records
+           if page.name != "CHANGELOG.md" and "results" not in page.relative_to(ROOT).parts]
 FOLDERS = "agent_jax|benchmarks|configs|docs|examples|launch|tests"
 EXAMPLES = ("my_", "MACHINE", "NAME", "KIND")  # of a path that the reader makes
 
