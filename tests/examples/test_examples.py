@@ -1,4 +1,4 @@
-"""The numbered scripts of examples/ run as a user runs them, and the notebook is the same."""
+"""The first script of examples/ runs as a user runs it; the notebook, which is the scripts, runs as a whole."""
 
 from __future__ import annotations
 
@@ -42,37 +42,6 @@ def test_it_loads_and_acts(user: Path) -> None:
     assert sorted(path.name for path in (user / "runs/load_and_act").iterdir()) == ["episode.gif", "episode.png"]
 
 
-@pytest.mark.slow
-def test_it_trains_on_robot_data(user: Path) -> None:
-    said = run(2)
-    assert "nothing is wrong" in said
-    accuracies = [int(percent) for percent in re.findall(r"action loss \S+, accuracy (\d+)%", said)]
-    assert len(accuracies) == 5
-    assert accuracies[-1] > accuracies[0] + 5
-    [closed] = re.findall(r"(\d+) of 20 hands closed within 2 cm of the ball", said)
-    assert int(closed) >= 8
-    assert (user / "runs/train_on_robot_data/run/report.html").is_file()
-
-
-@pytest.mark.slow
-def test_it_looks_inside(user: Path) -> None:
-    said = run(3)
-    assert "</s> g o   t o" in said
-    assert "<image 3: 50 slots> [STARTACTION]" in said
-    [correlation] = re.findall(r"rank correlation of attention and occlusion: (\S+)", said)
-    assert float(correlation) > 0.3
-    made = {"attention.png", "reconstruction.png", "row.html"}
-    assert made < {path.name for path in (user / "runs/look_inside").iterdir()}
-
-
-@pytest.mark.slow
-def test_it_acts_with_torch_as_with_jax(user: Path) -> None:
-    said = run(4)
-    [(equal, all_of_them)] = re.findall(r"reached; (\d+) of (\d+) actions are equal", said)
-    assert equal == all_of_them
-    assert (user / "runs/export_and_act_with_torch/exported/torch_agent.py").is_file()
-
-
 def cells(notebook: Any) -> list[tuple[str, str]]:
     return [(cell.cell_type, cell.source) for cell in notebook.cells]
 
@@ -86,10 +55,27 @@ def test_the_notebook_is_the_scripts() -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(user: Path) -> None:
+def test_the_notebook_trains_looks_inside_and_acts_with_torch(user: Path, capfd: pytest.CaptureFixture[str]) -> None:
     notebook: Any = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(user)}}).execute()
-    images = [output for cell in notebook.cells for output in cell.get("outputs", ())
-              if "image/png" in output.get("data", {})]
-    assert len(images) == 5
-    assert len(list((user / "runs").iterdir())) == 4
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    said = "".join(output.get("text", "") for output in outputs) + capfd.readouterr().out  # of commands that it runs
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+    runs = {path.name: {file.name for file in path.iterdir()} for path in (user / "runs").iterdir()}
+    # 2: train on robot data
+    assert "nothing is wrong" in said
+    accuracies = [int(percent) for percent in re.findall(r"action loss \S+, accuracy (\d+)%", said)]
+    assert len(accuracies) == 5
+    assert accuracies[-1] > accuracies[0] + 5
+    [closed] = re.findall(r"(\d+) of 20 hands closed within 2 cm of the ball", said)
+    assert int(closed) >= 8
+    assert (user / "runs/train_on_robot_data/run/report.html").is_file()
+    # 3: look inside
+    assert "<image 3: 50 slots> [STARTACTION]" in said
+    [correlation] = re.findall(r"rank correlation of attention and occlusion: (\S+)", said)
+    assert float(correlation) > 0.3
+    assert runs["look_inside"] > {"attention.png", "reconstruction.png", "row.html"}
+    # 4: export and act with torch
+    [(equal, all_of_them)] = re.findall(r"reached; (\d+) of (\d+) actions are equal", said)
+    assert equal == all_of_them
+    assert "torch_agent.py" in {file.name for file in (user / "runs/export_and_act_with_torch/exported").iterdir()}
