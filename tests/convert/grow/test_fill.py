@@ -67,8 +67,11 @@ TARGET = agent(HAND, OTHER_ARM, **{"language.positions": 80, "language.vocabular
                                    "mae.mask_ratio": 0.5})
 
 
-def test_logits_of_carried_tokens_are_the_same_to_the_bit():
-    params, made, growth = grown(SOURCE, TARGET, more_positions=True, copy_tokens=("hand/open=arm/open",))
+# A product with a table of another number of rows may be blocked in another way: the last bits then differ (AVX-512).
+@pytest.mark.parametrize(("multiple", "atol"), [(384, 0.0), (1, 1e-6)], ids=["tables of one size", "of two sizes"])
+def test_logits_of_carried_tokens_are_the_same_to_the_bit(multiple: int, atol: float):
+    source = agent(BABYAI_BLOCK, ARM, **{"language.vocabulary_multiple": multiple})
+    params, made, growth = grown(source, TARGET, more_positions=True, copy_tokens=("hand/open=arm/open",))
     rows = growth.tokens
     there, here = rows.source_K[(rows.source_K >= 0) & ~rows.copied_K], np.flatnonzero(
         (rows.source_K >= 0) & ~rows.copied_K)
@@ -82,9 +85,9 @@ def test_logits_of_carried_tokens_are_the_same_to_the_bit():
         found: Any = run(params, dataclasses.replace(batch, token_BS=ids[pick].astype(np.int32)))
         return np.asarray(found.logits_BTK)
 
-    before, after = logits(SOURCE, params, there), logits(TARGET, made, here)
+    before, after = logits(source, params, there), logits(TARGET, made, here)
     assert np.isfinite(before[..., there]).all()
-    assert same(after[..., here], before[..., there])
+    np.testing.assert_allclose(after[..., here], before[..., there], rtol=0, atol=atol)
     copied = TARGET.vocabulary.id("hand", "open"), TARGET.vocabulary.id("arm", "open")
     assert same(after[..., copied[0]], after[..., copied[1]])
 
