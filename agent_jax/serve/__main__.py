@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import errno
 import logging
 import os
 import signal
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = "onnx" if error.name == "onnxruntime" else "serve"
         print(f"error: serving needs {error.name}: {install(extra)}", file=sys.stderr)
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        hint = f"; --port={options.port} is in use, pass another one, or 0 for any free one" if in_use else ""
+        print(f"error: {error}{hint}", file=sys.stderr)
     else:
         return 0
     return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -68,6 +69,15 @@ def test_user_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         printed = capsys.readouterr().err
         assert message in printed
         assert "Traceback" not in printed
+
+
+def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert __main__.main(["--checkpoint", "babyai-small", "--port", str(port)]) == 2
+    printed = capsys.readouterr().err
+    assert f"--port={port} is in use, pass another one" in printed
+    assert "Traceback" not in printed
 
 
 def test_the_token_is_read_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
