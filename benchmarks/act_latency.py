@@ -68,7 +68,7 @@ from agent_jax.runtime.host_memory import tune_heap
 from agent_jax.train.restart import checkpoint_meta
 
 Act = Callable[..., Any]  # images and states of all environments -> their actions
-TEXT = "push the red block to the blue cube"
+TEXT = "go to the red ball"  # fits the shortest texts, of configs/babyai.py
 OURS: dict[str, dict[str, Any]] = {"sliding": {}, "ahead": {"ahead": True}, "flushed": {"history": "flushed"}}
 UNCACHED = {"uncached": False, "naive": True}  # whether every id is asked for
 WAYS = [*OURS, *UNCACHED, "pytorch", "generate"]
@@ -269,7 +269,7 @@ def compare(path: Path, folder: Path | None, policies: dict[str, Policy], domain
     for name, mine in found.items():
         ratios = [", ".join(f"{found[other][key] / mine[key]:.2f}" for key in mine) for other in against]
         ratios = [f"{first} ({rest})" for first, rest in (ratio.split(", ", 1) for ratio in ratios)]
-        print(f"  {name:<9} " + " ".join(f"{1e3 * mine[key]:8.0f}" for key in mine) + "   "
+        print(f"  {name:<9} " + " ".join(f"{1e3 * mine[key]:8.2f}" for key in mine) + "   "
               + "".join(f"{ratio:<22}" for ratio in ratios if name in OURS), flush=True)
     return found
 
