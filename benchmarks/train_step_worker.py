@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import resource
 import time
@@ -247,7 +248,7 @@ def torch_step(sizes: Sizes, case: Case, folder: Path) -> tuple[Callable[[], flo
     device = torch_device()
     config = run_config(sizes, case)
     with torch.device("meta"):
-        agent = torch_agent.Agent(torch_agent.json.loads(agent_json(config, {}, {})))
+        agent = torch_agent.Agent(json.loads(agent_json(config, {}, {})))
         if case.model == "transformers":
             _use_transformers(agent, config.model)
     agent.load_state_dict(load_file(folder / "params.safetensors"), assign=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_jax.actions import BABYAI, ActionSpec
-from agent_jax.convert.exported_policy import Domain
+from agent_jax.convert.exported.domain import Domain
 from agent_jax.convert.onnx.onnx_agent import read_manifest, release
 from agent_jax.json_files import check_json_path, read_json_object, write_text
 

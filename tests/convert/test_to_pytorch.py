@@ -19,8 +19,10 @@ from agent_jax.actions.text_tokenizer import ByteTokenizer, load_tokenizer
 from agent_jax.checkpoints.checkpoint import Checkpoints, read_meta
 from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.convert.__main__ import main
-from agent_jax.convert.pytorch import torch_agent
+from agent_jax.convert.pytorch import mae
 from agent_jax.convert.pytorch.folder import tokenizer_json
+from agent_jax.convert.pytorch.language import Cache
+from agent_jax.convert.pytorch.layers import ACTIVATIONS
 from agent_jax.convert.to_pytorch import export
 
 COMPARED = {"vision", "language", "logits", "reconstructed patches", "losses", "gradients", "bf16", "cached logits",
@@ -114,22 +116,21 @@ def test_a_checkpoint_without_domains_is_exported_too(tmp_path: Path, capsys: py
 
 def _tanh_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A common mistake, which differs in the third digit."""
-    wrong = {**torch_agent.ACTIVATIONS, "quick_gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh")}
-    monkeypatch.setattr(torch_agent, "ACTIVATIONS", wrong)
+    monkeypatch.setitem(ACTIVATIONS, "quick_gelu", lambda x: torch.nn.functional.gelu(x, approximate="tanh"))
 
 
 def _rows_before_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = torch_agent.sincos_positions
+    right = mae.sincos_positions
 
     def wrong(grid: int, width: int) -> torch.Tensor:
         return torch.cat([right(grid, width)[:, width // 2 :], right(grid, width)[:, : width // 2]], dim=1)
 
-    monkeypatch.setattr(torch_agent, "sincos_positions", wrong)
+    monkeypatch.setattr(mae, "sincos_positions", wrong)
 
 
 def _a_cache_that_attends_to_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = torch_agent.Cache.append
-    monkeypatch.setattr(torch_agent.Cache, "append", lambda self, real_BC: right(self, torch.ones_like(real_BC)))
+    right = Cache.append
+    monkeypatch.setattr(Cache, "append", lambda self, real_BC: right(self, torch.ones_like(real_BC)))
 
 
 @pytest.mark.parametrize(("mistake", "kind"), [(_tanh_gelu, "vision: after block 1"),

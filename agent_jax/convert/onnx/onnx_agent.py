@@ -30,7 +30,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from agent_jax.convert.exported_policy import Episode, ExportedPolicy, Row
+from agent_jax.convert.exported.network import Episode
+from agent_jax.convert.exported.policy import ExportedPolicy
+from agent_jax.convert.exported.row import Row
 
 FORMAT = 1  # of manifest.json
 

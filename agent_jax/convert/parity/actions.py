@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from agent_jax.convert.exported_policy import ExportedPolicy
+from agent_jax.convert.exported.policy import ExportedPolicy
 from agent_jax.convert.parity.tolerance import STACK, Comparison, compare
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Window, window_usage

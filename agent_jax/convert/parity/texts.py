@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from agent_jax.convert.exported_policy import ExportedPolicy
+from agent_jax.convert.exported.policy import ExportedPolicy
 from agent_jax.convert.parity.actions import ChoiceCounts, counted, first_target, places
 from agent_jax.convert.parity.tolerance import STACK, Comparison, compare
 from agent_jax.data.pipeline.domains import Domain

@@ -16,7 +16,7 @@ from exported_agents import KINDS, checkpoint_of, exported_onnx, images
 from small_runs import listing
 
 from agent_jax.convert.__main__ import main
-from agent_jax.convert.exported_policy import ExportedPolicy
+from agent_jax.convert.exported.policy import ExportedPolicy
 from agent_jax.convert.onnx import onnx_agent
 from agent_jax.convert.onnx.folder_policy import FolderPolicy
 from agent_jax.convert.onnx.graphs import EncoderGraph, LanguageGraph

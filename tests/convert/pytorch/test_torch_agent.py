@@ -383,4 +383,4 @@ def test_a_folder_whose_tensors_do_not_fit_is_refused(base: Path, tmp_path: Path
 def test_the_exported_losses_use_every_weight():
     weights = {field.name for field in dataclasses.fields(LossConfig)} - {"form"}
     used = set(re.findall(r'config\["(\w+)"\]', inspect.getsource(torch_agent.losses)))
-    assert weights <= used, "add the new loss to `losses` of agent_jax/convert/pytorch/torch_agent.py"
+    assert weights <= used, "add the new loss to agent_jax/convert/pytorch/losses.py"
