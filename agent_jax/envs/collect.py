@@ -46,6 +46,10 @@ _SHARD_EPISODES = 1000
 _FIELD = "config.data.demonstrations"
 
 
+class DemonstrationsError(RuntimeError):
+    """A process that collected demonstrations ended early."""
+
+
 def ensure_demonstrations(config: DemonstrationsConfig, directory: str | os.PathLike[str],
                           where: str = _FIELD) -> Path:
     """The data set of a config below `directory`; collected if it does not exist.
@@ -58,7 +62,7 @@ def ensure_demonstrations(config: DemonstrationsConfig, directory: str | os.Path
     Raises:
         ValueError: the config has no level, an unknown level, or another invalid value.
         ModuleNotFoundError, FileNotFoundError: the simulator is not installed, or its checkout is missing.
-        RuntimeError: as `collect`.
+        DemonstrationsError: as `collect`.
     """
     target = demonstrations_directory(config, directory, where)
     with _exclusive(target):
@@ -82,8 +86,8 @@ def collect(config: DemonstrationsConfig, directory: str | os.PathLike[str]) -> 
     Raises:
         FileExistsError: `directory` exists.
         ValueError, ModuleNotFoundError, FileNotFoundError: as `ensure_demonstrations`.
-        RuntimeError: a worker process ended early, e.g. because the expert fails at more than half of the episodes; its
-            own message is on stderr.
+        DemonstrationsError: a worker process ended early, e.g. because the expert fails at more than half of the
+            episodes; its own message is on stderr.
     """
     source, directory = _source(config), Path(directory)
     build = begin_store(directory, source.metadata(_FIELD))
@@ -208,10 +212,10 @@ def _write_shards(shards: Sequence[Shard], processes: int) -> None:
             for _ in run_tasks(write_shard, shards, processes, add):
                 pass
     except WorkerDiedError as error:
-        raise RuntimeError(
-            f"demonstrations: the worker for {shards[error.task].level!r} ended early ({error.reason}); its message is "
-            "above. The shards written so far are kept: the same command continues with them"
-        ) from error
+        why = "it was killed, perhaps for lack of memory" if "signal" in error.reason else "its message is above"
+        raise DemonstrationsError(f"demonstrations: the worker for {shards[error.task].level!r} ended early "
+                                  f"({error.reason}); {why}. The shards written so far are kept: the same command "
+                                  "continues with them") from error
     if total:
         print(f"demonstrations: {done.episodes:,} of {total:,} episodes, {text()}, without {done.failed} that the "
               "expert did not solve", flush=True)

@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from agent_jax.checkpoints.meta import DamagedCheckpointError
 from agent_jax.config import from_config_dict
 from agent_jax.data.store.episode import RecordError
+from agent_jax.envs.collect import DemonstrationsError
 from agent_jax.json_files import check_json_path
 from agent_jax.runtime import command_line, distributed
 from agent_jax.runtime.command_line import config_name, define_cluster, define_config, parse_flags, refuse
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> None:
             use_compile_cache(config.train.compile_cache, workdir)
             run = open_run(config, workdir, phases)
             streams = run.open_streams()
-        except (ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError) as error:
+        except (ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError, DemonstrationsError) as error:
             logging.debug("where it was found:", exc_info=True)
             distributed.tell(str(error))
             refuse(str(error))

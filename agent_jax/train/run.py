@@ -248,7 +248,7 @@ def open_run(config: Config, workdir: Path | epath.Path, phases: Phases) -> Run:
     """Check the machine, gather demonstrations, open the data, complete the config, and begin the run.
 
     Raises:
-        ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError: a user error, in one message.
+        ValueError, OSError, ModuleNotFoundError, DamagedCheckpointError, DemonstrationsError: an error in one message.
     """
     check_machine(config, resumes=bool(checkpoint.steps(workdir / "checkpoints")))
     mesh = make_mesh(config.mesh)

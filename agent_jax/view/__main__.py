@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent_jax.checkpoints.meta import DamagedCheckpointError
+from agent_jax.config import VisionConfig
 from agent_jax.evaluate.__main__ import add_closed_loop_arguments
 from agent_jax.evaluate.checkpoints import TrainedRun
 from agent_jax.evaluate.commands import closed_loop_command
@@ -49,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     laying_out.add_argument("--split", default="", help="of a data set; default: its train split")
     laying_out.add_argument("--config", default="", metavar="FILE",
                             help="of a data set: FILE.json or FILE.py with the fields of a domain, or the config of a "
-                            "run, whose image size, patches and tokenizer then count")
+                            "run, whose image size, patches and tokenizer then count; default: images of "
+                            f"{VisionConfig().image_size} pixels in patches of {VisionConfig().patch_size}, a token a "
+                            "byte")
     laying_out.add_argument("--rerun", type=rerun_path, metavar="FILE.rrd", help="also write the row's samples for the "
                             "Rerun viewer")
     laying_out.set_defaults(run=_row)

@@ -126,7 +126,7 @@ def test_a_worker_that_fails_ends_the_collection_with_its_message(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = dataclasses.replace(CONFIG, episodes={"KeyInBox": 2, "GoToObj": 2}, validation_episodes=0)
-    with pytest.raises(RuntimeError, match=r"the worker for 'KeyInBox' ended early \(exit code 1\)"):
+    with pytest.raises(collect.DemonstrationsError, match=r"the worker for 'KeyInBox' ended early \(exit code 1\)"):
         collect.collect(config, tmp_path / "made")
     assert "its expert solved 0 of 4 episodes" in capfd.readouterr().err
     assert not (tmp_path / "made").exists()

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import jax
@@ -324,6 +326,27 @@ def test_a_mistyped_command_is_answered_with_what_was_meant(base: Path, tmp_path
                       "--workdir", str(tmp_path / "run"))
     assert all(part in message for part in ("stepz", "did you mean", "steps")), message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_demonstrations_worker_ends_the_run_with_one_message(base: Path, tmp_path: Path):
+    line = command("--config", str(ROOT / "configs" / "babyai.py:smoke"), "--config.data.demonstrations.seed=77",
+                   "--workdir", str(tmp_path / "run"))
+    with subprocess.Popen(line, env=environment(base), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                          ) as running:
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+
+        def workers() -> list[int]:
+            return [int(child) for child in children.read_text().split()
+                    if b"worker_process" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+        while not workers():
+            assert running.poll() is None
+            time.sleep(0.01)
+        os.kill(workers()[0], signal.SIGKILL)
+        _, stderr = running.communicate(timeout=120)
+    assert running.returncode == 2, stderr
+    assert "Traceback" not in stderr
+    assert re.search("demonstrations: the worker for 'GoToObj' ended early .signal 9.; it was killed", stderr), stderr
 
 
 def test_a_batch_that_does_not_divide_over_the_mesh_is_refused_before_anything_is_written(base: Path, tmp_path: Path):
