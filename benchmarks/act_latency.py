@@ -37,6 +37,7 @@ import torch
 from machine import describe, write_json
 from product_rates import torch_device
 from transformers import OPTForCausalLM
+from uncached import Uncached
 
 from agent_jax.actions import LANGUAGE_TABLE, LANGUAGE_TABLE_STATE, BoundSpec
 from agent_jax.actions.vocabulary import Vocabulary
@@ -63,7 +64,6 @@ from agent_jax.models.agent import init_params
 from agent_jax.policy import Policy
 from agent_jax.policy.decoding_tables import DecodingTables
 from agent_jax.policy.observation import prepare
-from agent_jax.policy.uncached import Uncached
 from agent_jax.runtime.host_memory import tune_heap
 from agent_jax.train.restart import checkpoint_meta
 

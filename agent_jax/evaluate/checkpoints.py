@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.checkpoints.restore import ActingCheckpoint, load_to_act, restore_acting_parameters
 from agent_jax.config import Config
 from agent_jax.data.pipeline.domains import Domain
@@ -21,7 +20,8 @@ from agent_jax.envs import CLIPS, NAMES
 from agent_jax.envs.collect import ensure_demonstrations
 from agent_jax.help_pages import help_page
 from agent_jax.models.agent import Params
-from agent_jax.policy.policy import History, Policy, acting_domain
+from agent_jax.policy.domains import acting_domain, domains_of
+from agent_jax.policy.policy import History, Policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,8 @@ class TrainedRun:
             DamagedCheckpointError: the step is damaged, or every step is.
         """
         loaded = load_to_act(path, step)
-        vocabulary = Vocabulary.from_json(loaded.meta["vocabulary"])
-        domains = {name: Domain.from_meta(found, vocabulary) for name, found in loaded.meta["domains"].items()}
         taken = loaded.taken
-        return cls(taken.directory, taken.step, loaded.config, domains, taken.passed_over, loaded)
+        return cls(taken.directory, taken.step, loaded.config, domains_of(loaded), taken.passed_over, loaded)
 
     def params(self) -> Params:
         """The parameters to evaluate: averaged ones if the run has them."""

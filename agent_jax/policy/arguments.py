@@ -21,6 +21,19 @@ def check_ids(call: str, env_ids: Any) -> None:
                          f"{call}({arguments}[{env_ids!r}])")
 
 
+def check_history(domain: Domain, history: str, flush_every: int, *, ahead: bool) -> None:
+    """Refuse an unknown history, or options of the other one."""
+    if history not in ("sliding", "flushed"):
+        raise ValueError(f"history={history!r}: expected 'sliding' or 'flushed'")
+    if flush_every and history == "sliding":
+        raise ValueError(f"flush_every={flush_every} is of history='flushed', but found history='sliding'")
+    if ahead and history == "flushed":
+        raise ValueError("ahead is of history='sliding', but found history='flushed', which reads nothing twice")
+    if not 0 <= flush_every <= domain.window:
+        raise ValueError(f"flush_every={flush_every}: domain {domain.name!r} was trained on windows of "
+                         f"{domain.window} steps, later positions were not; expected 1 to {domain.window}")
+
+
 def actions_of_observation(domain: Domain, replan_every: int, flush_every: int, history: History) -> int:
     """How many actions are executed after each observation."""
     k, fits = domain.actions_per_image, divisors(domain.actions_per_image)

@@ -10,7 +10,6 @@ Dimensions: B rows, A ids of the automaton, I most ids of an action, J most choi
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,15 +18,7 @@ import jax.numpy as jnp
 
 from agent_jax.models.language import KVCache, LanguageModel, VisibleCache
 from agent_jax.policy.decoding_tables import DecodingTables
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How the ids of each row are chosen; NumPy arrays."""
-
-    noise_BJA: Any  # f32, added to the logits: 0, or temperature times Gumbel's noise, which samples
-    taught_BJ: Any  # int32: columns of A to be taken; -1: the best
+from agent_jax.policy.row_reader import Rows
 
 
 class DecodedActions(NamedTuple):
@@ -63,16 +54,15 @@ class ConstrainedDecoder:
         self._next_QA, self._forced_QR, self._count_Q, self._after_Q = (jnp.asarray(table) for table in (
             automaton.next_QA, choices.forced_QR, choices.count_Q, choices.after_Q))
 
-    def __call__(self, params: Any, hidden_BD: jax.Array, past: Sequence[VisibleCache], position_B: jax.Array,
-                 how: Sampling) -> DecodedActions:
+    def __call__(self, params: Any, hidden_BD: jax.Array, past: Sequence[VisibleCache], rows: Rows
+                 ) -> DecodedActions:
         """The actions of rows that were read up to their first choice.
 
         Args:
             params: of the language model.
             hidden_BD: hidden state of the last slot of each row.
             past: keys and values of the rows, in parts.
-            position_B: of the slot after the last one.
-            how: to choose.
+            rows: that were read, with the noise and the columns of their choices.
         """
         automaton, tables, B = self._choices.automaton, self._choices, len(hidden_BD)
         first, W, J = tables.first_ids, tables.chunk, tables.most
@@ -81,11 +71,11 @@ class ConstrainedDecoder:
                      jnp.full((B, J, len(automaton.ids_A)), -jnp.inf, jnp.float32), jnp.ones((B,), bool))
         start = _State(blank, jnp.full((B,), tables.first_state, jnp.int32), jnp.zeros((), jnp.int32),
                        self._language.blank_cache(B, (J - 1) * W), jnp.zeros((B, (J - 1) * W), bool),
-                       jnp.zeros((B, W), jnp.int32), jnp.zeros((B,), jnp.int32), position_B)
-        state = self._choose(params, start, hidden_BD, how)
+                       jnp.zeros((B, W), jnp.int32), jnp.zeros((B,), jnp.int32), rows.next_position())
+        state = self._choose(params, start, hidden_BD, rows)
         if J > 1:
             state = jax.lax.while_loop(lambda s: jnp.any(s.read_B > 0),
-                                       lambda s: self._choose(params, *self._read(params, s, past), how), state)
+                                       lambda s: self._choose(params, *self._read(params, s, past), rows), state)
         return state.said
 
     def _read(self, params: Any, s: _State, past: Sequence[VisibleCache]) -> tuple[_State, jax.Array]:
@@ -100,7 +90,7 @@ class ConstrainedDecoder:
         real_BZ = jax.lax.dynamic_update_slice_in_dim(s.real_BZ, place_1W < s.read_B[:, None], column, axis=1)
         return s._replace(recent=recent, real_BZ=real_BZ, position_B=s.position_B + s.read_B), hidden_BD
 
-    def _choose(self, params: Any, s: _State, hidden_BD: jax.Array, how: Sampling) -> _State:
+    def _choose(self, params: Any, s: _State, hidden_BD: jax.Array, rows: Rows) -> _State:
         """Each row that is not complete takes a legal id and the forced ones after it."""
         accept, W, B = self._choices.automaton.accept, s.token_BW.shape[1], len(hidden_BD)
         open_B = s.state_B != accept
@@ -109,7 +99,7 @@ class ConstrainedDecoder:
         logits_BA = language.logits_of(hidden_BD, self._ids_A).astype(jnp.float32)
         sound_B = jnp.all(jnp.isfinite(logits_BA) | ~legal_BA, axis=1)
         noise_BA, taught_B = (jax.lax.dynamic_index_in_dim(part, s.choice, axis=1, keepdims=False)
-                              for part in (how.noise_BJA, how.taught_BJ))
+                              for part in (rows.noise_BJA, rows.taught_BJ))
         # Legal whatever the logits are: none of these scores is -inf or NaN but those of illegal ids.
         scores_BA = jnp.where(jnp.isfinite(logits_BA), logits_BA + noise_BA, jnp.finfo(jnp.float32).min)
         best_B = jnp.argmax(jnp.where(legal_BA, scores_BA, -jnp.inf), axis=1)

@@ -21,7 +21,7 @@ from agent_jax.config import Config
 from agent_jax.models.agent import Params
 from agent_jax.models.attention import LayerCache
 from agent_jax.models.language import KVCache, VisibleCache
-from agent_jax.policy.constrained_decoder import ConstrainedDecoder, DecodedActions, Sampling
+from agent_jax.policy.constrained_decoder import ConstrainedDecoder, DecodedActions
 from agent_jax.policy.decoding_tables import DecodingTables
 from agent_jax.policy.row_reader import RowReader, Rows
 
@@ -60,10 +60,10 @@ class Decoder:
         split = tokens.reshape(rows, steps, -1, width)
         return tuple(tuple(split[row, step] for step in range(steps)) for row in range(rows))
 
-    def _decode(self, params: Params, visual: Visual, rows: Rows, how: Sampling, kept: tuple[Kept, ...] = ()
+    def _decode(self, params: Params, visual: Visual, rows: Rows, kept: tuple[Kept, ...] = ()
                 ) -> DecodedActions:
         """Read rows, or what is new of them after `kept`, and say their actions."""
-        return self._read_and_say(params, visual, rows, how, kept)[0]
+        return self._read_and_say(params, visual, rows, kept)[0]
 
     def _read_ahead(self, params: Params, visual: Visual, rows: Rows, slots: int) -> tuple[Kept, ...]:
         """Read rows up to where what is seen next will follow: their keys and values, in caches of so many slots."""
@@ -71,10 +71,10 @@ class Decoder:
         more = slots - rows.token_BC.shape[1]
         return _split(jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, more), (0, 0))), read))
 
-    def _decode_after(self, params: Params, visual: Visual, rows: Rows, how: Sampling, kept: tuple[Kept, ...]
+    def _decode_after(self, params: Params, visual: Visual, rows: Rows, kept: tuple[Kept, ...]
                       ) -> tuple[DecodedActions, tuple[Kept, ...]]:
         """The same; returns the caches with what was read now as well."""
-        said, new = self._read_and_say(params, visual, rows, how, kept)
+        said, new = self._read_and_say(params, visual, rows, kept)
 
         def grown(row: int) -> Kept:
             return jax.tree.map(lambda whole_NZH, part_NCH: _written(whole_NZH, part_NCH, rows.used_B[row]),
@@ -82,7 +82,7 @@ class Decoder:
 
         return said, tuple(grown(row) for row in range(len(kept)))
 
-    def _read_and_say(self, params: Params, visual: Visual, rows: Rows, how: Sampling, kept: tuple[Kept, ...]
+    def _read_and_say(self, params: Params, visual: Visual, rows: Rows, kept: tuple[Kept, ...]
                       ) -> tuple[DecodedActions, KVCache]:
         """Actions, and keys and values of what was read now."""
         past = ()
@@ -93,7 +93,7 @@ class Decoder:
         hidden_BD, new = self._read(params, visual, rows, past)
         new_BZ = jnp.arange(rows.token_BC.shape[1])[None] < rows.count_B[:, None]
         past = (*past, VisibleCache(new, new_BZ))
-        return self._say(params["language"], hidden_BD, past, rows.next_position(), how), new
+        return self._say(params["language"], hidden_BD, past, rows), new
 
     def _read(self, params: Params, visual: Visual, rows: Rows, past: Sequence[VisibleCache] = ()
               ) -> tuple[jax.Array, KVCache]:

@@ -47,21 +47,30 @@ class EpisodeHistory:
     used: int = 0  # how many slots they hold
 
 
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    """What is to be read of an episode for its next action."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """What is to be read of an episode, and how its next action is chosen."""
 
     past: tuple[HistoryStep, ...]  # before the step of now
+    seen: Prepared | None  # now; None: the steps before it are read ahead
     first: int  # number of the first step whose images are read: 0, or that of now
     used: int  # slots read before
     token_C: np.ndarray
     visual_C: np.ndarray
     position_C: np.ndarray
+    noise_JA: np.ndarray | None = None  # f32, added to the logits of each choice
+    taught_J: np.ndarray | None = None  # int32: columns of A to be taken; -1: the best
+    kept: Any = None  # keys and values of the slots read before; given away where rows grow
+
+    @property
+    def frames(self) -> tuple[np.ndarray, ...]:
+        """The images of now."""
+        return self.seen.frames if self.seen else ()
 
     @property
     def steps(self) -> int:
         """How many steps are read, that of now included."""
-        return len(self.past) + 1 - self.first
+        return len(self.past) + (self.seen is not None) - self.first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +107,14 @@ class ChunkSizes:
         cache = dict(chunks)[most - 1] if ahead else row.slots
         return cls(tuple(chunks), dataclasses.replace(row, image_size=1), cache)
 
-    def fit(self, chunk: Chunk) -> tuple[int, int]:
-        """The least (steps, slots) that hold a chunk."""
-        return next(size for size in self.chunks if size[0] >= chunk.steps and size[1] >= len(chunk.token_C))
+    def fit(self, request: Request) -> tuple[int, int]:
+        """The least (steps, slots) that hold what a request reads."""
+        return next(size for size in self.chunks if size[0] >= request.steps and size[1] >= len(request.token_C))
 
 
-def next_chunk(domain: Domain, sizes: ChunkSizes, visual_tokens: int, episode: EpisodeHistory, seen: Prepared,
-               first_ids: np.ndarray, most_steps: int, *, flushed: bool, joined: int = 1) -> Chunk:
-    """The chunk to be read for the next action of an episode.
+def next_request(domain: Domain, sizes: ChunkSizes, visual_tokens: int, episode: EpisodeHistory, seen: Prepared,
+                 first_ids: np.ndarray, most_steps: int, *, flushed: bool, joined: int = 1) -> Request:
+    """What is to be read for the next action of an episode.
 
     Args:
         domain: in which is acted.
@@ -128,7 +137,7 @@ def next_chunk(domain: Domain, sizes: ChunkSizes, visual_tokens: int, episode: E
     token_C, visual_C, position_C = _laid_out(domain, sizes, visual_tokens, seen.text_ids, past, now)
     first, visual_C = len(past) if used else 0, visual_C[used:]
     visual_C = np.where(visual_C >= 0, visual_C - first * len(domain.cameras) * visual_tokens, -1)
-    return Chunk(past, first, used, token_C[used:], visual_C, position_C[used:])
+    return Request(past, seen, first, used, token_C[used:], visual_C, position_C[used:])
 
 
 def join_decisions(steps: tuple[HistoryStep, ...], joined: int) -> tuple[HistoryStep, ...]:
@@ -143,16 +152,16 @@ def join_decisions(steps: tuple[HistoryStep, ...], joined: int) -> tuple[History
                  for group in groups)
 
 
-def chunk_ahead(domain: Domain, sizes: ChunkSizes, visual_tokens: int, episode: EpisodeHistory) -> Chunk:
+def request_ahead(domain: Domain, sizes: ChunkSizes, visual_tokens: int, episode: EpisodeHistory) -> Request:
     """What the row of the next action begins with if it slides and the instruction stays: text and remembered steps.
 
     Args:
         domain: in which is acted.
         sizes: of its rows.
         visual_tokens: V.
-        episode: of at least one step; its last one stands where that of now does in other chunks.
+        episode: of at least one step.
     """
-    return Chunk(episode.steps[:-1], 0, 0, *_laid_out(domain, sizes, visual_tokens, episode.text_ids, episode.steps))
+    return Request(episode.steps, None, 0, 0, *_laid_out(domain, sizes, visual_tokens, episode.text_ids, episode.steps))
 
 
 def _laid_out(domain: Domain, sizes: ChunkSizes, visual_tokens: int, text_ids: np.ndarray,

@@ -24,34 +24,31 @@ its action. Each id of the action is among those that the ActionSpec's automaton
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
-from agent_jax.actions.specs import TERMINAL_KEY
-from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.checkpoints.restore import ActingCheckpoint, StepTaken, load_to_act
 from agent_jax.client.pictures import is_image
 from agent_jax.config import Config
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.hub import located_agent
 from agent_jax.models.agent import Params
+from agent_jax.policy.actor import Actor
 from agent_jax.policy.arguments import (
     History,
     actions_of_observation,
+    check_history,
     check_ids,
     check_sequences,
     check_temperature,
 )
-from agent_jax.policy.batched_decoder import BatchedDecoder, Request, Response
 from agent_jax.policy.classifier import Classification, ClipClassifier
 from agent_jax.policy.clips import Clip
-from agent_jax.policy.decoding_tables import DecodingTables
-from agent_jax.policy.history import ChunkSizes, EpisodeHistory, HistoryStep, chunk_ahead, join_decisions, next_chunk
+from agent_jax.policy.domains import acting_domain, domains_of, prompted_domain
 from agent_jax.policy.observation import Images, Prepared, camera_images, prepare
 from agent_jax.policy.parameters import acting_params
 from agent_jax.policy.surprise import MASKS, SurpriseMeter, mae_params
@@ -59,6 +56,7 @@ from agent_jax.policy.text import GeneratedText, TextGenerator
 from agent_jax.runtime.compile_notice import announce_compilations
 
 __all__ = ["History", "Images", "Policy", "Prepared"]
+
 
 class Policy:
     """Acts in any number of environments at once, each with its own history; generates text and classifies clips.
@@ -93,45 +91,21 @@ class Policy:
                 or `replan_every` that does not divide k.
         """
         check_temperature(temperature)
-        if history not in ("sliding", "flushed"):
-            raise ValueError(f"history={history!r}: expected 'sliding' or 'flushed'")
-        if flush_every and history == "sliding":
-            raise ValueError(f"flush_every={flush_every} is of history='flushed', but found history='sliding'")
-        if ahead and history == "flushed":
-            raise ValueError("ahead is of history='sliding', but found history='flushed', which reads nothing twice")
-        if not 0 <= flush_every <= domain.window:
-            raise ValueError(f"flush_every={flush_every}: domain {domain.name!r} was trained on windows of "
-                             f"{domain.window} steps, later positions were not; expected 1 to {domain.window}")
-        k = domain.actions_per_image
+        check_history(domain, history, flush_every, ahead=ahead)
         self.replan_every = actions_of_observation(domain, replan_every, flush_every, history)
-        self._joined = k // self.replan_every  # decisions that make one step of a row
-        self._most_steps = (flush_every or domain.window) // k  # of a row, by its images
         self.domain, self.temperature, self.history = domain, temperature, history
         self.flush_every = (flush_every or domain.window) if history == "flushed" else 0
         self.taken: StepTaken | None = None  # the step of a checkpoint that was loaded
-        self.last_ids: dict[Any, np.ndarray] = {}  # of the last step's actions, by env_id
-        self._last_logits: dict[Any, np.ndarray] = {}  # of their choices
         self.params, self._dtype = acting_params(params, config.model.dtype), config.model.dtype
         self._mae_params, self._meter = mae_params(params, self._dtype), SurpriseMeter(config)
         self.domains = dict(domains or {domain.name: domain})
         self._config = config
         self._generators: dict[str, TextGenerator] = {}  # by domain; made when they are first used
         self._classifiers: dict[str, ClipClassifier] = {}
-        self._episodes: dict[Any, EpisodeHistory] = {}
-        self._seed = seed
         announce_compilations()  # the first action takes as long as they do
-        if domain.spec is None:
-            return
-        self._spec, self._visual_tokens = domain.spec, 1 + config.model.vision.patches
-        self._choices = DecodingTables.of(domain.spec.automaton.repeated(self.replan_every))
-        if not self._choices.most:
-            raise ValueError(f"domain {domain.name!r}: its ActionSpec has one action only, so there is nothing to "
-                             "choose; act without a policy")
-        video = domain.video and config.model.vision.temporal_attention  # each image changes the encoding of its clip
-        self._grows = history == "flushed" and not video
-        self._ahead = ahead and not video and self._most_steps > 1
-        self._sizes = ChunkSizes.of(domain, self._visual_tokens, config.model.language.positions, ahead=self._ahead)
-        self._reader = BatchedDecoder(config, domain, self._choices, self._sizes, grows=self._grows, ahead=self._ahead)
+        self._actor = None if domain.spec is None else Actor(
+            config, domain, domain.spec, temperature=temperature, seed=seed, flushed=history == "flushed",
+            flush_every=flush_every, ahead=ahead, replan_every=self.replan_every)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, domain: str = "", step: int | None = None, temperature: float = 0.0,
@@ -144,7 +118,7 @@ class Policy:
             domain: the domain to act in; may be empty if the run had one with actions. Without any, the policy only
                 says and classifies.
             step: by default the one `path` names, or the newest undamaged one.
-            temperature: as above.
+            temperature: as in `Policy`, like the rest.
             seed: as above.
             history: as above.
             flush_every: as above.
@@ -191,11 +165,10 @@ class Policy:
     def of(cls, loaded: ActingCheckpoint, *, domain: str = "", temperature: float = 0.0, seed: int = 0,
            history: History = "sliding", flush_every: int = 0, ahead: bool = False, replan_every: int = 0) -> Self:
         """The policy of a step that has been read; arguments and errors as `load`."""
-        vocabulary = Vocabulary.from_json(loaded.meta["vocabulary"])
-        domains = {name: Domain.from_meta(meta, vocabulary) for name, meta in loaded.meta["domains"].items()}
-        chosen = acting_domain(domains, domain, loaded.taken.directory)
-        policy = cls(loaded.config, loaded.params, chosen, domains=domains, temperature=temperature,
-                     seed=seed, history=history, flush_every=flush_every, ahead=ahead, replan_every=replan_every)
+        domains = domains_of(loaded)
+        policy = cls(loaded.config, loaded.params, acting_domain(domains, domain, loaded.taken.directory),
+                     domains=domains, temperature=temperature, seed=seed, history=history, flush_every=flush_every,
+                     ahead=ahead, replan_every=replan_every)
         policy.taken = loaded.taken
         return policy
 
@@ -206,14 +179,15 @@ class Policy:
             ValueError: a negative or infinite temperature.
         """
         check_temperature(temperature)
-        other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__ | {"temperature": temperature, "_seed": seed, "_episodes": {}, "last_ids": {},
-                                            "_last_logits": {}}
+        other = copy.copy(self)
+        other.temperature = temperature
+        if self._actor:
+            other._actor = self._actor.with_temperature(temperature, seed)
         return other
 
     def with_params(self, params: Params) -> Policy:
         """Other parameters of the same shapes, acting alike with what is compiled already; histories are not shared."""
-        other = self.with_temperature(self.temperature, self._seed)
+        other = self.with_temperature(self.temperature, self._actor.seed if self._actor else 0)
         other.params = acting_params(params, self._dtype)
         other._mae_params = mae_params(params, self._dtype)
         return other
@@ -221,17 +195,19 @@ class Policy:
     def reset(self, env_ids: Sequence[Any]) -> None:
         """Begin new episodes: forget what was seen under these ids."""
         check_ids("reset", env_ids)
-        for env_id in env_ids:
-            old = self._episodes.get(env_id)
-            self._episodes[env_id] = EpisodeHistory(number=old.number + (old.time > 0) if old else 0)
+        if self._actor:
+            self._actor.reset(env_ids)
 
     def forget(self, env_ids: Sequence[Any]) -> None:
         """Drop all memory of these ids; unknown ones are passed over."""
         check_ids("forget", env_ids)
-        for env_id in env_ids:
-            self._episodes.pop(env_id, None)
-            self.last_ids.pop(env_id, None)
-            self._last_logits.pop(env_id, None)
+        if self._actor:
+            self._actor.forget(env_ids)
+
+    @property
+    def last_ids(self) -> Mapping[Any, np.ndarray]:
+        """The ids of each environment's last actions, by env_id."""
+        return self._actor.last_ids if self._actor else {}
 
     def probability(self, env_id: Any, number: int = 0) -> float:
         """How probable the last action of an environment was: the product over its choices among legal ids.
@@ -245,13 +221,7 @@ class Policy:
         Raises:
             KeyError: the environment has had no action.
         """
-        logits_JA, columns_J = self._last_logits[env_id], self._choices.columns(self.last_ids[env_id])
-        choices = [int((self._spec.choices(ids) >= 0).sum()) for ids in self._split(self.last_ids[env_id])]
-        first, odds = sum(choices[:number]), 1.0
-        for place in range(first, first + choices[number]):
-            logits_A = logits_JA[place]
-            odds *= float(1 / np.exp(logits_A.astype(np.float64) - logits_A[columns_J[place]]).sum())
-        return odds
+        return self.check_acts("probability").probability(env_id, number)
 
     def choices(self, env_id: Any) -> list[dict[int, float]]:
         """The probabilities of the legal ids at each choice of the last action (or actions), by the model's own logits.
@@ -259,19 +229,11 @@ class Policy:
         Raises:
             KeyError: the environment has had no action.
         """
-        ids_A, found = self._spec.automaton.ids_A, []
-        for logits_A in self._last_logits[env_id]:
-            legal_A = np.isfinite(logits_A)
-            if legal_A.any():
-                odds_A = np.exp(logits_A[legal_A].astype(np.float64) - logits_A[legal_A].max())
-                found.append(dict(zip(np.asarray(ids_A)[legal_A].tolist(), (odds_A / odds_A.sum()).tolist(),
-                                      strict=True)))
-        return found
+        return self.check_acts("choices").choices(env_id)
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
         """Compile everything that acting in batches of up to these sizes will need, histories of any length mixed."""
-        self.check_acts("warm_up")
-        self._reader.warm_up(self.params, max(batch_sizes))
+        self.check_acts("warm_up").decoder.warm_up(self.params, max(batch_sizes))
 
     def prepare(self, images: Images, instruction: str, state: Mapping[str, Any] | None = None) -> Prepared:
         """One observation of one environment, checked and ready; needs no device and may run in any thread.
@@ -301,8 +263,8 @@ class Policy:
         Raises:
             ValueError: sequences of unequal length, an id twice, or logits that are NaN.
         """
-        answers = self._answer(prepared, env_ids, None)
-        return [self._decoded(answer.ids) for answer in answers]
+        actor = self._checked(prepared, env_ids)
+        return [actor.decode(answer.ids) for answer in actor.answer(self.params, prepared, env_ids)]
 
     def follow(self, prepared: Sequence[Prepared], env_ids: Sequence[Any], action_ids: Sequence[np.ndarray]
                ) -> list[np.ndarray]:
@@ -323,7 +285,7 @@ class Policy:
         """
         if len(action_ids) != len(env_ids):
             raise ValueError(f"follow: found {len(action_ids)} actions and {len(env_ids)} env_ids, expected one each")
-        answers = self._answer(prepared, env_ids, action_ids)
+        answers = self._checked(prepared, env_ids).answer(self.params, prepared, env_ids, action_ids)
         return [answer.logits_JA[np.isfinite(answer.logits_JA).any(axis=1)] for answer in answers]
 
     def act(self, images: Sequence[Images] | np.ndarray, instructions: Sequence[str], env_ids: Sequence[Any],
@@ -383,7 +345,7 @@ class Policy:
         check_sequences("say", images=images, prompts=prompts)
         if len(images) != len(prompts):
             raise ValueError(f"say: found {len(images)} images or clips and {len(prompts)} prompts, expected one each")
-        chosen = self._domain_of("answer", "say", domain)
+        chosen = prompted_domain(self.domains, "answer", "say", domain, self.domain)
         if chosen.name not in self._generators:
             self._generators[chosen.name] = TextGenerator(self._config, chosen)
         return self._generators[chosen.name](self.params, images, prompts, max_tokens=max_tokens,
@@ -404,7 +366,7 @@ class Policy:
                 that are NaN.
         """
         check_sequences("classify", images=images)
-        chosen = self._domain_of("label", "classify", domain)
+        chosen = prompted_domain(self.domains, "label", "classify", domain, self.domain)
         if chosen.name not in self._classifiers:
             self._classifiers[chosen.name] = ClipClassifier(self._config, chosen)
         return self._classifiers[chosen.name](self.params, images)
@@ -432,121 +394,24 @@ class Policy:
         errors = self._meter(params, [image for one in frames for image in one], masks=masks, seed=seed)
         return errors.reshape(len(frames), -1)
 
-    def check_acts(self, call: str) -> None:
-        """Refuse `call`, which needs actions, in a domain without any.
+    def check_acts(self, call: str) -> Actor:
+        """What acts; refuses `call`, which needs actions, in a domain without any.
 
         Raises:
             ValueError: names the domains that have some.
         """
-        if self.domain.spec is None:
+        if self._actor is None:
             acting = [name for name, domain in self.domains.items() if domain.spec]
             raise ValueError(f"{call}: domain {self.domain.name!r} has the layout {self.domain.layout!r}, which "
                              "predicts no actions; load the policy with a domain of the layout 'actions' "
                              f"({', '.join(acting) or 'this run had none'})")
+        return self._actor
 
-    def _domain_of(self, layout: str, call: str, name: str) -> Domain:
-        """The domain to say or classify in."""
-        fitting = [one for one, domain in self.domains.items() if domain.layout == layout]
-        if not name and self.domain.layout == layout:
-            name = self.domain.name
-        name = name or (fitting[0] if len(fitting) == 1 else "")
-        if name not in fitting:
-            found = f"domain {name!r} has the layout {self.domains[name].layout!r}" if name in self.domains else (
-                f"domain={name!r} is not a domain of the run" if name or not fitting else "no domain is named")
-            raise ValueError(f"{call}: {found}; expected one of the layout {layout!r} "
-                             f"({', '.join(fitting) or 'this run had none'})")
-        return self.domains[name]
-
-    def _split(self, ids: np.ndarray) -> list[np.ndarray]:
-        """The ids of each action that was decoded for an observation."""
-        return self._spec.automaton.split(ids)
-
-    def _decoded(self, ids: np.ndarray) -> dict[str, Any] | list[dict[str, Any]]:
-        """What `step` returns for one environment."""
-        actions = [self._spec.decode(action) for action in self._split(ids)]
-        if self.domain.actions_per_image == 1:
-            return actions[0]
-        last = next((number for number, action in enumerate(actions) if TERMINAL_KEY in action), len(actions))
-        return actions[: last + 1]
-
-    def _answer(self, prepared: Sequence[Prepared], env_ids: Sequence[Any], taught: Sequence[np.ndarray] | None
-                ) -> list[Response]:
-        """Answers of all environments, remembered."""
-        self.check_acts("act")
+    def _checked(self, prepared: Sequence[Prepared], env_ids: Sequence[Any]) -> Actor:
+        """What acts, for one observation of each of different environments."""
+        actor = self.check_acts("act")
         if len(prepared) != len(env_ids):
             raise ValueError(f"act: found {len(prepared)} observations and {len(env_ids)} env_ids, expected one each")
         if len(set(env_ids)) != len(env_ids):
             raise ValueError(f"act: env_ids={list(env_ids)} hold an id twice")
-        episodes = [self._episodes.get(env_id, EpisodeHistory()) for env_id in env_ids]
-        turns = [self._turn(env_id, episode, seen, None if taught is None else taught[i])
-                 for i, (env_id, episode, seen) in enumerate(zip(env_ids, episodes, prepared, strict=True))]
-        for env_id, episode in zip(env_ids, episodes, strict=True):
-            if self._grows and episode.kept is not None:  # given away with the turn: if it fails, all is read anew
-                self._episodes[env_id] = dataclasses.replace(episode, kept=None, used=0)
-        answers = self._reader.answer(self.params, turns)
-        unsound = [env_id for env_id, answer in zip(env_ids, answers, strict=True) if not answer.sound]
-        if unsound:
-            raise ValueError(f"act: the model's logits for env_ids={unsound} are NaN or infinite, expected finite "
-                             "numbers: its parameters are damaged or their training diverged; load another step")
-        after = [self._remembered(*one) for one in zip(episodes, turns, answers, strict=True)]
-        for env_id, episode, answer in zip(env_ids, self._read_ahead(after), answers, strict=True):
-            self._episodes[env_id] = episode
-            self.last_ids[env_id], self._last_logits[env_id] = answer.ids, answer.logits_JA
-        return answers
-
-    def _read_ahead(self, episodes: Sequence[EpisodeHistory]) -> Sequence[EpisodeHistory]:
-        """The episodes, with what their next rows begin with being read."""
-        if not self._ahead:
-            return episodes
-        rows = [dataclasses.replace(episode, steps=join_decisions(episode.steps, self._joined)) for episode in episodes]
-        begun = [number for number, row in enumerate(rows) if row.steps]
-        chunks = [chunk_ahead(self.domain, self._sizes, self._visual_tokens, rows[number]) for number in begun]
-        tokens = [[step.tokens for step in rows[number].steps] for number in begun]
-        caches = self._reader.read_ahead(self.params, chunks, tokens)
-        found = list(episodes)
-        for number, chunk, kept in zip(begun, chunks, caches, strict=True):
-            found[number] = dataclasses.replace(episodes[number], kept=kept, used=len(chunk.token_C))
-        return found
-
-    def _turn(self, env_id: Any, episode: EpisodeHistory, seen: Prepared, taught: np.ndarray | None) -> Request:
-        """What an environment asks."""
-        chunk = next_chunk(self.domain, self._sizes, self._visual_tokens, episode, seen, self._choices.first_ids,
-                           self._most_steps, flushed=self.history == "flushed", joined=self._joined)
-        kept = (episode.kept or self._reader.blank_cache()) if self._grows else episode.kept if chunk.used else None
-        noise_JA = None
-        if self.temperature:  # Gumbel-max (Gumbel, 1954): logits / temperature + noise, times temperature
-            rng = np.random.default_rng([self._seed, zlib.crc32(repr(env_id).encode()), episode.number, episode.time])
-            noise_JA = self.temperature * rng.gumbel(size=(self._choices.most, len(self._spec.automaton.ids_A)))
-        return Request(seen, chunk, noise_JA, self._choices.columns(taught), kept)
-
-    def _remembered(self, episode: EpisodeHistory, turn: Request, answer: Response) -> EpisodeHistory:
-        """The episode after a step."""
-        chunk, seen = turn.chunk, turn.seen
-        step = HistoryStep(seen.frames if self._reader.clips else (), answer.tokens, seen.state_ids, answer.ids)
-        if self.history == "sliding":
-            steps = (*episode.steps, step)
-            steps = steps[max(0, len(steps) - (self._most_steps - 1) * self._joined) :]
-        else:
-            steps = (*chunk.past, step)
-        used = chunk.used + len(chunk.token_C) if self._grows else 0
-        return EpisodeHistory(episode.number, episode.time + 1, seen.text_ids, steps, answer.kept, used)
-
-
-def acting_domain(domains: Mapping[str, Domain], name: str, directory: Any) -> Domain:
-    """The domain of a run to act in: the named one, or the only one with actions; of a run without any, the first one.
-
-    Args:
-        domains: of the run, by name.
-        name: of one of them, or "".
-        directory: of the checkpoint, for messages.
-
-    Raises:
-        ValueError: an unknown name, or none although several domains have actions.
-    """
-    acting = [one for one, domain in domains.items() if domain.spec]
-    if not name and domains and len(acting) <= 1:
-        name = (acting or sorted(domains))[0]
-    if name not in domains:
-        raise ValueError(f"domain={name!r}: {directory} was trained on {', '.join(sorted(domains)) or 'no domain'}; "
-                         "name one of them")
-    return domains[name]
+        return actor

@@ -29,6 +29,9 @@ class Rows:
     position_BC: Any  # int32
     count_B: Any  # int32: how many slots
     used_B: Any  # int32: how many were read before
+    # Of rows that end in an action, by choice J among the ids A of its automaton:
+    noise_BJA: Any = None  # f32, added to the logits: 0, or temperature times Gumbel's noise, which samples
+    taught_BJ: Any = None  # int32: columns of A to be taken; -1: the best
 
     def next_position(self) -> jax.Array:
         """Position after the last slot of each row, int32 (B,)."""

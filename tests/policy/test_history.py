@@ -9,7 +9,7 @@ from data_stores import CAMERAS, language_table_domain
 
 from agent_jax.data.pipeline.domains import Domain
 from agent_jax.data.pipeline.layout import Step, Window, lay_out_prefix, row_size
-from agent_jax.policy.history import ChunkSizes, EpisodeHistory, HistoryStep, chunk_ahead, next_chunk
+from agent_jax.policy.history import ChunkSizes, EpisodeHistory, HistoryStep, next_request, request_ahead
 from agent_jax.policy.observation import Prepared
 
 V = 5
@@ -30,7 +30,7 @@ def test_what_is_new_follows_what_was_read_before_as_in_the_whole_row():
     domain = language_table_domain(max_text=16, cameras=CAMERAS, fixed_positions=True)
     sizes, first_ids = ChunkSizes.of(domain, V, 256), np.asarray([7], np.int32)
     episode, seen = episode_of(domain, 3)
-    whole = next_chunk(domain, sizes, V, episode, seen, first_ids, 4, flushed=True)
+    whole = next_request(domain, sizes, V, episode, seen, first_ids, 4, flushed=True)
     steps = [Step(seen.frames, step.state_ids, step.action_ids) for step in episode.steps]
     window = Window(domain.index, seen.text_ids, (*steps, Step(seen.frames, seen.state_ids, first_ids)), seed=0,
                     first_position=domain.first_position)
@@ -40,10 +40,10 @@ def test_what_is_new_follows_what_was_read_before_as_in_the_whole_row():
     np.testing.assert_array_equal(whole.visual_C, row["visual_BS"][:count])
     np.testing.assert_array_equal(whole.position_C, row["position_BS"][:count])
     assert row["slot_BT"][0] == count - 1
-    before = next_chunk(domain, sizes, V, dataclasses.replace(episode, steps=episode.steps[:2]), seen, first_ids, 4,
+    before = next_request(domain, sizes, V, dataclasses.replace(episode, steps=episode.steps[:2]), seen, first_ids, 4,
                         flushed=True)
     used = len(before.token_C)
-    new = next_chunk(domain, sizes, V, dataclasses.replace(episode, used=used), seen, first_ids, 4, flushed=True)
+    new = next_request(domain, sizes, V, dataclasses.replace(episode, used=used), seen, first_ids, 4, flushed=True)
     np.testing.assert_array_equal(new.token_C, whole.token_C[used:])
     np.testing.assert_array_equal(new.position_C, whole.position_C[used:])
     assert (new.first, new.steps, whole.steps) == (3, 1, 4)
@@ -55,12 +55,12 @@ def test_a_sliding_row_forgets_its_oldest_step_and_a_full_flushed_one_all():
     domain = language_table_domain(max_text=16)
     sizes, (episode, seen) = ChunkSizes.of(domain, V, 256), episode_of(domain, 4)
     first_ids = np.asarray([7], np.int32)
-    sliding = next_chunk(domain, sizes, V, episode, seen, first_ids, 4, flushed=False)
-    flushed = next_chunk(domain, sizes, V, episode, seen, first_ids, 4, flushed=True)
+    sliding = next_request(domain, sizes, V, episode, seen, first_ids, 4, flushed=False)
+    flushed = next_request(domain, sizes, V, episode, seen, first_ids, 4, flushed=True)
     assert (sliding.steps, flushed.steps) == (4, 1)
     other = dataclasses.replace(seen, text_ids=domain.text_ids("stop"))
-    assert next_chunk(domain, sizes, V, dataclasses.replace(episode, steps=episode.steps[:2], used=9), other, first_ids,
-                      4, flushed=True).used == 0
+    used = dataclasses.replace(episode, steps=episode.steps[:2], used=9)
+    assert next_request(domain, sizes, V, used, other, first_ids, 4, flushed=True).used == 0
 
 
 def test_every_history_fits_a_size_and_the_cache_holds_what_is_written():
@@ -70,8 +70,8 @@ def test_every_history_fits_a_size_and_the_cache_holds_what_is_written():
         used = 0
         for steps in range(window):
             episode, seen = episode_of(domain, steps)
-            whole = next_chunk(domain, sizes, V, episode, seen, first_ids, window, flushed=True)
-            new = next_chunk(domain, sizes, V, dataclasses.replace(episode, used=used), seen, first_ids, window,
+            whole = next_request(domain, sizes, V, episode, seen, first_ids, window, flushed=True)
+            new = next_request(domain, sizes, V, dataclasses.replace(episode, used=used), seen, first_ids, window,
                              flushed=True)
             assert sizes.fit(whole)[1] <= sizes.cache
             assert used + len(new.token_C) <= sizes.cache
@@ -85,10 +85,10 @@ def test_what_is_read_ahead_is_what_the_next_sliding_row_begins_with():
         sizes, first_ids = ChunkSizes.of(domain, V, 512, ahead=True), np.asarray([7], np.int32)
         for steps in range(1, window):
             episode, seen = episode_of(domain, steps)
-            ahead = chunk_ahead(domain, sizes, V, episode)
-            whole = next_chunk(domain, sizes, V, episode, seen, first_ids, window, flushed=False)
+            ahead = request_ahead(domain, sizes, V, episode)
+            whole = next_request(domain, sizes, V, episode, seen, first_ids, window, flushed=False)
             used = len(ahead.token_C)
-            rest = next_chunk(domain, sizes, V, dataclasses.replace(episode, used=used), seen, first_ids, window,
+            rest = next_request(domain, sizes, V, dataclasses.replace(episode, used=used), seen, first_ids, window,
                               flushed=False)
             for name in ("token_C", "position_C"):
                 np.testing.assert_array_equal(np.concatenate([getattr(ahead, name), getattr(rest, name)]),

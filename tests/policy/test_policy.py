@@ -18,6 +18,7 @@ from data_stores import CAMERAS, babyai_domain, clip_domain, game_domain, langua
 from packed_rows import random_params
 from PIL import Image
 from small_runs import Trained, differing, straight_run
+from uncached import Uncached
 
 from agent_jax.actions import BLEEDING_EDGE, BoundSpec
 from agent_jax.checkpoints.restore import restore_acting_parameters
@@ -27,7 +28,6 @@ from agent_jax.data.pipeline.layout import Step, Window
 from agent_jax.models.transformer import layers_apart
 from agent_jax.policy import Policy
 from agent_jax.policy.policy import History
-from agent_jax.policy.uncached import Uncached
 
 TEXT = "push the red block left"
 STATE = {"effector_target_translation": np.float32([0.3, 0.1]), "effector_translation": np.float32([0.2, 0.0])}
@@ -324,7 +324,7 @@ def test_the_action_that_ends_the_episode_is_the_last_of_its_list():
     assert spec is not None
     move, end = spec.encode({"action": np.float32([0.01, 0])}), spec.terminal_ids()
     for ids, kept in (((move, move), 2), ((move, end), 2), ((end, end), 1), ((end, move), 1)):
-        actions = policy._decoded(np.concatenate(ids))
+        actions = policy.check_acts("decode").decode(np.concatenate(ids))
         assert [spec.encode(action).tolist() for action in actions] == [one.tolist() for one in ids[:kept]]
 
 
@@ -425,7 +425,7 @@ def test_a_policy_of_another_temperature_has_its_own_histories(table: Policy):
     twin.step([observe(table, 2)], [0])
     twin.step([observe(table, 3)], [0])
     assert (table.temperature, twin.temperature) == (0.0, 1.0)
-    assert (table._episodes[0].time, twin._episodes[0].time) == (1, 2)
+    assert (table._actor.episodes[0].time, twin._actor.episodes[0].time) == (1, 2)
 
 
 def test_a_changed_instruction_flushes_and_a_flush_may_come_earlier_than_the_window():
@@ -433,10 +433,10 @@ def test_a_changed_instruction_flushes_and_a_flush_may_come_earlier_than_the_win
     lengths = []
     for time in range(6):
         policy.step([observe(policy, time, "go" if time < 4 else "stop")], [0])
-        lengths.append(len(policy._episodes[0].steps))
+        lengths.append(len(policy._actor.episodes[0].steps))
     assert lengths == [1, 2, 1, 2, 1, 2]
     policy.step([observe(policy, 9, "go")], [0])
-    assert len(policy._episodes[0].steps) == 1
+    assert len(policy._actor.episodes[0].steps) == 1
 
 
 def test_what_is_known_of_the_next_row_is_read_ahead_and_dropped_where_it_is_of_no_use():
@@ -444,14 +444,14 @@ def test_what_is_known_of_the_next_row_is_read_ahead_and_dropped_where_it_is_of_
 
     def follows_on(text: str = TEXT) -> int:
         """How many slots of the next row were read before."""
-        turn = policy._turn(0, policy._episodes[0], observe(policy, 9, text), None)
-        assert (turn.kept is not None) == (turn.chunk.used > 0)
-        return turn.chunk.used
+        turn = policy._actor.request(0, policy._actor.episodes[0], observe(policy, 9, text), None)
+        assert (turn.kept is not None) == (turn.used > 0)
+        return turn.used
 
     for time in range(policy.domain.window + 2):
         policy.step([observe(policy, time)], [0])
-        [images] = {len(step.tokens) for step in policy._episodes[0].steps}
-        rows = len(policy._episodes[0].steps)
+        [images] = {len(step.tokens) for step in policy._actor.episodes[0].steps}
+        rows = len(policy._actor.episodes[0].steps)
         assert follows_on() == len(observe(policy, 0).text_ids) + rows * (
             images + policy.domain.state_length + len(policy.last_ids[0]))
         assert follows_on("another") == 0  # the whole row begins otherwise
@@ -469,7 +469,7 @@ def test_logits_that_are_nan_are_an_error_and_the_episode_is_as_before(history: 
     with pytest.raises(ValueError, match=r"logits for env_ids=\[0, 1\] are NaN or infinite.*load another step"):
         policy.step([observe(policy, 1)] * 2, [0, 1])
     policy.params = sound
-    assert set(policy._episodes) == {0}
+    assert set(policy._actor.episodes) == {0}
     ids = twin.domain.spec.encode({"action": 3})
     after = [one.follow([observe(one, 2)], [0], [ids])[0] for one in (policy, twin)]
     np.testing.assert_allclose(after[0], after[1], rtol=0, atol=1e-5)
@@ -491,7 +491,7 @@ def test_nothing_is_left_of_an_environment_that_is_forgotten(history: History, a
     policy.forget(range(4))
     gc.collect()
     assert len(jax.live_arrays()) == before
-    assert not policy._episodes
+    assert not policy._actor.episodes
     assert not policy.last_ids
 
 
@@ -503,7 +503,7 @@ def test_a_policy_that_is_warm_compiles_nothing_more(history: History, ahead: bo
     params = jax.device_put(random_params(config.model), jax.devices()[0])
     policy = Policy(config, params, domain, history=history, ahead=ahead)
     policy.warm_up([2])
-    decoder = policy._reader._decoder
+    decoder = policy._actor.decoder._decoder
 
     def compiled() -> list[int]:
         return [function._cache_size() for function in (decoder.encode, decoder.decode, decoder.decode_after,

@@ -193,7 +193,7 @@ def test_nothing_remains_of_robots_that_disconnect_during_an_episode(table: Poli
                 elif number % 3 == 2:
                     with contextlib.suppress(ConnectionClosed):
                         connection.send(b"\0" * 9_000_000)  # larger than any message may be
-        eventually(lambda: not running.server.robots and not table._episodes)
+        eventually(lambda: not running.server.robots and not table._actor.episodes)
         eventually(lambda: len(asyncio.all_tasks(running.loop)) <= 4)
         eventually(lambda: threading.active_count() <= threads + 5)
         with Client(running.url) as client:

@@ -1,6 +1,6 @@
 """Acting without a cache: for every id of an action, the whole row of the training layout through the whole model.
 
-The reference that cached acting is held against, in tests and in benchmarks/act_latency.py.
+The reference for cached acting: of act_latency.py and of tests/policy/test_policy.py.
 """
 
 from __future__ import annotations
