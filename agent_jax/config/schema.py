@@ -299,6 +299,7 @@ class ClosedLoopConfig:
     processes: int = 0  # that step the simulators; 0: the training's own
     seed: int = 1_000_000_000  # first seed; demonstrations never reach it
     temperature: float = 1.0  # of the sampled policy, reported beside the greedy one
+    baselines: bool = True  # random actions and the expert beside them, at the end
     video: bool = True
 
     @property

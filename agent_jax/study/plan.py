@@ -98,7 +98,12 @@ def load_plan(file: str | Path) -> TransferPlan:
     if not isinstance(made, TransferPlan):
         raise ValueError(f"{file}: get_plan() returned a {type(made).__name__}, expected a TransferPlan "
                          "(agent_jax/study/plan.py)")
-    plan: TransferPlan = build_field(TransferPlan, dataclasses.asdict(made), "plan")
+    return plan_of(dataclasses.asdict(made))
+
+
+def plan_of(content: Mapping[str, Any]) -> TransferPlan:
+    """The plan of its fields, as in plan.json, checked; raises ValueError as `load_plan`."""
+    plan: TransferPlan = build_field(TransferPlan, content, "plan")
     _check(plan)
     return plan
 

@@ -29,9 +29,14 @@ def study_results(plan: TransferPlan, sha256: str, runs: Sequence[StudyRun], dir
     check_same_conditions(plan, reports)
     scores = {name: score(report, plan.targets[name.split("/")[0]], plan.policy, name)
               for name, report in reports.items()}
+    return {"plan": plan.name, "sha256": sha256,
+            "missing_runs": [run.name for run in missing_runs(runs, directory)], **results_of_scores(plan, scores)}
+
+
+def results_of_scores(plan: TransferPlan, scores: Scores) -> dict[str, Any]:
+    """The part of the results that follows from plan and scores: comparisons and curves."""
     return {
-        "plan": plan.name, "sha256": sha256, "policy": plan.policy,
-        "missing_runs": [run.name for run in missing_runs(runs, directory)],
+        "policy": plan.policy,
         "comparisons": {name: _compare(plan, comparison, scores) for name, comparison in plan.comparisons.items()},
         "curves": _curves(plan, scores),
         "scores": scores,
@@ -39,12 +44,17 @@ def study_results(plan: TransferPlan, sha256: str, runs: Sequence[StudyRun], dir
 
 
 def score(report: Mapping[str, Any], target: Target, policy: str, where: str) -> float:
-    """The success of a run on its target: the mean over tasks.
+    """The success of a run on its target: the mean over tasks. Raises ValueError as `counted_outcomes`."""
+    return float(np.mean([np.mean(counted) for counted in counted_outcomes(report, target, policy, where).values()]))
+
+
+def counted_outcomes(report: Mapping[str, Any], target: Target, policy: str, where: str) -> dict[str, list[bool]]:
+    """The successes of the episodes that count, by task, in the order of their seeds.
 
     Raises:
         ValueError: the report lacks a task, the policy, or episodes that count.
     """
-    rates = []
+    found = {}
     for task in target.episodes:
         try:
             summary = report["closed_loop"][task][policy]
@@ -57,8 +67,8 @@ def score(report: Mapping[str, Any], target: Target, policy: str, where: str) ->
         if not counted:
             raise ValueError(f"{where}, task {task!r}: none of {len(episodes)} episodes ends before step "
                              f"{target.reached_before} (reached_before), so there is no success to count")
-        rates.append(float(np.mean(counted)))
-    return float(np.mean(rates))
+        found[task] = counted
+    return found
 
 
 def check_same_conditions(plan: TransferPlan, reports: Mapping[str, Mapping[str, Any]]) -> None:

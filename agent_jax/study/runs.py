@@ -111,7 +111,7 @@ def _target_run(plan: TransferPlan, target: str, k: int, arm: str, seed: int, st
         **overrides, "seed": seed, "train.steps": steps,
         f"{demonstrations}.episodes": split_over_levels(k, entry.levels),
         f"{demonstrations}.seed": seed,  # of its own for each training seed, the same in all arms
-        "closed_loop.episodes": dict(entry.episodes), "closed_loop.video": False,
+        "closed_loop.episodes": dict(entry.episodes), "closed_loop.video": False, "closed_loop.baselines": False,
     }
     changed_config(entry.config, values, where)
     return StudyRun(target_run_name(target, k, arm, seed), entry.config, values, steps, start, acts=True)

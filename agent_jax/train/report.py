@@ -72,7 +72,7 @@ def act_in_simulator(config: Config, acting: ActingDomain, workdir: Path | epath
 
     return closed_loop(acting.config, {"greedy": greedy, "sampled": sampled}, domain=greedy.domain,
                        image_size=acting.image_size, watch=watch if config.closed_loop.video else None,
-                       per_episode=True, traced=_TRACED, log=say)
+                       per_episode=True, traced=_TRACED, baselines=config.closed_loop.baselines, log=say)
 
 
 def score_held_out(config: Config, workdir: Path | epath.Path, step: int) -> list[DomainScores]:
