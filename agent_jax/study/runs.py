@@ -1,6 +1,6 @@
 """The runs of a study, and doing those that are missing.
 
-    plan --> pretrain/ARM-seed0        runs that others start from, first
+    plan --> pretrain/ARM-seed0        runs that others start from
              TARGET/k30/ARM-seed1      one for each target, number of demonstrations, arm and training seed
 
 Each run is `python -m agent_jax.train` in a process of its own and its own workdir, so a killed study continues with
@@ -59,7 +59,7 @@ def target_run_name(target: str, demonstrations: int, arm: str, seed: int) -> st
 
 
 def runs_of(plan: TransferPlan) -> list[StudyRun]:
-    """All runs of a plan, those that others start from first.
+    """All runs of a plan: primary comparison, secondary ones, curves; each pre-training before its first use.
 
     Raises:
         ValueError: a config of a run has a field or value that cannot be.
@@ -77,24 +77,26 @@ def runs_of(plan: TransferPlan) -> list[StudyRun]:
     for _, _, arm, seed in wanted:
         places[arm] += [seed] if seed not in places[arm] else []
     pretrainings: dict[str, StudyRun] = {}  # by content
-    runs = []
+    runs: dict[str, StudyRun] = {}
     for target, k, arm, seed in wanted:
         start = _pretraining(plan.arms[arm], arm, sorted(places[arm]).index(seed), pretrainings)
-        runs.append(_target_run(plan, target, k, arm, seed, start))
-    return [*pretrainings.values(), *runs]
+        for run in (start, _target_run(plan, target, k, arm, seed, start.name if start else "")):
+            if run:
+                runs[run.name] = run
+    return list(runs.values())
 
 
-def _pretraining(arm: Arm, name: str, place: int, known: dict[str, StudyRun]) -> str:
-    """The name of the run that an arm starts from; equal pre-trainings of several arms are one run."""
+def _pretraining(arm: Arm, name: str, place: int, known: dict[str, StudyRun]) -> StudyRun | None:
+    """The run that an arm starts from; equal pre-trainings of several arms are one run."""
     if not arm.pretrain:
-        return ""
+        return None
     seed = arm.pretrain_seeds[place % len(arm.pretrain_seeds)]
     values = {**arm.pretrain_overrides, "seed": seed}
     content = canonical([arm.pretrain, json.loads(json.dumps(values))])
     if content not in known:
         config = changed_config(arm.pretrain, values, f"plan.arms.{name}.pretrain_overrides")
         known[content] = StudyRun(f"pretrain/{name}-seed{seed}", arm.pretrain, values, config.train.steps)
-    return known[content].name
+    return known[content]
 
 
 def _target_run(plan: TransferPlan, target: str, k: int, arm: str, seed: int, start: str) -> StudyRun:
