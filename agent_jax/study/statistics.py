@@ -67,7 +67,8 @@ def smallest_detectable(std: float, seeds: int, *, alpha: float, power: float) -
 
     def missing(shift: float) -> float:
         """Power that is missing at a difference of `shift` standard errors."""
-        found = nct.sf(critical, seeds - 1, shift) + nct.cdf(-critical, seeds - 1, shift)
+        # The lower tail by symmetry: scipy's nct.cdf is NaN far below the mode.
+        found = nct.sf(critical, seeds - 1, shift) + nct.sf(critical, seeds - 1, -shift)
         return float(power - found)
 
     upper = 2.0 * float(critical)

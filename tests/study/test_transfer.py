@@ -266,7 +266,13 @@ def test_the_smallest_detectable_difference_is_detected_with_the_power() -> None
     samples = np.random.default_rng(0).normal(shift, std, (4000, seeds))
     assert np.mean(stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.02)
     assert smallest_detectable(0.0, 4, alpha=0.05, power=0.8) == 0.0
-    assert math.isfinite(smallest_detectable(0.1, 2, alpha=0.0125, power=0.9))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 4, 8, 20])
+@pytest.mark.parametrize("alpha", [0.05, 0.0125])
+@pytest.mark.parametrize("power", [0.8, 0.95])
+def test_a_smallest_detectable_difference_is_found_for_few_and_many_seeds(seeds: int, alpha: float, power: float):
+    assert math.isfinite(smallest_detectable(0.1, seeds, alpha=alpha, power=power))
 
 
 def test_episodes_count_if_they_end_before_a_step_and_other_conditions_are_refused(tmp_path: Path) -> None:
