@@ -83,7 +83,7 @@ def closed_loop(config: ClosedLoopConfig, policies: Mapping[str, ActingPolicy], 
         for task, episodes in config.episodes.items():
             report[task] = {}
             seeds = range(config.seed, config.seed + episodes * repeats)
-            audit = InstructionAudit.of(simulators, module, task, seeds, kinds, domain)
+            audit = InstructionAudit.of(simulators, module, task, seeds, kinds, domain, tuple(config.episodes))
             runs = {audit.name(policy, kind): (policy, kind) for policy in policies for kind in kinds}
             for name in (*runs, *(names if baselines else ())):
                 more = {}

@@ -32,7 +32,7 @@ class InstructionAudit:
 
     @classmethod
     def of(cls, simulators: Simulators, module: EnvironmentModule, task: str, seeds: Sequence[int],
-           kinds: Sequence[str], domain: Domain | None = None) -> InstructionAudit:
+           kinds: Sequence[str], domain: Domain | None = None, evaluated: Sequence[str] = ()) -> InstructionAudit:
         """Choose the instructions of all episodes.
 
         Args:
@@ -42,13 +42,15 @@ class InstructionAudit:
             seeds: of the episodes; each one decides on its texts.
             kinds: of instructions.
             domain: of the policy, which must be able to read the texts; None: not checked.
+            evaluated: the tasks of this evaluation. If all episodes of `task` have the same instruction, another of
+                them, or one of the task's suite, lends its own.
 
         Raises:
             ValueError: no episode has an instruction of a kind, one is longer than the domain reads, or the episodes
                 of the task are chains of instructions.
         """
         suite = next((names for names in module.TASKS.values() if task in names), ())
-        others = tuple(name for name in suite if name != task)
+        others = tuple(name for name in evaluated if name != task) or tuple(name for name in suite if name != task)
         texts: dict[str, Texts] = {}
         for kind in kinds:
             if kind == EMPTY:
@@ -130,7 +132,7 @@ def _choose(simulators: Simulators, task: str, seeds: Sequence[int], kind: str, 
                    if isinstance(answer, EpisodeInterrupted)]
     if not texts:
         raise ValueError(f"instruction {kind}: found none for {len(seeds)} episodes of the task {task!r}, expected one "
-                         "for some of them; leave this kind out, or choose another task")
+                         "for some of them; leave this kind out, choose another task, or evaluate several")
     return texts
 
 

@@ -104,6 +104,9 @@ def test_each_kind_of_instruction_is_decided_by_the_seed_alone(here: Simulators)
 def test_a_task_with_one_instruction_takes_that_of_another_task(here: Simulators) -> None:
     audit = InstructionAudit.of(here, babyai, "GoToRedBallGrey", [SEED], ("swap",))
     assert audit.read("swap")[0] != "go to the red ball"
+    audit = InstructionAudit.of(here, babyai, "GoToRedBallGrey", [SEED], ("swap",),
+                                evaluated=("GoToRedBallGrey", "PickupLoc"))
+    assert audit.read("swap")[0].startswith("pick up")
 
 
 def test_a_kind_that_no_episode_has_is_refused(here: Simulators) -> None:
