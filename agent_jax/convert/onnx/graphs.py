@@ -80,12 +80,10 @@ class LanguageGraph(nn.Module):
                 last = last_B[:, None, None]
                 x, normed = (y.gather(1, last.expand(-1, 1, y.shape[2])) for y in (x, normed))
                 bias = bias.gather(2, last[..., None].expand(-1, 1, 1, bias.shape[3]))
-            q = (attention.q_proj(normed) * (normed.shape[-1] // attention.heads) ** -0.5).unflatten(-1, heads)
-            q, past_k, past_v = q.transpose(1, 2), past[2 * number], past[2 * number + 1]
-            scores = torch.cat([q @ past_k.transpose(2, 3), q @ k.transpose(2, 3)], dim=-1) + bias
-            weights = scores.softmax(dim=-1)
-            slots = past_k.shape[2]
-            out = weights[..., :slots] @ past_v + weights[..., slots:] @ v
+            q = attention.q_proj(normed).unflatten(-1, heads).transpose(1, 2)
+            k, v = (torch.cat(pair, dim=2) for pair in ((past[2 * number], k), (past[2 * number + 1], v)))
+            # The scale after the product, with which onnxruntime computes it.
+            out = ((q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5 + bias).softmax(dim=-1) @ v
             x = x + attention.out_proj(out.transpose(1, 2).flatten(-2))
             x = x + layer.fc2(torch_agent.ACTIVATIONS[layer.activation](layer.fc1(layer.final_layer_norm(x))))
         hidden_BD = language.final_layer_norm(x)[:, 0]

@@ -35,6 +35,8 @@ from agent_jax.convert.exported.policy import ExportedPolicy
 from agent_jax.convert.exported.row import Row
 
 FORMAT = 1  # of manifest.json
+# Slots of a row that are read at once: those of a longer row need not be compared with what follows them.
+CHUNK = 256
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -140,12 +142,25 @@ class Policy(ExportedPolicy):
         count = [len(row[0]) for row in pieces]
         following = [int(position_S[-1]) + 1 for _, position_S in rows]
         while True:
-            past = cache or [np.zeros((len(rows), self._heads, 1, self._wide), np.float32)] * len(self._cached)
-            logits_BA, *new = self._language.run(None, {
-                "token_BC": token_BC, "visual_BC": visual_BC, "visual_BGD": visual_BGD, "position_BC": position_BC,
-                "last_B": np.maximum(np.array(count, np.int64) - 1, 0), "ids_A": np.asarray(ids, np.int64),
-                "visible_BZ": np.arange(past[0].shape[2]) < np.array(used)[:, None],
-                **dict(zip(self._cached, past, strict=True))})
+            slots, ending, logits_BA = token_BC.shape[1], np.array(count), np.zeros((len(rows), len(ids)), np.float32)
+            if cache is None and slots > CHUNK:
+                cache = self._zeros(len(rows), whole)
+            for first in range(0, slots, CHUNK):
+                here = slice(first, first + CHUNK)
+                count = np.clip(ending - first, 0, CHUNK).tolist()
+                ends_B = (ending > first) & (ending <= first + CHUNK)
+                past = cache or self._zeros(len(rows), 1)
+                if slots > CHUNK:  # a copy, which is cheaper than attention to what is not there yet
+                    past = [part[:, :, : max(1, *used)] for part in past]
+                found_BA, *new = self._language.run(None, {
+                    "token_BC": token_BC[:, here], "visual_BC": visual_BC[:, here], "visual_BGD": visual_BGD,
+                    "position_BC": position_BC[:, here], "last_B": np.maximum(np.array(count, np.int64) - 1, 0),
+                    "ids_A": np.asarray(ids if ends_B.any() else ids[:1], np.int64),
+                    "visible_BZ": np.arange(past[0].shape[2]) < np.array(used)[:, None],
+                    **dict(zip(self._cached, past, strict=True))})
+                logits_BA[ends_B] = found_BA[ends_B]
+                if first + CHUNK < slots:
+                    used = _written(cache, new, used, count)
             if episodes:  # before the action, so that the row is kept without it
                 used = _written(cache, new, used, count)
                 for number, episode in enumerate(episodes):
@@ -154,7 +169,7 @@ class Policy(ExportedPolicy):
                 episodes, new = (), []
             pending = yield logits_BA
             if cache is None:
-                cache = [np.zeros((len(rows), self._heads, whole, self._wide), np.float32) for _ in self._cached]
+                cache = self._zeros(len(rows), whole)
             if new:
                 used = _written(cache, new, used, count)
             count = [len(more) for more in pending]
@@ -164,13 +179,16 @@ class Policy(ExportedPolicy):
             following = [place + more for place, more in zip(following, count, strict=True)]
             visual_BC, visual_BGD = np.full_like(token_BC, -1), np.zeros((len(rows), 1, self._width), np.float32)
 
+    def _zeros(self, rows: int, slots: int) -> list[np.ndarray]:
+        """An empty KV cache."""
+        return [np.zeros((rows, self._heads, slots, self._wide), np.float32) for _ in self._cached]
+
     def _joined(self, episodes: Sequence[Episode], whole: int) -> list[np.ndarray]:
         """The caches of episodes as one, with at least `whole` slots; that of one episode is not copied."""
         if len(episodes) == 1 and episodes[0].cache and episodes[0].cache[0].shape[2] >= whole:
             return episodes[0].cache
         # Twice as long as needed now: a row that grows is copied seldom.
-        shape = (len(episodes), self._heads, 2 * whole, self._wide)
-        cache = [np.zeros(shape, np.float32) for _ in self._cached]
+        cache = self._zeros(len(episodes), 2 * whole)
         for number, episode in enumerate(episodes):
             for part, old in zip(cache, episode.cache or (), strict=False):
                 part[number, :, : episode.used] = old[0, :, : episode.used]

@@ -51,8 +51,11 @@ def eager_policy(folder: Path, agent: torch_agent.Agent, domain: str) -> onnx_ag
     return policy
 
 
+@pytest.mark.parametrize("chunk", [onnx_agent.CHUNK, 7])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_graphs_with_their_cache_compute_what_pytorch_does(base: Path, tmp_path: Path, kind: str):
+def test_the_graphs_with_their_cache_compute_what_pytorch_does(
+        base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, chunk: int):
+    monkeypatch.setattr(onnx_agent, "CHUNK", chunk)
     made = checkpoint_of(base, kind)
     description = agent_json(made.config, made.domains, {})
     (tmp_path / "language").mkdir()
