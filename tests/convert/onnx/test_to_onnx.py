@@ -22,7 +22,7 @@ from agent_jax.convert.onnx.folder_policy import FolderPolicy
 from agent_jax.convert.onnx.graphs import EncoderGraph, LanguageGraph
 from agent_jax.convert.pytorch import torch_agent
 from agent_jax.convert.pytorch.folder import agent_json, tokenizer_json
-from agent_jax.convert.to_onnx import in_pytorch
+from agent_jax.convert.to_onnx import export, in_pytorch
 from agent_jax.policy import Policy
 
 
@@ -189,12 +189,18 @@ def test_wrong_observations_and_histories_are_refused_by_name(base: Path):
         onnx_agent.Policy(folder, domain="table", history="flushed", flush_every=99)
 
 
+def test_an_unknown_precision_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["to-onnx", str(tmp_path), str(tmp_path / "out"), "--precision", "int2"])
+    assert "'int2' (choose from" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="precision='int2': expected one of f32, f16, int8, int4"):
+        export(tmp_path, tmp_path / "out", precision="int2")
+    assert not listing(tmp_path)
+
+
 @pytest.mark.slow
 def test_nothing_is_written_without_proof(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     made = checkpoint_of(base, "images")
-    with pytest.raises(SystemExit):
-        main(["to-onnx", str(made.path), str(tmp_path / "out"), "--precision", "int2"])
-    assert "int2" in capsys.readouterr().err
     # The domains have no recorded data and no simulator.
     assert main(["to-onnx", str(made.path), str(tmp_path / "out"), "--precision", "int8", "--windows", "0"]) == 1
     assert "domain 'table': no episode" in capsys.readouterr().err
@@ -238,20 +244,30 @@ def test_the_file_runs_alone(base: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_server_serves_a_folder_without_jax_and_torch(base: Path, tmp_path: Path):
-    from agent_jax.client import Client
+@pytest.mark.parametrize(("kind", "domain"), [("images", "minecraft"), ("texts", "caption")])
+def test_the_server_serves_a_folder_without_jax_and_torch(base: Path, tmp_path: Path, kind: str, domain: str):
+    from agent_jax.client import BadRequestError, Client
 
-    made, folder = exported_onnx(base, "images")
-    line = ["--folder", str(folder), "--engine", "onnx", "--domain", "minecraft", "--port", "0"]
+    made, folder = exported_onnx(base, kind)
+    policy, [image] = onnx_agent.Policy(folder, domain=domain), images(made, 1)
+    line = ["--folder", str(folder), "--engine", "onnx", "--domain", domain, "--port", "0"]
     code = BLOCKED + f"from agent_jax.serve.__main__ import main\nsys.exit(main({line!r}))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as server:
         try:
             assert server.stdout is not None
             ready = next(text for text in server.stdout if text.startswith("ready"))
-            [image] = images(made, 1)
             with Client("ws://" + ready.split("ws://")[1].split(",")[0]) as client:
                 assert client.metadata["versions"]["onnxruntime"] == onnxruntime.__version__
-                found = client.act(image, "go")
+                if kind == "images":
+                    assert plain([client.act(image, "go")]) == plain(policy.act([image], ["go"], [0]))
+                    return
+                for clip, sampling in ((image, {}), ([image, image[::-1].copy()], {"temperature": 1.0, "seed": 3})):
+                    found, [expected] = client.say(clip, "what", **sampling), policy.say([clip], ["what"], **sampling)
+                    assert (found["text"], list(found["ids"])) == (expected.text, expected.ids)
+                    assert found["log_probability"] == pytest.approx(expected.log_probability, abs=1e-4)
+                with pytest.raises(BadRequestError, match="'caption': found a clip of 9 images, expected 1 to"):
+                    client.say([image] * 9, "what")
+                with pytest.raises(BadRequestError, match="layout 'answer', which predicts no actions"):
+                    client.act(image, "go")
         finally:
             server.terminate()
-    assert plain([found]) == plain(onnx_agent.Policy(folder, domain="minecraft").act([image], ["go"], [0]))
