@@ -46,14 +46,15 @@ def exported(checkpoint: Path, scratch: Path, precisions: list[str]) -> dict[str
     """The folder of each engine; JAX has the checkpoint itself."""
     folders = {"jax": checkpoint}
     try:
-        to_pytorch.export(checkpoint, scratch / "torch")
+        if not (scratch / "torch").exists():
+            to_pytorch.export(checkpoint, scratch / "torch")
         folders["torch"] = scratch / "torch"
     except ParityError as error:  # of gradients of random parameters at full size, which acting does not need
         print(f"torch is left out: {error}", flush=True)
     for precision in precisions:
-        folders[f"onnx {precision}"] = scratch / f"onnx-{precision}"
-        to_onnx.export(checkpoint, folders[f"onnx {precision}"], precision=precision, windows=0, episodes=0,
-                       allow_loss=True)
+        folder = folders[f"onnx {precision}"] = scratch / f"onnx-{precision}"
+        if not folder.exists():
+            to_onnx.export(checkpoint, folder, precision=precision, windows=0, episodes=0, allow_loss=True)
     return folders
 
 
@@ -112,22 +113,24 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--domain", default="")
     parser.add_argument("--random", choices=("full", "tiny", "none"), default="full")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="none: only write the folders")
     parser.add_argument("--actions", type=int, default=200)
     parser.add_argument("--precisions", nargs="+", choices=tuple(OLDEST), default=["f32", "f16", "int8"])
-    parser.add_argument("--scratch", type=Path, help="where the folders stay; else they are removed")
+    parser.add_argument("--scratch", type=Path, help="where the folders stay, for a later run; else they are removed")
     parser.add_argument("--json", type=json_path)
     options = parser.parse_args()
     machine, small, full = describe(accelerators=False), {}, {}
     with tempfile.TemporaryDirectory() as temporary:
         scratch = options.scratch or Path(temporary)
         for part in ("trained", "random"):
-            (scratch / part).mkdir(parents=True)
+            (scratch / part).mkdir(parents=True, exist_ok=True)
         if options.checkpoint:
             folder = Path(bundled_agent(options.checkpoint))
             small = compare("trained", folder, options.domain, scratch / "trained", options)
         if options.random != "none":
-            made = random_checkpoint(scratch / "random" / "checkpoint", options.random, 4, "float32")
+            made = scratch / "random" / "checkpoint"
+            if not made.exists():
+                random_checkpoint(made, options.random, 4, "float32")
             full = compare(f"random, {options.random}", made, "", scratch / "random", options)
     reached = goals(small, full if options.random == "full" else {})
     for goal, is_reached in reached.items():
