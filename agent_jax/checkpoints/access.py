@@ -33,12 +33,7 @@ _ADVICE = {
 
 
 def read_error(error: BaseException, step_directory: epath.Path) -> OSError | None:
-    """The error to raise where reading a step failed; None where the storage answered, so that the step is damaged.
-
-    Args:
-        error: what reading raised.
-        step_directory: of the step.
-    """
+    """The error to raise where reading a step failed; None where the storage answered, so that the step is damaged."""
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno is not None and cause.errno not in _ANSWERS:
             return failed_read(step_directory, cause.errno, cause.filename)

@@ -117,13 +117,7 @@ class Session:
 
     def person_step(self, values: Mapping[str, Any], *, attention: bool = False, surprise: bool = False
                     ) -> dict[str, Any]:
-        """Take a person's action; the frame shows what the agent would have done. Arguments, errors as above.
-
-        Args:
-            values: of the action, as the page sends them.
-            attention: as above.
-            surprise: as above.
-        """
+        """Take a person's action; the frame shows what the agent would have done. Arguments, errors as above."""
         episode, prepared = self._running()
         assert self._domain.spec is not None
         action = action_of(self.module.ACTION_SPEC, values)

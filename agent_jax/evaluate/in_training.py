@@ -36,10 +36,6 @@ class InTrainingEvaluation:
     def __init__(self, config: Config, domains: Sequence[Domain]) -> None:
         """Check domains, simulators and tasks before the first training step.
 
-        Args:
-            config: of the run; it acts.
-            domains: of the run.
-
         Raises:
             ValueError: a domain does not fit its environment, an unknown task, or a first instruction longer than
                 `max_text`.

@@ -46,12 +46,6 @@ def causal_segment_mask(segment_BS: jax.Array, first: int = 0, end: int | None =
 def attend_causally(q_BSNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, segment_BS: jax.Array) -> jax.Array:
     """Attention within a packed row: a slot sees itself and the earlier slots of its own sample.
 
-    Args:
-        q_BSNH: queries, in the compute dtype.
-        k_BSNH: keys.
-        v_BSNH: values.
-        segment_BS: the sample each slot belongs to.
-
     Returns:
         out_BSNH, in the dtype of the values.
     """

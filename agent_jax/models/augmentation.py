@@ -19,13 +19,7 @@ BRIGHTNESS_KEY, SATURATION_KEY, HUE_KEY = range(3)  # so that switching one off 
 
 
 def augment(frames_BFHWC: jax.Array, keys_B: jax.Array, config: AugmentationConfig) -> jax.Array:
-    """The images with changed colours, f32 in [0, 255]; the same array where everything is off.
-
-    Args:
-        frames_BFHWC: uint8.
-        keys_B: a key for each row.
-        config: which changes, and how large.
-    """
+    """The images with changed colours, f32 in [0, 255]; the same array where everything is off."""
     if not (config.brightness or config.saturation or config.hue):
         return frames_BFHWC
 

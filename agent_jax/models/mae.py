@@ -35,14 +35,7 @@ def kept_patches(patches: int, mask_ratio: float) -> int:
 
 
 def random_mask(keys_B: jax.Array, clip_BF: jax.Array, patches: int, mask_ratio: float) -> PatchMask:
-    """A uniformly random mask for every clip: images of one clip share theirs (tubes), others do not.
-
-    Args:
-        keys_B: one key for each row.
-        clip_BF: the clip of each image.
-        patches: P.
-        mask_ratio: share of the patches to hide.
-    """
+    """A uniformly random mask for every clip: images of one clip share theirs (tubes), others do not."""
     visible = kept_patches(patches, mask_ratio)
     of_clip = lambda key, clip: jax.random.uniform(jax.random.fold_in(key, clip + 1), (patches,))  # noqa: E731
     noise_BFP = jax.vmap(jax.vmap(of_clip, in_axes=(None, 0)))(keys_B, clip_BF)

@@ -49,12 +49,7 @@ class Collective:
 
 
 def collectives(module: hlo.Module, devices: int) -> list[Collective]:
-    """The collectives of a compiled program; groups of one device are left out.
-
-    Args:
-        module: of `hlo.parse`.
-        devices: of the whole program.
-    """
+    """The collectives of a compiled program; groups of one device are left out."""
     found = []
     for _, instruction, times in module.walk():
         # A TPU's reduce-scatter is a fusion of an all-reduce and a slice of it.

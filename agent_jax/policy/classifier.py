@@ -29,12 +29,7 @@ class ClipClassifier:
     """One domain of one model; holds no parameters."""
 
     def __init__(self, config: Config, domain: Domain) -> None:
-        """Prepare; the first call compiles.
-
-        Args:
-            config: of a run with `model.classes`.
-            domain: of the layout "label".
-        """
+        """Prepare; the first call compiles."""
         self._domain = domain
         reader = RowReader(config, video=domain.video and config.model.vision.temporal_attention)
 

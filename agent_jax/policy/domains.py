@@ -19,11 +19,6 @@ def domains_of(loaded: ActingCheckpoint) -> dict[str, Domain]:
 def acting_domain(domains: Mapping[str, Domain], name: str, directory: Any) -> Domain:
     """The domain of a run to act in: the named one, or the only one with actions; of a run without any, the first one.
 
-    Args:
-        domains: of the run, by name.
-        name: of one of them, or "".
-        directory: of the checkpoint, for messages.
-
     Raises:
         ValueError: an unknown name, or none although several domains have actions.
     """

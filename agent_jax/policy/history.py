@@ -153,14 +153,7 @@ def join_decisions(steps: tuple[HistoryStep, ...], joined: int) -> tuple[History
 
 
 def request_ahead(domain: Domain, sizes: ChunkSizes, visual_tokens: int, episode: EpisodeHistory) -> Request:
-    """What the row of the next action begins with if it slides and the instruction stays: text and remembered steps.
-
-    Args:
-        domain: in which is acted.
-        sizes: of its rows.
-        visual_tokens: V.
-        episode: of at least one step.
-    """
+    """What the row of the next action begins with if it slides and the instruction stays: text and remembered steps."""
     return Request(episode.steps, None, 0, 0, *_laid_out(domain, sizes, visual_tokens, episode.text_ids, episode.steps))
 
 

@@ -44,10 +44,6 @@ class TextGenerator:
     def __init__(self, config: Config, domain: Domain) -> None:
         """Prepare; the first call compiles.
 
-        Args:
-            config: of a run; `model.language.vocabulary_size` is set.
-            domain: of the layout "answer".
-
         Raises:
             ValueError: the longest row and answer do not fit into the model's positions.
         """

@@ -163,10 +163,6 @@ def path_name(path: tuple[Any, ...]) -> str:
 def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     """A NamedSharding for each leaf of parameters, optimizer state or train state.
 
-    Args:
-        mesh: with the axes `AXES`.
-        tree: arrays or `jax.ShapeDtypeStruct`s.
-
     Raises:
         ValueError: if a leaf does not divide over the axes that its rule names.
     """

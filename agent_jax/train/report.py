@@ -78,11 +78,6 @@ def act_in_simulator(config: Config, acting: ActingDomain, workdir: Path | epath
 def score_held_out(config: Config, workdir: Path | epath.Path, step: int) -> list[DomainScores]:
     """Score the answers and classes of a checkpoint on the validation splits, as `evaluate offline`.
 
-    Args:
-        config: of the run.
-        workdir: holds the checkpoints.
-        step: of the checkpoint.
-
     Returns:
         The scores of each domain of the layouts "answer" and "label"; [] if `config.evaluation.rows` is 0.
 

@@ -51,13 +51,6 @@ class Run:
     def __init__(self, config: Config, data: RunData, mesh: Mesh, workdir: Path | epath.Path, phases: Phases):
         """Build the step and find the first state; `open_run` has made all that is given here.
 
-        Args:
-            config: complete, with the vocabulary's size.
-            data: of the config.
-            mesh: of the config.
-            workdir: of the run.
-            phases: the time the run takes so far.
-
         Raises:
             ValueError, OSError, DamagedCheckpointError: a user error, in one message.
         """
@@ -221,15 +214,7 @@ class Run:
 
 def train_record(step: int, found: Sequence[StepMetrics], config: Config, domains: Sequence[str],
                  speed: Rates | None = None) -> Record:
-    """The log record of some steps.
-
-    Args:
-        step: updates done after the last of them.
-        found: their metrics, on the host.
-        config: of the run.
-        domains: names, in the order of their indices.
-        speed: of these steps; None: unknown.
-    """
+    """The log record of some steps."""
     sums, weights = _added([(metrics.sums, metrics.weights) for metrics in found])
     losses, by_domain = mean_losses(sums, weights, domains, classes=config.model.classes > 0)
     return Record(step, "train", time.time(), float(np.mean([m.loss for m in found])), losses, by_domain,

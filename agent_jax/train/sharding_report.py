@@ -26,13 +26,7 @@ class PartBytes:
 
 
 def bytes_by_part(tree: Any, shardings: Any, depth: int = 2) -> list[PartBytes]:
-    """Sizes by the first `depth` names of the path, in the order of the tree.
-
-    Args:
-        tree: arrays or `jax.ShapeDtypeStruct`s.
-        shardings: a sharding for each leaf.
-        depth: how many names make a part.
-    """
+    """Sizes by the first `depth` names of the path, in the order of the tree."""
     parts: dict[str, tuple[int, int, int]] = {}
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     for (key_path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):

@@ -156,11 +156,6 @@ def make_eval_step(config: Config, mesh: Mesh, choices: ChoiceTable | None = Non
                    ) -> Callable[[Params, Batch], tuple[LossSums, LossSums]]:
     """The jitted validation step: no dropout, every patch shown to the language model, masks that are always the same.
 
-    Args:
-        config: of the run.
-        mesh: of `make_mesh`.
-        choices: as `make_train_step`.
-
     Returns:
         step(params, batch) -> (sums, weights), to be added up over batches before `losses.total` or `losses.means`. The
         batch is laid out for V = 1 + P visual tokens, whatever the training sees; it is read in the microbatches of a

@@ -25,13 +25,7 @@ def success_rows(closed_loop: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def write_rollout_page(path: Path, results: Mapping[str, Any], videos: Path) -> None:
-    """Write the page of a closed loop.
-
-    Args:
-        path: of the page.
-        results: as `evaluate closed-loop --json` writes them.
-        videos: directory of its --video.
-    """
+    """Write the page of a closed loop."""
     names = ("checkpoint", "step", "domain", "simulator", "seed", "temperature", "history", "command", "date")
     write_page(path, "rollout.html", title=f"Rollouts: {results['environment']}",
                facts=[(name, results[name]) for name in names if name in results],

@@ -47,12 +47,6 @@ class Comparison:
 def compare(name: str, ours: Any, reference: Any, tolerance: float) -> Comparison:
     """Compare two arrays.
 
-    Args:
-        name: of the tensor.
-        ours: array.
-        reference: array of the same shape.
-        tolerance: `BLOCK` or `STACK`.
-
     Raises:
         ValueError: the shapes differ.
     """

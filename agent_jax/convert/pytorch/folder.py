@@ -118,13 +118,7 @@ def spec_json(bound: BoundSpec) -> dict[str, Any]:
 
 
 def agent_json(config: Config, domains: Mapping[str, Domain], source: Mapping[str, Any]) -> str:
-    """agent.json: the checkpoint's meta data, and the fields that torch_agent.py reads.
-
-    Args:
-        config: of the run.
-        domains: of the checkpoint, by name.
-        source: where the parameters come from.
-    """
+    """agent.json: the checkpoint's meta data, and the fields that torch_agent.py reads."""
     preprocessing = {"image_size": config.model.vision.image_size, "resize": "bilinear, antialiased, no crop",
                      "mean": list(PIXEL_MEAN), "std": list(PIXEL_STD)}
     content = {"format": FORMAT, "source": dict(source), "preprocessing": preprocessing,

@@ -56,11 +56,6 @@ class DomainSpecs:
 def find_specs(name: str, config: DomainConfig, store: Store) -> DomainSpecs:
     """The specs of a config entry and its data set; reads the data only for open bounds that are not cached.
 
-    Args:
-        name: key of the entry in config.data.domains.
-        config: the entry.
-        store: its data set.
-
     Raises:
         ValueError: a spec is malformed, missing in both, or different in both; a key is not a field of the data set, or
             has another shape; a number of the data is not finite.

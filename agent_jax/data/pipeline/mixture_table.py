@@ -20,12 +20,7 @@ _WORDS = 3  # columns of words, which are flush left
 
 
 def mixture_table(windows: Sequence[Windows], epochs: float) -> list[str]:
-    """The table, and for each domain with labels the accuracy of always predicting its most frequent class.
-
-    Args:
-        windows: of the domains, in training.
-        epochs: of the mixture in the whole run.
-    """
+    """The table, and for each domain with labels the accuracy of always predicting its most frequent class."""
     total = sum(len(of_domain) * of_domain.domain.weight for of_domain in windows)
     lines = [_TITLES, *(_line(of_domain, epochs, total) for of_domain in windows)]
     return [*(f"  {line}" for line in aligned(lines, _WORDS)),

@@ -90,9 +90,6 @@ class Store:
 def open_store(path: str | os.PathLike[str]) -> Store:
     """The data set in a directory.
 
-    Args:
-        path: the directory that holds dataset_info.json and features.json.
-
     Raises:
         FileNotFoundError: there is no such directory.
         ValueError: it is not a TFDS data set in array_record format with RLDS schema, or its metadata are damaged or

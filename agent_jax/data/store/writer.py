@@ -187,12 +187,6 @@ def finish_store(directory: str | os.PathLike[str], name: str, features: tfds.fe
                  summary: Mapping[str, Any] | None = None) -> Store:
     """Turn the shards written since `begin_store` into the data set at `directory`, in one rename.
 
-    Args:
-        directory: as passed to `begin_store`.
-        name: of the data set.
-        features: schema of its records.
-        summary: JSON for `summary` in agent_jax.json.
-
     Raises:
         ValueError: there are no shards, or some are missing.
     """
@@ -237,13 +231,6 @@ def write_store(directory: str | os.PathLike[str], name: str, features: tfds.fea
 
     Splits that an earlier attempt finished are reused if name, features and metadata are equal, so `metadata` must
     describe how the episodes are made.
-
-    Args:
-        directory: of the data set.
-        name: of the data set.
-        features: schema of a record.
-        episodes: records by split.
-        metadata: see `begin_store`.
 
     Raises:
         FileExistsError: `directory` exists.
