@@ -29,7 +29,7 @@ from agent_jax.checkpoints.retention import Retention, metric_key, rank, set_asi
 from agent_jax.help_pages import help_page
 from agent_jax.runtime.distributed import check_same
 
-__all__ = ["FORMAT_VERSION", "Checkpoints", "DamagedCheckpointError", "best_steps", "locate",
+__all__ = ["FORMAT_VERSION", "Checkpoints", "DamagedCheckpointError", "locate",
            "newest_undamaged", "read_meta", "restore_parameters", "steps"]
 
 T = TypeVar("T")
@@ -271,11 +271,6 @@ def read_meta(directory: epath.PathLike, step: int | None = None) -> dict[str, A
     if steps(directory):
         raise _all_damaged(directory, "the log names the reasons")
     raise FileNotFoundError(f"no checkpoint in {directory}")
-
-
-def best_steps(directory: epath.PathLike, metric: str = "validation/loss") -> list[int]:
-    """The steps saved with a finite value of the metric, the best value first."""
-    return rank(_readable_metas(_absolute(directory)), metric)
 
 
 def restore_parameters(directory: epath.PathLike, abstract: Any, *, step: int | None = None,

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from agent_jax.data.inspect.contact_sheet import Strip, draw_sheet, small_picture
-from agent_jax.doctor.episodes import DataSet
+from agent_jax.doctor.episodes import DataSet, EpisodeRecord
 from agent_jax.doctor.readers import UNREADABLE, Reader
 from agent_jax.help_pages import help_page
 
@@ -31,6 +33,11 @@ class Place:
     def name(self) -> str:
         """For messages: "train/17, step 3"."""
         return f"{self.split}/{self.number}, step {self.step}"
+
+
+def place_of(episode: EpisodeRecord, step: int | np.integer = 0) -> Place:
+    """The place of a step of an episode."""
+    return Place(episode.split, episode.number, int(step))
 
 
 @dataclasses.dataclass(frozen=True)

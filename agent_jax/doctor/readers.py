@@ -196,7 +196,7 @@ class SourceReader(Reader):
             for spec, keys in ((action, self._action_keys), (state, self._state_keys)))
         if isinstance(action, ActionSpec) and "action_spec" not in schema.defaults:  # a default is a guess
             self.absolute = action.absolute
-        self._times = _lerobot_times(path) if kind == "lerobot" else {}
+        self._times = _LeRobotTimes(path) if kind == "lerobot" else {}
 
     def read(self, split: str, number: int) -> RawEpisode:
         """The recording; several episodes in it are joined, and the first instruction is taken."""
@@ -244,10 +244,6 @@ class _LeRobotTimes(dict[str, np.ndarray]):
 
         entry = self._entries[name]
         return column_numbers(self._tables.rows(entry), "timestamp", 1, str(entry.table))[:, 0].astype(np.float64)
-
-
-def _lerobot_times(path: Path) -> Mapping[str, np.ndarray]:
-    return _LeRobotTimes(path)
 
 
 def _closed(spec: Mapping[str, Any]) -> dict[str, Any]:

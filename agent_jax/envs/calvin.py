@@ -36,7 +36,6 @@ STATE_SPEC = None  # its bounds come from the data set (actions.calvin_state)
 STATE_SHAPES = {"robot_obs": (15,)}
 CAMERAS = ("rgb", "rgb_gripper")  # rgb_static and rgb_gripper
 TASKS = {"CALVIN": ("Chains",), "First": ("First",)}
-SUBTASKS = 5
 SUBTASK_STEPS = 360  # evaluate_policy.py: EP_LEN
 IMAGE_SIZE = 0
 IMAGE_SHAPES = {"rgb": (200, 200, 3), "rgb_gripper": (84, 84, 3)}

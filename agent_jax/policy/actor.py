@@ -37,18 +37,7 @@ class Actor:
 
     def __init__(self, config: Config, domain: Domain, spec: BoundSpec, *, temperature: float, seed: int, flushed: bool,
                  flush_every: int, ahead: bool, replan_every: int) -> None:
-        """Prepare; the first action compiles.
-
-        Args:
-            config: of the run.
-            domain: in which is acted.
-            spec: of its actions.
-            temperature: as in `Policy`, like the rest.
-            seed: as above.
-            flushed: the history is flushed; else it slides.
-            flush_every: as above.
-            ahead: as above.
-            replan_every: as above, but never 0.
+        """Prepare; the first action compiles. Arguments as of `Policy`, but `replan_every` is never 0.
 
         Raises:
             ValueError: an ActionSpec with one action only, or a window that does not fit into the model's positions.
@@ -142,7 +131,6 @@ class Actor:
         return dataclasses.replace(request, noise_JA=noise_JA, taught_J=self._choices.columns(taught), kept=kept)
 
     def _after(self, episode: EpisodeHistory, seen: Prepared, request: Request, answer: Response) -> EpisodeHistory:
-        """The episode after a step."""
         step = HistoryStep(seen.frames if self.decoder.clips else (), answer.tokens, seen.state_ids, answer.ids)
         if self._flushed:
             steps = (*request.past, step)

@@ -108,7 +108,6 @@ def _stacked(kept: tuple[Kept, ...]) -> KVCache:
 
 
 def _split(cache: KVCache) -> tuple[Kept, ...]:
-    """The reverse."""
     rows = range(len(cache[0].k_BNZH))
     return tuple(tuple((layer.k_BNZH[row], layer.v_BNZH[row]) for layer in cache) for row in rows)
 

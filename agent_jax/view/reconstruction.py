@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,19 +35,6 @@ _SIDE = 168  # pixels of an enlarged image, at least
 _GAP, _FONT_SIZE, _HEAD = 8, 15, 26
 _HIDDEN = 225  # a grey that simulators do not paint their walls with
 _INK, _PAPER = (25, 25, 25), (250, 250, 250)
-
-
-def write_reconstruction(
-    path: str | os.PathLike[str],
-    frames: np.ndarray,
-    mask: np.ndarray,
-    predicted: np.ndarray,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> None:
-    """Write the picture of some images as PNG; arguments and errors as of `draw_reconstruction`."""
-    draw_reconstruction(frames, mask, predicted, mean=mean, std=std).save(Path(path), "png")
 
 
 def draw_reconstruction(
@@ -96,7 +82,7 @@ def masked_title(mask: np.ndarray) -> str:
 def reconstruct(
     frames: np.ndarray, mask: np.ndarray, predicted: np.ndarray, *, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Input, masked input and reconstruction, each uint8 (F, size, size, 3); arguments as `write_reconstruction`."""
+    """Input, masked input and reconstruction, each uint8 (F, size, size, 3); arguments as `draw_reconstruction`."""
     frames, hidden, predicted = np.asarray(frames), np.asarray(mask) != 0, np.asarray(predicted, np.float32)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != frames.shape[2] or frames.shape[3] != 3:
         raise ValueError(f"frames: found {frames.dtype} of shape {frames.shape}, expected uint8 (F, size, size, 3)")

@@ -28,14 +28,13 @@ from agent_jax.checkpoints.checkpoint import (
     FORMAT_VERSION,
     Checkpoints,
     DamagedCheckpointError,
-    best_steps,
     locate,
     read_meta,
     restore_parameters,
     steps,
 )
 from agent_jax.checkpoints.fingerprint import fingerprint
-from agent_jax.checkpoints.retention import Retention
+from agent_jax.checkpoints.retention import Retention, rank
 
 # Orbax 0.12 abandons coroutines, and with uvloop their event loop, when it fails to read a damaged file.
 pytestmark = [
@@ -335,7 +334,7 @@ def test_the_newest_and_the_best_steps_are_kept_across_restarts(tmp_path: Path):
                 metrics = None if losses[step] is None else {"validation/loss": losses[step]}
                 checkpoints.save(step, state, META, metrics)
     assert steps(tmp_path) == [2, 6, 7, 8]
-    assert best_steps(tmp_path) == [2, 6, 7]
+    assert rank([read_meta(tmp_path, step) for step in steps(tmp_path)], "validation/loss") == [2, 6, 7]
     assert read_meta(tmp_path, 6)["metrics"] == {"validation/loss": 0.2}
 
 

@@ -14,8 +14,9 @@ import pytest
 from small_runs import Trained, small_config, store_directory, trained
 
 from agent_jax.checkpoints import checkpoint
-from agent_jax.checkpoints.checkpoint import best_steps, locate
+from agent_jax.checkpoints.checkpoint import locate
 from agent_jax.checkpoints.restore import load_to_act
+from agent_jax.checkpoints.retention import rank
 from agent_jax.config import CheckpointConfig, ClosedLoopConfig, Config, TrainConfig
 from agent_jax.train import report
 from agent_jax.train.early_stopping import EarlyStopping, MetricError, checkpoint_metrics
@@ -137,4 +138,4 @@ def test_of_an_accuracy_the_highest_is_the_best(tmp_path: Path):
             checkpoints.save(step, {"a": jnp.ones(2)}, {}, {metric: value})
             checkpoints.wait()
     assert checkpoint.steps(tmp_path) == [2, 4]
-    assert best_steps(tmp_path, metric) == [2, 4]
+    assert rank([checkpoint.read_meta(tmp_path, step) for step in (2, 4)], metric) == [2, 4]

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
-from agent_jax.view.reconstruction import masked_title, reconstruct, write_reconstruction
+from agent_jax.view.reconstruction import draw_reconstruction, masked_title, reconstruct
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 PATCH, SIDE = 8, 3
@@ -50,11 +47,9 @@ def test_predictions_that_are_not_numbers_are_drawn_black() -> None:
     assert not rebuilt.any()
 
 
-def test_the_picture_shows_the_three_columns_side_by_side(tmp_path: Path) -> None:
+def test_the_picture_shows_the_three_columns_side_by_side() -> None:
     frames, mask, predicted = example()
-    write_reconstruction(tmp_path / "a.png", frames, mask, predicted, mean=MEAN, std=STD)
-    with Image.open(tmp_path / "a.png") as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    pixels = np.asarray(draw_reconstruction(frames, mask, predicted, mean=MEAN, std=STD).convert("RGB"))
     scale, gap, head = 7, 8, 26  # 24 pixels to at least 168
     assert pixels.shape == (head + 2 * (168 + gap), 3 * 168 + 4 * gap, 3)
     for column, images in enumerate(reconstruct(frames, mask, predicted, mean=MEAN, std=STD)):

@@ -6,40 +6,18 @@ import jax
 import numpy as np
 
 from agent_jax.checkpoints.fingerprint import flat, nested
-from agent_jax.config import InitConfig
 from agent_jax.convert.grow.plan import (
     PATCH_POSITIONS,
     POSITIONS,
     TOKENS,
-    AgentDescription,
     Growth,
     LeafGrowth,
     Shape,
     keeps_table,
-    plan_growth,
 )
 from agent_jax.convert.huggingface.positions import resized_positions
 from agent_jax.models.agent import Params, init_params
 from agent_jax.models.language import POSITION_OFFSET
-
-
-def grow(params: Params, source: AgentDescription, target: AgentDescription, init: InitConfig, key: jax.Array,
-         seed: int) -> tuple[Params, Growth]:
-    """The parameters of `target` made from those of `source`, and what happened to each.
-
-    Args:
-        params: of the source.
-        source: its model and vocabulary.
-        target: the new model and vocabulary.
-        init: the fields that ask for what is not done by default.
-        key: of parameters that are initialised.
-        seed: of the rows of new tokens.
-
-    Raises:
-        ValueError: as `plan_growth`.
-    """
-    growth = plan_growth(source, target, init)
-    return fill(params, growth, key, seed), growth
 
 
 def fill(params: Params, growth: Growth, key: jax.Array, seed: int) -> Params:

@@ -85,7 +85,6 @@ def _refuse_weights(place: epath.Path) -> None:
 
 
 def _step(directory: Any, step: int, init: InitConfig) -> Source:
-    """One step of a run."""
     meta = checkpoint.read_meta(directory, step)
     averaged = init.weights == "averaged"
     which = "" if not averaged else ", averaged parameters" if is_averaged(meta) else ", which keeps no average"

@@ -110,7 +110,6 @@ def first_target(sample: int, rows: Sequence[Sequence[Window]]) -> int:
 
 
 def _choices(sample: int, rows: Sequence[Sequence[Window]], domain: Domain) -> list[_Choice]:
-    """The choices of one sample, in order."""
     assert domain.spec is not None
     automaton, found = domain.spec.automaton, []
     (row, window), target = places(rows)[sample], first_target(sample, rows)

@@ -67,7 +67,6 @@ def windows_of(store: Store, config: DomainConfig, specs: DomainSpecs | None, sp
 
 
 def _sample_lines(window: Window, vocabulary: Vocabulary) -> list[str]:
-    """The lines of a sample, one for each step."""
     text = vocabulary.text.decode([int(i) for i in window.text_ids[1:]])
     lines = textwrap.wrap(f"</s> {text}", 110) or ["</s>"]
     for step in window.steps:

@@ -111,7 +111,6 @@ def _digest(content: bytes) -> bytes:
 
 
 def _labels(episode: Episode, path: str, *, per_step: bool) -> list[int]:
-    """The class at each step."""
     if per_step:
         labels = np.ravel(episode.values(path, 0, episode.steps)).tolist()
         if len(labels) != episode.steps:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from agent_jax.doctor.episodes import DataSet, EpisodeRecord
-from agent_jax.doctor.finding import Finding, Place
+from agent_jax.doctor.episodes import DataSet
+from agent_jax.doctor.finding import Finding, place_of
 
 BLANK_LEVELS = 3.0  # standard deviation of a thumbnail, of 255: a covered lens has noise below it, any scene more
 SAME_LEVELS = 3  # greatest difference of any pixel: a video codec changes a still image by so much, motion by more
@@ -30,7 +30,7 @@ def blank_frames(data: DataSet) -> Iterator[Finding]:
             blank = np.flatnonzero(images.std(axis=(1, 2)).max(axis=-1) < BLANK_LEVELS)
             black += int((images[blank].mean(axis=(1, 2, 3)) < 16).sum())
             count += len(blank)
-            places += [_place(episode, blank[0])] if len(blank) else []
+            places += [place_of(episode, blank[0])] if len(blank) else []
         if places:
             yield Finding("blank_frames", "wrong", f"{camera}: {count:,} frames of a single colour, {black:,} of them "
                           f"black, in {len(places):,} episodes; expected images of a scene",
@@ -53,7 +53,7 @@ def frozen_frames(data: DataSet) -> Iterator[Finding]:
             yield Finding("frozen_frames", "wrong", f"{camera}: the image stands still for up to {longest} steps while "
                           f"the {'state' if data.states else 'action'} moves, in {len(runs):,} of "
                           f"{len(data.episodes):,} episodes", "leave these steps out; check the camera's driver and "
-                          "the recorder's queue", [_place(episode, start) for (_, start), episode in runs])
+                          "the recorder's queue", [place_of(episode, start) for (_, start), episode in runs])
 
 
 def repeated_frames(data: DataSet) -> Iterator[Finding]:
@@ -69,7 +69,7 @@ def repeated_frames(data: DataSet) -> Iterator[Finding]:
                 if length >= FROZEN_STEPS:  # frozen_frames
                     same[start : start + length] = False
             if moves.sum() >= REPEATED_LEAST and same[moves].mean() >= REPEATED_SHARE:
-                found.append((float(same[moves].mean()), _place(episode, np.flatnonzero(same & moves)[0])))
+                found.append((float(same[moves].mean()), place_of(episode, np.flatnonzero(same & moves)[0])))
         found.sort(key=lambda pair: -pair[0])
         if found:
             yield Finding("repeated_frames", "wrong", f"{camera}: up to {found[0][0]:.0%} of the frames during motion "
@@ -92,16 +92,12 @@ def swapped_cameras(data: DataSet) -> Iterator[Finding]:
         _, best = linear_sum_assignment(distance)
         wrong = np.flatnonzero(best != np.arange(len(cameras)))
         if len(wrong) and distance[wrong, best[wrong]].sum() < SWAP_RATIO * distance[wrong, wrong].sum():
-            places.append(_place(episode, 0))
+            places.append(place_of(episode, 0))
             pairs.add(" and ".join(cameras[c] for c in wrong))
     if places:
         yield Finding("swapped_cameras", "wrong", f"the images of {', '.join(sorted(pairs))} are exchanged in "
                       f"{len(places):,} of {len(data.episodes):,} episodes", "exchange them in these episodes, or "
                       "leave the episodes out", places)
-
-
-def _place(episode: EpisodeRecord, step: int | np.integer) -> Place:
-    return Place(episode.split, episode.number, int(step))
 
 
 def _moving(data: DataSet) -> list[np.ndarray]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from agent_jax.doctor.episodes import DataSet, EpisodeRecord
-from agent_jax.doctor.finding import Finding, Place
+from agent_jax.doctor.episodes import DataSet
+from agent_jax.doctor.finding import Finding, Place, place_of
 
 STEPS_OF_EPISODE = 20  # compared, evenly spaced: neighbours in time are alike
 MOST_STEPS = 2000  # compared: their kernel takes 32 MB, and a solution of it a second
@@ -52,7 +52,7 @@ def conflicting_labels(data: DataSet) -> Iterator[Finding]:
         return
     counts = np.bincount([episode_N[i] for pair in opposite for i in pair], minlength=len(data.episodes))
     opposite.sort(key=lambda pair: -int(counts[episode_N[pair[0]]] + counts[episode_N[pair[1]]]))
-    places = [_place(data.episodes[int(episode_N[i])], int(step_N[i])) for pair in opposite for i in pair]
+    places = [place_of(data.episodes[int(episode_N[i])], int(step_N[i])) for pair in opposite for i in pair]
     yield Finding("conflicting_labels", "wrong", f"{len(opposite):,} of {near:,} pairs of near-equal observations with "
                   f"the same instruction have {'opposite' if numbers else 'different'} actions; the model can only "
                   "learn their mean", "look for a sign or frame that differs between recordings, or for something "
@@ -75,7 +75,7 @@ def unused_instruction(data: DataSet) -> Iterator[Finding]:
         return
     if len(data.episodes) < 2 * FOLDS:
         return
-    places = [_place(one) for one in data.episodes[:: max(1, len(data.episodes) // 6)]]
+    places = [place_of(one) for one in data.episodes[:: max(1, len(data.episodes) // 6)]]
     advice = "record several tasks in the same scene, or the model will ignore its instruction"
     redundant = instruction_in_first_image(data)
     if redundant >= REDUNDANT:
@@ -149,10 +149,6 @@ def leaks_between_splits(data: DataSet) -> Iterator[Finding]:
         yield Finding("leaks_between_splits", "wrong", f"{count:,} of {total:,} records of {first!r} are in {second!r} "
                       f"too, with the same {same}: {shown}", "remove them from one of the splits, or results on it are "
                       "those of training data", [Place(one.split, one.number) for one in ones])
-
-
-def _place(episode: EpisodeRecord, step: int | np.integer = 0) -> Place:
-    return Place(episode.split, episode.number, int(step))
 
 
 def _sampled(data: DataSet) -> tuple[np.ndarray, np.ndarray]:

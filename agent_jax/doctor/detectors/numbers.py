@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from agent_jax.doctor.episodes import Column, DataSet, EpisodeRecord
-from agent_jax.doctor.finding import Finding, Place
+from agent_jax.doctor.finding import Finding, Place, place_of
 
 LEADS = range(-2, 6)  # steps that an action may lead the change of the state by; 1: it acts in its own step
 GOOD_LEADS = (1, 2)  # 2: a controller that answers one step later
@@ -27,12 +27,12 @@ RATE_ERROR = 0.05  # of the declared rate
 
 def unusable_values(data: DataSet) -> Iterator[Finding]:
     """Numbers that are not finite, and episodes without an instruction."""
-    not_finite = [_place(episode, np.argwhere(~np.isfinite(np.hstack([episode.actions, episode.states])))[0][0])
+    not_finite = [place_of(episode, np.argwhere(~np.isfinite(np.hstack([episode.actions, episode.states])))[0][0])
                   for episode in data.episodes if not np.isfinite(np.hstack([episode.actions, episode.states])).all()]
     if not_finite:
         yield Finding("unusable_values", "wrong", f"actions or states of {len(not_finite):,} episodes are not finite "
                       f"numbers, first at {not_finite[0].name}", "leave these episodes out", not_finite)
-    silent = [_place(episode) for episode in data.episodes if not episode.instruction.strip()]
+    silent = [place_of(episode) for episode in data.episodes if not episode.instruction.strip()]
     if silent:
         yield Finding("unusable_values", "wrong", f"{len(silent):,} of {len(data.episodes):,} episodes have no "
                       "instruction", "set --config.instruction_text in prepare, or leave them out", silent)
@@ -60,7 +60,7 @@ def action_lag(data: DataSet) -> Iterator[Finding]:
                else f"leads the state by {lead} steps: it acts later than its image says")
         yield Finding("action_lag", "wrong", f"{', '.join(names[:4])} {how}; expected a lead of 1 step",
                       f"shift the actions by {abs(lead - 1)} step{'s' * (abs(lead - 1) > 1)}, or correct the "
-                      "recorder's time stamps", [_place(episode) for episode in data.episodes])
+                      "recorder's time stamps", [place_of(episode) for episode in data.episodes])
 
 
 def lead_of(episodes: Sequence[EpisodeRecord], action: int, state: int, absolute: bool) -> tuple[int, float, float]:
@@ -95,7 +95,7 @@ def constant_dimensions(data: DataSet) -> Iterator[Finding]:
         if constant:
             yield Finding("constant_dimensions", "note", f"{what} that are the same in all {len(values):,} steps: "
                           f"{', '.join(constant)}", "leave them out of the spec, or check the recorder",
-                          [_place(data.episodes[0])])
+                          [place_of(data.episodes[0])])
 
 
 def clipped_dimensions(data: DataSet) -> Iterator[Finding]:
@@ -113,7 +113,7 @@ def clipped_dimensions(data: DataSet) -> Iterator[Finding]:
             yield Finding("clipped_dimensions", "note", f"{column.name}: {share:.0%} of the values are exactly "
                           f"{end:g}, its {'greatest' if end == values[:, d].max() else 'least'}", "check the bounds "
                           "that the recorder clips to, and the unit; intended if the controller saturates",
-                          [_place(episode, steps[0]) for episode, steps in by_episode if len(steps)])
+                          [place_of(episode, steps[0]) for episode, steps in by_episode if len(steps)])
 
 
 def gripper_sign(data: DataSet) -> Iterator[Finding]:
@@ -142,32 +142,28 @@ def uneven_times(data: DataSet) -> Iterator[Finding]:
         return
     kinds: list[tuple[str, str, list[Place]]] = [
         ("time stamps do not grow", "sort the rows, or record them again",
-         [_place(episode, np.flatnonzero(interval <= 0)[0] + 1) for episode, interval in timed
+         [place_of(episode, np.flatnonzero(interval <= 0)[0] + 1) for episode, interval in timed
           if (interval <= 0).any()]),
         (f"intervals between steps vary by more than {JITTER:.0%} of their median",
          "resample the data to an even rate, or stamp them when they are measured",
-         [_place(episode, np.argmax(interval) + 1) for episode, interval in timed
+         [place_of(episode, np.argmax(interval) + 1) for episode, interval in timed
           if (interval > 0).all() and np.std(interval[interval < GAP * np.median(interval)]) > JITTER *
           np.median(interval)]),
         (f"steps are missing: intervals of more than {GAP:g} times the median",
          "cut the episodes there, since the actions do not explain the change of the image",
-         [_place(episode, np.argmax(interval) + 1) for episode, interval in timed
+         [place_of(episode, np.argmax(interval) + 1) for episode, interval in timed
           if (interval > GAP * np.median(interval)).any() and np.median(interval) > 0]),
     ]
     if data.rate_hz:
         kinds.append((f"the rate is not the declared {data.rate_hz:g} Hz but about "
                       f"{1 / max(float(np.median([np.median(interval) for _, interval in timed])), 1e-9):.4g} Hz",
                       "correct the declared rate", [
-            _place(episode) for episode, interval in timed
+            place_of(episode) for episode, interval in timed
             if abs(np.median(interval) * data.rate_hz - 1) > RATE_ERROR]))
     for text, advice, places in kinds:
         if places:
             yield Finding("uneven_times", "wrong", f"{text}, in {len(places):,} of {len(timed):,} episodes", advice,
                           places)
-
-
-def _place(episode: EpisodeRecord, step: int | np.integer = 0) -> Place:
-    return Place(episode.split, episode.number, int(step))
 
 
 def _kinds(absolute: bool | None) -> tuple[bool, ...]:
@@ -229,7 +225,7 @@ def _minority(data: DataSet, name: str, sign_of: dict[str, float], against: str)
     if not min(negative, positive):
         return
     rare = -1.0 if negative <= positive else 1.0
-    places = [_place(episode) for episode in data.episodes if sign_of.get(episode.name, 0.0) * rare > 0]
+    places = [place_of(episode) for episode in data.episodes if sign_of.get(episode.name, 0.0) * rare > 0]
     yield Finding("gripper_sign", "wrong", f"{name} has the opposite sign in {len(places):,} episodes, compared with "
                   f"{max(negative, positive):,} others by {against}", "flip the sign in these episodes; one policy "
                   "cannot learn both", places)

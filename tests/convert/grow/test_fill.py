@@ -14,7 +14,7 @@ from agent_jax.actions.vocabulary import BABYAI_BLOCK, Block, ByteTokenizer, Voc
 from agent_jax.batch import Batch, RowSize
 from agent_jax.checkpoints.fingerprint import flat
 from agent_jax.config import InitConfig, ModelConfig
-from agent_jax.convert.grow.fill import grow
+from agent_jax.convert.grow.fill import fill
 from agent_jax.convert.grow.plan import AgentDescription, plan_growth
 from agent_jax.convert.grow.report import counts_by_part, growth_json, growth_table
 from agent_jax.models.agent import Agent
@@ -43,7 +43,8 @@ def changed(model: ModelConfig, **changes: Any) -> ModelConfig:
 
 def grown(source: AgentDescription, target: AgentDescription, **init: Any) -> tuple[dict, dict, Any]:
     params = random_params(source.model)
-    made, growth = grow(params, source, target, InitConfig(checkpoint="OLD", **init), jax.random.key(1), seed=5)
+    growth = plan_growth(source, target, InitConfig(checkpoint="OLD", **init))
+    made = fill(params, growth, jax.random.key(1), seed=5)
     shapes = {path: leaf.shape for path, leaf in flat(made).items()}
     assert shapes == {path: leaf.shape for path, leaf in target.leaves.items()}
     return params, made, growth

@@ -249,7 +249,6 @@ def _state_spec(config: PrepareConfig, first: Layout, *, keep: bool) -> tuple[di
 
 def _state_selections(config: PrepareConfig, first: Layout, state: StateSpec | None, *,
                       keep: bool) -> dict[str, Selection]:
-    """The selection of each key of the state."""
     default = next((text for text in _STATES if all(name in first.numbers for name in text.split(","))), "")
     if state:
         return {key: select(key, config.fields.get(key, default if key == "state" else key), first.numbers,

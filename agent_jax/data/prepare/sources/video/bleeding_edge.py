@@ -154,7 +154,6 @@ class BleedingEdgeSource(Source):
                                    keep_idle=not self._options.drop_idle, where=data)
 
     def _actions(self, data: Path, arrays: NpzFile) -> list[Action]:
-        """The actions of a clip."""
         member = arrays.member("actions")
         shape = member.header.shape
         if len(shape) != 2 or shape[1] != BUTTONS + 4 or not shape[0] or member.header.dtype.kind not in "biuf":
@@ -173,7 +172,6 @@ class BleedingEdgeSource(Source):
                  for key, columns in self._columns.items()} for row_A in whole_TA]
 
     def _stored_images(self, data: Path, arrays: NpzFile, count: int) -> Iterator[np.ndarray]:
-        """The frames of an npz file."""
         height, width = _stored_size(data, arrays)
         images = arrays.read(arrays.member("images"))
         if len(images) != count:

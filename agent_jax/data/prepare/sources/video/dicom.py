@@ -164,7 +164,6 @@ def _rgb(image: np.ndarray, header: Any, frame: int, path: Path) -> np.ndarray:
 
 
 def _coloured(image: np.ndarray, header: Any) -> np.ndarray:
-    """The colours of a palette."""
     colours = apply_color_lut(image, _palette(image, header))[..., :3]  # a fourth table is the opacity
     if colours.dtype == np.uint8:
         return colours
