@@ -13,7 +13,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +33,6 @@ from agent_jax.data.store.tfds_folder import read_tfds_folder
 from agent_jax.doctor.episodes import (
     MOST_STEPS,
     THUMBNAIL,
-    Column,
     Fingerprint,
     RawEpisode,
     Step,
@@ -46,25 +45,6 @@ from agent_jax.doctor.episodes import (
 _MOST_NUMBERS = 64  # of a field: more are an embedding or an instruction in codes, not an action or a state
 _NOT_DATA = ("action_weight", "reward", "discount", "is_first", "is_last", "is_terminal")
 UNREADABLE = (ValueError, IndexError, RuntimeError, OSError)  # of protobuf, array_record and FFmpeg
-
-
-class Reader(Protocol):
-    """Reads the records of a data set by split and number."""
-
-    splits: Mapping[str, int]  # records by split
-    actions: list[Column]
-    states: list[Column]
-    rate_hz: float
-    absolute: bool | None
-    notes: list[str]  # decisions that the user may want to change
-
-    def read(self, split: str, number: int) -> RawEpisode:
-        """One record; raises one of UNREADABLE, at once or while its steps are read."""
-        ...
-
-    def fingerprints(self, most: int) -> list[Fingerprint]:
-        """Of at most so many records of each split; empty if they are known from the sample only."""
-        ...
 
 
 def open_reader(path: Path, kind: str, overrides: Sequence[str]) -> Reader:
@@ -100,7 +80,7 @@ def sample(splits: Mapping[str, int], most: int) -> list[tuple[str, int]]:
     return [(split, number) for split in splits for number in chosen[split]]
 
 
-class StoreReader(Reader):
+class StoreReader:
     """Reads a store, or another RLDS data set in array_record."""
 
     def __init__(self, store: Store, overrides: Sequence[str] = ()):
@@ -171,7 +151,7 @@ class StoreReader(Reader):
         return np.concatenate([np.zeros((count, 0)), *parts], axis=1)
 
 
-class SourceReader(Reader):
+class SourceReader:
     """Reads data that are not prepared, through a source of `prepare`."""
 
     def __init__(self, kind: str, path: Path, config: PrepareConfig):
@@ -216,6 +196,9 @@ class SourceReader(Reader):
         for episode in episodes:
             for step in episode.steps:
                 yield Step(step.images, _vector(step, self._action_keys), _vector(step, self._state_keys))
+
+
+Reader = StoreReader | SourceReader  # `read` raises one of UNREADABLE, at once or while its steps are read
 
 
 def _vector(step: SourceStep, keys: Sequence[str]) -> np.ndarray:
