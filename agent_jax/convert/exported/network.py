@@ -85,3 +85,9 @@ class Network:
         if own is not None and own.layout == layout and name in ("", own.name):
             return own
         return Domain.load(self.folder, name, layout)
+
+
+def check_finite(logits: np.ndarray) -> None:
+    """Raise ValueError for logits or probabilities that are not finite."""
+    if not np.isfinite(logits).all():
+        raise ValueError("the logits are NaN or infinite: the parameters are damaged, or their training diverged")

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from agent_jax.convert.exported.domain import EOS, Domain
-from agent_jax.convert.exported.network import Network
+from agent_jax.convert.exported.network import Network, check_finite
 from agent_jax.convert.exported.row import lay_out_row, stack_frames
-from agent_jax.convert.exported.sampling import check_finite, sampled
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,17 @@ class Prompted(Network):
         found = self._probabilities(*stack_frames(chosen, [chosen.clip_images(given) for given in images]))
         check_finite(found)
         return [Classification(int(row.argmax()), row) for row in found]
+
+
+def sampled(log_K: np.ndarray, temperature: float, top_p: float, random: np.random.Generator) -> int:
+    """An id by its log-probabilities: the best one, or a sample among the top p (Holtzman et al., 2019)."""
+    if not temperature:
+        return int(np.argmax(log_K))
+    odds_K = np.exp((log_K - log_K.max()) / temperature)
+    order_K = np.argsort(-odds_K, kind="stable")
+    sums_K = np.cumsum(odds_K[order_K] / odds_K.sum())
+    kept = order_K[: 1 + np.searchsorted(sums_K, top_p)]
+    return int(random.choice(kept, p=odds_K[kept] / odds_K[kept].sum()))
 
 
 def _check_sampling(domain: Domain, temperature: float, top_p: float, max_tokens: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from agent_jax.actions.vocabulary import Vocabulary
-from agent_jax.convert.exported.acting import Prepared
+from agent_jax.convert.exported.policy import Prepared
 from agent_jax.convert.exported.prompted import GeneratedText
 from agent_jax.convert.onnx import onnx_agent
 from agent_jax.data.pipeline.domains import Domain

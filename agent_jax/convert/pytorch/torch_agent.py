@@ -39,9 +39,8 @@ from agent_jax.convert.exported.codec import Codec
 from agent_jax.convert.exported.domain import EOS, Domain
 from agent_jax.convert.exported.network import Episode
 from agent_jax.convert.exported.policy import ExportedPolicy
-from agent_jax.convert.exported.prompted import Classification, GeneratedText
+from agent_jax.convert.exported.prompted import Classification, GeneratedText, sampled
 from agent_jax.convert.exported.row import Row, Step
-from agent_jax.convert.exported.sampling import sampled
 from agent_jax.convert.pytorch.agent import Agent, Output
 from agent_jax.convert.pytorch.language import POSITION_OFFSET, Cache, Language
 from agent_jax.convert.pytorch.layers import ACTIVATIONS

@@ -1,4 +1,4 @@
-// The agent: sliding history, as agent_jax/convert/exported/acting.py, for actions that are one choice.
+// The agent: sliding history, as agent_jax/convert/exported/policy.py, for actions that are one choice.
 "use strict";
 
 /** Bytes of a gzipped file in base64. */
