@@ -173,12 +173,9 @@ def forwards(model: ModelConfig, params: Params, rows: PackedRows, rows_limit: i
     for number, batch in enumerate(validation_batches(rows, BATCH_SIZE, batches)):
         output = jax.device_get(run(params, batch))  # always full batches, so one shape is compiled
         if rows_limit:
-            batch, output = _first_rows((batch, output), rows_limit - number * BATCH_SIZE)
+            left = rows_limit - number * BATCH_SIZE
+            batch, output = jax.tree.map(lambda array_B, left=left: array_B[:left], (batch, output))
         yield batch, ForwardOutput(*output)
-
-
-def _first_rows(tree: Any, count: int) -> Any:
-    return jax.tree.map(lambda array_B: array_B[:count], tree)
 
 
 class _ScoreSums:

@@ -9,15 +9,10 @@ import jax
 SAVED = "matmul"  # name of what `remat="dots"` saves: the outputs of Dense
 
 
-def _is_cudnn_forward(primitive: str) -> bool:
-    """Whether a primitive of a jaxpr is cuDNN's attention, forward; its outputs are what the backward pass needs."""
-    return primitive.startswith("dot_product_attention_fwd")
-
-
 # Of a flash kernel the output and a number or two a query are saved: little, and it is not run again.
 REMAT_POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.save_only_these_names(SAVED),
-        lambda primitive, *_, **__: _is_cudnn_forward(primitive.name)),
+        lambda primitive, *_, **__: primitive.name.startswith("dot_product_attention_fwd")),  # cuDNN's
     "full": None,
 }

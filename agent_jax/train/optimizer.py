@@ -108,10 +108,6 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: not NO_DECAY.search(path_name(path)), params)
 
 
-def _is_kernel(path: Any) -> bool:
-    return path_name(path).endswith("kernel")
-
-
 def matrix_axes(params: Any) -> Any:
     """The axes of input and output of each kernel; the others count layers, or query, key and value.
 
@@ -141,7 +137,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.Gr
         muon = optax.contrib.muon(schedule, weight_decay=config.weight_decay, consistent_rms=_ADAM_RMS,
                                   muon_weight_dimension_numbers=matrix_axes)
         chain.append(optax.partition({"muon": muon, "adamw": adamw}, lambda params: jax.tree_util.tree_map_with_path(
-            lambda path, _: "muon" if _is_kernel(path) else "adamw", params)))
+            lambda path, _: "muon" if path_name(path).endswith("kernel") else "adamw", params)))
     else:
         chain.append(adamw)
     if by_path := rate_factors(params, config.learning_rate_factors):

@@ -151,7 +151,8 @@ def _missing_files(config: Config) -> list[str]:
                          f"out by --config.data.leave_out=\"('{name}',)\"")
     tokenizer = config.vocabulary.tokenizer
     if tokenizer != "bytes" and not _exists(tokenizer):
-        lines.append(_not_found("config.vocabulary.tokenizer", tokenizer) + help_page("guides/finetune.md", "3. Train"))
+        lines.append(f"config.vocabulary.tokenizer={tokenizer}: not found; pass another "
+                     f"--config.vocabulary.tokenizer=PATH{help_page('guides/finetune.md', '3. Train')}")
     simulators = {config.closed_loop.environment, *(one.environment for one in gathered.values()),
                   *(config.data.demonstrations_of(name).environment for name in config.closed_loop.domains)}
     lines += [f"the simulator of {name} is not installed: {install(extra)}"
@@ -182,10 +183,6 @@ def _missing_weights(config: Config) -> list[str]:
                 field = f"config.init.pretrained.{part}"
                 lines.append(f"{field}={error}; pass another --{field}=PATH")
     return lines
-
-
-def _not_found(field: str, path: str) -> str:
-    return f"{field}={path}: not found; pass another --{field}=PATH"
 
 
 def _exists(path: str) -> bool:
