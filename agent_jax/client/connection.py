@@ -212,7 +212,8 @@ class Client:
             except InvalidURI as error:
                 raise ValueError(f"url={self.url!r}: {error}; expected ws://HOST:PORT") from None
             except InvalidStatus as error:
-                reason = f"{error.response.status_code} {_text(error.response.body)}"
+                text = (error.response.body or b"").decode(errors="replace").strip()
+                reason = f"{error.response.status_code} {text}"
                 if error.response.status_code == _UNAUTHORISED:
                     raise ConnectionError(f"{self.url}: refused: {reason}. Pass the token as Client(token=...), or "
                                           f"to the demo by --token_file or {TOKEN_VARIABLE}") from None
@@ -260,10 +261,6 @@ def _clip_pixels(images: Any) -> Any:
     if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) and not is_image(images):
         return [_pixels(image) for image in images]
     return _pixels(images)
-
-
-def _text(body: bytes | bytearray | None) -> str:
-    return (body or b"").decode(errors="replace").strip()
 
 
 def _read(reply: str | bytes) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class BleedingEdgeSource(Source):
         """One per game. A missing file is an error when the recording is read."""
         games: dict[str, list[str]] = {}
         for clip in self._clips:
-            games.setdefault(_game(clip), []).append(clip)
+            games.setdefault(Path(clip).name.partition("_step-")[0], []).append(clip)
         recordings = []
         for game, clips in sorted(games.items()):
             used = [file for clip in clips for file in self._pair(clip) if file.is_file()]
@@ -214,11 +214,6 @@ def _clips(folder: Path) -> list[str]:
             raise ValueError(f"--path={folder}: found the clip {name} as {seen[name]} and as {clip}; remove one")
         seen[name] = clip
     return clips
-
-
-def _game(clip: str) -> str:
-    """The game that a clip is a part of, by its name."""
-    return Path(clip).name.partition("_step-")[0]
 
 
 def _stored_size(data: Path, arrays: NpzFile) -> tuple[int, int]:
