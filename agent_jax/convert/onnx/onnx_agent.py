@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Generator, Sequence
@@ -35,8 +36,8 @@ from agent_jax.convert.exported.policy import ExportedPolicy
 from agent_jax.convert.exported.row import Row
 
 FORMAT = 1  # of manifest.json
-# Slots of a row that are read at once: those of a longer row need not be compared with what follows them.
-CHUNK = 256
+# Slots that are read at once at most: a longer row takes less time and memory in parts, of which none sees those after.
+CHUNK = 512
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -108,6 +109,8 @@ class Policy(ExportedPolicy):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Waiting threads sleep: where another program runs as well, one that spins keeps the other from working.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         sessions: Any = [
             onnxruntime.InferenceSession(str(Path(folder) / f"{part}.onnx"), options, ["CPUExecutionProvider"])
             for part in ("encoder", "language")]
@@ -141,16 +144,18 @@ class Policy(ExportedPolicy):
                                             for part in range(3))
         count = [len(row[0]) for row in pieces]
         following = [int(position_S[-1]) + 1 for _, position_S in rows]
+        new: list[np.ndarray] = []
         while True:
             slots, ending, logits_BA = token_BC.shape[1], np.array(count), np.zeros((len(rows), len(ids)), np.float32)
-            if cache is None and slots > CHUNK:
+            size = math.ceil(slots / math.ceil(slots / CHUNK))
+            if cache is None and slots > size:
                 cache = self._zeros(len(rows), whole)
-            for first in range(0, slots, CHUNK):
-                here = slice(first, first + CHUNK)
-                count = np.clip(ending - first, 0, CHUNK).tolist()
-                ends_B = (ending > first) & (ending <= first + CHUNK)
+            for first in range(0, slots, size):
+                here = slice(first, first + size)
+                count = np.clip(ending - first, 0, size).tolist()
+                ends_B = (ending > first) & (ending <= first + size)
                 past = cache or self._zeros(len(rows), 1)
-                if slots > CHUNK:  # a copy, which is cheaper than attention to what is not there yet
+                if slots > size:  # a copy, which is cheaper than attention to what is not there yet
                     past = [part[:, :, : max(1, *used)] for part in past]
                 found_BA, *new = self._language.run(None, {
                     "token_BC": token_BC[:, here], "visual_BC": visual_BC[:, here], "visual_BGD": visual_BGD,
@@ -159,7 +164,7 @@ class Policy(ExportedPolicy):
                     "visible_BZ": np.arange(past[0].shape[2]) < np.array(used)[:, None],
                     **dict(zip(self._cached, past, strict=True))})
                 logits_BA[ends_B] = found_BA[ends_B]
-                if first + CHUNK < slots:
+                if first + size < slots:
                     used = _written(cache, new, used, count)
             if episodes:  # before the action, so that the row is kept without it
                 used = _written(cache, new, used, count)

@@ -23,6 +23,7 @@ from agent_jax.actions.vocabulary import Vocabulary
 from agent_jax.config import DemonstrationsConfig
 from agent_jax.convert.__main__ import main
 from agent_jax.convert.onnx import onnx_agent
+from agent_jax.convert.onnx.quantise import quantise
 from agent_jax.convert.pytorch.folder import agent_json, tokenizer_json
 from agent_jax.convert.to_page import write_page
 from agent_jax.envs import load
@@ -163,6 +164,16 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "package"
 
 
+def in_int8(folder: Path, out: Path) -> Path:
+    """A copy of an exported folder in int8, without the proof, which takes time."""
+    shutil.copytree(folder, out)
+    quantise(out, "int8")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["files"] = {name: onnx_agent.file_hash(out / name) for name in manifest["files"]}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return out
+
+
 WALK = """([room, actions]) => {
   const world = new World(DATA.world), found = [];
   world.reset(room);
@@ -244,6 +255,16 @@ def test_in_a_browser_rules_images_and_actions_are_those_of_python(tmp_path: Pat
                     assert acting.step([prepared], [0]) == [{"action": ours["action"]}]
                 observation = environment.step({"action": ours["action"]})[0]
             assert page.inner_text("#status").startswith("step 6 of")
+        quantised, int8_path = in_int8(folder, tmp_path / "int8"), tmp_path / "int8.html"
+        write_page(quantised, int8_path, runtime, levels=LEVELS, rooms=rooms)
+        page.goto(int8_path.as_uri())
+        page.evaluate("ready")
+        for number in range(rooms):
+            room, acting = world["rooms"][number], onnx_agent.Policy(quantised)
+            page.select_option("#room", str(number))
+            observation = module.make(room["level"]).reset(seed=room["seed"])[0]
+            expected = acting.act([observation["rgb"]], [room["instructions"][0]["text"]], [0])
+            assert expected == [{"action": page.evaluate("() => app.step('')")["action"]}]
         browser.close()
     asked = [one for one in seen if not one.startswith(("data:", "blob:"))]
-    assert asked == [page_path.as_uri()]
+    assert asked == [page_path.as_uri(), int8_path.as_uri()]
