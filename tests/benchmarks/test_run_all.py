@@ -135,8 +135,8 @@ def test_figures_of_another_form_cost_the_plot_alone(tmp_path: Path):
 
 def test_every_benchmark_of_the_table_is_a_script_or_is_left_out(root: Path):
     here = {path.stem for path in (root / "benchmarks").glob("*.py")}
-    beside = {"run_all", "machine", "benchmarks_page", "evidence_page", "benchmark_plots", "train_step_worker",
-              "edge_latency_worker", "product_rates",
+    beside = {"run_all", "machine", "benchmarks_page", "evidence_page", "study_page", "benchmark_plots",
+              "train_step_worker", "edge_latency_worker", "product_rates", "uncached",
               "gpu_session",  # runs benchmarks of this table and these two
               "step_losses", "step_counts", "scaling", "plan_counts", "plan_table", "gpu_counts"}  # time nothing
     assert here - beside <= {benchmark.name for benchmark in run_all.BENCHMARKS}
