@@ -88,8 +88,8 @@ def page(studies: Mapping[str, Mapping[str, Any]], out: Path) -> str:
         title, plan, *rest = report_markdown(found, picture).split("\n\n")
         parts.append("\n\n".join([
             f"#{title}", f"    {study['command']}",
-            f"{study['on']}, {study['date'][:10]}, {study['runs']} runs, {study['hours']:.1f} hours of one or two "
-            "processes on two cores.", plan, *rest]))
+            f"{study['on']}, {study['date'][:10]}; {study['runs']} runs, {study['hours']:.1f} hours in all.", plan,
+            *rest]))
     return "\n".join(parts)
 
 

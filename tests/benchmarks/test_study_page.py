@@ -53,7 +53,7 @@ def test_figures_are_computed_from_the_packed_outcomes(study: Path, tmp_path: Pa
     packed = study_page.packed(study, "plan.py")
     assert packed["outcomes"]["near/k2/a-seed1"] == {"GoToObj": "1100"}
     text = study_page.page({"two": json.loads(json.dumps(packed))}, tmp_path)
-    assert "2026-01-04, 4 runs, 1.0 hours" in text
+    assert "2026-01-04; 4 runs, 1.0 hours" in text
     assert re.search(r"primary: b against a \| near \| 2 \| 2/2 \| 37.5% \| 75.0% \| \+37.5% \|", text)
     packed["outcomes"]["near/k2/b-seed1"]["GoToObj"] = "1111"
     assert "| 37.5% | 87.5% | +50.0% |" in study_page.page({"two": packed}, tmp_path)
