@@ -2,8 +2,9 @@
 
     python -m agent_jax.study transfer benchmarks/study/ablations.py --out runs/ablations
 
-The agent is that of configs/babyai.py with a fifth of its steps and of its demonstrations, so that there is
-room above and below. Every arm differs from `base` in one factor and is compared with it over eight training seeds.
+The agent is that of configs/babyai.py with a fifth of its steps and of its demonstrations, these of five of its levels,
+so that there is room above and below. Every arm differs from `base` in one factor and is compared with it over eight
+training seeds.
 """
 
 from agent_jax.study.plan import Arm, Comparison, Target, TransferPlan
