@@ -8,16 +8,17 @@ Without `--config.init.checkpoint` the same agent is trained from scratch in the
 benchmarks/results/mini.md; how much the pre-training helps takes several (docs/guides/study.md).
 
 Variants: `:babyai` (the default) is another task of a simulator that the agent knows, PickupLoc, which names a place;
-`:metaworld` likewise, window-close. `:pusht` is another simulator with an ActionSpec of its own, a new block of the
-vocabulary (pip install gym-pusht). `:captions` learns captions of video; from configs/pretrain_mini.py:images it grows
-the image encoder into one of video. `:smoke` is `:babyai` in a few steps, and learns nothing.
+`:metaworld` likewise, window-close; `:vizdoom` likewise, GoTo2, which names one of two objects. `:pusht` is another
+simulator with an ActionSpec of its own, a new block of the vocabulary (pip install gym-pusht). `:captions` learns
+captions of video; from configs/pretrain_mini.py:images it grows the image encoder into one of video. `:smoke` is
+`:babyai` in a few steps, and learns nothing.
 """
 
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from agent_jax.actions.simulators import METAWORLD, METAWORLD_STATE
+from agent_jax.actions.simulators import METAWORLD, METAWORLD_STATE, VIZDOOM
 from agent_jax.config import presets
 
 _PUSHT = Path(__file__).resolve().parents[2] / "examples" / "pusht.py"
@@ -55,6 +56,14 @@ def _metaworld(config: presets.Draft) -> None:
     config.data.demonstrations.noise = 0.1
 
 
+def _vizdoom(config: presets.Draft) -> None:
+    config.vocabulary.blocks = ("vizdoom",)
+    config.data.domains = {"vizdoom": presets.domain(action_spec=VIZDOOM.to_dict(), window=3, stride=3, max_text=32,
+                                                     fixed_positions=True)}
+    _simulator(config, "vizdoom", "GoTo2", demonstrations=1_000)
+    config.data.demonstrations.noise = 0.1
+
+
 def _pusht(config: presets.Draft) -> None:
     from agent_jax.envs import load  # imports the simulator
 
@@ -85,10 +94,11 @@ def _smoke(config: presets.Draft) -> None:
 
 
 def get_config(variant: str = "babyai") -> ConfigDict:
-    """The config of a variant: "babyai", "metaworld", "pusht", "captions" or "smoke"."""
+    """The config of a variant: "babyai", "metaworld", "vizdoom", "pusht", "captions" or "smoke"."""
     return presets.build(variant, {
         "babyai": [_model, _babyai],
         "metaworld": [_model, _metaworld],
+        "vizdoom": [_model, _vizdoom],
         "pusht": [_model, _pusht],
         "captions": [_model, _captions],
         "smoke": [_model, _babyai, _smoke],

@@ -30,7 +30,7 @@ VARIANTS = {
     "language_table": ["", "accelerator", "smoke"],
     "metaworld": ["", "smoke"],
     "pretrain_mini": ["", "images", "smoke"],
-    "finetune/mini": ["babyai", "metaworld", "pusht", "captions", "smoke"],
+    "finetune/mini": ["babyai", "metaworld", "vizdoom", "pusht", "captions", "smoke"],
     "vizdoom": ["", "smoke"],
     "tpu_v4": ["", "opt-1.3b", "opt-6.7b", "smoke"],
     "tpu_v5e": [""],
