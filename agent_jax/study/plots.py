@@ -31,6 +31,9 @@ def plot_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[Mapping[s
                     place.fill_between(numbers, *([point["ci"][side] for point in points] for side in (0, 1)),
                                        color=colours[arm], alpha=0.2, linewidth=0)
             place.set_xscale("log")
+            numbers = sorted({point["demonstrations"] for points in arms.values() for point in points})
+            place.set_xticks(numbers, [f"{number:,}" for number in numbers])
+            place.set_xticks([], minor=True)
             place.set_xlabel("demonstrations")
             place.set_title(target)
             place.set_ylim(0, 1)

@@ -236,7 +236,9 @@ def test_the_report_has_the_figures_of_scipy(tmp_path: Path) -> None:
     points = found["curves"]["near"]["joint"]
     assert [(point["demonstrations"], point["seeds"]) for point in points] == [(2, 2), (6, 2)]
     assert points[1]["mean"] == pytest.approx(15.5 / 20)
-    assert (out / "curves.svg").read_text().startswith("<?xml")
+    plot = (out / "curves.svg").read_text()
+    assert plot.startswith("<?xml")
+    assert all(f">{number}</text>" in plot for number in (2, 6))  # ticks at the numbers of demonstrations
     markdown = (out / "report.md").read_text()
     assert found["sha256"] in markdown
     assert "| helps |" in markdown
