@@ -13,7 +13,7 @@ import study_page
 
 from agent_jax.config import from_config_dict
 from agent_jax.json_files import write_json
-from agent_jax.study.plan import Arm, Comparison, Target, TransferPlan, freeze
+from agent_jax.study.plan import Arm, Comparison, Target, TransferPlan, freeze, load_plan
 from agent_jax.study.run_config import changed_config
 from agent_jax.study.runs import runs_of
 
@@ -64,3 +64,11 @@ def test_a_plan_that_is_not_that_of_its_hash_is_refused(study: Path):
     packed["frozen"]["plan"]["primary"]["margin"] = 0.2
     with pytest.raises(ValueError, match="SHA-256"):
         study_page.results(packed)
+
+
+@pytest.mark.parametrize("name", ["ablations", "goto2", "transfer"])
+def test_the_runs_of_the_committed_outcomes_are_those_of_the_plan_file(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)  # plans name config files from the checkout
+    runs = {run.name for run in runs_of(load_plan(ROOT / "benchmarks" / "study" / f"{name}.py")) if run.acts}
+    study = json.loads((STUDIES / f"{name}.json").read_text())
+    assert runs == {*study["outcomes"], *study["missing_runs"]}
