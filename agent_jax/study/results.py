@@ -157,7 +157,10 @@ def verdict(found: Mapping[str, Any], comparison: Comparison, alpha: float) -> s
 
 
 def _curves(plan: TransferPlan, scores: Scores) -> dict[str, Any]:
-    """Mean success by number of demonstrations, with t-intervals over training seeds: TARGET -> ARM -> points."""
+    """Mean success by number of demonstrations, with t-intervals over training seeds: TARGET -> ARM -> points.
+
+    The intervals are cut at 0 and 1, which a success rate cannot leave.
+    """
     curves: dict[str, Any] = {}
     for target, entry in plan.targets.items():
         curves[target] = {}
@@ -167,9 +170,9 @@ def _curves(plan: TransferPlan, scores: Scores) -> dict[str, Any]:
                 found = [scores[name] for seed in plan.curve_seeds
                          if (name := target_run_name(target, k, arm, seed)) in scores]
                 if found:
-                    band = t_interval(found, 1 - plan.alpha) if len(found) > 1 else None
+                    band = np.clip(t_interval(found, 1 - plan.alpha), 0, 1).tolist() if len(found) > 1 else None
                     points.append({"demonstrations": k, "seeds": len(found), "mean": float(np.mean(found)),
-                                   "ci": list(band) if band else None})
+                                   "ci": band})
             if points:
                 curves[target][arm] = points
     return curves

@@ -236,6 +236,7 @@ def test_the_report_has_the_figures_of_scipy(tmp_path: Path) -> None:
     points = found["curves"]["near"]["joint"]
     assert [(point["demonstrations"], point["seeds"]) for point in points] == [(2, 2), (6, 2)]
     assert points[1]["mean"] == pytest.approx(15.5 / 20)
+    assert points[1]["ci"][1] == 1  # the t-interval ends above it
     plot = (out / "curves.svg").read_text()
     assert plot.startswith("<?xml")
     assert all(f">{number}</text>" in plot for number in (2, 6))  # ticks at the numbers of demonstrations
