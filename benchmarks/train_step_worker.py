@@ -103,7 +103,7 @@ def run_config(sizes: Sizes, case: Case) -> Any:
     draft: presets.Draft = to_config_dict(Config()).unlock()
     model = draft.model
     model.language.vocabulary_size = 51_578  # text of OPT, the paper's action tokens and two
-    if sizes.size == "babyai":  # as configs/babyai.py
+    if sizes.size == "babyai":  # as configs/babyai.py, with two heads in the language model as well
         presets.small_model(draft, image_size=56, patch_size=8, width=64, heads=2, vision_depth=1, language_depth=3,
                             positions=256)
         model.mae.width, model.mae.mlp_width, model.language.vocabulary_size = 32, 64, 270

@@ -1,6 +1,6 @@
 """Agents that come with the package, by name; each is a folder of `convert to-pytorch` without its torch_agent.py.
 
-babyai-small    of configs/babyai.py; acts in GoToLocal and its smaller rooms (its README.md has the figures)
+babyai-small    of an earlier configs/babyai.py; acts in GoToLocal and its smaller rooms (its README.md has the figures)
 """
 
 from __future__ import annotations

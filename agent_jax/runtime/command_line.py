@@ -68,7 +68,7 @@ def define_cluster() -> Callable[[], Cluster]:
 
 
 def config_name() -> str:
-    """babyai for `--config configs/babyai.py`, babyai-long for `--config configs/babyai.py:long`."""
+    """babyai for `--config configs/babyai.py`, babyai-smoke for `--config configs/babyai.py:smoke`."""
     file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     return "-".join(part for part in (Path(file).stem, variant) if part)
 

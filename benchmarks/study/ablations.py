@@ -2,9 +2,10 @@
 
     python -m agent_jax.study transfer benchmarks/study/ablations.py --out runs/ablations
 
-The agent is that of configs/babyai.py with a fifth of its steps and of its demonstrations, these of five of its levels,
-so that there is room above and below. Every arm differs from `base` in one factor and is compared with it over eight
-training seeds.
+The agent is that of configs/babyai.py after 600 steps, on 10,000 demonstrations of five levels, so that
+there is room above and below. Every arm differs from `base` in one factor and is compared with it over eight training
+seeds. The committed outcomes are of the config as it was then, with two heads in the language model; now it makes
+another hash.
 """
 
 from agent_jax.study.plan import Arm, Comparison, Target, TransferPlan

@@ -26,7 +26,7 @@ from agent_jax.config import (
 
 VARIANTS = {
     "default": ["", "paper", "code"],
-    "babyai": ["", "long", "smoke"],
+    "babyai": ["", "smoke"],
     "language_table": ["", "accelerator", "smoke"],
     "metaworld": ["", "smoke"],
     "pretrain_mini": ["", "images", "smoke"],
@@ -138,8 +138,7 @@ def test_the_tpu_smoke_run_is_a_short_one_on_eight_devices_of_a_mesh_of_three_ax
 
 
 def test_babyai_is_evaluated_on_200_episodes_of_go_to_local(root: Path) -> None:
-    for name in ("babyai.py", "babyai.py:long"):
-        assert from_config_dict(load_config(root, name)).closed_loop.episodes["GoToLocal"] == 200
+    assert from_config_dict(load_config(root, "babyai.py")).closed_loop.episodes["GoToLocal"] == 200
 
 
 def test_a_flag_reaches_a_field_that_a_config_file_has_set(root: Path) -> None:
